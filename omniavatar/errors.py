@@ -1,0 +1,58 @@
+"""Every error that a user can cause, each one line: what, which value, which choices, the next step.
+
+The command line prints the message and exits with `exit_code`; anything that is not an `OmniError` is a bug of ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+class OmniError(Exception):
+    """Base of all errors that have an explanation for the user."""
+
+    exit_code = 2
+
+
+class InputError(OmniError):
+    """An input (image, sound, video, text, number) cannot be used."""
+
+
+class OutputError(OmniError):
+    """A result cannot be written."""
+
+
+class PlanError(OmniError):
+    """A plan expression, a unit or a setting does not make sense."""
+
+
+class CheckpointError(OmniError):
+    """A model file is missing, damaged, or not what it should be."""
+
+
+class PluginError(OmniError):
+    """A plugin package is broken."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """A hint for a misspelt name: "; did you mean 'x'?" when one choice is near, else the list of choices."""
+    known = sorted(choices)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; choices: {', '.join(known)}" if known else ""
+
+
+def explain(error: ValidationError) -> str:
+    """The first problem of a pydantic error in one line: where, what is wrong, the value."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"][0].lower() + first["msg"][1:]
+    if first["type"] == "missing":
+        return f"'{where}' is required"
+    return f"{where} = {first['input']!r}: {message}"
