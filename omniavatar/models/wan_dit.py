@@ -1,0 +1,248 @@
+"""The Wan 2.1 video diffusion transformer (arXiv:2503.20314), state-dict keys as in the official files.
+
+    dit = WanDiT(dim=1536, in_dim=16, ffn_dim=8960, out_dim=16, text_dim=4096, freq_dim=256, eps=1e-6,
+                 patch_size=(1, 2, 2), num_heads=12, num_layers=30)
+    velocity = dit(latents, timestep, context)
+
+Letters in shapes: b batch, c channels, t h w latent frames, rows and columns, s tokens, d model width, n text tokens.
+Conditions that come as channels (reference latents, masks) are concatenated to the latents by the caller.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from omniavatar.models.attention import Attention, sdpa
+from omniavatar.models.norm import RMSNorm
+from omniavatar.models.rope import apply_rope, axis_dims, grid_positions, rope_table
+
+Grid = tuple[int, int, int]
+
+
+def sinusoid(timestep: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding in float64: (...) -> (..., dim), cosines first, frequencies 10000^(-2j/dim)."""
+    exponents = torch.arange(dim // 2, dtype=torch.float64, device=timestep.device) / (dim // 2)
+    angle = timestep.double()[..., None] * 10000.0**-exponents
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Adaptive layer norm's affine part (Peebles and Xie 2022, arXiv:2212.09748): (b s d) by (b 1 d) or (b s d)."""
+    return x * (1 + scale) + shift
+
+
+class AttentionLayer(nn.Module):
+    """Projections of an attention; queries and keys pass an RMS norm over the full width before the split in heads."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.o = nn.Linear(dim, dim)
+        self.norm_q = RMSNorm(dim, eps)
+        self.norm_k = RMSNorm(dim, eps)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(b s (h d)) -> (b s h d)."""
+        return rearrange(x, "b s (h d) -> b s h d", h=self.num_heads)
+
+    def project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of x (b s d), keys and values of context (b n d), each as (b, tokens, heads, head_dim)."""
+        q = self.split_heads(self.norm_q(self.q(x)))
+        k = self.split_heads(self.norm_k(self.k(context)))
+        v = self.split_heads(self.v(context))
+        return q, k, v
+
+    def output(self, attended: Tensor) -> Tensor:
+        """(b s h d) -> (b s d)."""
+        projected: Tensor = self.o(rearrange(attended, "b s h d -> b s (h d)"))
+        return projected
+
+
+class SelfAttention(AttentionLayer):
+    """Attention among the video tokens, positions by rotary embedding, computed by the strategy it was given."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float, attention: Attention) -> None:
+        super().__init__(dim, num_heads, eps)
+        self.attention = attention
+
+    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
+        """(b s d), rope table (s, head_dim/2, 2) -> (b s d)."""
+        q, k, v = self.project(x, x)
+        return self.output(self.attention(apply_rope(q, rope), apply_rope(k, rope), v))
+
+
+class CrossAttention(AttentionLayer):
+    """Attention of the video tokens on the context; no mask, so zero rows of the text take part."""
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """(b s d), (b n d) -> (b s d)."""
+        return self.output(sdpa(*self.project(x, context)))
+
+
+class WanBlock(nn.Module):
+    """Self-attention, cross-attention and feed-forward; the first and the last are modulated by the time step.
+
+    A subclass may name another `cross_attention` class: constructor (dim, num_heads, eps), call (x, context).
+    """
+
+    cross_attention: ClassVar[type[nn.Module]] = CrossAttention
+
+    def __init__(self, *, dim: int, ffn_dim: int, num_heads: int, eps: float, attention: Attention) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps, elementwise_affine=False)
+        self.self_attn = SelfAttention(dim, num_heads, eps, attention)
+        self.norm3 = nn.LayerNorm(dim, eps)
+        self.cross_attn = self.cross_attention(dim, num_heads, eps)
+        self.norm2 = nn.LayerNorm(dim, eps, elementwise_affine=False)
+        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU("tanh"), nn.Linear(ffn_dim, dim))
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+
+    def forward(self, x: Tensor, context: Tensor, t_mod: Tensor, rope: Tensor) -> Tensor:
+        """x (b s d), context (b n d), t_mod (b 6 d) or per token (b s 6 d), rope (s, head_dim/2, 2) -> (b s d)."""
+        if t_mod.ndim == 3:
+            t_mod = rearrange(t_mod, "b m d -> b 1 m d")
+        shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = (self.modulation + t_mod).unbind(-2)
+        x = x + gate_attn * self.self_attn(modulate(self.norm1(x), shift_attn, scale_attn), rope)
+        x = x + self.cross_attn(self.norm3(x), context)
+        residual: Tensor = self.ffn(modulate(self.norm2(x), shift_ffn, scale_ffn))
+        return x + gate_ffn * residual
+
+
+class Head(nn.Module):
+    """From tokens to the values of their patches, modulated by the time embedding."""
+
+    def __init__(self, dim: int, patch_values: int, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps, elementwise_affine=False)
+        self.head = nn.Linear(dim, patch_values)
+        self.modulation = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+
+    def forward(self, x: Tensor, t_emb: Tensor) -> Tensor:
+        """x (b s d), t_emb (b d) or per token (b s d) -> (b s patch_values)."""
+        if t_emb.ndim == 2:
+            t_emb = rearrange(t_emb, "b d -> b 1 d")
+        shift, scale = (self.modulation + rearrange(t_emb, "b s d -> b s 1 d")).unbind(-2)
+        values: Tensor = self.head(modulate(self.norm(x), shift, scale))
+        return values
+
+
+class WanDiT(nn.Module):
+    """Predicts the flow velocity of noisy latents. `forward` is the composition of the public methods.
+
+    Inputs of any floating type are cast to the type of the weights; `attention` computes every self-attention.
+    """
+
+    block_class: ClassVar[type[WanBlock]] = WanBlock
+
+    def __init__(  # noqa: PLR0913 - the numbers of a published configuration
+        self,
+        *,
+        dim: int,
+        in_dim: int,
+        ffn_dim: int,
+        out_dim: int,
+        text_dim: int,
+        freq_dim: int,
+        eps: float,
+        patch_size: Grid,
+        num_heads: int,
+        num_layers: int,
+        attention: Attention = sdpa,
+    ) -> None:
+        super().__init__()
+        patch_size = check_patch_size(patch_size)
+        check_widths(dim=dim, num_heads=num_heads, freq_dim=freq_dim)
+        self.dim, self.in_dim, self.out_dim, self.freq_dim = dim, in_dim, out_dim, freq_dim
+        self.patch_size = patch_size
+        self.head_dim = dim // num_heads
+        patch_volume = patch_size[0] * patch_size[1] * patch_size[2]
+
+        self.patch_embedding = nn.Conv3d(in_dim, dim, kernel_size=patch_size, stride=patch_size)
+        self.text_embedding = nn.Sequential(nn.Linear(text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
+        self.time_embedding = nn.Sequential(nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(
+            self.block_class(dim=dim, ffn_dim=ffn_dim, num_heads=num_heads, eps=eps, attention=attention)
+            for _ in range(num_layers)
+        )
+        self.head = Head(dim, out_dim * patch_volume, eps)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights outside the blocks, in which the network computes."""
+        return self.patch_embedding.weight.dtype
+
+    def embed_patches(self, latents: Tensor) -> tuple[Tensor, Grid]:
+        """Latents (b c t h w) -> tokens (b s d) in frame-row-column order, and the grid (f, h, w) of tokens."""
+        self._check_latents(latents)
+        x: Tensor = self.patch_embedding(latents.to(self.dtype))
+        frames, rows, columns = x.shape[2:]
+        # Contiguous, or every norm in every block would work on strided rows.
+        return rearrange(x, "b d f h w -> b (f h w) d").contiguous(), (frames, rows, columns)
+
+    def embed_time(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """Time step in 0..1000, (b) or per token (b s) -> embedding (b d) or (b s d), modulation (b 6 d) or (b s 6 d).
+
+        The sinusoid sees the time step as given; only its result takes the type of the weights.
+        """
+        t_emb: Tensor = self.time_embedding(sinusoid(timestep, self.freq_dim).to(self.dtype))
+        t_mod: Tensor = self.time_projection(t_emb)
+        return t_emb, t_mod.unflatten(-1, (6, self.dim))
+
+    def embed_text(self, context: Tensor) -> Tensor:
+        """Text encoder rows (b n text_dim) -> (b n d)."""
+        embedded: Tensor = self.text_embedding(context.to(self.dtype))
+        return embedded
+
+    def rope(self, grid: Grid, device: torch.device | str | None = None) -> Tensor:
+        """Rotary table of all tokens of a grid, positions from 0: (s, head_dim/2, 2) float32."""
+        return rope_table(grid_positions(grid, device), self.head_dim)
+
+    def unembed(self, x: Tensor, t_emb: Tensor, grid: Grid) -> Tensor:
+        """Tokens (b s d), t_emb (b d) or (b s d), grid (f, h, w) with s = f*h*w -> (b out t h w)."""
+        f, h, w = grid
+        pf, ph, pw = self.patch_size
+        pattern = "b (f h w) (pf ph pw c) -> b c (f pf) (h ph) (w pw)"
+        patches: Tensor = self.head(x, t_emb)
+        return rearrange(patches, pattern, f=f, h=h, w=w, pf=pf, ph=ph, pw=pw)
+
+    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        """Latents (b c t h w), time step (b) or (b s), text rows (b n text_dim) -> velocity (b out t h w)."""
+        x, grid = self.embed_patches(latents)
+        t_emb, t_mod = self.embed_time(timestep)
+        context = self.embed_text(context)
+        rope = self.rope(grid, x.device)
+        for block in self.blocks:
+            x = block(x, context, t_mod, rope)
+        return self.unembed(x, t_emb, grid)
+
+    def _check_latents(self, latents: Tensor) -> None:
+        """A convolution would cut an odd row off silently."""
+        if latents.ndim != 5 or latents.shape[1] != self.in_dim:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}; needed is (b, {self.in_dim}, t, h, w)")
+        if any(size % patch for size, patch in zip(latents.shape[2:], self.patch_size, strict=True)):
+            raise ValueError(f"latents of (t, h, w) {tuple(latents.shape[2:])} do not divide into {self.patch_size}")
+
+
+def check_patch_size(patch_size: Grid) -> Grid:
+    """Three positive numbers, as a tuple (a TOML table gives a list)."""
+    if len(patch_size) != 3 or min(patch_size) < 1:
+        raise ValueError(f"patch_size {patch_size} must be three positive numbers (frames, rows, columns)")
+    frames, rows, columns = patch_size
+    return frames, rows, columns
+
+
+def check_widths(*, dim: int, num_heads: int, freq_dim: int) -> None:
+    """Reject widths that cannot be split as the network needs them."""
+    if num_heads < 1 or dim % num_heads:
+        raise ValueError(f"dim {dim} does not divide into num_heads {num_heads}")
+    if freq_dim < 2 or freq_dim % 2:
+        raise ValueError(f"freq_dim {freq_dim} must be even: half of it are cosines, half sines")
+    axis_dims(dim // num_heads)
