@@ -1,0 +1,153 @@
+"""Runs the ffmpeg binary that imageio-ffmpeg brings along; there is no ffprobe and never a shell.
+
+Files are named by `file:` URLs of absolute paths, so that no name can be taken for an option (`-x.mp3`) or for a
+protocol (`concat:a|b`). Each process gets its own session: Ctrl-C reaches Python alone, which decides what becomes of
+the output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from types import TracebackType
+from typing import IO, Self
+
+import imageio_ffmpeg
+
+from omniavatar.errors import InputError, OmniError
+from omniavatar.media.paths import input_file, shown
+
+_CHUNK = 1 << 20
+_PREFIX = re.compile(r"^(\[[^\]]*\] )+")
+_AFTERMATH = (
+    "Conversion failed",
+    "Error closing file",
+    "Error opening input file",
+    "Error opening output file",
+    "Error parsing options",
+    "Last message repeated",
+    "Nothing was written",
+    "Task finished with error code",
+    "Terminating thread",
+    "Could not open encoder before EOF",
+)
+
+
+class FfmpegError(OmniError):
+    """ffmpeg could not be started or failed; the message is its own last word on the matter."""
+
+
+def url(path: str | os.PathLike[str]) -> str:
+    """The one way a path is handed to ffmpeg."""
+    return f"file:{os.path.abspath(path)}"
+
+
+def source(path: str | os.PathLike[str]) -> list[str]:
+    """The arguments that open `path` as an input; playlists in it reach no network."""
+    return ["-protocol_whitelist", "file", "-i", url(path)]
+
+
+def last_words(log: str) -> str:
+    """The last line of ffmpeg's log that says what went wrong, without the address of the component that said it."""
+    lines = [_PREFIX.sub("", line.strip()) for line in log.splitlines()]
+    telling = [line for line in lines if line and not line.startswith(_AFTERMATH)]
+    return (telling or [line for line in lines if line] or ["ffmpeg gave no reason"])[-1]
+
+
+class Ffmpeg:
+    """One ffmpeg process. Leaving its `with` block kills it if it still runs.
+
+    `feed` opens its standard input as a pipe; otherwise it reads nothing.
+    """
+
+    def __init__(self, arguments: Sequence[str], *, feed: bool = False) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill(); a file cannot fill up as a pipe would
+        try:
+            self._process = subprocess.Popen(
+                [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", *arguments],
+                stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                start_new_session=True,
+            )
+        except (OSError, RuntimeError) as error:  # RuntimeError: imageio-ffmpeg finds no binary
+            self._log.close()
+            raise FfmpegError(f"ffmpeg cannot be started: {error}; reinstall imageio-ffmpeg") from None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        assert self._process.stdin is not None
+        return self._process.stdin
+
+    def read(self) -> bytearray:
+        """All it writes to its standard output, in one buffer that grows in place."""
+        assert self._process.stdout is not None
+        output = bytearray()
+        while chunk := self._process.stdout.read(_CHUNK):
+            output += chunk
+        return output
+
+    def finish(self) -> None:
+        """Close its input and wait until it ends; raise `FfmpegError` if it failed."""
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        if self._process.wait() != 0:
+            raise FfmpegError(last_words(self.log()))
+
+    def log(self) -> str:
+        """What it has written to its standard error so far."""
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace")
+
+    def kill(self) -> None:
+        """End it at once, if it still runs, and close what connects to it; may be called again."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+
+def run(arguments: Sequence[str]) -> bytearray:
+    """Run ffmpeg to its end and return what it wrote to standard output; raises `FfmpegError`."""
+    with Ffmpeg(["-v", "error", *arguments]) as process:
+        output = process.read()
+        process.finish()
+    return output
+
+
+def describe(path: str | os.PathLike[str], what: str) -> str:
+    """ffmpeg's description of a media file: a `Duration:` line and a `Stream #0:n` line for each stream."""
+    input_file(path, what)
+    with Ffmpeg(source(path)) as process:
+        process.read()
+        with contextlib.suppress(FfmpegError):  # it always asks for an output file
+            process.finish()
+        log = process.log()
+    if "\nInput #0" not in f"\n{log}":
+        raise InputError(f"{what} {shown(path)} is not a media file that ffmpeg can read: {last_words(log)}")
+    return log
+
+
+def duration_in(description: str) -> float | None:
+    """Seconds according to the container (to 10 ms, estimated for some formats), or None where it does not say."""
+    match = re.search(r"^ +Duration: (\d+):(\d\d):(\d\d\.\d+)", description, re.MULTILINE)
+    return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) if match else None
