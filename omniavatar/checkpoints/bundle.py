@@ -1,0 +1,126 @@
+"""All the model files of one engine, by role: the one thing the engine and its units ask for models.
+
+    models = Bundle.open(["Wan2.1-T2V-1.3B/", "OmniAvatar-1.3B/", "wav2vec2-base-960h/"], Registry.builtin())
+    dit = models.load("dit", device="cuda", dtype=torch.bfloat16, attention=attention)
+
+Opening reads headers only; weights are read when a role is loaded.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omniavatar.checkpoints.files import Source
+from omniavatar.checkpoints.registry import Component, Detection, Registry
+from omniavatar.errors import CheckpointError, nearest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """One LoRA: pairs `<module>.lora_A.weight` (rank in), `<module>.lora_B.weight` (out rank), maybe `<module>.alpha`.
+
+    The scale of a pair is alpha / rank; `alpha` holds where the file has no tensor for it, `rank` is the first pair's.
+    """
+
+    component: Component
+
+    @property
+    def name(self) -> str:
+        return str(self.component.files[0])
+
+    @property
+    def alpha(self) -> float:
+        return float(self.component.constants["alpha"])
+
+    @property
+    def rank(self) -> int:
+        return int(self.component.constants["rank"])
+
+    def tensors(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Read the pairs; `dtype` None keeps the file's."""
+        return self.component.state(device, dtype)
+
+
+class Bundle:
+    """Components by role: one base network with any number of overlays, or any number of bare tensor sets (LoRA)."""
+
+    def __init__(self, detections: Iterable[Detection]) -> None:
+        self.detections = tuple(detections)
+        by_role: dict[str, list[Component]] = defaultdict(list)
+        for detection in self.detections:
+            for component in detection.components:
+                by_role[component.role].append(component)
+        self._by_role = {role: _ordered(role, components) for role, components in by_role.items()}
+
+    @classmethod
+    def open(cls, sources: Iterable[Source], registry: Registry) -> Bundle:
+        """Recognise everything that the sources name (files, lists of shards, patterns, folders)."""
+        return cls(detection for source in sources for detection in registry.detect_all(source))
+
+    @property
+    def roles(self) -> frozenset[str]:
+        return frozenset(self._by_role)
+
+    def __contains__(self, role: object) -> bool:
+        return role in self._by_role
+
+    def components(self, role: str) -> tuple[Component, ...]:
+        """What the files provide for a role, the base first; overlays and tensor sets in the order given."""
+        if role not in self._by_role:
+            raise CheckpointError(f"no model file given has the role '{role}'{nearest(role, self._by_role)}")
+        return self._by_role[role]
+
+    def config(self, role: str) -> dict[str, Any]:
+        """Constructor arguments of the role's network, overlays included."""
+        return {key: value for component in self.components(role) for key, value in component.config.items()}
+
+    def constants(self, role: str) -> dict[str, Any]:
+        """Facts about the role's checkpoint, such as `feature_dim` of an audio encoder."""
+        return {key: value for component in self.components(role) for key, value in component.constants.items()}
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Settings of units that suit these checkpoints, by unit."""
+        merged: dict[str, dict[str, Any]] = {}
+        for detection in self.detections:
+            for unit, values in detection.row.settings.items():
+                merged.setdefault(unit, {}).update(values)
+        return merged
+
+    def beside(self, role: str, path: Path | str) -> Path:
+        """A path relative to the folder of the role's (base) files; an absolute one stays as it is."""
+        return self.components(role)[0].folder.absolute() / path
+
+    def adapters(self) -> tuple[LoraFile, ...]:
+        """The LoRA files, in the order given; none is fine."""
+        return tuple(LoraFile(component) for component in self._by_role.get("lora", ()))
+
+    def load(
+        self,
+        role: str,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        **offered: Any,
+    ) -> nn.Module:
+        """Build and fill the role's network (see `load_network`)."""
+        from omniavatar.checkpoints.loading import load_network
+
+        return load_network(self.components(role), device=device, dtype=dtype, overrides=overrides, **offered)
+
+
+def _ordered(role: str, components: list[Component]) -> tuple[Component, ...]:
+    """The base before its overlays; two bases are an error that names both."""
+    bases = [component for component in components if component.spec.network is not None]
+    if len(bases) > 1:
+        files = " and ".join(f"{base.files[0]} ({base.row.name})" for base in bases)
+        raise CheckpointError(f"two models for the role '{role}': {files}; give one of them")
+    return (*bases, *(component for component in components if component.spec.network is None))

@@ -1,0 +1,96 @@
+"""Values of a table that depend on the checkpoint: text that starts with `=` is computed, as in a spreadsheet.
+
+`dim(pattern, axis)`            size of an axis of the first tensor whose name in the file fits the pattern
+`count(pattern)`                number of tensors whose names fit the pattern
+`setting(file, key, default)`   an entry (`a.b` nests) of the JSON file beside the checkpoint, or else `default`
+
+They combine with `+ - * //` and parentheses: `= dim('audio_proj.proj.weight', 1) // 4`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omniavatar.checkpoints.headers import Header
+from omniavatar.checkpoints.names import compiled
+from omniavatar.errors import CheckpointError
+
+_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
+_MAX_SETTINGS_BYTES = 10_000_000
+
+
+@dataclass(frozen=True)
+class Formulas:
+    """The functions of the language, over one checkpoint."""
+
+    header: Header
+    folder: Path
+
+    def evaluate(self, value: Any) -> Any:
+        """Compute every formula inside a value of a table; everything else stays as it is."""
+        if isinstance(value, dict):
+            return {key: self.evaluate(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.evaluate(item) for item in value]
+        if isinstance(value, str) and value.startswith("="):
+            return self._formula(value)
+        return value
+
+    def _formula(self, text: str) -> Any:
+        try:
+            return self._node(ast.parse(text[1:].strip(), mode="eval").body)
+        except (ArithmeticError, LookupError, SyntaxError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.folder}: '{text}' of the checkpoint table has no value here: {error}"
+            ) from error
+
+    def _node(self, node: ast.expr) -> Any:
+        match node:
+            case ast.Constant(value=value):
+                return value
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+                return _OPERATORS[type(op)](self._node(left), self._node(right))
+            case ast.Call(func=ast.Name(id="dim" | "count" | "setting" as name), args=arguments, keywords=[]):
+                return getattr(self, name)(*(self._node(argument) for argument in arguments))
+        raise ValueError(f"'{ast.unparse(node)}' is not dim(), count(), setting(), a constant or + - * //")
+
+    def dim(self, pattern: str, axis: int) -> int:
+        for name, tensor in self.header.tensors.items():
+            if compiled(pattern).fullmatch(name):
+                return tensor.shape[axis]
+        raise LookupError(f"no tensor is called '{pattern}'")
+
+    def count(self, pattern: str) -> int:
+        return sum(1 for name in self.header.tensors if compiled(pattern).fullmatch(name))
+
+    def setting(self, file: str, key: str, default: Any) -> Any:
+        value: Any = read_settings(self.folder / file)
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return default if value is None else value
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The JSON object in a file beside a checkpoint; an absent file is an empty one."""
+    if not file.is_file():
+        return {}
+    try:
+        if file.stat().st_size > _MAX_SETTINGS_BYTES:
+            raise ValueError("too large")
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not a readable JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds a {type(content).__name__}, not a JSON object")
+    return content

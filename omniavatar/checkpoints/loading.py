@@ -1,0 +1,192 @@
+"""Weights from files into networks: built on the meta device, filled tensor by tensor on the device where they stay.
+
+Everything is checked against headers before any data is read. Nothing holds a second copy of a network: each tensor is
+mapped from its file, brought to its device and dtype, and assigned.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from omniavatar.checkpoints.headers import TensorInfo, is_zip, unpickle
+from omniavatar.checkpoints.names import matches
+from omniavatar.checkpoints.nearest import few
+from omniavatar.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from omniavatar.checkpoints.registry import Component
+
+log = logging.getLogger(__name__)
+Device = torch.device | str
+Shape = tuple[int, ...]
+
+
+def import_network(path: str) -> Callable[..., nn.Module]:
+    """The network class that a table names as `module:Class`."""
+    module_name, _, name = path.partition(":")
+    try:
+        network = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise CheckpointError(
+            f"the network {path} cannot be imported ({error}); install the plugin that brings it"
+        ) from error
+    return network  # type: ignore[no-any-return]
+
+
+def accepted(path: str, offered: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that the network's constructor has parameters for."""
+    parameters = inspect.signature(import_network(path)).parameters
+    return {name: value for name, value in offered.items() if name in parameters}
+
+
+def build_on_meta(path: str, config: Mapping[str, Any]) -> nn.Module:
+    """A network without memory for its weights; a configuration that its constructor does not take is an error."""
+    network = import_network(path)
+    try:
+        inspect.signature(network).bind(**config)
+    except TypeError as error:
+        raise CheckpointError(f"the network {path} cannot be built from its checkpoint table: {error}") from error
+    with torch.device("meta"):
+        return network(**config)
+
+
+def load_network(
+    components: Sequence[Component],
+    *,
+    device: Device = "cpu",
+    dtype: torch.dtype | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    **offered: Any,
+) -> nn.Module:
+    """Build and fill the network of a base component (first) and the overlays on it.
+
+    `overrides` change the configuration of the tables; `offered` are further constructor arguments (an attention
+    function), which a network without a parameter of that name does not get.
+    The network comes in evaluation mode, without gradients. `dtype` None keeps each tensor's dtype; the table's wins.
+    """
+    base, *overlays = components
+    if base.spec.network is None:
+        raise CheckpointError(
+            f"{base.files[0]} holds only an overlay on the role '{base.role}'; give the base model as well"
+        )
+    if base.spec.dtype is not None:
+        dtype = getattr(torch, base.spec.dtype)
+    if base.spec.loader == "folder":
+        return _from_folder(base, device, dtype or torch.float32)
+    config = merged_config(components) | dict(overrides or {})
+    network = build_on_meta(base.spec.network, config | accepted(base.spec.network, offered))
+    sources = dict(base.tensors)
+    for overlay in overlays:
+        sources |= overlay.tensors
+    check_names(network, sources, growable=base.spec.growable, optional=base.spec.optional)
+    fill(network, read_tensors(sources, device=device, dtype=dtype), device=device, dtype=dtype)
+    return network.eval().requires_grad_(False)
+
+
+def merged_config(components: Sequence[Component]) -> dict[str, Any]:
+    """The configuration of a base with what its overlays change."""
+    return {key: value for component in components for key, value in component.config.items()}
+
+
+def _from_folder(component: Component, device: Device, dtype: torch.dtype) -> nn.Module:
+    network: Any = import_network(str(component.spec.network))
+    loaded: nn.Module = network.from_folder(component.folder, device=device, dtype=dtype)
+    return loaded.eval().requires_grad_(False)
+
+
+def check_names(
+    network: nn.Module,
+    sources: Mapping[str, TensorInfo],
+    *,
+    growable: Sequence[str] = (),
+    optional: Sequence[str] = (),
+) -> None:
+    """Strict: each tensor of the network has a source of its shape and the reverse, but for gaps allowed by name."""
+    targets = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    kind = type(network).__name__
+    where = next((str(source.file) for source in sources.values()), "the checkpoint")
+    missing = [name for name in targets if name not in sources and not matches(name, optional)]
+    if missing:
+        raise CheckpointError(f"{where} lacks {len(missing)} tensors of {kind}: {few(missing)}")
+    unexpected = [f"{name} ({source.file.name})" for name, source in sources.items() if name not in targets]
+    if unexpected:
+        raise CheckpointError(f"{where} has {len(unexpected)} tensors that {kind} does not know: {few(unexpected)}")
+    for name, source in sources.items():
+        target = targets[name]
+        if source.shape != target and not (matches(name, growable) and fits_inside(source.shape, target)):
+            shapes = f"the shape {list(source.shape)}, {kind} needs {list(target)}"
+            raise CheckpointError(f"{source.file}: {name} has {shapes}; is it made for another base model?")
+
+
+def fits_inside(shape: Shape, target: Shape) -> bool:
+    """Whether a tensor is the leading region of a larger one."""
+    return len(shape) == len(target) and all(size <= limit for size, limit in zip(shape, target, strict=True))
+
+
+def fill(
+    network: nn.Module,
+    tensors: Iterator[tuple[str, Tensor]],
+    *,
+    device: Device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Assign checked tensors to a network on the meta device; what they leave open becomes zero, says the log."""
+    targets = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    state = {name: grown(name, tensor, targets[name]) for name, tensor in tensors}
+    absent = [name for name in targets if name not in state]
+    if absent:
+        log.warning("not in the checkpoint, set to zero: %s", few(absent))
+        state |= {name: torch.zeros(targets[name], device=device, dtype=dtype) for name in absent}
+    network.load_state_dict(state, strict=True, assign=True)
+
+
+def grown(name: str, tensor: Tensor, target: Shape) -> Tensor:
+    """The tensor as the leading region of one of the target shape, zero elsewhere."""
+    if tuple(tensor.shape) == target:
+        return tensor
+    log.warning("%s grows from %s to %s; the new region is zero", name, list(tensor.shape), list(target))
+    larger = tensor.new_zeros(target)
+    larger[tuple(slice(size) for size in tensor.shape)] = tensor
+    return larger
+
+
+def read_tensors(
+    sources: Mapping[str, TensorInfo], *, device: Device, dtype: torch.dtype | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Read tensors file by file, each brought to its device and, if it is floating point, its dtype before the next."""
+    by_file: dict[Path, dict[str, str]] = defaultdict(dict)
+    for name, source in sources.items():
+        by_file[source.file][name] = source.name
+    for file, names in by_file.items():
+        log.info("reading %d tensors from %s", len(names), file)
+        read = _read_safetensors if file.suffix == ".safetensors" else _read_pickled
+        for name, tensor in read(file, names, device):
+            yield name, tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+
+
+def _read_safetensors(file: Path, names: Mapping[str, str], device: Device) -> Iterator[tuple[str, Tensor]]:
+    try:
+        with safe_open(file, framework="pt", device=str(device)) as content:
+            for name, name_in_file in names.items():
+                yield name, content.get_tensor(name_in_file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}; download it again") from error
+
+
+def _read_pickled(file: Path, names: Mapping[str, str], device: Device) -> Iterator[tuple[str, Tensor]]:
+    """`device` is applied by the caller: a mapped file is moved tensor by tensor."""
+    if not is_zip(file):
+        log.info("%s is in torch's legacy format, which cannot be memory-mapped: it is read whole", file)
+    content = unpickle(file, data=True)
+    for name, name_in_file in names.items():
+        yield name, content.pop(name_in_file)

@@ -1,0 +1,234 @@
+"""Recognise checkpoints: `Registry.builtin().detect("Wan2.1_VAE.pth")` says which one it is and what it provides.
+
+Only headers are read. The result is a `Detection`; loading.py and bundle.py take it from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from omniavatar.checkpoints.files import Files, Source, check_shards, find_checkpoints, group_files
+from omniavatar.checkpoints.formulas import Formulas, read_settings
+from omniavatar.checkpoints.headers import Header, TensorInfo, read_header
+from omniavatar.checkpoints.nearest import Neighbours
+from omniavatar.checkpoints.tables import ComponentSpec, Row, Table, read_table
+from omniavatar.errors import CheckpointError
+from omniavatar.resources import registry_tables
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+VerdictKind = Literal["known", "unknown", "damaged"]
+
+
+class UnknownCheckpoint(CheckpointError):
+    """A sound file that no table knows."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """What one checkpoint provides for one role, found in actual files.
+
+    `tensors` goes from the network's name of a tensor to where it lies; `config` and `constants` are without formulas.
+    """
+
+    role: str
+    row: Row
+    spec: ComponentSpec
+    files: Files
+    folder: Path
+    config: Mapping[str, Any]
+    constants: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo] = field(repr=False)
+
+    @property
+    def num_params(self) -> int:
+        return sum(tensor.numel for tensor in self.tensors.values())
+
+    def state(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Read all its tensors, under the network's names; `dtype` None keeps the file's."""
+        from omniavatar.checkpoints.loading import read_tensors
+
+        return dict(read_tensors(self.tensors, device=device, dtype=dtype))
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A recognised checkpoint: its row, its header and what it provides."""
+
+    row: Row
+    header: Header
+    components: tuple[Component, ...]
+
+    @property
+    def files(self) -> Files:
+        return self.header.files
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a scan found at one place: a checkpoint, or why it is none."""
+
+    path: Path
+    detection: Detection | None
+    error: CheckpointError | None
+
+    @property
+    def kind(self) -> VerdictKind:
+        if self.error is None:
+            return "known"
+        return "unknown" if isinstance(self.error, UnknownCheckpoint) else "damaged"
+
+
+class Registry:
+    """All known checkpoints, from the tables of this package and of plugins."""
+
+    def __init__(self, tables: Iterable[Table]) -> None:
+        self._origins: dict[str, Table] = {}
+        rows: list[Row] = []
+        for table in tables:
+            for row in read_table(table):
+                self._claim(row, table)
+                rows.append(row)
+        self.rows = tuple(rows)
+        self._by_hash = {row.hash: row for row in rows if row.hash}
+        self._by_type = {row.model_type: row for row in rows if row.model_type}
+        self._neighbours = Neighbours(self.rows)
+
+    @classmethod
+    def builtin(cls, extra_tables: Iterable[Table] = ()) -> Registry:
+        """The tables in `registry/`, then those of plugins."""
+        return cls([*registry_tables(), *extra_tables])
+
+    def _claim(self, row: Row, table: Table) -> None:
+        """Each name, hash and model type belongs to one row only."""
+        for key in ("name", "hash", "model_type"):
+            value = getattr(row, key)
+            claim = f"{key} '{value}'"
+            if value is None:
+                continue
+            if claim in self._origins:
+                raise CheckpointError(
+                    f"checkpoint tables {self._origins[claim]} and {table} both have a row with the {claim}"
+                )
+            self._origins[claim] = table
+
+    def detect(self, source: Source) -> Detection:
+        """Recognise the one checkpoint that a source names."""
+        detections = self.detect_all(source)
+        if len(detections) > 1:
+            names = ", ".join(f"{detection.files[0].name} ({detection.row.name})" for detection in detections)
+            raise CheckpointError(f"{source} holds several checkpoints: {names}; name one of them")
+        return detections[0]
+
+    def detect_all(self, source: Source) -> list[Detection]:
+        """Recognise every checkpoint that a source names: a folder can hold several."""
+        if isinstance(source, str | Path):
+            row = self._folder_row(Path(source).expanduser())
+            if row is not None:
+                return [_folder_detection(row, Path(source).expanduser())]
+        return [self.detect_files(files) for files in find_checkpoints(source)]
+
+    def detect_files(self, files: Files) -> Detection:
+        """Recognise the checkpoint that consists of exactly these files."""
+        check_shards(files)
+        header = read_header(files)
+        return detection(self.recognise(header), header, files[0].parent)
+
+    def recognise(self, header: Header) -> Row:
+        """The row of a header; an unknown one is an error that names the nearest known checkpoint."""
+        row = self._by_hash.get(header.hash)
+        if row is not None:
+            return row
+        fitting = [
+            row
+            for row in self.rows
+            if row.match and not row.unmet(header.tensors) and not row.unclaimed(header.tensors)
+        ]
+        if len(fitting) > 1:
+            names = " and ".join(f"'{row.name}'" for row in fitting)
+            raise CheckpointError(f"{header.files[0]} fits the patterns of {names}; make one of them stricter")
+        if not fitting:
+            raise UnknownCheckpoint(self._neighbours.explain(header))
+        return fitting[0]
+
+    def scan(self, folder: Path) -> Iterator[Verdict]:
+        """Recognise everything in and below a folder that looks like a model by its name."""
+        try:
+            sources = self._sources(folder)
+        except CheckpointError as error:
+            yield Verdict(folder, None, error)
+            sources = []
+        for source in sources:
+            path = source[0] if isinstance(source, tuple) else source
+            try:
+                yield Verdict(path, self.detect(source), None)
+            except CheckpointError as error:
+                yield Verdict(path, None, error)
+        if sources != [folder]:
+            for path in sorted(folder.iterdir()):
+                if path.is_dir() and not path.is_symlink():
+                    yield from self.scan(path)
+
+    def _sources(self, folder: Path) -> list[Path | Files]:
+        """The folder itself if it is one model, else the checkpoints among its files."""
+        return [folder] if self._folder_row(folder) else [*group_files(folder.iterdir())]
+
+    def _folder_row(self, folder: Path) -> Row | None:
+        """The row of a Hugging Face folder, if it is one whose architecture has a row."""
+        if not folder.is_dir():
+            return None
+        model_type = read_settings(folder / "config.json").get("model_type")
+        return self._by_type.get(model_type) if isinstance(model_type, str) else None
+
+
+def detection(row: Row, header: Header, folder: Path) -> Detection:
+    """Split the tensors of a recognised checkpoint among the components of its row."""
+    formulas = Formulas(header, folder)
+    return Detection(row, header, tuple(_component(row, role, header, formulas) for role in row.components))
+
+
+def _component(row: Row, role: str, header: Header, formulas: Formulas) -> Component:
+    spec = row.components[role]
+    return Component(
+        role=role,
+        row=row,
+        spec=spec,
+        files=header.files,
+        folder=formulas.folder,
+        config=formulas.evaluate(spec.config),
+        constants=formulas.evaluate(spec.constants),
+        tensors=_renamed(row, role, header),
+    )
+
+
+def _renamed(row: Row, role: str, header: Header) -> dict[str, TensorInfo]:
+    """The tensors of one role under the network's names."""
+    tensors: dict[str, TensorInfo] = {}
+    for name, tensor in header.tensors.items():
+        if row.owner(name) != role:
+            continue
+        target = row.components[role].network_name(name)
+        if target in tensors:
+            raise CheckpointError(
+                f"{tensor.file}: '{tensors[target].name}' and '{name}' both mean '{target}' of {row.name}"
+            )
+        tensors[target] = tensor
+    return tensors
+
+
+def _folder_detection(row: Row, folder: Path) -> Detection:
+    """A Hugging Face folder: its weights in one of the usual files."""
+    for name in (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    ):
+        if (folder / name).is_file():
+            return detection(row, read_header(find_checkpoints(folder / name)[0]), folder)
+    raise CheckpointError(f"{folder} has the config.json of a {row.name} but no model.safetensors or pytorch_model.bin")

@@ -1,0 +1,123 @@
+"""The checkpoint tables: TOML files with one `[[checkpoint]]` row per known checkpoint, read and checked.
+
+A row is recognised by `hash` (of names and shapes), by `match` (patterns that must all occur, for files whose hash
+varies) or by `model_type` (of the `config.json` in a Hugging Face folder). `[checkpoint.components.ROLE]` says what it
+provides.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from omniavatar.checkpoints.names import Rename, matches, rename, undo
+from omniavatar.errors import CheckpointError
+
+Table = Path | Traversable
+"""A TOML file; plugins name theirs through importlib.resources."""
+
+
+class ComponentSpec(BaseModel):
+    """What a checkpoint provides for one role. `config` and `constants` may hold formulas (see formulas.py)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    network: str | None = Field(
+        None, pattern=r"^[\w.]+:\w+$", description="`module:Class`; none for bare tensors or an overlay"
+    )
+    config: dict[str, Any] = Field(
+        {}, description="constructor arguments of the network; of an overlay, those it changes"
+    )
+    keys: tuple[str, ...] = Field(("*",), description="patterns of the file's names that belong to this component")
+    rename: tuple[Rename, ...] = Field((), description="rules from the file's names to the network's")
+    constants: dict[str, Any] = Field({}, description="facts about this checkpoint for whoever uses it")
+    growable: tuple[str, ...] = Field(
+        (), description="network names whose tensor may be larger than the file's; the rest is 0"
+    )
+    optional: tuple[str, ...] = Field((), description="network names that the file may lack; they become 0")
+    overlay: bool = Field(False, description="the tensors replace those of another file's component of the same role")
+    dtype: Literal["float32"] | None = Field(None, description="precision that it always runs in")
+    loader: Literal["tensors", "folder"] = Field("tensors", description="folder: the network's own `from_folder`")
+
+    @field_validator("rename", mode="before")
+    @classmethod
+    def _rules(cls, rules: list[dict[str, str]]) -> tuple[Rename, ...]:
+        return tuple(Rename(**rule) for rule in rules)
+
+    @model_validator(mode="after")
+    def _overlay_has_no_network(self) -> ComponentSpec:
+        if self.overlay and self.network:
+            raise ValueError("an overlay takes the network of its base: leave out 'network'")
+        return self
+
+    def network_name(self, file_name: str) -> str:
+        return rename(file_name, self.rename)
+
+    def file_name(self, network_name: str) -> str:
+        return undo(network_name, self.rename)
+
+
+class Row(BaseModel):
+    """One known checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    hash: str | None = Field(None, pattern=r"^[0-9a-f]{32}$", description="md5 of names and shapes")
+    match: tuple[str, ...] = Field((), description="patterns of names that must all occur in the file")
+    ignore: tuple[str, ...] = Field((), description="patterns of names that no component needs")
+    model_type: str | None = Field(None, description="`model_type` in the config.json of a folder")
+    repo: str = Field("", description="where it is published")
+    file: str = Field("", description="its file or files there")
+    also: tuple[str, ...] = Field((), description="further `repo:file` with the same names and shapes")
+    note: str = ""
+    num_keys: int | None = Field(None, gt=0)
+    num_params: int | None = Field(None, gt=0)
+    components: dict[str, ComponentSpec] = Field(min_length=1)
+    settings: dict[str, dict[str, Any]] = Field({}, description="settings of units that suit this checkpoint")
+
+    @model_validator(mode="after")
+    def _one_way_to_recognise(self) -> Row:
+        if [bool(self.hash), bool(self.match), bool(self.model_type)].count(True) != 1:
+            raise ValueError("give exactly one of 'hash', 'match' and 'model_type'")
+        return self
+
+    def owner(self, name: str) -> str | None:
+        """The role of the first component that a name of the file belongs to."""
+        return next((role for role, spec in self.components.items() if matches(name, spec.keys)), None)
+
+    def unclaimed(self, names: Iterable[str]) -> list[str]:
+        """The names that belong to no component and are not declared superfluous."""
+        return [name for name in names if self.owner(name) is None and not matches(name, self.ignore)]
+
+    def unmet(self, names: Iterable[str]) -> list[str]:
+        """The required patterns that no name fits."""
+        names = list(names)
+        return [pattern for pattern in self.match if not any(matches(name, [pattern]) for name in names)]
+
+
+def read_table(table: Table) -> list[Row]:
+    """All rows of a table; the first fault is reported with the table, the row and the field."""
+    try:
+        content = tomllib.loads(table.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint table {table} cannot be read: {error}") from error
+    rows = content.get("checkpoint")
+    if not isinstance(rows, list) or set(content) != {"checkpoint"}:
+        raise CheckpointError(f"checkpoint table {table} must consist of [[checkpoint]] rows")
+    return [_row(table, number, row) for number, row in enumerate(rows, start=1)]
+
+
+def _row(table: Table, number: int, row: dict[str, Any]) -> Row:
+    try:
+        return Row.model_validate(row)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"]) or "row"
+        name = row.get("name", f"number {number}")
+        raise CheckpointError(f"checkpoint table {table}, row '{name}': {where}: {fault['msg']}") from error

@@ -1,0 +1,80 @@
+"""Detection reads headers only: time and memory on files of the published sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from omniavatar.checkpoints import Registry
+from omniavatar.checkpoints.nearest import expected_shapes
+
+MEASURE = """
+import json, pathlib, sys, time
+from omniavatar.checkpoints import Registry, read_header
+{setup}
+def peak():
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(status["VmHWM"].split()[0]) / 1024
+before = peak()
+start = time.perf_counter()
+answer = {expression}
+seconds = time.perf_counter() - start
+measured = dict(answer=answer, seconds=seconds, megabytes=peak() - before, torch="torch" in sys.modules)
+print(json.dumps(measured))
+"""
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measured through Linux's /proc")
+
+
+def measured(expression: str, setup: str = "") -> dict[str, Any]:
+    """Evaluate in a fresh process; `megabytes` is the growth of its peak memory meanwhile.
+
+    Not `ru_maxrss`: a child starts with its parent's.
+    """
+    command = [sys.executable, "-c", MEASURE.format(expression=expression, setup=setup)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    result: dict[str, Any] = json.loads(output)
+    return result
+
+
+def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
+    """A safetensors file in float16 whose data is a hole; returns its size in bytes."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 2 * int(torch.Size(shape).numel())
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(path, 8 + len(text) + end)
+    return path.stat().st_size
+
+
+def test_a_28_gb_file_is_recognised_at_once(tmp_path: Path) -> None:
+    row = next(row for row in Registry.builtin().rows if row.name == "Wan2.1-T2V-14B")
+    size = write_sparse(tmp_path / "model.safetensors", expected_shapes(row))
+    assert size > 28e9
+    result = measured(f"Registry.builtin().detect({str(tmp_path)!r}).row.name")
+    assert result["answer"] == "Wan2.1-T2V-14B"
+    assert result["seconds"] < 1
+    assert result["megabytes"] < 100
+    assert not result["torch"]
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_pickled_data_is_not_read(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"a": torch.ones(128, 2**20, dtype=torch.uint8)}, path, _use_new_zipfile_serialization=zipped)
+    result = measured(f"read_header([pathlib.Path({str(path)!r})]).tensors['a'].shape", setup="import torch")
+    assert result["answer"] == [128, 2**20]
+    assert result["megabytes"] < 64
+
+
+def test_the_measure_sees_memory() -> None:
+    assert measured("len(bytearray(b'x') * 80_000_000)")["megabytes"] > 70

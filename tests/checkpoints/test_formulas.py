@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omniavatar.checkpoints import Header, TensorInfo
+from omniavatar.checkpoints.formulas import Formulas
+from omniavatar.errors import CheckpointError
+
+
+@pytest.fixture
+def formulas(tmp_path: Path) -> Formulas:
+    shapes = {"proj.weight": (8, 12), "layers.0.weight": (3, 8), "layers.1.weight": (3, 8), "layers.1.bias": (3,)}
+    tensors = {name: TensorInfo(name, shape, "float32", tmp_path / "x") for name, shape in shapes.items()}
+    (tmp_path / "config.json").write_text('{"alpha": 64, "model": {"width": 9}, "nothing": null}')
+    return Formulas(Header((), tensors, shapes), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (5, 5),
+        ("text", "text"),
+        ("= dim('proj.weight', 1) // 4", 3),
+        ("= 2 * (count('layers.*.weight') + 1) - 1", 5),
+        (["= dim('layers.*.weight', 0)", 1], [3, 1]),
+        ({"a": {"b": "=count('*')"}}, {"a": {"b": 4}}),
+        ("= setting('config.json', 'alpha', 1)", 64),
+        ("= setting('config.json', 'model.width', 1)", 9),
+        ("= setting('config.json', 'nothing', 7)", 7),
+        ("= setting('config.json', 'alpha.beta', 7)", 7),
+        ("= setting('absent.json', 'alpha', dim('proj.weight', 0))", 8),
+    ],
+)
+def test_values(formulas: Formulas, value: Any, expected: Any) -> None:
+    assert formulas.evaluate(value) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "= dim('absent', 0)",
+        "= dim('proj.weight', 5)",
+        "= 1 // 0",
+        "= __import__('os').getcwd()",
+        "= open('x')",
+        "= 2 ** 9999999",
+        "= dim(",
+        "= dim()",
+        "= [1 for _ in 'abc']",
+    ],
+)
+def test_anything_else_is_an_error(formulas: Formulas, value: str) -> None:
+    with pytest.raises(CheckpointError, match="has no value here"):
+        formulas.evaluate(value)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000])
+def test_damaged_settings(formulas: Formulas, content: str) -> None:
+    (formulas.folder / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        formulas.evaluate("= setting('config.json', 'alpha', 1)")

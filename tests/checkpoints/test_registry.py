@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from omniavatar.checkpoints import Registry, UnknownCheckpoint
+from omniavatar.errors import CheckpointError
+from tests.checkpoints.tiny import (
+    ADAPTER,
+    DIT,
+    adapter_state,
+    delta_state,
+    dit_state,
+    tiny_registry,
+    write_base,
+    write_delta,
+    write_safetensors,
+    write_table,
+)
+
+
+def test_by_hash(tmp_path: Path) -> None:
+    detection = tiny_registry(tmp_path).detect(write_base(tmp_path))
+    (component,) = detection.components
+    assert (detection.row.name, component.role, component.config) == ("tiny", "dit", DIT)
+    assert component.num_params == sum(tensor.numel() for tensor in dit_state().values())
+
+
+def test_shards_in_a_folder(tmp_path: Path) -> None:
+    state = dit_state()
+    for number in (0, 1):
+        part = {name: state[name] for name in sorted(state)[number::2]}
+        write_safetensors(tmp_path / "m" / f"x-0000{number + 1}-of-00002.safetensors", part)
+    assert tiny_registry(tmp_path).detect(tmp_path / "m").row.name == "tiny"
+
+
+def test_the_delta_is_three_components(tmp_path: Path) -> None:
+    settings = {"lora_rank": 4, "lora_alpha": 2, "model_config": {"in_dim": 33}}
+    detection = Registry.builtin().detect(write_delta(tmp_path, settings))
+    by_role = {component.role: component for component in detection.components}
+    assert detection.row.name == "OmniAvatar"
+    assert by_role["dit"].spec.overlay
+    assert by_role["dit"].config == {"in_dim": 33}
+    assert set(by_role["dit"].tensors) == {"patch_embedding.weight", "patch_embedding.bias"}
+    assert by_role["audio_adapter"].config == ADAPTER
+    assert by_role["lora"].constants == {"rank": 4, "alpha": 2}
+    assert set(by_role["lora"].tensors) == {
+        f"blocks.0.{layer}.lora_{side}.weight" for layer in ("self_attn.q", "ffn.2") for side in "AB"
+    }
+
+
+def test_without_config_json_the_rank_comes_from_the_shapes(tmp_path: Path) -> None:
+    detection = Registry.builtin().detect(write_delta(tmp_path))
+    lora = next(component for component in detection.components if component.role == "lora")
+    assert lora.constants == {"rank": 4, "alpha": 64}
+
+
+def test_a_whole_transformer_with_audio_layers(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_config": {"num_heads": 2}}))
+    file = write_safetensors(tmp_path / "full.safetensors", dit_state(in_dim=33) | adapter_state())
+    detection = Registry.builtin().detect(file)
+    dit, adapter = detection.components
+    assert detection.row.name == "OmniAvatar-full"
+    assert dit.config == DIT | {"in_dim": 33}
+    assert adapter.config == ADAPTER
+    assert len(dit.tensors) + len(adapter.tensors) == len(detection.header.tensors)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "down", "up"),
+    [
+        ("", "lora_A.default", "lora_B.default"),
+        ("", "lora_down", "lora_up"),
+        ("diffusion_model.", "lora_A", "lora_B"),
+        ("base_model.model.", "lora_A", "lora_B"),
+    ],
+)
+def test_lora_files(tmp_path: Path, prefix: str, down: str, up: str) -> None:
+    layer = f"{prefix}blocks.0.self_attn.q"
+    state = {f"{layer}.{down}.weight": torch.ones(3, 24), f"{layer}.{up}.weight": torch.ones(24, 3)}
+    (lora,) = Registry.builtin().detect(write_safetensors(tmp_path / "lora.safetensors", state)).components
+    assert set(lora.tensors) == {"blocks.0.self_attn.q.lora_A.weight", "blocks.0.self_attn.q.lora_B.weight"}
+    assert lora.tensors["blocks.0.self_attn.q.lora_A.weight"].shape == (3, 24)
+    assert lora.constants == {"rank": 3, "alpha": 3}
+
+
+def test_a_wav2vec2_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "wav2vec2"
+    write_safetensors(folder / "model.safetensors", {"wav2vec2.masked_spec_embed": torch.zeros(4)})
+    config = {"model_type": "wav2vec2", "hidden_size": 4, "num_hidden_layers": 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    (component,) = Registry.builtin().detect(folder).components
+    assert (component.role, component.folder) == ("audio_encoder", folder)
+    assert component.constants == {"feature_dim": 20}
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors or pytorch_model\.bin"):
+        Registry.builtin().detect(folder)
+
+
+def test_an_unknown_file_is_compared_with_the_nearest(tmp_path: Path) -> None:
+    state = dit_state()
+    state["blocks.0.extra"] = state.pop("blocks.0.modulation")
+    state["head.head.bias"] = torch.zeros(5)
+    registry = tiny_registry(tmp_path)
+    with pytest.raises(UnknownCheckpoint) as caught:
+        registry.detect(write_base(tmp_path, state))
+    text = str(caught.value)
+    assert f"nearest is 'tiny', of whose {len(state)} keys {len(state) - 2} match" in text
+    assert "missing: blocks.0.modulation" in text
+    assert "unexpected: blocks.0.extra" in text
+    assert "other shape: head.head.bias 5 (known 64)" in text
+    assert "\n" not in text
+
+
+def test_a_published_model_of_another_width_is_recognised_as_similar(tmp_path: Path) -> None:
+    file = write_base(tmp_path, dit_state(num_layers=30))
+    with pytest.raises(UnknownCheckpoint, match=r"nearest is 'Wan2.1-T2V-1.3B', of whose 825 keys .* other shape: "):
+        Registry.builtin().detect(file)
+
+
+def test_an_incomplete_delta(tmp_path: Path) -> None:
+    state = delta_state()
+    del state["audio_proj.proj.weight"]
+    state["surprise"] = torch.zeros(1)
+    file = write_safetensors(tmp_path / "delta.safetensors", state)
+    pattern = "nearest is 'OmniAvatar'.*missing: audio_proj.proj.weight; unexpected: surprise"
+    with pytest.raises(UnknownCheckpoint, match=pattern):
+        Registry.builtin().detect(file)
+
+
+def test_a_file_that_resembles_nothing(tmp_path: Path) -> None:
+    file = write_safetensors(tmp_path / "x.safetensors", {"unheard.of": torch.zeros(1)})
+    with pytest.raises(UnknownCheckpoint, match="resembles none"):
+        Registry.builtin().detect(file)
+
+
+def test_tables_may_not_contradict_each_other(tmp_path: Path) -> None:
+    first = write_table(tmp_path / "first.toml")
+    for second in (
+        write_table(tmp_path / "second.toml", hash="0" * 32),
+        write_table(tmp_path / "third.toml", name="b"),
+    ):
+        with pytest.raises(CheckpointError, match=f"{first} and {second} both have a row with the (name|hash)"):
+            Registry([first, second])
+
+
+def test_two_pattern_rows_for_one_file(tmp_path: Path) -> None:
+    rows = [f"[[checkpoint]]\nname = '{name}'\nmatch = ['a']\n[checkpoint.components.x]\n" for name in "pq"]
+    (tmp_path / "t.toml").write_text("".join(rows))
+    file = write_safetensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="fits the patterns of 'p' and 'q'"):
+        Registry([tmp_path / "t.toml"]).detect(file)
+
+
+def test_two_names_that_become_one(tmp_path: Path) -> None:
+    state = {
+        f"{prefix}blocks.0.q.lora_{side}.weight": torch.ones(2, 2)
+        for prefix in ("", "diffusion_model.")
+        for side in "AB"
+    }
+    with pytest.raises(CheckpointError, match="both mean"):
+        Registry.builtin().detect(write_safetensors(tmp_path / "lora.safetensors", state))
+
+
+def test_scan(tmp_path: Path) -> None:
+    registry = tiny_registry(tmp_path)
+    write_base(tmp_path / "models" / "base")
+    write_safetensors(tmp_path / "models" / "odd.safetensors", {"odd": torch.zeros(1)})
+    (tmp_path / "models" / "broken.pth").write_bytes(b"not a model")
+    verdicts = {verdict.path.name: verdict.kind for verdict in registry.scan(tmp_path / "models")}
+    assert verdicts == {"base.safetensors": "known", "odd.safetensors": "unknown", "broken.pth": "damaged"}
