@@ -1,0 +1,40 @@
+"""What omniavatar itself brings, through the same door as every plugin package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omniavatar.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from omniavatar.engine.unit import PipelineUnit
+
+DEFAULT = (
+    "prompt+reference-image+audio+fixed-frames+guidance+euler+transformer+lora+vae-decode+write-video"
+)
+ORIGINAL = (
+    "default+reference-image(fit=original)+audio(frame_count=original, segment=0)"
+    "+fixed-frames(full_windows=true)+teacache"
+)
+
+
+@hookimpl
+def omni_units() -> Sequence[type[PipelineUnit]]:
+    from omniavatar.units import BUILTIN
+
+    return BUILTIN
+
+
+@hookimpl
+def omni_presets() -> Mapping[str, str]:
+    return {"default": DEFAULT}
+
+
+@hookimpl
+def omni_checkpoints() -> Sequence[Path | Traversable]:
+    from omniavatar.resources import registry_tables
+
+    return registry_tables()

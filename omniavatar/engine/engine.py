@@ -1,0 +1,171 @@
+"""The engine: the skeleton of chunked video denoising. Everything it does happens in the units of its plan.
+
+    engine = Engine(plan, models, device="cuda", dtype=torch.bfloat16)
+    job = engine.generate(Request(inputs={"image": "me.png", "audio": "me.wav", "prompt": "..."}))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from omniavatar.engine.attention import AttentionSlot
+from omniavatar.engine.hooks import Hooks
+from omniavatar.engine.plan import Plan
+from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step, Window
+from omniavatar.engine.windows import Span, ceil_4k1
+from omniavatar.errors import CheckpointError
+from omniavatar.hookspecs import hookimpl
+
+
+class Adapter(Protocol):
+    """A LoRA file: what to call it, the alpha written beside it, and its tensors."""
+
+    name: str
+    alpha: float | None
+
+    def tensors(self) -> Mapping[str, Tensor]: ...
+
+
+class Models(Protocol):
+    """Where the engine gets its networks from, by role; `omniavatar.checkpoints.Bundle` is one."""
+
+    def __contains__(self, role: object) -> bool: ...
+
+    def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
+        """Build the network of this role with its weights on `device`."""
+        ...
+
+    def beside(self, role: str, path: Path) -> Path:
+        """The path, or, if it is relative, that path beside the files of this role."""
+        ...
+
+    def adapters(self) -> Sequence[Adapter]:
+        """The LoRA files, in the order given."""
+        ...
+
+
+class Engine:
+    """Makes videos by one plan with one set of models.
+
+    plan: the ordered units.
+    models: the networks by role.
+    device, dtype: where and in what precision the networks run; latents stay in float32 between steps.
+    observers: further implementations of `hookspecs.Pipeline`, called before the units (progress, timing).
+    Raises CheckpointError if a unit's role has no model.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        models: Models,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        observers: Iterable[Any] = (),
+    ) -> None:
+        self.plan = plan
+        self.models = models
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.attention = AttentionSlot()
+        self.hooks = Hooks(plan.units, [*observers, _OneCallPerBranch()])
+        self._networks: dict[str, nn.Module] = {}
+        self._is_set_up = False
+        for unit in plan.units:
+            for role in unit.roles:
+                if role not in models:
+                    raise CheckpointError(
+                        f"unit '{unit.name}' needs a model for the role '{role}' and no given file has one; "
+                        f"add the file with --model, or leave the unit out with -{unit.name}"
+                    )
+
+    @property
+    def roles(self) -> list[str]:
+        """The roles that the plan works with and that have a model."""
+        wanted = [role for unit in self.plan.units for role in (*unit.roles, *unit.optional_roles)]
+        return [role for role in dict.fromkeys(wanted) if role in self.models]
+
+    def model(self, role: str) -> Any:
+        """The network of this role, loaded on first use."""
+        if role not in self._networks:
+            self._networks[role] = self.models.load(
+                role, device=self.device, dtype=self.dtype, attention=self.attention
+            ).eval()
+        return self._networks[role]
+
+    def set_up(self) -> None:
+        """Run the units' `setup`, once; `generate` does it when the caller has not."""
+        if not self._is_set_up:
+            self._is_set_up = True
+            self.hooks.setup(self)
+
+    @torch.inference_mode()
+    def generate(self, request: Request) -> Job:
+        """Make one video; what the units made of it is in `job.results`.
+
+        However it ends, `job.resources` is closed, so that nothing half-written stays behind.
+        """
+        job = Job(self, request, self.plan.parse_inputs(request.inputs))
+        self.set_up()
+        with job.resources:
+            self.run(job)
+        return job
+
+    def run(self, job: Job) -> None:
+        """The algorithm."""
+        hooks = self.hooks
+        hooks.begin_job(job)
+        job.spans = hooks.plan_windows(job) or [whole_video(job)]
+        window: Window | None = None
+        for index, span in enumerate(job.spans):
+            window = self.open_window(job, index, span, window)
+            hooks.begin_window(window)
+            for step in window.steps:
+                hooks.before_step(step)
+                step.velocity = hooks.guide(step)
+                window.latents = hooks.advance(step)
+                hooks.after_step(step)
+            hooks.end_window(window)
+        hooks.end_job(job)
+
+    def forward(self, forward: Forward) -> Tensor:
+        """One transformer call: the velocity (b c t h w) for `forward.latents`."""
+        self.hooks.embed(forward)
+        forward.x = self.hooks.run_blocks(forward)
+        self.hooks.unembed(forward)
+        return forward.output
+
+    def open_window(self, job: Job, index: int, span: Span, previous: Window | None) -> Window:
+        """A window with its noise and its steps; only the window just before it is kept."""
+        if previous is not None:
+            previous.previous = None
+        window = Window(job, index, span, previous)
+        window.latents = self.noise(job, index, span)
+        window.steps = self.hooks.plan_steps(window)
+        return window
+
+    def noise(self, job: Job, index: int, span: Span) -> Tensor:
+        """Starting noise (1 c t h w), float32; the same for any device, rank and order of windows."""
+        vae = self.model("vae")
+        height, width = (side // vae.spatial_factor for side in job.size)
+        generator = torch.Generator().manual_seed(job.request.seed * 1_000_003 + index)
+        shape = (1, vae.z_dim, span.latent_frames, height, width)
+        return torch.randn(shape, generator=generator).to(self.device)
+
+
+class _OneCallPerBranch:
+    """The engine's own `predict`, asked after all units."""
+
+    @hookimpl(trylast=True)
+    def predict(self, step: Step, branches: Sequence[Branch]) -> Sequence[Tensor]:
+        return [step.forward([branch]) for branch in branches]
+
+
+def whole_video(job: Job) -> Span:
+    """One window over all frames, with nothing given: what a plan without `plan_windows` makes."""
+    return Span(0, ceil_4k1(job.length), 0, 0, job.length)

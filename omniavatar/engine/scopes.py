@@ -1,0 +1,232 @@
+"""The four scopes of a value: job (one video), window (one chunk), step (one denoising step), forward (one call).
+
+A value is stored in the scope in which it is constant, under the name that its unit declares in `provides`
+(`window["condition"] = y`); an inner scope sees the values of the outer ones (`forward["condition"]`).
+What the skeleton of the algorithm itself needs are plain attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from omniavatar.engine.windows import Span
+from omniavatar.errors import InputError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.unit import PipelineUnit
+
+Default = TypeVar("Default")
+
+
+class Scope:
+    """Named values; reading falls through to the outer scope."""
+
+    def __init__(self, outer: Scope | None = None) -> None:
+        self.outer = outer
+        self.values: dict[str, Any] = {}
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.values[name] = value
+
+    def __getitem__(self, name: str) -> Any:
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.values:
+                return scope.values[name]
+            scope = scope.outer
+        raise KeyError(f"no unit has stored {name!r} yet; visible: {', '.join(sorted(set(self.names())))}")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.values or (self.outer is not None and name in self.outer)
+
+    def get(self, name: str, default: Default | None = None) -> Any | Default | None:
+        """The value, or `default` when no unit has stored it."""
+        return self[name] if name in self else default
+
+    def names(self) -> Iterator[str]:
+        """All names that can be read here."""
+        yield from self.values
+        if self.outer is not None:
+            yield from self.outer.names()
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """The value stored here under `name`, made on first use."""
+        if name not in self.values:
+            self.values[name] = make()
+        return self.values[name]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one video is asked to be. `inputs` are the raw values for the units' `Inputs`, by name."""
+
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 42
+    height: int | None = None
+    width: int | None = None
+    seconds: float | None = None
+    fps: int = 25
+
+
+class Job(Scope):
+    """One video.
+
+    Units set `frames` (length of the video), `height` and `width` (pixels) in `begin_job`; the request wins where it says.
+    `resources` closes whatever a unit opened, however the job ends; `results` is what the caller gets.
+    """
+
+    def __init__(self, engine: Engine, request: Request, inputs: Mapping[str, BaseModel]) -> None:
+        super().__init__()
+        self.engine = engine
+        self.request = request
+        self.inputs_by_unit = inputs
+        self.fps = request.fps
+        self.frames: int | None = None
+        self.height = request.height
+        self.width = request.width
+        self.spans: Sequence[Span] = ()
+        self.resources = ExitStack()
+        self.results: dict[str, Any] = {}
+
+    def inputs(self, unit: PipelineUnit) -> Any:
+        """The validated `Inputs` of this unit."""
+        return self.inputs_by_unit[unit.name]
+
+    @property
+    def length(self) -> int:
+        """Frames of the video, the picture at its beginning included."""
+        if self.frames is None:
+            raise InputError("the length of the video is unknown; give a sound with --audio or a length with --seconds")
+        return self.frames
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        if self.height is None or self.width is None:
+            raise ValueError("no unit has chosen the size of the video")
+        return self.height, self.width
+
+
+class Window(Scope):
+    """One chunk of a video: the frames `span`, their latents (b c t h w), the steps that denoise them.
+
+    `previous` is the window before, with all that its units stored, or None.
+    """
+
+    def __init__(self, job: Job, index: int, span: Span, previous: Window | None) -> None:
+        super().__init__(job)
+        self.job = job
+        self.engine = job.engine
+        self.index = index
+        self.span = span
+        self.previous = previous
+        self.steps: Sequence[Step] = ()
+        self.latents: Tensor = torch.empty(0)
+        self._branches: dict[str, Branch] = {}
+        self._memories: dict[tuple[Any, ...], Scope] = {}
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == len(self.job.spans) - 1
+
+    def branch(self, name: str, drops: Sequence[str] = ()) -> Branch:
+        """The guidance branch of this name, made on first use and kept until the window ends."""
+        if name not in self._branches:
+            self._branches[name] = Branch(self, name, frozenset(drops))
+        return self._branches[name]
+
+    def memory(self, network: nn.Module, branches: Sequence[Branch]) -> Scope:
+        """What units remember between the steps about calls of this network for these branches."""
+        key = (id(network), *(branch.name for branch in branches))
+        return self._memories.setdefault(key, Scope(self))
+
+
+class Branch(Scope):
+    """One guidance branch of a window, such as "positive", and the conditions that it drops, such as "text" and "audio".
+
+    A unit that brings a condition asks `branch.drops("audio")` and then uses its null form.
+    """
+
+    ALL = "*"
+
+    def __init__(self, window: Window, name: str, dropped: frozenset[str]) -> None:
+        super().__init__(window)
+        self.window = window
+        self.name = name
+        self.dropped = dropped
+
+    def drops(self, condition: str) -> bool:
+        return condition in self.dropped or self.ALL in self.dropped
+
+
+class Step(Scope):
+    """One denoising step from noise level `sigma` to `sigma_next`; `timestep` (0..1000) is what the network is told."""
+
+    def __init__(self, window: Window, index: int, timestep: float, sigma: float, sigma_next: float) -> None:
+        super().__init__(window)
+        self.window = window
+        self.engine = window.engine
+        self.index = index
+        self.timestep = timestep
+        self.sigma = sigma
+        self.sigma_next = sigma_next
+        self.network: nn.Module = self.engine.model("dit")
+        self.velocity: Tensor = torch.empty(0)
+
+    @property
+    def is_first(self) -> bool:
+        return self.index == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == len(self.window.steps) - 1
+
+    def predict(self, branches: Sequence[Branch]) -> Sequence[Tensor]:
+        """The velocity (b c t h w) of every branch, through the `predict` hook."""
+        return self.engine.hooks.predict(self, branches)
+
+    def forward(self, branches: Sequence[Branch]) -> Tensor:
+        """One transformer call for these branches, joined along the batch: (len(branches)*b c t h w)."""
+        return self.engine.forward(Forward(self, branches))
+
+
+class Forward(Scope):
+    """One transformer call for one branch, or for several joined along the batch. See `hookspecs.Pipeline.embed`."""
+
+    x: Tensor
+    context: Tensor
+    time: Tensor
+    t_mod: Tensor
+    rope: Tensor
+    grid: tuple[int, int, int]
+    frame_index: Tensor
+    output: Tensor
+
+    def __init__(self, step: Step, branches: Sequence[Branch]) -> None:
+        super().__init__(branches[0] if len(branches) == 1 else step.window)
+        self.step = step
+        self.window = step.window
+        self.job = step.window.job
+        self.engine = step.engine
+        self.network: Any = step.network
+        self.branches = tuple(branches)
+        self.latents = step.window.latents
+        self.memory = self.window.memory(step.network, branches)
+
+    def stacked(self, select: Callable[[Branch], Tensor]) -> Tensor:
+        """What `select` gives for every branch, joined along the batch (dimension 0)."""
+        parts = [select(branch) for branch in self.branches]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def repeated(self, tensor: Tensor) -> Tensor:
+        """A tensor that all branches share, repeated along the batch once per branch."""
+        return self.stacked(lambda _: tensor)

@@ -1,0 +1,88 @@
+"""`PipelineUnit`: one feature in one class, with its settings, its inputs, and what it reads and makes."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from omniavatar.errors import InputError
+
+
+@dataclass(frozen=True)
+class InputKind:
+    """What a file input holds; shown as the value's name in the command line's help."""
+
+    kind: str
+
+
+def existing_file(path: Path) -> Path:
+    """The path, if a file is there that can be read; raises InputError."""
+    if not path.exists():
+        raise InputError(f"there is no file {path}")
+    if not path.is_file():
+        raise InputError(f"{path} is not a file")
+    return path
+
+
+ImageFile = Annotated[Path, AfterValidator(existing_file), InputKind("image")]
+AudioFile = Annotated[Path, AfterValidator(existing_file), InputKind("audio")]
+VideoFile = Annotated[Path, AfterValidator(existing_file), InputKind("video")]
+
+
+class UnitSettings(BaseModel):
+    """Base of a unit's settings. Give every field a description (with its unit) and bounds; unknown names are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class UnitInputs(BaseModel):
+    """Base of a unit's inputs: what changes from video to video. The command line makes an option of each."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PipelineUnit:
+    """Base of all units. A subclass implements hooks of `omniavatar.hookspecs.Pipeline`, marked with `@hookimpl`.
+
+    name: as in plan expressions, lower case with hyphens.
+    needs: values it reads that another unit must provide; it runs after that unit. "previous.x" is the value of the
+        window before: it must be provided, but does not order.
+    uses: like needs, but only if some unit of the plan provides it.
+    provides: values it stores. A name that is also in needs or uses is changed rather than made.
+    conflicts: units that must not be in the same plan.
+    roles, optional_roles: models it works with.
+    The class docstring is the unit's help: one line, then what a user should know.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ()
+    provides: ClassVar[tuple[str, ...]] = ()
+    conflicts: ClassVar[tuple[str, ...]] = ()
+    roles: ClassVar[tuple[str, ...]] = ()
+    optional_roles: ClassVar[tuple[str, ...]] = ()
+
+    class Settings(UnitSettings):
+        """No settings."""
+
+    class Inputs(UnitInputs):
+        """No inputs."""
+
+    settings: Any
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = self.Settings(**settings)
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the docstring."""
+        return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+    def __repr__(self) -> str:
+        changed = self.settings.model_dump(exclude_defaults=True)
+        inner = ", ".join(f"{key}={value}" for key, value in changed.items())
+        return f"{self.name}({inner})" if inner else self.name

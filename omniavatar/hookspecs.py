@@ -1,0 +1,172 @@
+"""The contract: every hook of omniavatar, with its order, its shapes and an example.
+
+Two groups. `Discovery` is implemented by a plugin module or package (entry-point group `omniavatar`) and says what the
+package brings. `Pipeline` is implemented by units and is called by the engine, in plan order; the comment on each hook
+says how often. Kinds of hooks:
+
+- plain: every implementation runs, in plan order; results are ignored.
+- first result: implementations are asked in plan order until one returns something other than `None`.
+- `@hookimpl(wrapper=True)`: code around all the others, `result = yield`; wrappers nest like an onion in plan order.
+
+`tryfirst=True` and `trylast=True` move an implementation to the front or the end whatever the plan order is.
+Shapes: b batch, c channels, t h w latent frames, rows and columns, f gh gw the token grid, s tokens, d width.
+"""
+
+# ruff: noqa: ARG002 - the bodies of hook specifications are empty
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    import click
+    from torch import Tensor
+
+    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.scopes import Branch, Forward, Job, Step, Window
+    from omniavatar.engine.unit import PipelineUnit
+    from omniavatar.engine.windows import Span
+
+PROJECT = "omniavatar"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class Discovery:
+    """What a plugin package brings."""
+
+    @hookspec
+    def omni_units(self) -> Sequence[type[PipelineUnit]]:  # type: ignore[empty-body]
+        """The unit classes of the package. Import them inside the function, so that `omni --help` stays fast.
+
+        Example: `return [VACE]`
+        """
+
+    @hookspec
+    def omni_presets(self) -> Mapping[str, str]:  # type: ignore[empty-body]
+        """Named plan expressions. Example: `return {"vace": "default+vace(scale=0.8)"}`"""
+
+    @hookspec
+    def omni_checkpoints(self) -> Sequence[Path | Traversable]:  # type: ignore[empty-body]
+        """Checkpoint tables (TOML files). Example: `return [files(__package__) / "vace.toml"]`"""
+
+    @hookspec
+    def omni_commands(self, cli: click.Group) -> None:
+        """Add commands to the command line. Example: `cli.add_command(my_command)`"""
+
+
+class Pipeline:
+    """The points at which a unit takes part in making a video. Order of one video:
+
+    setup; begin_job; plan_windows; per window: plan_steps, begin_window; per step: before_step, guide -> predict ->
+    (embed, run_blocks -> before_block/after_block, unembed) per transformer call, advance, after_step; end_window; end_job.
+    """
+
+    @hookspec
+    def setup(self, engine: Engine) -> None:
+        """Once per engine, before the first job; models may be changed in place here.
+
+        Example: merge a LoRA into `engine.model("dit")`, or wrap `engine.attention`.
+        """
+
+    @hookspec
+    def begin_job(self, job: Job) -> None:
+        """Once per video: compute what is constant for the whole video and store it, `job["prompt_embedding"] = ...`."""
+
+    @hookspec(firstresult=True)
+    def plan_windows(self, job: Job) -> Sequence[Span] | None:
+        """Once per video, first result: which frames are denoised together. Only one unit of a plan may claim it.
+
+        Without any, the video is one window.
+        """
+
+    @hookspec(firstresult=True)
+    def plan_steps(self, window: Window) -> Sequence[Step] | None:
+        """Once per window, first result: the denoising steps. Only one unit (the sampler) may claim it."""
+
+    @hookspec
+    def begin_window(self, window: Window) -> None:
+        """Once per window. `window.latents` (b c t h w) holds noise and `window.steps` the steps; both may be changed.
+
+        Example: `window["audio_residuals"] = adapter(rows)`.
+        """
+
+    @hookspec
+    def before_step(self, step: Step) -> None:
+        """Once per step. Example: overwrite given frames in `step.window.latents`; choose `step.network`."""
+
+    @hookspec(firstresult=True)
+    def guide(self, step: Step) -> Tensor | None:
+        """Once per step, first result: the guided velocity (b c t h w).
+
+        Calls `step.predict(branches)` with the branches it wants and combines the results.
+        Example: `positive, negative = step.predict([p, n]); return negative + scale * (positive - negative)`.
+        """
+
+    @hookspec(firstresult=True)
+    def predict(self, step: Step, branches: Sequence[Branch]) -> Sequence[Tensor] | None:
+        """Once per call of `step.predict`, first result: one velocity (b c t h w) per branch.
+
+        The engine's own implementation, asked last, runs one transformer call per branch. A unit that merges branches
+        into one batch returns `step.forward(branches).chunk(len(branches))`; one that works around it is a wrapper.
+        """
+
+    @hookspec
+    def embed(self, forward: Forward) -> None:
+        """Once per transformer call: from `forward.latents` to tokens and modulation.
+
+        The transformer comes first (`tryfirst`) and sets `x` (b s d), `grid` (f gh gw), `time` (b d) or (b s d), `t_mod`
+        (b 6 d) or (b s 6 d), `rope` (s hd/2 2) and `frame_index` (s), the latent frame of every token, -1 for a token
+        that belongs to none. Others then add to `x` (its grid form is `rearrange(x, "b (f h w) d -> b d f h w", ...)`),
+        put tokens in front (and extend rope and frame_index), or change `context` (b n d).
+        """
+
+    @hookspec(firstresult=True)
+    def run_blocks(self, forward: Forward) -> Tensor | None:
+        """Once per transformer call, first result: the tokens after the last block (b s d).
+
+        The transformer answers last (`trylast`). A cache returns its own result to skip the blocks, or `None`.
+        A wrapper may shard the tokens, yield, and gather the result.
+        """
+
+    @hookspec
+    def before_block(self, forward: Forward, index: int) -> None:
+        """Once per block: `forward.x` (b s d) is the input of block `index`. It may be replaced.
+
+        Example: `forward.x = forward.x + residual[:, forward.frame_index]`.
+        """
+
+    @hookspec
+    def after_block(self, forward: Forward, index: int) -> None:
+        """Once per block: `forward.x` (b s d) is the output of block `index`. It may be replaced."""
+
+    @hookspec
+    def unembed(self, forward: Forward) -> None:
+        """Once per transformer call: from `forward.x` to `forward.output` (b c t h w).
+
+        The transformer comes last (`trylast`) with head and unpatchify; units drop their extra tokens before it.
+        """
+
+    @hookspec(firstresult=True)
+    def advance(self, step: Step) -> Tensor | None:
+        """Once per step, first result: the next latents from `step.window.latents` and `step.velocity` (b c t h w).
+
+        Only one unit (the sampler) may claim it.
+        """
+
+    @hookspec
+    def after_step(self, step: Step) -> None:
+        """Once per step, also the last: `step.window.latents` are the new ones and may be changed."""
+
+    @hookspec
+    def end_window(self, window: Window) -> None:
+        """Once per window, after the last step: decode, write, hand over to the next window."""
+
+    @hookspec
+    def end_job(self, job: Job) -> None:
+        """Once per video: finish the file. Results go to `job.results`, by name."""

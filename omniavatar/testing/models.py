@@ -1,0 +1,32 @@
+"""Networks handed to the engine directly, without files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class GivenModels:
+    """An `omniavatar.engine.engine.Models` over networks that exist already."""
+
+    def __init__(self, **networks: nn.Module) -> None:
+        self.networks = networks
+
+    def __contains__(self, role: object) -> bool:
+        return role in self.networks
+
+    def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
+        """The network, moved and cast."""
+        return self.networks[role].to(device, dtype)
+
+    def beside(self, role: str, path: Path) -> Path:
+        """The path as it is."""
+        return path
+
+    def adapters(self) -> Sequence[Any]:
+        """No LoRA files."""
+        return ()

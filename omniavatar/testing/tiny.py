@@ -1,0 +1,128 @@
+"""The tiny model: every network of the real one with small numbers, and files in the formats of the real ones.
+
+    python -m omniavatar.testing.tiny FOLDER
+
+writes a set with random weights from a fixed seed. The packaged one, which `omni run` uses when no model is named, lies in
+`omniavatar/assets/tiny`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from omniavatar.models.audio_adapter import AudioAdapter
+from omniavatar.models.umt5 import UMT5Encoder
+from omniavatar.models.wan_dit import WanDiT
+from omniavatar.models.wan_vae import WanVAE
+
+SEED = 20
+DIT: dict[str, Any] = {
+    "dim": 96,
+    "in_dim": 33,
+    "ffn_dim": 256,
+    "out_dim": 16,
+    "text_dim": 64,
+    "freq_dim": 64,
+    "eps": 1e-6,
+    "patch_size": (1, 2, 2),
+    "num_heads": 2,
+    "num_layers": 6,
+}
+VAE: dict[str, Any] = {
+    "dim": 8,
+    "z_dim": 16,
+    "dim_mult": (1, 2, 4, 4),
+    "num_res_blocks": 1,
+    "attn_scales": (),
+    "temporal_downsample": (False, True, True),
+    "latent_mean": (0.0,) * 16,
+    "latent_std": (1.0,) * 16,
+}
+TEXT: dict[str, Any] = {
+    "vocab": 259,
+    "dim": 64,
+    "dim_attn": 64,
+    "dim_ffn": 128,
+    "num_heads": 4,
+    "num_layers": 2,
+    "num_buckets": 32,
+    "shared_pos": False,
+}
+WAV2VEC: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "conv_dim": [16] * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "vocab_size": 32,
+    "feat_extract_norm": "group",
+    "do_stable_layer_norm": False,
+}
+AUDIO_IN_DIM = WAV2VEC["hidden_size"] * (WAV2VEC["num_hidden_layers"] + 2)
+ADAPTER: dict[str, Any] = {
+    "audio_in_dim": AUDIO_IN_DIM,
+    "audio_hidden_size": 16,
+    "dim": DIT["dim"],
+    "num_layers": DIT["num_layers"],
+}
+
+
+def write_tiny(folder: Path, *, seed: int = SEED) -> None:
+    """Write the whole set: transformer with its audio layers, VAE, text encoder with tokenizer, wav2vec2 folder."""
+    torch.manual_seed(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    save(folder / "transformer.safetensors", {**weights(WanDiT(**DIT)), **weights(AudioAdapter(**ADAPTER))})
+    save(folder / "vae.safetensors", weights(WanVAE(**VAE)))
+    save(folder / "text_encoder.safetensors", weights(UMT5Encoder(**TEXT)))
+    write_tokenizer(folder / "tokenizer")
+    write_wav2vec(folder / "wav2vec2")
+
+
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    """Its weights, contiguous."""
+    return {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
+
+
+def save(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors in half precision."""
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, path)
+
+
+def write_wav2vec(folder: Path) -> None:
+    """A Hugging Face wav2vec2 folder."""
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = Wav2Vec2Config(**WAV2VEC)
+    save_file(weights(Wav2Vec2Model(config)), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "wav2vec2", **WAV2VEC}, indent=1) + "\n")
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer with one token a byte, in the format that transformers reads."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<pad>", "</s>", "<unk>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*specials, *letters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    write_tiny(Path(sys.argv[1]))

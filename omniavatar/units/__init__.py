@@ -1,0 +1,27 @@
+"""The built-in units, one feature a file."""
+
+from omniavatar.units.audio import Audio
+from omniavatar.units.euler import Euler
+from omniavatar.units.fixed_frames import FixedFrames
+from omniavatar.units.guidance import Guidance
+from omniavatar.units.lora import Lora
+from omniavatar.units.prompt import Prompt
+from omniavatar.units.reference_image import ReferenceImage
+from omniavatar.units.teacache import TeaCache
+from omniavatar.units.transformer import Transformer
+from omniavatar.units.vae_decode import VaeDecode
+from omniavatar.units.write_video import WriteVideo
+
+BUILTIN = (
+    Prompt,
+    ReferenceImage,
+    Audio,
+    FixedFrames,
+    Guidance,
+    TeaCache,
+    Euler,
+    Transformer,
+    Lora,
+    VaeDecode,
+    WriteVideo,
+)

@@ -1,0 +1,151 @@
+"""The sound: wav2vec2 features per video frame, projected once per window, added to the tokens of their frame."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from omniavatar.engine.scopes import Branch, Forward, Job, Window
+from omniavatar.engine.unit import AudioFile, PipelineUnit, UnitInputs, UnitSettings
+from omniavatar.engine.windows import audio_rows
+from omniavatar.errors import InputError
+from omniavatar.hookspecs import hookimpl
+from omniavatar.media.audio import load_waveform
+from omniavatar.models.wav2vec import normalize
+
+SAMPLE_RATE = 16000
+
+
+class Audio(PipelineUnit):
+    """Speech that the mouth follows; it also sets the length of the video.
+
+    Frame 0 is the picture itself; frame n goes with row n-1 of the features. Without a sound the mouth rests and the
+    length comes from --seconds. Guidance branches that drop the condition "audio" see rows of zeros.
+    """
+
+    name = "audio"
+    provides = ("audio_track", "audio_delay", "audio_residuals")
+    roles = ("audio_encoder", "audio_adapter")
+
+    class Settings(UnitSettings):
+        silence: float = Field(0.3, ge=0, le=10, description="silence put in front of the sound, seconds")
+        frame_count: Literal["exact", "original"] = Field(
+            "exact", description="'original' counts frames in floating point as the first OmniAvatar program did"
+        )
+        segment: float = Field(
+            120, ge=0, description="a longer sound is encoded in overlapping pieces of this length, seconds; 0: never"
+        )
+
+    class Inputs(UnitInputs):
+        audio: AudioFile | None = Field(None, description="the voice, any sound or video file that ffmpeg reads")
+
+    settings: Settings
+
+    @hookimpl
+    def begin_job(self, job: Job) -> None:
+        path = job.inputs(self).audio
+        job["audio_delay"] = self.settings.silence + 1 / job.fps
+        job["audio_track"] = None
+        rows = self._rows_asked_for(job)
+        if path is not None:
+            wave = load_waveform(path, SAMPLE_RATE)
+            wave = np.concatenate([np.zeros(round(self.settings.silence * SAMPLE_RATE), wave.dtype), wave])
+            original = self.settings.frame_count == "original"
+            length = audio_rows(len(wave), SAMPLE_RATE, job.fps, float_ceil=original)
+            rows = min(rows or length, length)
+            job["audio_track"] = AudioTrack(wave, job.fps, job.engine.model("audio_encoder"), self.settings.segment)
+        if rows:
+            job.frames = rows + 1
+
+    @staticmethod
+    def _rows_asked_for(job: Job) -> int | None:
+        seconds = job.request.seconds
+        return None if seconds is None else max(1, round(seconds * job.fps))
+
+    @hookimpl
+    def begin_window(self, window: Window) -> None:
+        engine, span, track = window.engine, window.span, window["audio_track"]
+        adapter = engine.model("audio_adapter")
+        silent = torch.zeros(1, 1, adapter.audio_in_dim, device=engine.device, dtype=engine.dtype)
+        window["audio_silence"] = framed(adapter(silent).expand(-1, -1, span.latent_frames, -1))
+        window["audio_residuals"] = window["audio_silence"]
+        if track is not None:
+            total = window.job.spans[-1].stop - 1
+            rows = track.rows(span.start - 1, span.stop - 1, total).to(engine.dtype)
+            window["audio_residuals"] = framed(adapter(rows[None]))
+
+    @hookimpl
+    def before_block(self, forward: Forward, index: int) -> None:
+        entry: range = forward.engine.model("audio_adapter").entry_blocks
+        if index in entry:
+            residuals = forward.memory.once("audio.residuals", lambda: forward.stacked(residuals_of))
+            forward.x = forward.x + residuals[:, entry.index(index)][:, forward.frame_index]
+
+
+def residuals_of(branch: Branch) -> Tensor:
+    """What a branch adds (b p t+1 d): for entry block p and latent frame t."""
+    residuals: Tensor = branch["audio_silence" if branch.drops("audio") else "audio_residuals"]
+    return residuals
+
+
+def framed(residuals: Tensor) -> Tensor:
+    """Append a frame of zeros, which `frame_index` -1 (tokens that belong to no frame) selects."""
+    return functional.pad(residuals, (0, 0, 0, 1))
+
+
+class AudioTrack:
+    """The features of a whole sound, one row per video frame, encoded when they are asked for.
+
+    wave: the sound at 16 kHz (n,), silence in front included. encoder: `omniavatar.models.wav2vec.AudioEncoder`.
+    segment: a longer track is encoded in pieces of this many seconds, each with MARGIN seconds of sound on both sides, so
+    that memory does not grow with the length; 0 encodes any length in one pass.
+    """
+
+    MARGIN = 4.0
+
+    def __init__(self, wave: np.ndarray, fps: int, encoder: Any, segment: float) -> None:
+        if len(wave) == 0:
+            raise InputError("the sound has no samples; give one that lasts at least one frame")
+        self.wave = normalize(torch.from_numpy(wave))
+        self.fps = fps
+        self.encoder = encoder
+        self.segment_rows = round(segment * fps)
+        self._piece: tuple[int, Tensor] | None = None
+
+    def rows(self, start: int, stop: int, total: int) -> Tensor:
+        """Rows [start, stop) of `total` (stop-start, feature_dim), float32; row -1, in front of the sound, is zero."""
+        parts = [torch.zeros(max(0, -start), self.encoder.feature_dim, device=self._device)]
+        position = max(0, start)
+        size = self.segment_rows if 0 < self.segment_rows < total else total
+        while position < stop:
+            index = position // size
+            end = min(stop, (index + 1) * size)
+            piece = self._encoded(index, size, total)
+            parts.append(piece[position - index * size : end - index * size])
+            position = end
+        return torch.cat(parts)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.encoder.parameters()).device
+
+    def _encoded(self, index: int, size: int, total: int) -> Tensor:
+        """Piece `index` of `size` rows; the last one is kept, since windows ask in order."""
+        if self._piece is None or self._piece[0] != index:
+            margin = round(self.MARGIN * self.fps)
+            begin, end = index * size, min((index + 1) * size, total)
+            first, last = max(0, begin - margin), min(end + margin, total)
+            features = self.encoder(self._samples(first, last), last - first)[0]
+            self._piece = index, features[begin - first : end - first].clone()
+        return self._piece[1]
+
+    def _samples(self, first: int, last: int) -> Tensor:
+        """The sound of rows [first, last) (1 n), zeros after its end."""
+        begin, end = (row * SAMPLE_RATE // self.fps for row in (first, last))
+        wave = self.wave[begin:end]
+        return functional.pad(wave, (0, end - begin - len(wave)))[None].to(self._device)

@@ -1,0 +1,77 @@
+"""Fixed frames: what makes one long video of many windows, and the picture its first frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from omniavatar.engine.scopes import Job, Step, Window
+from omniavatar.engine.unit import PipelineUnit, UnitSettings
+from omniavatar.engine.windows import TEMPORAL_FACTOR, Span, frames_for_budget, plan_spans
+from omniavatar.hookspecs import hookimpl
+
+
+class FixedFrames(PipelineUnit):
+    """Long video: overlapping windows, each starting from the last frames of the one before, held fixed while denoising.
+
+    The first window starts from the reference image, if there is one.
+    """
+
+    name = "fixed-frames"
+    needs = ("previous.frames",)
+    uses = ("image_latent",)
+    provides = ("given_latents",)
+    roles = ("vae",)
+
+    class Settings(UnitSettings):
+        overlap: int = Field(13, ge=1, description="frames that a window takes over from the one before, 4n+1")
+        max_tokens: int = Field(30_000, ge=64, description="tokens that fit one window; sets its length")
+        window_frames: int | None = Field(None, ge=5, description="frames of a window, 4n+1, instead of max_tokens")
+        full_windows: bool = Field(
+            False, description="denoise the last window in full length, as the first OmniAvatar program does"
+        )
+
+        @field_validator("overlap", "window_frames")
+        @classmethod
+        def _four_n_plus_one(cls, frames: int | None) -> int | None:
+            if frames is not None and frames % TEMPORAL_FACTOR != 1:
+                below = frames - (frames - 1) % TEMPORAL_FACTOR
+                raise ValueError(f"must be 4n+1 frames; the nearest are {below} and {below + TEMPORAL_FACTOR}")
+            return frames
+
+    settings: Settings
+
+    @hookimpl
+    def plan_windows(self, job: Job) -> Sequence[Span]:
+        settings = self.settings
+        length = settings.window_frames or frames_for_budget(settings.max_tokens, *job.size)
+        first = 0 if job.get("image_latent") is None else 1
+        return plan_spans(job.length, length, settings.overlap, first_given=first, full=settings.full_windows)
+
+    @hookimpl
+    def begin_window(self, window: Window) -> None:
+        given = window.span.given
+        if window.previous is None:
+            window["given_latents"] = window.get("image_latent")
+        else:
+            frames = window.previous["frames"][:, :, -given:] * 2 - 1
+            vae = window.engine.model("vae")
+            window["given_latents"] = vae.encode(frames.to(window.engine.device, window.engine.dtype)).float()
+
+    @hookimpl
+    def before_step(self, step: Step) -> None:
+        overwrite(step.window)
+
+    @hookimpl
+    def after_step(self, step: Step) -> None:
+        if step.is_last:
+            overwrite(step.window)
+
+
+def overwrite(window: Window) -> None:
+    """Put the given latents (1 c f h w) over the first frames of the window's latents."""
+    given: Tensor | None = window["given_latents"]
+    if given is not None:
+        window.latents[:, :, : given.shape[2]] = given

@@ -1,0 +1,77 @@
+"""The reference image: chooses the size of the video and gives the transformer its condition channels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from omniavatar.engine.scopes import Job, Window
+from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
+from omniavatar.hookspecs import hookimpl
+from omniavatar.media.image import choose_size, fit_image, load_image
+
+MULTIPLE = 16
+
+
+class ReferenceImage(PipelineUnit):
+    """Who is talking: a picture that becomes frame 0 and conditions every frame.
+
+    The video takes the size from the table whose shape is nearest to the picture's; the picture is scaled to cover it
+    and cropped in the middle. Without a picture the condition is empty and the video shows what the prompt says.
+    """
+
+    name = "reference-image"
+    provides = ("image_latent", "condition")
+    roles = ("vae",)
+
+    class Settings(UnitSettings):
+        sizes: tuple[tuple[int, int], ...] = Field(
+            ((400, 720), (720, 720), (720, 400)), min_length=1, description="sizes to choose from, [height, width] in pixels"
+        )
+        fit: Literal["cover", "original"] = Field(
+            "cover", description="'original' rounds as the first OmniAvatar program did, which can leave one black line"
+        )
+
+        @field_validator("sizes")
+        @classmethod
+        def _usable(cls, sizes: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+            for size in sizes:
+                if any(side < MULTIPLE or side % MULTIPLE for side in size):
+                    raise ValueError(f"{list(size)} is not made of positive multiples of {MULTIPLE}")
+            return sizes
+
+    class Inputs(UnitInputs):
+        image: ImageFile | None = Field(None, description="the portrait, any format that Pillow reads")
+
+    settings: Settings
+
+    @hookimpl
+    def begin_job(self, job: Job) -> None:
+        path = job.inputs(self).image
+        picture = load_image(path) if path is not None else None
+        if job.height is None or job.width is None:
+            job.height, job.width = (
+                choose_size(*picture.shape[:2], self.settings.sizes) if picture is not None else self.settings.sizes[0]
+            )
+        if picture is None:
+            job["image_latent"] = None
+            return
+        fitted = fit_image(picture, job.size, original_rounding=self.settings.fit == "original")
+        engine = job.engine
+        video = fitted.unsqueeze(2).to(engine.device, engine.dtype)
+        job["image_latent"] = engine.model("vae").encode(video).float()
+
+    @hookimpl
+    def begin_window(self, window: Window) -> None:
+        window["condition"] = condition(window.latents, window["image_latent"], window.span.given_latents)
+
+
+def condition(latents: Tensor, image_latent: Tensor | None, given: int) -> Tensor:
+    """The condition channels (b c+1 t h w): the image's latent in every frame, and a mask that is 0 on given frames."""
+    image = torch.zeros_like(latents) if image_latent is None else image_latent.expand_as(latents)
+    mask = torch.ones_like(latents[:, :1])
+    mask[:, :, :given] = 0
+    return torch.cat([image, mask], dim=1)

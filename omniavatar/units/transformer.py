@@ -1,0 +1,64 @@
+"""The diffusion transformer itself: patches to tokens, the blocks, tokens to a velocity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from omniavatar.engine.scopes import Forward
+from omniavatar.engine.unit import PipelineUnit
+from omniavatar.errors import PlanError
+from omniavatar.hookspecs import hookimpl
+from omniavatar.models.rope import grid_positions
+
+
+class Transformer(PipelineUnit):
+    """The Wan transformer. Everything else acts before, between or after its blocks."""
+
+    name = "transformer"
+    uses = ("condition",)
+    roles = ("dit",)
+
+    @hookimpl(tryfirst=True)
+    def embed(self, forward: Forward) -> None:
+        network = forward.network
+        latents = model_input(forward).to(forward.engine.dtype)
+        forward.x, forward.grid = network.embed_patches(latents)
+        timestep = torch.full((len(latents),), forward.step.timestep, dtype=torch.float64, device=latents.device)
+        forward.time, forward.t_mod = network.embed_time(timestep)
+        forward.rope, forward.frame_index = forward.window.once(
+            f"transformer.positions.{forward.grid}", lambda: positions(forward)
+        )
+
+    @hookimpl(trylast=True)
+    def run_blocks(self, forward: Forward) -> Tensor:
+        hooks = forward.engine.hooks
+        for index, block in enumerate(forward.network.blocks):
+            hooks.before_block(forward, index)
+            forward.x = block(forward.x, forward.context, forward.t_mod, forward.rope)
+            hooks.after_block(forward, index)
+        return forward.x
+
+    @hookimpl(trylast=True)
+    def unembed(self, forward: Forward) -> None:
+        forward.output = forward.network.unembed(forward.x, forward.time, forward.grid).float()
+
+
+def model_input(forward: Forward) -> Tensor:
+    """Latents and condition channels, once per branch (b c t h w)."""
+    parts = [forward.latents]
+    if "condition" in forward:
+        parts.append(forward["condition"])
+    latents = forward.repeated(torch.cat(parts, dim=1))
+    if latents.shape[1] != forward.network.in_dim:
+        raise PlanError(
+            f"the transformer takes {forward.network.in_dim} channels and the plan makes {latents.shape[1]}; "
+            "add or leave out the unit that provides 'condition' (such as reference-image)"
+        )
+    return latents
+
+
+def positions(forward: Forward) -> tuple[Tensor, Tensor]:
+    """The rotary table (s hd/2 2) and the latent frame of every token (s)."""
+    device = forward.latents.device
+    return forward.network.rope(forward.grid, device), grid_positions(forward.grid, device)[:, 0]

@@ -1,0 +1,369 @@
+"""Golden kinds of the engine and its units: schedule, windows, prompt clean-up, caches, denoising, the whole program."""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+from dataclasses import astuple
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import Wav2Vec2Config
+
+from omniavatar.engine import flow_match
+from omniavatar.engine.engine import Engine
+from omniavatar.engine.plan import Plan
+from omniavatar.engine.scopes import Job, Request, Window
+from omniavatar.engine.unit import PipelineUnit
+from omniavatar.engine.windows import Span, audio_rows, frames_for_budget, plan_spans
+from omniavatar.hookspecs import hookimpl
+from omniavatar.media.image import fit_image
+from omniavatar.models.lora import lora_pairs, merge_lora, unknown_modules
+from omniavatar.models.wav2vec import AudioEncoder
+from omniavatar.testing import GivenModels
+from omniavatar.units import Audio, Euler, FixedFrames, Guidance, Prompt, ReferenceImage, TeaCache, Transformer, VaeDecode
+from omniavatar.units.audio import framed
+from omniavatar.units.prompt import clean
+from omniavatar.units.teacache import Schedule, decide, relative_changes
+from tests.golden.cases import Case, group, kind
+from tests.golden.kind_networks import audio_adapter, wan_dit
+from tests.golden.kind_vae import wan_vae
+
+COEFFICIENTS = {
+    "Wan2.1-T2V-1.3B": (-5.21862437e04, 9.23041404e03, -5.28275948e02, 1.36987616e01, -4.99875664e-02),
+    "Wan2.1-T2V-14B": (-3.03318725e05, 4.90537029e04, -2.65530556e03, 5.87365115e01, -3.15583525e-01),
+    "Wan2.1-I2V-14B-480P": (2.57151496e05, -3.54229917e04, 1.40286849e03, -1.35890334e01, 1.32517977e-01),
+    "Wan2.1-I2V-14B-720P": (8.10705460e03, 2.13393892e03, -3.72934672e02, 1.66203073e01, -4.17769401e-02),
+}
+
+
+# Pure numbers -------------------------------------------------------------------------------------------------------
+
+
+@kind("scheduler")
+def scheduler(case: Case) -> None:
+    for index, record in enumerate(case.records):
+        inputs, expected = record["inputs"], record["expected"]
+        name = f"{index}.{inputs['op']}"
+        sigmas = sigmas_of(inputs)
+        if inputs["op"] == "set_timesteps":
+            case.close(f"{name}.sigmas", sigmas, torch.tensor(expected["sigmas"]), atol=1e-6)
+            case.close(f"{name}.timesteps", sigmas * 1000, torch.tensor(expected["timesteps"]), atol=1e-3)
+        elif inputs["op"] == "training_weights":
+            weights = flow_match.training_weights(sigmas)[inputs["indices"]]
+            case.close(f"{name}.weights", weights, torch.tensor(expected["weights"]), rtol=1e-5)
+        else:
+            scheduler_tensors(case, name, inputs, expected, sigmas)
+
+
+def sigmas_of(inputs: dict[str, Any]) -> Tensor:
+    constructor, call = inputs["constructor"], inputs.get("set_timesteps") or {}
+    return flow_match.shifted_sigmas(
+        call.get("num_inference_steps", 1000),
+        call.get("shift", constructor["shift"]),
+        strength=call.get("denoising_strength", 1.0),
+        sigma_min=constructor["sigma_min"],
+        end_included=not constructor["extra_one_step"],
+    )
+
+
+def scheduler_tensors(case: Case, name: str, inputs: dict[str, Any], expected: dict[str, Any], sigmas: Tensor) -> None:
+    """`step`, `add_noise` and `training_target`."""
+    values = {key: torch.tensor(value) for key, value in inputs.items() if isinstance(value, list)}
+    index = inputs.get("timestep_index", 0)
+    if "timestep" in inputs:  # the original looks up the nearest timestep of the schedule
+        index = int((sigmas * flow_match.TIMESTEPS - inputs["timestep"]).abs().argmin())
+    if inputs["op"] == "step":
+        is_final = inputs.get("to_final") or index + 1 == len(sigmas)
+        following = torch.zeros(()) if is_final else sigmas[index + 1]
+        actual = values["sample"] + values["model_output"] * (following - sigmas[index])
+    elif inputs["op"] == "add_noise":
+        actual = flow_match.add_noise(values["sample"], values["noise"], sigmas[index])
+    else:
+        actual = flow_match.velocity_target(values["sample"], values["noise"])
+    (result,) = (value for value in expected.values() if isinstance(value, list))
+    case.close(name, actual, torch.tensor(result), atol=1e-5)
+
+
+@kind("windows")
+def windows(case: Case) -> None:
+    for index, record in enumerate(case.records):
+        inputs, expected = record["inputs"], record["expected"]
+        length = frames_for_budget(inputs["max_tokens"], inputs["height"], inputs["width"])
+        rows = audio_rows(inputs["samples"], inputs["sample_rate"], inputs["fps"], float_ceil=True)
+        overlap = inputs["overlap_frame"] if inputs["random_prefix_frames"] else 1
+        spans = plan_spans(rows + 1, length, overlap, full=True)
+        padded = spans[-1].stop - 1
+        case.equal(
+            f"{index}",
+            {
+                "frames_per_chunk": length,
+                "latent_frames": spans[0].latent_frames,
+                "audio_frames": rows,
+                "padded_audio_frames": padded,
+                "padded_samples": padded * int(inputs["sample_rate"] / inputs["fps"]),
+                "num_chunks": len(spans),
+                "chunks": [chunk(span, number, length) for number, span in enumerate(spans)],
+                "video_frames": rows + 1,
+            },
+            expected,
+        )
+
+
+def chunk(span: Span, number: int, length: int) -> dict[str, Any]:
+    """One span in the words of the case."""
+    zero_rows = 1 if span.start == 0 else 0
+    return {
+        "zero_rows": zero_rows,
+        "audio_rows": [span.start - 1 + zero_rows, span.stop - 1],
+        "prefix_rows": span.given,
+        "prefix_latent_frames": span.given_latents,
+        "mask_zero_latent_frames": span.given_latents,
+        "prefix_from_previous_frames": "image" if number == 0 else [length - span.given, length],
+        "kept_frames": [span.keep.start, span.keep.stop],
+    }
+
+
+@kind("prompt_clean")
+def prompt_clean(case: Case) -> None:
+    for record in case.records:
+        case.equal(record["inputs"]["text"], clean(record["inputs"]["text"]), record["expected"]["text"])
+
+
+def teacache_settings(model: str, threshold: float) -> TeaCache:
+    return TeaCache(threshold=threshold, coefficients=COEFFICIENTS[model], clamp=False)
+
+
+@kind("teacache")
+def teacache(case: Case) -> None:
+    if case.records:
+        teacache_decisions(case)
+    else:
+        denoise(case)
+
+
+def teacache_decisions(case: Case) -> None:
+    for index, record in enumerate(case.records):
+        inputs, expected = record["inputs"], record["expected"]
+        settings = teacache_settings(inputs["model_id"], inputs["rel_l1_thresh"]).settings
+        changes = relative_changes([torch.tensor(values) for values in inputs["t_mod"]])
+        steps = inputs["num_inference_steps"]  # the original's counter restarts after this many calls
+        runs = [decide(changes[start : start + steps], settings) for start in range(0, len(changes), steps)]
+        schedule = Schedule(*(tuple(chain.from_iterable(values)) for values in zip(*map(astuple, runs), strict=True)))
+        compare_schedule(case, f"{index}.", schedule, expected, expected["skip"])
+
+
+def compare_schedule(case: Case, prefix: str, schedule: Any, expected: dict[str, Any], skips: Any) -> None:
+    case.equal(f"{prefix}skip", [bool(skip) for skip in schedule.skips], [bool(skip) for skip in skips])
+    for name, actual in (("rel_l1", schedule.changes), ("accumulated", schedule.sums)):
+        values = torch.tensor([value or 0.0 for value in map(float_or_none, expected[name])], dtype=torch.float64)
+        case.close(f"{prefix}{name}", torch.tensor(actual, dtype=torch.float64).nan_to_num(), values, atol=1e-5)
+
+
+def float_or_none(value: Any) -> float | None:
+    number = None if value is None else float(value)
+    return None if number is None or number != number else number
+
+
+# Denoising ----------------------------------------------------------------------------------------------------------
+
+
+class Given(PipelineUnit):
+    """Puts the values of a case where units would have computed them, and keeps the windows to look at."""
+
+    name = "given"
+
+    def __init__(self, noise: list[Tensor], frames: int | None = None, **values: Any) -> None:
+        super().__init__()
+        self.noise = noise
+        self.frames = frames
+        self.values = values
+        self.windows: list[Window] = []
+
+    @hookimpl
+    def begin_job(self, job: Job) -> None:
+        job.values.update(self.values)
+        job.frames = self.frames
+
+    @hookimpl
+    def begin_window(self, window: Window) -> None:
+        window.latents = self.noise[window.index].clone()
+        self.windows.append(window)
+
+
+class GivenPrompt(Prompt):
+    """The prompt unit with embeddings in place of text."""
+
+    begin_job = None  # type: ignore[assignment]
+
+
+class LatentFormat(nn.Module):
+    """What the engine asks of a VAE before it makes noise."""
+
+    spatial_factor = 8
+    z_dim = 16
+
+
+def guidance_of(scale: float, audio_scale: float) -> Guidance:
+    """The original ignores the audio scale at guidance 1."""
+    return Guidance(scale=scale, audio_scale=None if scale == 1 else audio_scale)
+
+
+class GivenAudio(Audio):
+    """The audio unit with feature rows in place of a sound."""
+
+    begin_job = None  # type: ignore[assignment]
+
+    @hookimpl
+    def begin_window(self, window: Window) -> None:
+        rows, adapter = window["audio_rows"], window.engine.model("audio_adapter")
+        window["audio_residuals"] = framed(adapter(rows))
+        window["audio_silence"] = framed(adapter(torch.zeros_like(rows)))
+
+
+class HeldLatents(FixedFrames):
+    """The fixed-frames unit with given latents in place of an image."""
+
+    plan_windows = None  # type: ignore[assignment]
+    begin_window = None  # type: ignore[assignment]
+
+
+@kind("denoise")
+def denoise(case: Case) -> None:
+    call, inputs = case.config, case.inputs
+    dit, adapter = wan_dit(call, case.weights), audio_adapter(call, case.weights)
+    fixed = call["fixed_frame"]
+    given = Given(
+        [inputs["noise"]],
+        frames=inputs["noise"].shape[2] * 4 - 3,
+        prompt_embedding=inputs["context_pos"],
+        negative_embedding=inputs["context_neg"],
+        condition=inputs["y"],
+        audio_rows=inputs["audio_emb"],
+        given_latents=inputs["lat"][:, :, :fixed] if fixed else None,
+    )
+    units = [given, GivenPrompt(), GivenAudio(), HeldLatents(), *denoising_units(call)]
+    height, width = (side * 8 for side in inputs["noise"].shape[-2:])
+    generate(units, Request(height=height, width=width), dit=dit, audio_adapter=adapter, vae=LatentFormat())
+    window = given.windows[0]
+    case.compare("latents", window.latents, atol=5e-5)
+    compare_caches(case, window, "")
+
+
+def denoising_units(call: dict[str, Any]) -> list[PipelineUnit]:
+    """Guidance, sampler, transformer and, if it is on, the cache."""
+    units: list[PipelineUnit] = [
+        guidance_of(call["cfg_scale"], call["audio_cfg_scale"]),
+        Euler(steps=call["num_inference_steps"], shift=call["sigma_shift"]),
+        Transformer(),
+    ]
+    if call.get("tea_cache_l1_thresh"):
+        units.append(teacache_settings(call["tea_cache_model_id"], call["tea_cache_l1_thresh"]))
+    return units
+
+
+def generate(units: list[PipelineUnit], request: Request, **networks: nn.Module) -> Job:
+    """Run the engine on these networks; roles that no given unit calls are filled with nothing."""
+    idle = {role: nn.Identity() for unit in units for role in unit.roles if role not in networks}
+    return Engine(Plan(units), GivenModels(**networks, **idle)).generate(request)
+
+
+def compare_caches(case: Case, window: Window, suffix: str) -> None:
+    """The cache schedule of a window; one schedule serves all branches."""
+    if f"skipped_pos{suffix}" not in case.expected:
+        return
+    expected = {name: case.expected[name + suffix] for name in ("rel_l1", "accumulated")}
+    schedule = window["teacache.schedule"]
+    compare_schedule(case, f"teacache{suffix}.", schedule, expected, case.expected[f"skipped_pos{suffix}"])
+    if f"skipped_neg{suffix}" in case.expected:
+        negative = case.expected[f"skipped_neg{suffix}"].tolist()
+        case.equal(f"skipped_neg{suffix}", [int(skip) for skip in schedule.skips], negative)
+
+
+@kind("generate")
+def whole_program(case: Case) -> None:
+    call, inputs = case.config["call"], case.inputs
+    weights = {role: group(case.weights, role) for role in ("dit", "vae", "audio_encoder")}
+    noise = [inputs[f"noise_{index}"] for index in range(case.config["derived"]["num_chunks"])]
+    given = Given(noise, prompt_embedding=inputs["context_pos"], negative_embedding=inputs["context_neg"])
+    units = [
+        given,
+        GivenPrompt(),
+        ReferenceImage(sizes=call["sizes"], fit="original"),
+        Audio(silence=0, frame_count="original", segment=0),
+        FixedFrames(
+            overlap=call["overlap_frame"] if call["random_prefix_frames"] else 1,
+            max_tokens=64,
+            window_frames=frames_for_budget(call["max_tokens"], *case.config["derived"]["selected"]),
+            full_windows=True,
+        ),
+        *denoising_units(call),
+        VaeDecode(tiled=call["tiled"]),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        image, audio = Path(folder, "image.png"), Path(folder, "sound.wav")
+        Image.fromarray(inputs["image"].numpy()).save(image)
+        audio.write_bytes(wav_float32(inputs["waveform"].numpy()))
+        job = generate(
+            units,
+            Request(inputs={"image": image, "audio": audio}, fps=call["fps"]),
+            dit=wan_dit(case.config["dit"], weights["dit"]),
+            audio_adapter=audio_adapter(case.config["dit"], weights["dit"]),
+            vae=wan_vae(case.config["vae"], weights["vae"]),
+            audio_encoder=AudioEncoder.from_state_dict(
+                Wav2Vec2Config(**case.config["audio_encoder"]), weights["audio_encoder"]
+            ),
+        )
+    fitted = fit_image(inputs["image"].numpy(), job.size, original_rounding=True)
+    case.compare("image_tensor", fitted.unsqueeze(2), atol=1e-5)
+    case.compare("image_latent", job["image_latent"], atol=2e-5)
+    total = given.windows[-1].span.stop - 1
+    case.compare("audio_features", job["audio_track"].rows(0, total, total), atol=5e-5)
+    for window in given.windows:
+        compare_window(case, window, total)
+    frames = torch.cat([window["frames"][:, :, window.span.keep] for window in given.windows], dim=2)
+    case.compare("video", frames.clamp(0, 1).transpose(1, 2), atol=5e-5)
+
+
+def compare_window(case: Case, window: Window, total: int) -> None:
+    """What one chunk saw and made."""
+    suffix = f"_{window.index}"
+    rows = window["audio_track"].rows(window.span.start - 1, window.span.stop - 1, total)
+    case.compare(f"audio_emb{suffix}", rows[None], atol=5e-5)
+    case.compare(f"y{suffix}", window["condition"], atol=2e-5)
+    case.compare(f"prefix_latent{suffix}", window["given_latents"], atol=5e-5)
+    case.compare(f"latents{suffix}", window.latents, atol=2e-4)
+    case.compare(f"last_frame{suffix}", window["frames"][0, :, -1], atol=5e-5)
+    compare_caches(case, window, suffix)
+
+
+def wav_float32(wave: Any) -> bytes:
+    """A mono 16 kHz WAV file of 32-bit floats."""
+    data = wave.astype("<f4").tobytes()
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, 16000, 64000, 4, 32)
+    chunks = form + struct.pack("<4sI", b"data", len(data)) + data
+    return struct.pack("<4sI4s", b"RIFF", 4 + len(chunks), b"WAVE") + chunks
+
+
+# LoRA ---------------------------------------------------------------------------------------------------------------
+
+
+@kind("lora")
+def lora(case: Case) -> None:
+    config = case.config["dit"]
+    for scheme in case.config["call"]["schemes"]:
+        dit = wan_dit(config, case.weights)
+        pairs = lora_pairs(group(case.inputs, f"lora/{scheme}"))
+        unknown = set(unknown_modules(dit, pairs))
+        known = [pair for pair in pairs if pair.module not in unknown]
+        merge_lora(dit, known, case.config["call"]["alpha"])
+        changed = {
+            f"fused/{scheme}/{key}": value for key, value in dit.state_dict().items() if not value.equal(case.weights[key])
+        }
+        case.equal(f"changed/{scheme}", len(changed), int(case.expected[f"changed/{scheme}"]))
+        for name, weight in changed.items():
+            case.compare(name, weight, rtol=1e-6)
