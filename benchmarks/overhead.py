@@ -1,0 +1,236 @@
+"""What the engine costs: `python -m benchmarks.overhead [--output FILE]`.
+
+Denoises the same window of the tiny model twice: through the engine with its units and hooks, and by a bare loop that
+calls the networks directly. Both do the same work (the results are compared), in turns, after a warm-up. Also: the time
+that recognising a 14B checkpoint takes (a sparse file of its true size), and the peak memory of `omni run`.
+Figures are printed and written as JSON, with the machine and versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omniavatar import __version__
+from omniavatar.checkpoints import Bundle, Registry
+from omniavatar.checkpoints.nearest import expected_shapes
+from omniavatar.engine.engine import Engine, whole_video
+from omniavatar.engine.flow_match import shifted_sigmas
+from omniavatar.engine.plan import build_plan
+from omniavatar.engine.scopes import Job, Request, Window
+from omniavatar.plugins import discover
+from omniavatar.resources import asset
+from omniavatar.units.reference_image import condition
+
+TINY = ("transformer.safetensors", "vae.safetensors", "text_encoder.safetensors", "wav2vec2")
+STEPS = 10
+SCALE = 4.5
+
+
+def tiny_models() -> Bundle:
+    return Bundle.open([str(asset("tiny", name)) for name in TINY], Registry.builtin())
+
+
+class Prepared:
+    """One window of the demo, ready to be denoised again and again."""
+
+    def __init__(self) -> None:
+        models = tiny_models()
+        settings = {"euler": {"steps": STEPS}, "guidance": {"scale": SCALE}}
+        expression = "default-write-video-vae-decode-fixed-frames"
+        plan = build_plan(expression, discover().catalog(), models.settings(), settings)
+        self.engine = Engine(plan, models)
+        self.bare_dit: Any = models.load("dit", dtype=torch.float32)
+        inputs = {"image": asset("demo", "portrait.png"), "audio": asset("demo", "speech.flac"), "prompt": "A talk."}
+        self.request = Request(inputs, seconds=1.92)
+        self.engine.set_up()
+        self.job = Job(self.engine, self.request, plan.parse_inputs(inputs))
+        hooks = self.engine.hooks
+        hooks.begin_job(self.job)
+        self.job.spans = [whole_video(self.job)]
+
+    def window(self) -> Window:
+        """A fresh window: its noise, steps and conditions."""
+        window = self.engine.open_window(self.job, 0, self.job.spans[0], None)
+        self.engine.hooks.begin_window(window)
+        return window
+
+    def by_engine(self, window: Window) -> Tensor:
+        """The engine's inner loop."""
+        hooks = self.engine.hooks
+        for step in window.steps:
+            hooks.before_step(step)
+            step.velocity = hooks.guide(step)
+            window.latents = hooks.advance(step)
+            hooks.after_step(step)
+        return window.latents
+
+    def by_hand(self, window: Window) -> Tensor:
+        """The same work without engine, units and hooks."""
+        dit, adapter = self.bare_dit, self.engine.model("audio_adapter")
+        branches = [
+            (dit.embed_text(window[text]), window[sound])
+            for text, sound in (("prompt_embedding", "audio_residuals"), ("negative_embedding", "audio_silence"))
+        ]
+        y = condition(window.latents, window["image_latent"], window.span.given_latents)
+        latents, entry = window.latents, adapter.entry_blocks
+        sigmas = [*shifted_sigmas(STEPS, 5.0).tolist(), 0.0]
+        grid, rope, frame_index = None, None, None
+        for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+            velocities = []
+            for context, residuals in branches:
+                x, grid = dit.embed_patches(torch.cat([latents, y], dim=1))
+                if rope is None:
+                    rope = dit.rope(grid, latents.device)
+                    frame_index = torch.arange(grid[0]).repeat_interleave(grid[1] * grid[2])
+                t_emb, t_mod = dit.embed_time(torch.full((1,), sigma * 1000, dtype=torch.float64))
+                for index, block in enumerate(dit.blocks):
+                    if index in entry:
+                        x = x + residuals[:, entry.index(index)][:, frame_index]
+                    x = block(x, context, t_mod, rope)
+                velocities.append(dit.unembed(x, t_emb, grid).float())
+            positive, negative = velocities
+            velocity = SCALE * positive + (1 - SCALE) * negative
+            latents = latents + velocity * (following - sigma)
+        return latents
+
+
+def timed(run: Callable[[Window], Tensor], window: Window) -> tuple[float, Tensor]:
+    started = time.perf_counter()
+    result = run(window)
+    return time.perf_counter() - started, result
+
+
+@torch.inference_mode()
+def overhead(rounds: int) -> dict[str, float]:
+    """Median seconds of a step by both ways, and the share that the engine adds (the median of the pairs' ratios)."""
+    prepared = Prepared()
+    pairs = []
+    for index in range(rounds + 2):
+        ways = [prepared.by_engine, prepared.by_hand]
+        first, second = ways if index % 2 else ways[::-1]
+        results = {way.__name__: timed(way, prepared.window()) for way in (first, second)}
+        difference = (results["by_engine"][1] - results["by_hand"][1]).abs().max().item()
+        if difference > 1e-5 * results["by_hand"][1].abs().max().item():
+            raise SystemExit(f"the two ways disagree by {difference}: the comparison means nothing")
+        if index >= 2:
+            pairs.append((results["by_engine"][0], results["by_hand"][0]))
+    engine, hand = (statistics.median(column) / STEPS for column in zip(*pairs, strict=True))
+    return {
+        "engine_ms_per_step": round(engine * 1e3, 3),
+        "bare_ms_per_step": round(hand * 1e3, 3),
+        "overhead_percent": round((statistics.median(a / b for a, b in pairs) - 1) * 100, 2),
+        "rounds": rounds,
+    }
+
+
+class Unchanged(nn.Module):
+    """A block that does nothing."""
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        return x
+
+
+def hooks_alone(calls: int = 200) -> dict[str, float]:
+    """Microseconds of a step in the engine, its hooks and the units' own tensor work, with a network that does nothing."""
+    prepared = Prepared()
+    dit = prepared.engine.model("dit")
+    window = prepared.window()
+    with torch.inference_mode():
+        prepared.by_engine(window)
+        x, grid = dit.embed_patches(torch.cat([window.latents, window["condition"]], dim=1))
+        time_pair = dit.embed_time(torch.zeros(1))
+        output = torch.zeros_like(window.latents)
+        dit.embed_patches = lambda _: (x, grid)
+        dit.embed_time = lambda _: time_pair
+        dit.unembed = lambda *_: output
+        dit.blocks = nn.ModuleList(Unchanged() for _ in dit.blocks)
+        window = prepared.window()
+        started = time.perf_counter()
+        for _ in range(calls // STEPS):
+            prepared.by_engine(window)
+    return {"engine_us_per_step": round((time.perf_counter() - started) / (calls // STEPS) / STEPS * 1e6, 1)}
+
+
+def detection() -> dict[str, float]:
+    """Seconds to recognise a T2V-14B file (28 GB, sparse), with the tables read before."""
+    registry = Registry.builtin()
+    row = next(row for row in registry.rows if row.name == "Wan2.1-T2V-14B")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.safetensors")
+        write_sparse(path, expected_shapes(row))
+        started = time.perf_counter()
+        registry.detect(path)
+        seconds = time.perf_counter() - started
+        size = path.stat().st_size
+    return {"seconds": round(seconds, 4), "file_gb": round(size / 1e9, 2)}
+
+
+def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """A safetensors file of these shapes in float16 whose data is a hole."""
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * int(torch.Size(shape).numel())
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + offset)
+
+
+def run_memory() -> dict[str, Any]:
+    """Peak memory and time of `omni run` with the demo."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "omniavatar", "run", "--json", "--quiet", "-o", f"{folder}/demo.mp4"]
+        started = time.perf_counter()
+        line = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        seconds = time.perf_counter() - started
+    figures = json.loads(line)
+    kept = ("peak_rss_mib", "frames", "windows", "transformer_calls", "load_seconds", "generate_seconds")
+    return {"wall_seconds": round(seconds, 1), **{name: figures[name] for name in kept}}
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "omniavatar": __version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    arguments = parser.parse_args()
+    result = {
+        "machine": machine(),
+        "overhead": {**overhead(arguments.rounds), **hooks_alone()},
+        "detection": detection(),
+        "omni_run": run_memory(),
+    }
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The unit and its network."""
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings
+from omniavatar.hookspecs import hookimpl
+
+BROWN = (1.0, 0.8, 0.6)
+
+
+class Tone(nn.Module):
+    """The colour that grey becomes."""
+
+    def __init__(self):
+        super().__init__()
+        self.colour = nn.Parameter(torch.tensor(BROWN))
+
+
+class Sepia(PipelineUnit):
+    """Old-film colours.
+
+    Changes what is written, not what the next window continues from.
+    """
+
+    name = "sepia"
+    needs = ("frames",)
+    uses = ("output_frames",)
+    provides = ("output_frames",)
+    optional_roles = ("tone",)
+
+    class Settings(UnitSettings):
+        strength: float = Field(1.0, ge=0, le=1, description="0 leaves the colours, 1 replaces them")
+
+    class Inputs(UnitInputs):
+        film: str = Field("plain", description="kind of film: plain or dark")
+
+    @hookimpl
+    def end_window(self, window):
+        frames = window["output_frames" if "output_frames" in window else "frames"]
+        tone = torch.tensor(BROWN)
+        if "tone" in window.engine.models:
+            tone = window.engine.model("tone").colour
+        tone = tone * (0.5 if window.job.inputs(self).film == "dark" else 1.0)
+        grey = frames.mean(dim=1, keepdim=True)
+        window["output_frames"] = torch.lerp(frames, grey * tone.view(1, 3, 1, 1, 1), self.settings.strength)
