@@ -12,12 +12,10 @@ from omniavatar.hookspecs import hookimpl
 if TYPE_CHECKING:
     from omniavatar.engine.unit import PipelineUnit
 
-DEFAULT = (
-    "prompt+reference-image+audio+fixed-frames+guidance+euler+transformer+lora+vae-decode+write-video"
-)
+DEFAULT = "prompt+reference-image+audio+fixed-frames+guidance+euler+transformer+lora+vae-decode+write-video"
+# The rounding of the first OmniAvatar program, for results that agree with it frame by frame.
 ORIGINAL = (
-    "default+reference-image(fit=original)+audio(frame_count=original, segment=0)"
-    "+fixed-frames(full_windows=true)+teacache"
+    "default+reference-image(fit=original)+audio(frame_count=original, segment=0)+fixed-frames(full_windows=true)"
 )
 
 
@@ -30,7 +28,7 @@ def omni_units() -> Sequence[type[PipelineUnit]]:
 
 @hookimpl
 def omni_presets() -> Mapping[str, str]:
-    return {"default": DEFAULT}
+    return {"default": DEFAULT, "original": ORIGINAL}
 
 
 @hookimpl
