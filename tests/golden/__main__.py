@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.golden.cases import case_files, read_case, run_case
+from tests.golden.cases import case_files, run_file
 
 
 def main(arguments: list[str]) -> int:
@@ -15,8 +15,7 @@ def main(arguments: list[str]) -> int:
         return 2
     verdicts: list[str] = []
     for path in case_files(directory):
-        case = read_case(path)
-        verdict = run_case(case)
+        case, verdict = run_file(path)
         verdicts.append(verdict)
         figure = "-" if verdict == "skip" else f"{case.worst:.1e}"
         note = "; ".join(case.failures) if case.failures else ""

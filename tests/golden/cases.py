@@ -49,6 +49,7 @@ class Case:
     records: list[dict[str, Any]] = field(default_factory=list)
     errors: list[tuple[str, float]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    checks: int = 0
 
     @property
     def name(self) -> str:
@@ -69,6 +70,7 @@ class Case:
         """Compare two tensors under one of the two tolerances and record the relative error."""
         if atol is None and rtol is None:
             raise ValueError("state a tolerance")
+        self.checks += 1
         if tuple(actual.shape) != tuple(expected.shape):
             self.failures.append(f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}")
             return
@@ -83,6 +85,7 @@ class Case:
 
     def equal(self, name: str, actual: Any, expected: Any) -> None:
         """Require equality of an integer, a flag, a string or a list of those."""
+        self.checks += 1
         if actual != expected:
             self.failures.append(f"{name}: {actual!r}, expected {expected!r}"[:400])
 
@@ -122,15 +125,19 @@ def case_files(directory: Path) -> Iterator[Path]:
     yield from sorted(path for path in directory.iterdir() if path.suffix in (".safetensors", ".json"))
 
 
-def run_case(case: Case) -> str:
-    """Replay a case; returns "pass", "fail" or "skip" (no runner for its kind)."""
+def run_file(path: Path) -> tuple[Case, str]:
+    """Read and replay a case: the case and "pass", "fail" or "skip" (no runner for its kind)."""
     load_runners()
-    runner = RUNNERS.get(case.kind)
-    if runner is None:
-        return "skip"
+    case = Case(path, kind=path.stem.partition("-")[0])
     try:
+        case = read_case(path)
+        runner = RUNNERS.get(case.kind)
+        if runner is None:
+            return case, "skip"
         with torch.no_grad():
             runner(case)
+        if not case.checks:
+            case.failures.append("the runner checked nothing")
     except Exception as error:  # a crash is one failed case, not the end of the run
         case.failures.append(f"{type(error).__name__}: {error}"[:400])
-    return "fail" if case.failures else "pass"
+    return case, "fail" if case.failures else "pass"

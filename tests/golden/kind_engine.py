@@ -25,7 +25,17 @@ from omniavatar.media.image import fit_image
 from omniavatar.models.lora import lora_pairs, merge_lora, unknown_modules
 from omniavatar.models.wav2vec import AudioEncoder
 from omniavatar.testing import GivenModels
-from omniavatar.units import Audio, Euler, FixedFrames, Guidance, Prompt, ReferenceImage, TeaCache, Transformer, VaeDecode
+from omniavatar.units import (
+    Audio,
+    Euler,
+    FixedFrames,
+    Guidance,
+    Prompt,
+    ReferenceImage,
+    TeaCache,
+    Transformer,
+    VaeDecode,
+)
 from omniavatar.units.audio import framed
 from omniavatar.units.prompt import clean
 from omniavatar.units.teacache import Schedule, decide, relative_changes
@@ -362,7 +372,9 @@ def lora(case: Case) -> None:
         known = [pair for pair in pairs if pair.module not in unknown]
         merge_lora(dit, known, case.config["call"]["alpha"])
         changed = {
-            f"fused/{scheme}/{key}": value for key, value in dit.state_dict().items() if not value.equal(case.weights[key])
+            f"fused/{scheme}/{key}": value
+            for key, value in dit.state_dict().items()
+            if not value.equal(case.weights[key])
         }
         case.equal(f"changed/{scheme}", len(changed), int(case.expected[f"changed/{scheme}"]))
         for name, weight in changed.items():
