@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Prepared:
 
     def __init__(self) -> None:
         models = tiny_models()
-        settings = {"euler": {"steps": STEPS}, "guidance": {"scale": SCALE}}
+        settings: dict[str, dict[str, Any]] = {"euler": {"steps": STEPS}, "guidance": {"scale": SCALE}}
         expression = "default-write-video-vae-decode-fixed-frames"
         plan = build_plan(expression, discover().catalog(), models.settings(), settings)
         self.engine = Engine(plan, models)
@@ -89,7 +90,7 @@ class Prepared:
         latents, entry = window.latents, adapter.entry_blocks
         sigmas = [*shifted_sigmas(STEPS, 5.0).tolist(), 0.0]
         grid, rope, frame_index = None, None, None
-        for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for sigma, following in pairwise(sigmas):
             velocities = []
             for context, residuals in branches:
                 x, grid = dit.embed_patches(torch.cat([latents, y], dim=1))
@@ -145,7 +146,7 @@ class Unchanged(nn.Module):
 
 
 def hooks_alone(calls: int = 200) -> dict[str, float]:
-    """Microseconds of a step in the engine, its hooks and the units' own tensor work, with a network that does nothing."""
+    """Microseconds of a step with a network that does nothing: engine, hooks and the units' own tensor work."""
     prepared = Prepared()
     dit = prepared.engine.model("dit")
     window = prepared.window()

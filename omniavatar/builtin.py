@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from omniavatar.engine.unit import PipelineUnit
 
 DEFAULT = "prompt+reference-image+audio+fixed-frames+guidance+euler+transformer+lora+vae-decode+write-video"
-# The rounding of the first OmniAvatar program, for results that agree with it frame by frame.
+# The rounding and tiles of the first OmniAvatar program, for results that agree with it frame by frame.
 ORIGINAL = (
-    "default+reference-image(fit=original)+audio(frame_count=original, segment=0)+fixed-frames(full_windows=true)"
+    "default+reference-image(fit=original, tiled=true)+audio(frame_count=original, segment=0)"
+    "+fixed-frames(full_windows=true, tiled=true)+vae-decode(tiled=true)"
 )
 
 

@@ -8,11 +8,10 @@ says how often. Kinds of hooks:
 - first result: implementations are asked in plan order until one returns something other than `None`.
 - `@hookimpl(wrapper=True)`: code around all the others, `result = yield`; wrappers nest like an onion in plan order.
 
-`tryfirst=True` and `trylast=True` move an implementation to the front or the end whatever the plan order is.
+`tryfirst=True` and `trylast=True` move an implementation to the front or the end whatever the plan order is; of several
+`trylast` ones the first of the plan comes last.
 Shapes: b batch, c channels, t h w latent frames, rows and columns, f gh gw the token grid, s tokens, d width.
 """
-
-# ruff: noqa: ARG002 - the bodies of hook specifications are empty
 
 from __future__ import annotations
 
@@ -64,7 +63,8 @@ class Pipeline:
     """The points at which a unit takes part in making a video. Order of one video:
 
     setup; begin_job; plan_windows; per window: plan_steps, begin_window; per step: before_step, guide -> predict ->
-    (embed, run_blocks -> before_block/after_block, unembed) per transformer call, advance, after_step; end_window; end_job.
+    (embed, run_blocks -> before_block/after_block, unembed) per transformer call, advance, after_step; end_window;
+    end_job.
     """
 
     @hookspec
@@ -76,7 +76,7 @@ class Pipeline:
 
     @hookspec
     def begin_job(self, job: Job) -> None:
-        """Once per video: compute what is constant for the whole video and store it, `job["prompt_embedding"] = ...`."""
+        """Once per video: compute what is constant for all of it and store it, `job["prompt_embedding"] = ...`."""
 
     @hookspec(firstresult=True)
     def plan_windows(self, job: Job) -> Sequence[Span] | None:
@@ -120,8 +120,8 @@ class Pipeline:
     def embed(self, forward: Forward) -> None:
         """Once per transformer call: from `forward.latents` to tokens and modulation.
 
-        The transformer comes first (`tryfirst`) and sets `x` (b s d), `grid` (f gh gw), `time` (b d) or (b s d), `t_mod`
-        (b 6 d) or (b s 6 d), `rope` (s hd/2 2) and `frame_index` (s), the latent frame of every token, -1 for a token
+        The transformer comes first (`tryfirst`) and sets `x` (b s d), `grid` (f gh gw), `time` (b d) or (b s d),
+        `t_mod` (b 6 d) or (b s 6 d), `rope` (s hd/2 2) and `frame_index` (s), the latent frame of every token, -1 for a token
         that belongs to none. Others then add to `x` (its grid form is `rearrange(x, "b (f h w) d -> b d f h w", ...)`),
         put tokens in front (and extend rope and frame_index), or change `context` (b n d).
         """

@@ -1,4 +1,4 @@
-"""Discovery: the built-in units and everything that installed packages bring through the entry-point group `omniavatar`.
+"""Discovery: the built-in units and what installed packages bring through the entry-point group `omniavatar`.
 
 A package that cannot be imported, or whose hooks fail, is reported in `Plugins.failures` and the rest works.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -68,7 +69,7 @@ class Plugins:
     def add_commands(self, cli: click.Group) -> None:
         """Let every package add its commands."""
         for plugin, add in self._implementations("omni_commands"):
-            self._guarded(plugin, lambda add=add: add(cli=cli))
+            self._guarded(plugin, partial(add, cli=cli))
 
     def describe(self) -> list[Description]:
         """The packages that work, in the order in which they are asked."""

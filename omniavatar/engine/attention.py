@@ -10,7 +10,7 @@ from omniavatar.models.attention import Attention, sdpa
 
 
 class AttentionSlot:
-    """Calls the current strategy on q, k, v (b s heads head_dim). Networks hold the slot, so a unit may change it later."""
+    """Calls the current strategy on q, k, v (b s heads head_dim). Networks hold it, so units may change it later."""
 
     def __init__(self, strategy: Attention = sdpa) -> None:
         self.strategy = strategy

@@ -1,7 +1,7 @@
 """The engine: the skeleton of chunked video denoising. Everything it does happens in the units of its plan.
 
-    engine = Engine(plan, models, device="cuda", dtype=torch.bfloat16)
-    job = engine.generate(Request(inputs={"image": "me.png", "audio": "me.wav", "prompt": "..."}))
+engine = Engine(plan, models, device="cuda", dtype=torch.bfloat16)
+job = engine.generate(Request(inputs={"image": "me.png", "audio": "me.wav", "prompt": "..."}))
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from omniavatar.hookspecs import hookimpl
 class Adapter(Protocol):
     """A LoRA file: what to call it, the alpha written beside it, and its tensors."""
 
-    name: str
-    alpha: float | None
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def alpha(self) -> float | None: ...
 
     def tensors(self) -> Mapping[str, Tensor]: ...
 
@@ -76,6 +79,7 @@ class Engine:
         self.hooks = Hooks(plan.units, [*observers, _OneCallPerBranch()])
         self._networks: dict[str, nn.Module] = {}
         self._is_set_up = False
+        self._set_up_failure: BaseException | None = None
         for unit in plan.units:
             for role in unit.roles:
                 if role not in models:
@@ -99,10 +103,19 @@ class Engine:
         return self._networks[role]
 
     def set_up(self) -> None:
-        """Run the units' `setup`, once; `generate` does it when the caller has not."""
+        """Run the units' `setup`, once; `generate` does it when the caller has not.
+
+        After a failure the models may be changed halfway, so every later call fails in the same way.
+        """
+        if self._set_up_failure is not None:
+            raise self._set_up_failure
         if not self._is_set_up:
             self._is_set_up = True
-            self.hooks.setup(self)
+            try:
+                self.hooks.setup(self)
+            except BaseException as error:
+                self._set_up_failure = error
+                raise
 
     @torch.inference_mode()
     def generate(self, request: Request) -> Job:
@@ -131,6 +144,7 @@ class Engine:
                 window.latents = hooks.advance(step)
                 hooks.after_step(step)
             hooks.end_window(window)
+            window.close()
         hooks.end_job(job)
 
     def forward(self, forward: Forward) -> Tensor:
@@ -141,7 +155,7 @@ class Engine:
         return forward.output
 
     def open_window(self, job: Job, index: int, span: Span, previous: Window | None) -> Window:
-        """A window with its noise and its steps; only the window just before it is kept."""
+        """A window with its noise and its steps; only the values of the window just before it are kept."""
         if previous is not None:
             previous.previous = None
         window = Window(job, index, span, previous)

@@ -38,7 +38,7 @@ def velocity_target(clean: Tensor, noise: Tensor) -> Tensor:
 
 
 def training_weights(sigmas: Tensor) -> Tensor:
-    """The loss weight of every noise level of a training schedule (steps): a bell around the middle, mean 1, minimum 0."""
+    """The loss weights of the noise levels of a training schedule (steps): a bell in the middle, mean 1, minimum 0."""
     steps = len(sigmas)
     bell = torch.exp(-2 * ((sigmas * TIMESTEPS - steps / 2) / steps) ** 2)
     bell = bell - bell.min()

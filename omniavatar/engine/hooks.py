@@ -6,12 +6,12 @@ One `Hooks` belongs to one engine. pluggy calls the last registered first, so th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 from torch import Tensor
 
-from omniavatar.errors import PlanError
+from omniavatar.errors import PlanError, PluginError
 from omniavatar.hookspecs import PROJECT, Pipeline
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from omniavatar.engine.scopes import Branch, Forward, Job, Step, Window
     from omniavatar.engine.unit import PipelineUnit
     from omniavatar.engine.windows import Span
-
-Result = TypeVar("Result")
 
 
 class Hooks:
@@ -30,11 +28,20 @@ class Hooks:
         self.manager = pluggy.PluginManager(PROJECT)
         self.manager.add_hookspecs(Pipeline)
         for unit in reversed(list(units)):
-            self.manager.register(unit, name=unit.name)
+            self._register(unit, name=unit.name)
         for observer in observers:
-            self.manager.register(observer)
-        self.manager.check_pending()
+            self._register(observer)
         self._call = self.manager.hook
+
+    def _register(self, implementations: Any, name: str | None = None) -> None:
+        """Register one unit or observer. Raises PluginError for a hook, or an argument of one, that does not exist."""
+        try:
+            self.manager.register(implementations, name=name)
+            self.manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            reason = " ".join(str(error).split())
+            who = name or type(implementations).__name__
+            raise PluginError(f"'{who}' does not fit the hooks of omniavatar.hookspecs.Pipeline: {reason}") from None
 
     def setup(self, engine: Engine) -> None:
         self._call.setup(engine=engine)
@@ -47,7 +54,10 @@ class Hooks:
         return result
 
     def plan_steps(self, window: Window) -> Sequence[Step]:
-        return _answered("plan_steps", "a sampler such as 'euler'", self._call.plan_steps(window=window))
+        result: Sequence[Step] = _answered(
+            "plan_steps", "a sampler such as 'euler'", self._call.plan_steps(window=window)
+        )
+        return result
 
     def begin_window(self, window: Window) -> None:
         self._call.begin_window(window=window)
@@ -56,16 +66,21 @@ class Hooks:
         self._call.before_step(step=step)
 
     def guide(self, step: Step) -> Tensor:
-        return _answered("guide", "a guidance rule such as 'guidance'", self._call.guide(step=step))
+        result: Tensor = _answered("guide", "a guidance rule such as 'guidance'", self._call.guide(step=step))
+        return result
 
     def predict(self, step: Step, branches: Sequence[Branch]) -> Sequence[Tensor]:
-        return _answered("predict", "", self._call.predict(step=step, branches=branches))
+        result: Sequence[Tensor] = _answered("predict", "", self._call.predict(step=step, branches=branches))
+        return result
 
     def embed(self, forward: Forward) -> None:
         self._call.embed(forward=forward)
 
     def run_blocks(self, forward: Forward) -> Tensor:
-        return _answered("run_blocks", "a network such as 'transformer'", self._call.run_blocks(forward=forward))
+        result: Tensor = _answered(
+            "run_blocks", "a network such as 'transformer'", self._call.run_blocks(forward=forward)
+        )
+        return result
 
     def before_block(self, forward: Forward, index: int) -> None:
         self._call.before_block(forward=forward, index=index)
@@ -77,7 +92,8 @@ class Hooks:
         self._call.unembed(forward=forward)
 
     def advance(self, step: Step) -> Tensor:
-        return _answered("advance", "a sampler such as 'euler'", self._call.advance(step=step))
+        result: Tensor = _answered("advance", "a sampler such as 'euler'", self._call.advance(step=step))
+        return result
 
     def after_step(self, step: Step) -> None:
         self._call.after_step(step=step)
@@ -89,7 +105,7 @@ class Hooks:
         self._call.end_job(job=job)
 
 
-def _answered(hook: str, remedy: str, result: Result | None) -> Result:
+def _answered(hook: str, remedy: str, result: Any) -> Any:
     """The first result of a hook that must have one."""
     if result is None:
         raise PlanError(f"no unit of the plan answers the hook '{hook}'; add {remedy}")

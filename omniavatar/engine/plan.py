@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from omniavatar.engine.unit import PipelineUnit
+from omniavatar.engine.unit import InputKind, PipelineUnit
 from omniavatar.errors import InputError, PlanError, explain, nearest
 from omniavatar.hookspecs import PROJECT
 
@@ -117,8 +117,7 @@ def _apply(
 
 def _read_name(text: str, position: int, catalog: Catalog) -> tuple[str, int]:
     """The longest known name at this position: a hyphen may belong to a name or take a unit out."""
-    while position < len(text) and text[position] == " ":
-        position += 1
+    position = _skip_spaces(text, position)
     match = NAME.match(text, position)
     if match is None:
         raise PlanError(f"plan expression '{text}': a unit or preset is missing at '{text[position:]}'")
@@ -141,7 +140,7 @@ def _read_settings(text: str, position: int) -> tuple[dict[str, Any], int]:
     if position == len(text) or text[position] != "(":
         return {}, position
     depth, items, start = 0, [], position + 1
-    for end in range(position, len(text)):
+    for end in _outside_quotes(text, position):
         depth += (text[end] in "([{") - (text[end] in ")]}")
         if depth == 0 or (depth == 1 and text[end] == ","):
             items.append(text[start:end])
@@ -149,6 +148,18 @@ def _read_settings(text: str, position: int) -> tuple[dict[str, Any], int]:
         if depth == 0:
             return dict(_read_setting(item) for item in items if item.strip()), _skip_spaces(text, end + 1)
     raise PlanError(f"plan expression '{text}': '(' is never closed")
+
+
+def _outside_quotes(text: str, position: int) -> Iterator[int]:
+    """The positions from here on that are not inside a quoted value."""
+    quote = ""
+    for index in range(position, len(text)):
+        if quote:
+            quote = "" if text[index] == quote else quote
+        elif text[index] in "'\"" and text[index - 1] in "=[{:, ":
+            quote = text[index]
+        else:
+            yield index
 
 
 def _read_setting(item: str) -> tuple[str, Any]:
@@ -224,8 +235,9 @@ def check_inputs(units: Iterable[PipelineUnit]) -> None:
     seen: dict[str, tuple[str, Any]] = {}
     for unit in units:
         for name, info in unit.Inputs.model_fields.items():
-            owner, annotation = seen.setdefault(name, (unit.name, info.annotation))
-            if annotation != info.annotation:
+            kind = (info.annotation, [rule for rule in info.metadata if isinstance(rule, InputKind)])
+            owner, first = seen.setdefault(name, (unit.name, kind))
+            if first != kind:
                 raise PlanError(f"units '{owner}' and '{unit.name}' take different kinds of input '{name}'")
 
 
@@ -282,4 +294,3 @@ def claims_hook(unit_class: type[PipelineUnit], hook: str) -> bool:
         (options["specname"] or attribute) == hook and not options["wrapper"] and not options["hookwrapper"]
         for attribute, options in hooks_of(unit_class).items()
     )
-

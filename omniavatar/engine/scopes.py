@@ -50,7 +50,7 @@ class Scope:
 
     def get(self, name: str, default: Default | None = None) -> Any | Default | None:
         """The value, or `default` when no unit has stored it."""
-        return self[name] if name in self else default
+        return self[name] if name in self else default  # noqa: SIM401 - this is the get
 
     def names(self) -> Iterator[str]:
         """All names that can be read here."""
@@ -76,12 +76,16 @@ class Request:
     seconds: float | None = None
     fps: int = 25
 
+    def __post_init__(self) -> None:
+        if (self.height is None) != (self.width is None):
+            raise InputError(f"the size is {self.height}x{self.width}; give both height and width, or neither")
+
 
 class Job(Scope):
     """One video.
 
-    Units set `frames` (length of the video), `height` and `width` (pixels) in `begin_job`; the request wins where it says.
-    `resources` closes whatever a unit opened, however the job ends; `results` is what the caller gets.
+    Units set `frames` (length of the video), `height` and `width` (pixels) in `begin_job`; the request wins where it
+    says. `resources` closes whatever a unit opened, however the job ends; `results` is what the caller gets.
     """
 
     def __init__(self, engine: Engine, request: Request, inputs: Mapping[str, BaseModel]) -> None:
@@ -112,7 +116,7 @@ class Job(Scope):
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         if self.height is None or self.width is None:
-            raise ValueError("no unit has chosen the size of the video")
+            raise InputError("the size of the video is unknown; give one with --size")
         return self.height, self.width
 
 
@@ -149,9 +153,18 @@ class Window(Scope):
         key = (id(network), *(branch.name for branch in branches))
         return self._memories.setdefault(key, Scope(self))
 
+    def close(self) -> None:
+        """Drop what only the steps needed; what units stored in the window stays for the next one.
+
+        Steps, branches and memories point back at the window, and without them it is freed as soon as nobody holds it.
+        """
+        self.steps = ()
+        self._branches.clear()
+        self._memories.clear()
+
 
 class Branch(Scope):
-    """One guidance branch of a window, such as "positive", and the conditions that it drops, such as "text" and "audio".
+    """One guidance branch of a window, such as "positive", and the conditions that it drops, such as "text", "audio".
 
     A unit that brings a condition asks `branch.drops("audio")` and then uses its null form.
     """
@@ -179,7 +192,7 @@ class Step(Scope):
         self.timestep = timestep
         self.sigma = sigma
         self.sigma_next = sigma_next
-        self.network: nn.Module = self.engine.model("dit")
+        self.network: Any = self.engine.model("dit")
         self.velocity: Tensor = torch.empty(0)
 
     @property

@@ -34,7 +34,7 @@ VideoFile = Annotated[Path, AfterValidator(existing_file), InputKind("video")]
 
 
 class UnitSettings(BaseModel):
-    """Base of a unit's settings. Give every field a description (with its unit) and bounds; unknown names are errors."""
+    """Base of a unit's settings. Give every field a description (with its unit) and bounds; other names are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 

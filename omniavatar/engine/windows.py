@@ -1,7 +1,8 @@
 """The arithmetic of long videos: how many frames fit a window, and which frames each window covers.
 
-Frame 0 is the reference picture; frame n >= 1 goes with row n-1 of the audio features. All counts are pixel frames unless
-they say latent. A window has 4k+1 frames (the VAE turns the first into one latent frame and every four more into one).
+Frame 0 is the reference picture; frame n >= 1 goes with row n-1 of the audio features. All counts are pixel frames
+unless they say latent. A window has 4k+1 frames (the VAE turns the first into one latent frame and every four more into
+one).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ TEMPORAL_FACTOR = 4
 
 @dataclass(frozen=True)
 class Span:
-    """The frames [start, stop) of one window; the first `given` of them are fixed; [keep_start, keep_stop) enter the video.
+    """The frames [start, stop) of a window; the first `given` are fixed; [keep_start, keep_stop) enter the video.
 
     All bounds count from the beginning of the video.
     """
@@ -47,7 +48,7 @@ class Span:
 
 
 def latent_frames(frames: int) -> int:
-    """Latent frames that hold `frames` pixel frames: 1 for the first and 1 for every (begun) four more."""
+    """Latent frames of 4k+1 pixel frames: 1 for the first and 1 for every four more; none for 0."""
     return (frames + TEMPORAL_FACTOR - 1) // TEMPORAL_FACTOR
 
 
@@ -72,11 +73,13 @@ def audio_rows(samples: int, sample_rate: int, fps: int, *, float_ceil: bool = F
     return -(-samples * fps // sample_rate)
 
 
-def plan_spans(video_frames: int, window_frames: int, overlap: int, *, first_given: int = 1, full: bool = False) -> list[Span]:
+def plan_spans(
+    video_frames: int, window_frames: int, overlap: int, *, first_given: int = 1, full: bool = False
+) -> list[Span]:
     """Cover `video_frames` frames by windows of `window_frames`, each sharing `overlap` frames with the one before.
 
     first_given: given frames of the first window (1 with a reference picture, 0 without).
-    full: let the last window keep its full length, as the original program does, instead of stopping where the video ends.
+    full: let the last window keep its full length, as the original program does, instead of stopping with the video.
     """
     check_windows(window_frames, overlap)
     advance = window_frames - overlap
@@ -93,12 +96,14 @@ def plan_spans(video_frames: int, window_frames: int, overlap: int, *, first_giv
 
 def check_windows(window_frames: int, overlap: int) -> None:
     """Refuse window lengths and overlaps that the VAE or the arithmetic cannot serve."""
+    if window_frames <= overlap:
+        raise PlanError(
+            f"a window of {max(0, window_frames)} frames is not longer than its overlap of {overlap}; "
+            "raise fixed-frames.max_tokens, make the picture smaller or lower fixed-frames.overlap"
+        )
     for name, value in (("window length", window_frames), ("overlap", overlap)):
         if value < 1 or value % TEMPORAL_FACTOR != 1:
             near = max(1, value - (value - 1) % TEMPORAL_FACTOR)
-            raise PlanError(f"{name} of {value} frames is not 4n+1; the nearest are {near} and {near + TEMPORAL_FACTOR}")
-    if window_frames <= overlap:
-        raise PlanError(
-            f"a window of {window_frames} frames is not longer than its overlap of {overlap}; "
-            "raise fixed-frames.max_tokens, make the picture smaller or lower fixed-frames.overlap"
-        )
+            raise PlanError(
+                f"{name} of {value} frames is not 4n+1; the nearest are {near} and {near + TEMPORAL_FACTOR}"
+            )

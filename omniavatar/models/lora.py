@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685): W + scale B A, read from any of the usual key names and merged into a network."""
+"""LoRA (Hu et al. 2021, arXiv:2106.09685): W + scale B A, read under any of the usual names and merged into a network."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-PAIR = re.compile(
-    r"^(?:diffusion_model\.)?(?P<module>.+)\.lora_(?P<part>A|B|down|up)(?:\.(?!weight$)[^.]+)?\.weight$"
-)
+PAIR = re.compile(r"^(?:diffusion_model\.)?(?P<module>.+)\.lora_(?P<part>A|B|down|up)(?:\.(?!weight$)[^.]+)?\.weight$")
 DOWN = ("A", "down")
 
 
@@ -32,9 +30,9 @@ class LoraPair:
 def lora_pairs(state: Mapping[str, Tensor], alpha: float | None = None) -> list[LoraPair]:
     """The pairs of a LoRA file, sorted by layer.
 
-    The scale of a pair is alpha / rank, with alpha from the tensor `<module>.alpha` beside it, else from `alpha`, else rank.
-    Keys: `lora_A`/`lora_B` or `lora_down`/`lora_up`, with or without an adapter's name before `.weight`, with or without
-    `diffusion_model.` in front. Raises ValueError for half a pair.
+    The scale of a pair is alpha / rank, with alpha from the tensor `<module>.alpha` beside it, else from `alpha`, else
+    rank. Keys: `lora_A`/`lora_B` or `lora_down`/`lora_up`, with or without an adapter's name before `.weight`, with or
+    without `diffusion_model.` in front. Raises ValueError for half a pair.
     """
     halves: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
@@ -67,10 +65,14 @@ def merge_lora(network: nn.Module, pairs: Iterable[LoraPair], scale: float = 1.0
     Raises ValueError, with nothing changed, if a pair does not fit its layer.
     """
     pairs = list(pairs)
-    weights = [network.get_submodule(pair.module).weight for pair in pairs]
+    weights = [network.get_parameter(f"{pair.module}.weight") for pair in pairs]
     for pair, weight in zip(pairs, weights, strict=True):
         shape = (pair.up.shape[0], pair.down.shape[1])
-        if pair.down.shape[0] != pair.up.shape[1] or tuple(weight.shape[:2]) != shape or weight.numel() != shape[0] * shape[1]:
+        if (
+            pair.down.shape[0] != pair.up.shape[1]
+            or tuple(weight.shape[:2]) != shape
+            or weight.numel() != shape[0] * shape[1]
+        ):
             raise ValueError(f"the LoRA of '{pair.module}' makes {shape}, the layer has {tuple(weight.shape)}")
     for pair, weight in zip(pairs, weights, strict=True):
         device = weight.device

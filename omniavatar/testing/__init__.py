@@ -1,5 +1,6 @@
 """Helpers for tests of units and plugins."""
 
+from omniavatar.testing.fakes import FakeAudioAdapter, FakeAudioEncoder, FakeDiT, FakeVAE
 from omniavatar.testing.models import GivenModels
 
-__all__ = ["GivenModels"]
+__all__ = ["FakeAudioAdapter", "FakeAudioEncoder", "FakeDiT", "FakeVAE", "GivenModels"]

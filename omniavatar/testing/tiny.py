@@ -2,8 +2,8 @@
 
     python -m omniavatar.testing.tiny FOLDER
 
-writes a set with random weights from a fixed seed. The packaged one, which `omni run` uses when no model is named, lies in
-`omniavatar/assets/tiny`.
+writes a set with random weights from a fixed seed. The packaged one, which `omni run` uses when no model is named, lies
+in `omniavatar/assets/tiny`. `write_original` writes the same networks in the layout of the published OmniAvatar.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ DIT: dict[str, Any] = {
     "num_heads": 2,
     "num_layers": 6,
 }
+BASE_IN_DIM = 16
+"""Input channels of the text-to-video model that the real one was trained from."""
+
 VAE: dict[str, Any] = {
     "dim": 8,
     "z_dim": 16,
@@ -85,6 +88,45 @@ def write_tiny(folder: Path, *, seed: int = SEED) -> None:
     save(folder / "text_encoder.safetensors", weights(UMT5Encoder(**TEXT)))
     write_tokenizer(folder / "tokenizer")
     write_wav2vec(folder / "wav2vec2")
+
+
+def write_original(folder: Path, *, seed: int = SEED, rank: int = 4) -> None:
+    """Write a set as it is published: `folder` stands for `pretrained_models/`, the file names are the real ones.
+
+    Wan2.1-T2V-tiny: text-to-video transformer in shards, text encoder and VAE pickled, tokenizer folder.
+    OmniAvatar-tiny: what was trained on top of it, pickled, and config.json. wav2vec2-tiny: a Hugging Face folder.
+    """
+    torch.manual_seed(seed)
+    base, trained = folder / "Wan2.1-T2V-tiny", folder / "OmniAvatar-tiny"
+    base.mkdir(parents=True, exist_ok=True)
+    trained.mkdir(parents=True, exist_ok=True)
+    transformer = WanDiT(**{**DIT, "in_dim": BASE_IN_DIM})
+    write_shards(base, weights(transformer), count=3)
+    torch.save(weights(UMT5Encoder(**TEXT)), base / "models_t5_umt5-xxl-enc-bf16.pth")
+    torch.save(weights(WanVAE(**VAE)), base / "Wan2.1_VAE.pth")
+    write_tokenizer(base / "tokenizer")
+    torch.save(delta(transformer, rank), trained / "pytorch_model.pt")
+    settings = {"train_architecture": "lora", "lora_rank": rank, "lora_alpha": rank // 2, "random_prefix_frames": True}
+    (trained / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    write_wav2vec(folder / "wav2vec2-tiny")
+
+
+def write_shards(folder: Path, tensors: dict[str, Tensor], count: int) -> None:
+    """Deal tensors out to the numbered files of one checkpoint."""
+    names = sorted(tensors)
+    for number in range(count):
+        path = folder / f"diffusion_pytorch_model-{number + 1:05}-of-{count:05}.safetensors"
+        save(path, {name: tensors[name] for name in names[number::count]})
+
+
+def delta(base: WanDiT, rank: int) -> dict[str, Tensor]:
+    """A LoRA for each linear layer of the blocks, a patch embedding for the condition channels, the audio layers."""
+    tensors = {f"patch_embedding.{name}": value for name, value in weights(WanDiT(**DIT).patch_embedding).items()}
+    for name, module in base.blocks.named_modules(prefix="blocks"):
+        if isinstance(module, nn.Linear):
+            tensors[f"{name}.lora_A.default.weight"] = torch.randn(rank, module.in_features) / module.in_features**0.5
+            tensors[f"{name}.lora_B.default.weight"] = torch.randn(module.out_features, rank) / 100
+    return tensors | weights(AudioAdapter(**ADAPTER))
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:

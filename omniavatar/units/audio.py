@@ -16,7 +16,6 @@ from omniavatar.engine.windows import audio_rows
 from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.audio import load_waveform
-from omniavatar.models.wav2vec import normalize
 
 SAMPLE_RATE = 16000
 
@@ -29,7 +28,7 @@ class Audio(PipelineUnit):
     """
 
     name = "audio"
-    provides = ("audio_track", "audio_delay", "audio_residuals")
+    provides = ("audio_track", "audio_delay", "audio_residuals", "audio_silence")
     roles = ("audio_encoder", "audio_adapter")
 
     class Settings(UnitSettings):
@@ -102,8 +101,8 @@ class AudioTrack:
     """The features of a whole sound, one row per video frame, encoded when they are asked for.
 
     wave: the sound at 16 kHz (n,), silence in front included. encoder: `omniavatar.models.wav2vec.AudioEncoder`.
-    segment: a longer track is encoded in pieces of this many seconds, each with MARGIN seconds of sound on both sides, so
-    that memory does not grow with the length; 0 encodes any length in one pass.
+    segment: a longer track is encoded in pieces of this many seconds, each with MARGIN seconds of sound on both sides,
+    so that memory does not grow with the length; 0 encodes any length in one pass.
     """
 
     MARGIN = 4.0
@@ -111,11 +110,13 @@ class AudioTrack:
     def __init__(self, wave: np.ndarray, fps: int, encoder: Any, segment: float) -> None:
         if len(wave) == 0:
             raise InputError("the sound has no samples; give one that lasts at least one frame")
+        from omniavatar.models.wav2vec import normalize  # imports transformers, which takes seconds
+
         self.wave = normalize(torch.from_numpy(wave))
         self.fps = fps
         self.encoder = encoder
         self.segment_rows = round(segment * fps)
-        self._piece: tuple[int, Tensor] | None = None
+        self._pieces: dict[int, Tensor] = {}
 
     def rows(self, start: int, stop: int, total: int) -> Tensor:
         """Rows [start, stop) of `total` (stop-start, feature_dim), float32; row -1, in front of the sound, is zero."""
@@ -132,17 +133,19 @@ class AudioTrack:
 
     @property
     def _device(self) -> torch.device:
-        return next(self.encoder.parameters()).device
+        device: torch.device = next(self.encoder.parameters()).device
+        return device
 
     def _encoded(self, index: int, size: int, total: int) -> Tensor:
-        """Piece `index` of `size` rows; the last one is kept, since windows ask in order."""
-        if self._piece is None or self._piece[0] != index:
+        """Piece `index` of `size` rows; it and the one before are kept, since windows ask in order and overlap."""
+        if index not in self._pieces:
             margin = round(self.MARGIN * self.fps)
             begin, end = index * size, min((index + 1) * size, total)
             first, last = max(0, begin - margin), min(end + margin, total)
             features = self.encoder(self._samples(first, last), last - first)[0]
-            self._piece = index, features[begin - first : end - first].clone()
-        return self._piece[1]
+            self._pieces = {key: piece for key, piece in self._pieces.items() if key == index - 1}
+            self._pieces[index] = features[begin - first : end - first].clone()
+        return self._pieces[index]
 
     def _samples(self, first: int, last: int) -> Tensor:
         """The sound of rows [first, last) (1 n), zeros after its end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from pydantic import Field
 from torch import Tensor
@@ -29,7 +30,7 @@ class Euler(PipelineUnit):
         sigmas = [*shifted_sigmas(self.settings.steps, self.settings.shift).tolist(), 0.0]
         return [
             Step(window, index, sigma * TIMESTEPS, sigma, following)
-            for index, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True))
+            for index, (sigma, following) in enumerate(pairwise(sigmas))
         ]
 
     @hookimpl

@@ -11,10 +11,11 @@ from omniavatar.engine.scopes import Job, Step, Window
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.engine.windows import TEMPORAL_FACTOR, Span, frames_for_budget, plan_spans
 from omniavatar.hookspecs import hookimpl
+from omniavatar.models.tiling import ENCODE_TILING
 
 
 class FixedFrames(PipelineUnit):
-    """Long video: overlapping windows, each starting from the last frames of the one before, held fixed while denoising.
+    """Long video: overlapping windows, each starting from the last frames of the one before, held fixed in denoising.
 
     The first window starts from the reference image, if there is one.
     """
@@ -32,6 +33,8 @@ class FixedFrames(PipelineUnit):
         full_windows: bool = Field(
             False, description="denoise the last window in full length, as the first OmniAvatar program does"
         )
+
+        tiled: bool = Field(False, description="encode in overlapping tiles: less memory, twice the work")
 
         @field_validator("overlap", "window_frames")
         @classmethod
@@ -57,8 +60,9 @@ class FixedFrames(PipelineUnit):
             window["given_latents"] = window.get("image_latent")
         else:
             frames = window.previous["frames"][:, :, -given:] * 2 - 1
-            vae = window.engine.model("vae")
-            window["given_latents"] = vae.encode(frames.to(window.engine.device, window.engine.dtype)).float()
+            vae, tiling = window.engine.model("vae"), ENCODE_TILING if self.settings.tiled else None
+            latents: Tensor = vae.encode(frames.to(window.engine.device, window.engine.dtype), tiling=tiling)
+            window["given_latents"] = latents.float()
 
     @hookimpl
     def before_step(self, step: Step) -> None:

@@ -17,8 +17,8 @@ from omniavatar.hookspecs import hookimpl
 class Guidance(PipelineUnit):
     """Guidance: how strongly the video follows text and sound, away from the negative prompt and silence.
 
-    v = n + scale (a - n) + audio_scale (p - a), with p all conditions, a no sound, n neither. Only the calls that count are
-    made: one at scale 1, two when one scale holds for both, three when each has its own.
+    v = n + scale (a - n) + audio_scale (p - a), with p all conditions, a no sound, n neither. Only the calls that count
+    are made: one at scale 1, two when one scale holds for both, three when each has its own.
     """
 
     name = "guidance"

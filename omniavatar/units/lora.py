@@ -35,7 +35,9 @@ class Lora(PipelineUnit):
                 network = engine.model("dit")
                 unknown = unknown_modules(network, pairs)
                 if unknown:
-                    raise ValueError(f"{len(unknown)} of its {len(pairs)} layers are not in the transformer, such as '{unknown[0]}'")
+                    raise ValueError(
+                        f"{len(unknown)} of its {len(pairs)} layers are not in the transformer, such as '{unknown[0]}'"
+                    )
                 merge_lora(network, pairs, self.settings.scale)
             except ValueError as error:
                 raise CheckpointError(f"LoRA {adapter.name}: {error}") from None

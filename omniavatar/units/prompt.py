@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import ftfy
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -37,7 +36,8 @@ class Prompt(PipelineUnit):
         negative: str = Field(NEGATIVE_PROMPT, description="what guidance steers away from")
         length: int = Field(512, ge=8, le=512, description="tokens that the text is padded or cut to")
         tokenizer: Path = Field(
-            Path("google/umt5-xxl"), description="tokenizer folder; a relative path starts beside the text encoder's file"
+            Path("google/umt5-xxl"),
+            description="tokenizer folder; a relative path starts beside the text encoder's file",
         )
 
     class Inputs(UnitInputs):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
 from omniavatar.engine.scopes import Job, Window
 from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
+from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.image import choose_size, fit_image, load_image
+from omniavatar.models.tiling import ENCODE_TILING
 
 MULTIPLE = 16
 
@@ -29,17 +32,21 @@ class ReferenceImage(PipelineUnit):
 
     class Settings(UnitSettings):
         sizes: tuple[tuple[int, int], ...] = Field(
-            ((400, 720), (720, 720), (720, 400)), min_length=1, description="sizes to choose from, [height, width] in pixels"
+            ((400, 720), (720, 720), (720, 400)),
+            min_length=1,
+            description="sizes to choose from, [height, width] in pixels",
         )
         fit: Literal["cover", "original"] = Field(
             "cover", description="'original' rounds as the first OmniAvatar program did, which can leave one black line"
         )
 
+        tiled: bool = Field(False, description="encode in overlapping tiles: less memory, twice the work")
+
         @field_validator("sizes")
         @classmethod
         def _usable(cls, sizes: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
             for size in sizes:
-                if any(side < MULTIPLE or side % MULTIPLE for side in size):
+                if not is_usable(size):
                     raise ValueError(f"{list(size)} is not made of positive multiples of {MULTIPLE}")
             return sizes
 
@@ -51,22 +58,39 @@ class ReferenceImage(PipelineUnit):
     @hookimpl
     def begin_job(self, job: Job) -> None:
         path = job.inputs(self).image
-        picture = load_image(path) if path is not None else None
+        picture = None if path is None else load_image(path)
         if job.height is None or job.width is None:
-            job.height, job.width = (
-                choose_size(*picture.shape[:2], self.settings.sizes) if picture is not None else self.settings.sizes[0]
-            )
+            job.height, job.width = self._size_for(picture)
+        if not is_usable(job.size):
+            height, width = job.size
+            raise InputError(f"the size {height}x{width} is not made of positive multiples of {MULTIPLE}")
+        job["image_latent"] = None if picture is None else self._encode(job, picture)
+
+    def _size_for(self, picture: np.ndarray | None) -> tuple[int, int]:
+        """The size of the table that suits a picture (h w 3); the first one without a picture."""
         if picture is None:
-            job["image_latent"] = None
-            return
-        fitted = fit_image(picture, job.size, original_rounding=self.settings.fit == "original")
+            return self.settings.sizes[0]
+        height, width = picture.shape[:2]
+        return choose_size(height, width, self.settings.sizes)
+
+    def _encode(self, job: Job, picture: np.ndarray) -> Tensor:
+        """The latent (1 c 1 h w) of a picture (h w 3), fitted to the video's size."""
         engine = job.engine
-        video = fitted.unsqueeze(2).to(engine.device, engine.dtype)
-        job["image_latent"] = engine.model("vae").encode(video).float()
+        fitted = fit_image(picture, job.size, original_rounding=self.settings.fit == "original")
+        tiling = ENCODE_TILING if self.settings.tiled else None
+        latent: Tensor = engine.model("vae").encode(
+            fitted.unsqueeze(2).to(engine.device, engine.dtype), tiling=tiling
+        )
+        return latent.float()
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
         window["condition"] = condition(window.latents, window["image_latent"], window.span.given_latents)
+
+
+def is_usable(size: tuple[int, int]) -> bool:
+    """Whether VAE and patches divide both sides without a rest."""
+    return all(side >= MULTIPLE and side % MULTIPLE == 0 for side in size)
 
 
 def condition(latents: Tensor, image_latent: Tensor | None, given: int) -> Tensor:

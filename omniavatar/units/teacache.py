@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from omniavatar.engine.scopes import Forward, Window
+from omniavatar.engine.scopes import Forward, Step, Window
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.hookspecs import hookimpl
 
@@ -26,30 +27,34 @@ class Schedule:
 class TeaCache(PipelineUnit):
     """Cache: reuse what the blocks added in an earlier step while the modulation by time changes little.
 
-    The change between calls, mapped by the checkpoint's polynomial, is summed up; a step is computed when the sum reaches
-    the threshold, and the first and last always are. It depends on the timesteps alone, so the whole schedule is known
-    before the first step and is the same for all branches.
+    The change between calls, mapped by the checkpoint's polynomial, is summed up; a step is computed when the sum
+    reaches the threshold, and the first and last always are. It depends on the timesteps alone, so the whole schedule
+    is known before the first step and is the same for all branches.
     """
 
     name = "teacache"
 
     class Settings(UnitSettings):
-        threshold: float = Field(0.14, gt=0, le=10, description="sum of changes that forces a computed step; more is faster")
+        threshold: float = Field(
+            0.14, gt=0, le=10, description="sum of changes that forces a computed step; more is faster"
+        )
         coefficients: tuple[float, ...] = Field(
-            (1.0, 0.0), min_length=1, description="polynomial of the checkpoint, highest power first; default: the change itself"
+            (1.0, 0.0),
+            min_length=1,
+            description="polynomial of the checkpoint, highest power first; default: the change itself",
         )
         clamp: bool = Field(True, description="count a negative polynomial as 0, unlike the first programs")
 
     settings: Settings
 
     @hookimpl(wrapper=True, specname="run_blocks")
-    def remember(self, forward: Forward) -> Iterator[None]:
+    def remember(self, forward: Forward) -> Generator[None, Tensor, Tensor]:
         """Keep what the blocks added, whenever they ran."""
         before = forward.x
-        result: Tensor = yield
+        result = yield
         if not self._reuses(forward):
             forward.memory["teacache.residual"] = result - before
-        return result  # noqa: B901 - pluggy wrappers return through the generator
+        return result
 
     @hookimpl
     def run_blocks(self, forward: Forward) -> Tensor | None:
@@ -64,18 +69,21 @@ class TeaCache(PipelineUnit):
 
     def schedule(self, window: Window) -> Schedule:
         """Which steps of the window reuse the residual."""
-        modulations = [step.network.embed_time(_timestep(window, step.timestep))[1].float() for step in window.steps]
-        return decide(relative_changes(modulations), self.settings)
+        return decide(relative_changes([modulation(step) for step in window.steps]), self.settings)
 
 
-def _timestep(window: Window, timestep: float) -> Tensor:
-    return torch.tensor([timestep], dtype=torch.float64, device=window.engine.device)
+def modulation(step: Step) -> Tensor:
+    """What the network's blocks are told about the time of a step (1 6 d), float32."""
+    timestep = torch.tensor([step.timestep], dtype=torch.float64, device=step.engine.device)
+    _, t_mod = step.network.embed_time(timestep)
+    modulated: Tensor = t_mod.float()
+    return modulated
 
 
 def relative_changes(modulations: Sequence[Tensor]) -> list[float]:
     """mean|E_i - E_(i-1)| / mean|E_(i-1)| for every step, 0 for the first; one transfer from the device."""
     changes = [torch.zeros((), device=modulations[0].device)]
-    for before, now in zip(modulations[:-1], modulations[1:], strict=True):
+    for before, now in pairwise(modulations):
         changes.append((now - before).abs().mean() / before.abs().mean())
     result: list[float] = torch.stack(changes).double().tolist()
     return result

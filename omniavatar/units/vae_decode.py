@@ -19,7 +19,9 @@ class VaeDecode(PipelineUnit):
 
     class Settings(UnitSettings):
         tiled: bool = Field(False, description="decode in overlapping tiles: less memory, two to three times the work")
-        latents_per_pass: int = Field(4, ge=1, description="latent frames decoded at once; more is faster and takes memory")
+        latents_per_pass: int = Field(
+            4, ge=1, description="latent frames decoded at once; more is faster and takes memory"
+        )
 
     settings: Settings
 

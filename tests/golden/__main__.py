@@ -1,4 +1,4 @@
-"""`python -m tests.golden DIRECTORY`: one line a case (kind, name, worst relative error, verdict); exit 1 on failure."""
+"""`python -m tests.golden DIRECTORY`: a line a case (kind, name, worst relative error, verdict); exit 1 on failure."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Golden kinds of the engine and its units: schedule, windows, prompt clean-up, caches, denoising, the whole program."""
+"""Golden kinds of the engine and its units: schedule, windows, prompt, caches, denoising, the whole program."""
 
 from __future__ import annotations
 
+import math
 import struct
 import tempfile
 from dataclasses import astuple
@@ -176,7 +177,7 @@ def compare_schedule(case: Case, prefix: str, schedule: Any, expected: dict[str,
 
 def float_or_none(value: Any) -> float | None:
     number = None if value is None else float(value)
-    return None if number is None or number != number else number
+    return None if number is None or math.isnan(number) else number
 
 
 # Denoising ----------------------------------------------------------------------------------------------------------
@@ -303,13 +304,14 @@ def whole_program(case: Case) -> None:
     units = [
         given,
         GivenPrompt(),
-        ReferenceImage(sizes=call["sizes"], fit="original"),
+        ReferenceImage(sizes=call["sizes"], fit="original", tiled=call["tiled"]),
         Audio(silence=0, frame_count="original", segment=0),
         FixedFrames(
             overlap=call["overlap_frame"] if call["random_prefix_frames"] else 1,
             max_tokens=64,
             window_frames=frames_for_budget(call["max_tokens"], *case.config["derived"]["selected"]),
             full_windows=True,
+            tiled=call["tiled"],
         ),
         *denoising_units(call),
         VaeDecode(tiled=call["tiled"]),
@@ -353,7 +355,7 @@ def compare_window(case: Case, window: Window, total: int) -> None:
 
 def wav_float32(wave: Any) -> bytes:
     """A mono 16 kHz WAV file of 32-bit floats."""
-    data = wave.astype("<f4").tobytes()
+    data: bytes = wave.astype("<f4").tobytes()
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, 16000, 64000, 4, 32)
     chunks = form + struct.pack("<4sI", b"data", len(data)) + data
     return struct.pack("<4sI4s", b"RIFF", 4 + len(chunks), b"WAVE") + chunks

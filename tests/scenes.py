@@ -1,0 +1,104 @@
+"""Small videos for tests: what stands in for inputs, and engines over fake networks or the tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omniavatar.checkpoints import Bundle
+from omniavatar.engine.engine import Engine
+from omniavatar.engine.plan import Catalog, Plan, build_plan
+from omniavatar.engine.scopes import Branch, Forward, Job, Request, Window
+from omniavatar.engine.unit import PipelineUnit
+from omniavatar.hookspecs import hookimpl
+from omniavatar.testing import FakeAudioAdapter, FakeAudioEncoder, FakeDiT, FakeVAE, GivenModels
+from omniavatar.units import Euler, FixedFrames, Guidance, Transformer, VaeDecode
+
+SIZE = 16
+TINY_SETTINGS: dict[str, dict[str, Any]] = {
+    "reference-image": {"sizes": [[32, 32]]},
+    "fixed-frames": {"window_frames": 9, "overlap": 5},
+    "euler": {"steps": 2},
+}
+
+
+class Scene(PipelineUnit):
+    """Gives a video its length and its text, and keeps the windows to look at.
+
+    `texts` are the contexts of a branch with text and of one without; a branch named in `by_branch` has its own.
+    """
+
+    name = "scene"
+
+    def __init__(self, frames: int | None = None, texts: tuple[float, float] = (1.0, -1.0), **by_branch: float) -> None:
+        super().__init__()
+        self.frames = frames
+        self.texts = texts
+        self.by_branch = by_branch
+        self.windows: list[Window] = []
+
+    @hookimpl
+    def begin_job(self, job: Job) -> None:
+        if self.frames is not None:
+            job.frames = self.frames
+
+    @hookimpl
+    def begin_window(self, window: Window) -> None:
+        self.windows.append(window)
+
+    @hookimpl
+    def embed(self, forward: Forward) -> None:
+        forward.context = forward.stacked(self.context).to(forward.x.dtype)
+
+    def context(self, branch: Branch) -> Tensor:
+        """(1 1 1)."""
+        value = self.by_branch.get(branch.name.replace("-", "_"), self.texts[branch.drops("text")])
+        return torch.full((1, 1, 1), value)
+
+
+def fake_models(**networks: Any) -> GivenModels:
+    """Fake networks for all roles but the text encoder."""
+    fakes: dict[str, Any] = {
+        "dit": FakeDiT,
+        "vae": FakeVAE,
+        "audio_encoder": FakeAudioEncoder,
+        "audio_adapter": FakeAudioAdapter,
+    }
+    return GivenModels(**{**{role: fake() for role, fake in fakes.items() if role not in networks}, **networks})
+
+
+def denoising_units(steps: int = 2, scale: float = 1.0) -> list[PipelineUnit]:
+    """Windows of 9 frames that share 5, guidance, sampler, transformer and decoder."""
+    return [
+        FixedFrames(window_frames=9, overlap=5),
+        Guidance(scale=scale),
+        Euler(steps=steps),
+        Transformer(),
+        VaeDecode(),
+    ]
+
+
+def fake_engine(units: Iterable[PipelineUnit], *, models: GivenModels | None = None, **options: Any) -> Engine:
+    """An engine over fake networks."""
+    return Engine(Plan(tuple(units)), models or fake_models(), **options)
+
+
+def request(seconds: float | None = None, **changes: Any) -> Request:
+    """A request for a small video."""
+    return Request(**{"inputs": {}, "height": SIZE, "width": SIZE, "seconds": seconds, **changes})
+
+
+def tiny_engine(
+    models: Bundle, catalog: Catalog, expression: str, *, observers: Iterable[Any] = (), **settings: Any
+) -> Engine:
+    """An engine over the tiny model: 32x32 pixels, windows of 9 frames, 2 steps, unless `settings` say otherwise."""
+    plan = build_plan(expression, catalog, models.settings(), TINY_SETTINGS, settings)
+    return Engine(plan, models, observers=observers)
+
+
+def video_of(scene: Scene) -> Tensor:
+    """All kept frames of a job's windows (1 3 t h w)."""
+    return torch.cat([window["frames"][:, :, window.span.keep] for window in scene.windows], dim=2)

@@ -1,0 +1,49 @@
+"""The contract itself: documented, typed, of the right kind."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+
+from omniavatar.hookspecs import PROJECT, Discovery, Pipeline
+
+SPECS = [
+    (group.__name__, name, spec)
+    for group in (Discovery, Pipeline)
+    for name, spec in vars(group).items()
+    if hasattr(spec, f"{PROJECT}_spec")
+]
+FIRST_RESULT = {"plan_windows", "plan_steps", "guide", "predict", "run_blocks", "advance"}
+
+
+@pytest.mark.parametrize(("group", "name", "spec"), SPECS, ids=[name for _, name, _ in SPECS])
+def test_every_hook_is_documented_and_typed(group: str, name: str, spec: Any) -> None:
+    assert inspect.getdoc(spec), f"{name} has no docstring"
+    signature = inspect.signature(spec)
+    assert signature.return_annotation is not inspect.Signature.empty
+    _, *parameters = signature.parameters.values()
+    assert all(parameter.annotation is not inspect.Parameter.empty for parameter in parameters)
+    assert all(parameter.default is inspect.Parameter.empty for parameter in parameters), "pluggy passes no defaults"
+
+
+def test_nothing_public_is_unmarked() -> None:
+    marked = {(group, name) for group, name, _ in SPECS}
+    for group in (Discovery, Pipeline):
+        assert {(group.__name__, name) for name in vars(group) if not name.startswith("_")} <= marked
+
+
+def test_discovery_hooks_carry_the_prefix_and_pipeline_hooks_do_not() -> None:
+    for group, name, _ in SPECS:
+        assert name.startswith("omni_") == (group == "Discovery")
+
+
+def test_only_hooks_with_one_answer_are_first_result() -> None:
+    options = {name: getattr(spec, f"{PROJECT}_spec") for _, name, spec in SPECS}
+    assert {name for name, option in options.items() if option["firstresult"]} == FIRST_RESULT
+
+
+def test_the_order_of_a_video_is_told_completely() -> None:
+    overview = inspect.getdoc(Pipeline) or ""
+    assert [name for group, name, _ in SPECS if group == "Pipeline" and name not in overview] == []

@@ -1,0 +1,100 @@
+"""Who may import whom (docs/architecture.md), read from the source without running it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import omniavatar
+
+ROOT = Path(omniavatar.__file__).parent
+# Each part of the package and the parts it may import, itself always included; the rest of the package is at the top.
+ALLOWED = {
+    "errors": set(),
+    "models": {"errors"},
+    "checkpoints": {"errors", "resources"},
+    "media": {"errors"},
+    "distributed": {"errors", "models"},
+    "hookspecs": set(),
+    "engine": {"errors", "hookspecs", "models", "distributed"},
+    "units": {"errors", "hookspecs", "models", "media", "distributed", "engine"},
+}
+# Folders that may import everything.
+FREE = {"cli", "testing", "training"}
+# Imports for type checkers only, which say what a hook receives and cost nothing.
+TYPES_ONLY = {"hookspecs": {"engine"}}
+
+
+def parts(path: Path) -> str:
+    """The part of the package that a file belongs to."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST, *, types: bool) -> Iterator[str]:
+    """The names of all imported modules, those in functions included; `types`: those under TYPE_CHECKING instead."""
+    guarded = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if (id(node) in guarded) == types:
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"relative import in line {node.lineno}"
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported_parts(path: Path, *, types: bool = False) -> set[str]:
+    """The other parts of the package that a file imports."""
+    names = imports(ast.parse(path.read_text(encoding="utf-8")), types=types)
+    return {name.split(".")[1] for name in names if name.startswith("omniavatar.")} - {parts(path), "__version__"}
+
+
+FILES = sorted(path for path in ROOT.rglob("*.py") if parts(path) in ALLOWED)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    part = parts(path)
+    assert imported_parts(path) <= ALLOWED[part]
+    assert imported_parts(path, types=True) <= ALLOWED[part] | TYPES_ONLY.get(part, set())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "units").glob("*.py")), ids=lambda path: path.stem)
+def test_units_know_no_other_unit(path: Path) -> None:
+    if path.stem != "__init__":
+        names = imports(ast.parse(path.read_text(encoding="utf-8")), types=False)
+        assert [name for name in names if name.startswith("omniavatar.units")] == []
+
+
+def test_every_folder_has_a_rule() -> None:
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert folders <= set(ALLOWED) | FREE
+    assert {"models", "checkpoints", "media", "engine", "units"} <= folders
+
+
+def test_the_reader_sees_imports_wherever_they_stand() -> None:
+    source = """
+import omniavatar.cli
+if TYPE_CHECKING:
+    from omniavatar.engine import x
+def f():
+    from omniavatar import units
+"""
+    tree = ast.parse(source)
+    assert list(imports(tree, types=False)) == ["omniavatar.cli", "omniavatar.units"]
+    assert list(imports(tree, types=True)) == ["omniavatar.engine.x"]
+
+
+def test_the_contract_and_the_built_in_plugin_import_no_torch() -> None:
+    code = "import sys, omniavatar.hookspecs, omniavatar.builtin, omniavatar.plugins; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

@@ -1,0 +1,116 @@
+"""Fixed frames: where windows lie, what is given to each, and that it is really held."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from omniavatar.engine.plan import Catalog, build_plan
+from omniavatar.engine.scopes import Forward, Job, Step
+from omniavatar.engine.unit import PipelineUnit
+from omniavatar.errors import PlanError
+from omniavatar.hookspecs import hookimpl
+from omniavatar.units import FixedFrames
+from tests.scenes import Scene, denoising_units, fake_engine, request, video_of
+
+
+class Portrait(PipelineUnit):
+    """A latent in place of a picture."""
+
+    name = "portrait"
+    provides = ("image_latent",)
+
+    @hookimpl
+    def begin_job(self, job: Job) -> None:
+        job["image_latent"] = torch.full((1, 4, 1, 2, 2), 0.75)
+
+
+class Look:
+    """Keeps what the transformer got and what every step left."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+
+    @hookimpl
+    def embed(self, forward: Forward) -> None:
+        self.inputs.append(forward.latents.clone())
+
+    @hookimpl
+    def after_step(self, step: Step) -> None:
+        self.outputs.append(step.window.latents.clone())
+
+
+def test_given_latents_stand_in_every_call_and_at_the_end() -> None:
+    scene, look = Scene(frames=13, texts=(0.05, 0.0)), Look()
+    fake_engine([scene, Portrait(), *denoising_units(steps=3)], observers=[look]).generate(request())
+    first, second = scene.windows
+    assert first["given_latents"].shape[2] == 1
+    assert second["given_latents"].shape[2] == 2
+    for index, window in enumerate((first, second)):
+        given = window["given_latents"]
+        held = slice(0, given.shape[2])
+        for latents in look.inputs[3 * index : 3 * index + 3]:
+            assert latents[:, :, held].equal(given)
+        assert not look.outputs[3 * index][:, :, held].equal(given), "a step moves them, so holding them is work"
+        assert window.latents[:, :, held].equal(given)
+        assert not window.latents[:, :, given.shape[2] :].equal(look.inputs[3 * index][:, :, given.shape[2] :])
+
+
+def test_a_window_starts_from_the_last_frames_of_the_one_before() -> None:
+    scene = Scene(frames=13, texts=(0.05, 0.0))
+    engine = fake_engine([scene, Portrait(), *denoising_units()])
+    engine.generate(request())
+    first, second = scene.windows
+    expected = engine.model("vae").encode(first["frames"][:, :, -5:] * 2 - 1)
+    torch.testing.assert_close(second["given_latents"], expected)
+    torch.testing.assert_close(second["frames"][:, :, :5], first["frames"][:, :, -5:], atol=1e-6, rtol=0)
+
+
+def test_without_a_picture_nothing_is_given_to_the_first_window() -> None:
+    scene = Scene(frames=13)
+    job = fake_engine([scene, *denoising_units()]).generate(request())
+    assert [span.given for span in job.spans] == [0, 5]
+    assert scene.windows[0]["given_latents"] is None
+
+
+@pytest.mark.parametrize("frames", [1, 2, 8, 9, 10, 13, 14, 30])
+@pytest.mark.parametrize("full", [False, True])
+def test_the_video_has_the_length_asked_for(frames: int, full: bool) -> None:
+    scene = Scene(frames=frames)
+    _, *others = denoising_units(steps=1)
+    units = [scene, FixedFrames(window_frames=9, overlap=5, full_windows=full), *others]
+    job = fake_engine(units).generate(request())
+    assert video_of(scene).shape == (1, 3, frames, 16, 16)
+    assert all(window["frames"].shape[2] == window.span.frames for window in scene.windows)
+    assert (job.spans[-1].frames == 9) or not full
+
+
+def test_the_length_of_a_window_comes_from_tokens_and_size() -> None:
+    job = Job(fake_engine([]), request(height=400, width=720), {})
+    job.frames = 300
+    assert FixedFrames().plan_windows(job)[0].frames == 105
+    assert FixedFrames(max_tokens=15_000).plan_windows(job)[0].frames == 53
+    assert FixedFrames(max_tokens=15_000, window_frames=33).plan_windows(job)[0].frames == 33
+
+
+def test_a_size_for_which_the_budget_is_too_small_says_what_to_change() -> None:
+    job = Job(fake_engine([]), request(height=720, width=1280), {})
+    job.frames = 300
+    with pytest.raises(PlanError, match=r"a window of 13 frames is not longer .* raise fixed-frames\.max_tokens"):
+        FixedFrames(max_tokens=12_000).plan_windows(job)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("overlap=12", "unit 'fixed-frames': overlap = 12: value error, must be 4n+1 frames; the nearest are 9 and 13"),
+        ("window_frames=6", "unit 'fixed-frames': window_frames = 6: value error, must be 4n+1 frames"),
+        ("max_tokens=1", "unit 'fixed-frames': max_tokens = 1: input should be greater than or equal to 64"),
+    ],
+)
+def test_settings_are_checked(settings: str, message: str, catalog: Catalog) -> None:
+    with pytest.raises(PlanError) as caught:
+        build_plan(f"vae-decode+fixed-frames({settings})", catalog)
+    assert str(caught.value).startswith(message)

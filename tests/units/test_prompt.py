@@ -1,0 +1,143 @@
+"""The prompt: cleaned, embedded once per video, turned into context once per window and branch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from omniavatar.checkpoints import Bundle
+from omniavatar.engine.engine import Engine
+from omniavatar.engine.plan import Catalog
+from omniavatar.errors import CheckpointError, PlanError
+from omniavatar.resources import asset
+from omniavatar.testing import FakeDiT
+from omniavatar.units import Audio, Prompt
+from omniavatar.units.prompt import NEGATIVE_PROMPT, clean
+from tests.scenes import denoising_units, fake_engine, fake_models, request, tiny_engine
+
+TOKENIZER = asset("tiny", "tokenizer")
+
+
+class FakeTextEncoder(nn.Module):
+    """A row is the number of the token (b n 1); `texts` counts the calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts = 0
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        self.texts += 1
+        return (ids * mask).float()[..., None]
+
+
+class CountingDiT(FakeDiT):
+    """Keeps every text embedding that it is asked to turn into context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.contexts: list[Tensor] = []
+
+    def embed_text(self, context: Tensor) -> Tensor:
+        self.contexts.append(context)
+        return context / 1000
+
+
+def engine_for(*units: Any, encoder: nn.Module, dit: nn.Module) -> Engine:
+    return fake_engine(units, models=fake_models(text_encoder=encoder, dit=dit))
+
+
+def prompt_unit(**settings: Any) -> Prompt:
+    return Prompt(**{"tokenizer": TOKENIZER, "length": 32, "negative": "bad", **settings})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  a\tman\n\n talks  ", "a man talks"),
+        ("a &amp;amp; b", "a & b"),
+        ("&lt;b&gt;", "<b>"),
+        ("donâ€™t", "don't"),
+        ("ｆｕｌｌ", "full"),
+        ("", ""),
+    ],
+)
+def test_clean(text: str, expected: str) -> None:
+    assert clean(text) == expected
+
+
+def test_texts_are_embedded_once_per_video_and_context_once_per_window_and_branch() -> None:
+    encoder, dit = FakeTextEncoder(), CountingDiT()
+    engine = engine_for(prompt_unit(), Audio(silence=0), *denoising_units(steps=3, scale=4.5), encoder=encoder, dit=dit)
+    job = engine.generate(request(seconds=0.44))
+    assert len(job.spans) == 2
+    assert encoder.texts == 2
+    assert dit.calls == 2 * 3 * 2
+    assert len(dit.contexts) == 2 * 2
+    positive, negative = job["prompt_embedding"], job["negative_embedding"]
+    assert not positive.equal(negative)
+    for window in (dit.contexts[:2], dit.contexts[2:]):
+        assert window[0].equal(positive)
+        assert window[1].equal(negative)
+
+
+def test_guidance_1_makes_no_negative_context() -> None:
+    dit = CountingDiT()
+    engine = engine_for(prompt_unit(), Audio(), *denoising_units(scale=1), encoder=FakeTextEncoder(), dit=dit)
+    job = engine.generate(request(seconds=0.2))
+    assert len(dit.contexts) == 1
+    assert dit.contexts[0].equal(job["prompt_embedding"])
+
+
+def test_what_is_encoded_is_the_clean_text_padded_or_cut_to_the_length() -> None:
+    unit, encoder = prompt_unit(length=8), FakeTextEncoder()
+    engine = engine_for(unit, encoder=encoder, dit=FakeDiT())
+    short, same = unit.encode(engine, "ab"), unit.encode(engine, "  a&#98; ")
+    assert short.shape == (1, 8, 1)
+    assert (short[0, 3:] == 0).all()
+    assert (short[0, :3] != 0).all()
+    assert short.equal(same)
+    long = unit.encode(engine, "a" * 100)
+    assert long.shape == (1, 8, 1)
+    assert long[0, -1] == short[0, 2], "a cut text keeps its end token"
+
+
+def test_the_tiny_text_encoder_leaves_rows_behind_the_text_zero(tiny_models: Bundle, catalog: Catalog) -> None:
+    engine = tiny_engine(tiny_models, catalog, "default-write-video")
+    (unit,) = (unit for unit in engine.plan.units if isinstance(unit, Prompt))
+    embedding = unit.encode(engine, "héllo")
+    assert embedding.shape == (1, 256, 64)
+    tokens = len("héllo".encode()) + 1
+    assert (embedding[0, tokens:] == 0).all()
+    assert (embedding[0, :tokens].abs().sum(-1) > 0).all()
+
+
+def test_embeddings_take_the_type_of_the_networks() -> None:
+    unit = prompt_unit()
+    engine = fake_engine([unit], models=fake_models(text_encoder=FakeTextEncoder()), dtype=torch.bfloat16)
+    assert unit.encode(engine, "a").dtype == torch.bfloat16
+
+
+def test_a_missing_tokenizer_says_where_it_was_looked_for(tmp_path: Path) -> None:
+    unit = prompt_unit(tokenizer=tmp_path / "none")
+    engine = fake_engine([unit], models=fake_models(text_encoder=FakeTextEncoder()))
+    with pytest.raises(CheckpointError, match=r"no tokenizer folder at .*none; put it there or name one with prompt\("):
+        unit.encode(engine, "a")
+
+
+def test_the_tokenizer_lies_beside_the_text_encoder(tiny_models: Bundle) -> None:
+    assert tiny_models.beside("text_encoder", Path("tokenizer")) == TOKENIZER
+    assert tiny_models.beside("text_encoder", TOKENIZER) == TOKENIZER
+
+
+def test_settings(catalog: Catalog) -> None:
+    from omniavatar.engine.plan import build_plan
+
+    assert Prompt().settings.negative == NEGATIVE_PROMPT
+    (unit,) = build_plan("prompt(negative='blurred, dark (very)')", catalog).units
+    assert unit.settings.negative == "blurred, dark (very)"
+    with pytest.raises(PlanError, match="unit 'prompt': length = 513: "):
+        build_plan("prompt(length=513)", catalog)
