@@ -1,16 +1,19 @@
-"""The configuration of a run: a YAML file in our schema, or in the original OmniAvatar's (see `omniavatar.original`).
+"""The configuration of a run: a YAML file in our schema, such as
 
     units: default+teacache
     models:
-      - {path: Wan2.1-T2V-14B/diffusion_pytorch_model*.safetensors, repo: Wan-AI/Wan2.1-T2V-14B}
+      - {path: Wan2.1-T2V-1.3B/Wan2.1_VAE.pth, repo: Wan-AI/Wan2.1-T2V-1.3B}
     settings:
       guidance: {scale: 4.5}
+
+or one in the original OmniAvatar's, which `omniavatar.original` translates.
 """
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,21 +32,33 @@ class ModelEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str | tuple[str, ...] = Field(
-        description="file, folder, pattern, or the list of a checkpoint's shards; relative ones start at models_dir"
+        description="file, folder, pattern, or the list of a checkpoint's shards; relative ones start at models_dir",
+        min_length=1,
     )
+    beside: tuple[str, ...] = Field((), description="what must lie in the same folder, such as a tokenizer")
     repo: str | None = Field(None, description="Hugging Face repository that holds it")
-    files: tuple[str, ...] = Field((), description="files of the repository that are needed; default: all")
-    folder: str | None = Field(None, description="folder below models_dir to download to; default: that of the path")
+    files: tuple[str, ...] = Field((), description="files of the repository to download; default: all")
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The path, or the paths of the shards."""
         return (self.path,) if isinstance(self.path, str) else self.path
 
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Everything that must exist, as paths from models_dir."""
+        return (*self.parts, *(str(Path(self.parts[0]).parent / name) for name in self.beside))
+
     def below(self, folder: Path) -> str | list[str]:
         """What to open: one path or the shards, with relative paths below `folder`."""
         paths = [str(folder / part) for part in self.parts]
         return paths[0] if isinstance(self.path, str) else paths
+
+    def download_folder(self, folder: Path) -> Path:
+        """Where the repository belongs: the part of the path that has its name, or else the folder of the path."""
+        path = folder / self.parts[0]
+        name = Path(self.repo or "").name
+        return next((parent for parent in (path, *path.parents) if parent.name == name), path.parent)
 
 
 class RunConfig(BaseModel):
@@ -70,10 +85,16 @@ class RunConfig(BaseModel):
     @field_validator("models", mode="before")
     @classmethod
     def _entries(cls, models: Any) -> Any:
-        """A plain string is a path."""
+        """A plain string is a path, a list of them the shards of one checkpoint."""
         if isinstance(models, list | tuple):
-            return [{"path": model} if isinstance(model, str | Path) else model for model in models]
+            return [{"path": model} if isinstance(model, str | list) else model for model in models]
         return models
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _without_empty(cls, settings: Any) -> Any:
+        """A unit with nothing after its name has no settings."""
+        return {unit: values or {} for unit, values in settings.items()} if isinstance(settings, dict) else settings
 
     @property
     def models_folder(self) -> Path:
@@ -84,28 +105,15 @@ class RunConfig(BaseModel):
 
     def model_files(self) -> list[str | list[str]]:
         """What to open for every model entry. Raises CheckpointError that says what is missing and how to get it."""
-        missing = [(entry, part) for entry in self.models for part in entry.parts if not found(self.models_folder / part)]
+        folder = self.models_folder
+        missing = {
+            entry: absent
+            for entry in self.models
+            if (absent := [path for path in entry.needed if not found(folder / path)])
+        }
         if missing:
-            raise CheckpointError(self._explain(missing))
-        return [entry.below(self.models_folder) for entry in self.models]
-
-    def _explain(self, missing: Sequence[tuple[ModelEntry, str]]) -> str:
-        """What is missing, where it was looked for, and the commands that fetch it."""
-        lines = [f"{len(missing)} model files are missing; looked for in {self.models_folder.resolve()}:"]
-        lines += [f"  {part}" for _, part in missing]
-        commands = dict.fromkeys(command for entry, _ in missing if (command := self._download(entry)))
-        if commands:
-            lines += ["download them with (after pip install huggingface_hub):", *(f"  {command}" for command in commands)]
-        else:
-            lines += ["put them there, or say where they are with --models-dir"]
-        return "\n".join(lines)
-
-    def _download(self, entry: ModelEntry) -> str | None:
-        if entry.repo is None:
-            return None
-        files = " ".join(f"'{pattern}'" for pattern in entry.files)
-        folder = self.models_folder / entry.folder if entry.folder else (self.models_folder / entry.parts[0]).parent
-        return f"hf download {entry.repo} {files + ' ' if files else ''}--local-dir {folder}"
+            raise CheckpointError(explain_missing(missing, folder))
+        return [entry.below(folder) for entry in self.models]
 
 
 def found(path: Path) -> bool:
@@ -113,12 +121,38 @@ def found(path: Path) -> bool:
     return path.exists() or bool(glob.glob(str(path)))
 
 
+def explain_missing(missing: Mapping[ModelEntry, Sequence[str]], folder: Path) -> str:
+    """What is missing, where it was looked for, and the commands that fetch it: one line, or a short list."""
+    paths = list(dict.fromkeys(path for absent in missing.values() for path in absent))
+    commands = download_commands(missing, folder)
+    if not commands and len(paths) == 1:
+        return f"no model at {folder / paths[0]}; say where it is with --model, or with --models-dir for all of them"
+    lines = [f"{len(paths)} model files are missing; looked in {folder.resolve()} for"]
+    lines += [f"  {path}" for path in paths]
+    if commands:
+        lines += ["download them with", *(f"  {command}" for command in commands)]
+    return "\n".join([*lines, "or say where they are with --models-dir"])
+
+
+def download_commands(entries: Iterable[ModelEntry], folder: Path) -> list[str]:
+    """One command for each repository that holds some of the entries; all of it if one entry wants all."""
+    wanted: dict[tuple[str, Path], list[tuple[str, ...]]] = {}
+    for entry in entries:
+        if entry.repo is not None:
+            wanted.setdefault((entry.repo, entry.download_folder(folder)), []).append(entry.files)
+    commands = []
+    for (repo, target), groups in wanted.items():
+        files = [name for group in groups for name in group] if all(groups) else []
+        commands.append(shlex.join(["hf", "download", repo, *files, "--local-dir", str(target)]))
+    return commands
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping. Raises InputError."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).partition("\n")[0]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())
         raise InputError(f"cannot read the configuration {path}: {reason}") from None
     if not isinstance(content, dict):
         raise InputError(f"the configuration {path} is not a mapping of names to values")
@@ -147,3 +181,12 @@ def parse_config(content: Mapping[str, Any], source: Path | str) -> RunConfig:
         return RunConfig(**content)
     except ValidationError as error:
         raise InputError(f"{source}: {explain(error)}") from None
+
+
+def merge_settings(*layers: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Settings by unit out of several layers, the weakest first."""
+    merged: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        for unit, settings in layer.items():
+            merged.setdefault(unit, {}).update(settings)
+    return merged

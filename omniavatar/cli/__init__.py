@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from omniavatar import __version__
-from omniavatar.errors import OmniError
+from omniavatar.cli.console import say
+from omniavatar.errors import OmniError, nearest
 
 COMMANDS = {
     "run": "omniavatar.cli.run:run",
@@ -17,11 +20,29 @@ COMMANDS = {
     "models": "omniavatar.cli.models:models",
     "plugins": "omniavatar.cli.plugins:plugins",
 }
+BAD_INPUT = 2
+OUT_OF_MEMORY = 3
 INTERRUPTED = 130
 
+NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""What a group without arguments raises; before click 8.2 it prints its help itself."""
 
-class LazyGroup(click.Group):
-    """A group whose own commands are imported on use, and to which plugins add theirs."""
+
+class Commands(click.Group):
+    """A group of commands that suggests the nearest one for a misspelt name."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            hint = nearest(name, self.list_commands(ctx))
+            raise click.UsageError(f"no command '{name}' in '{ctx.command_path}'{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+class Omni(Commands):
+    """The whole command line: its own commands are imported on use, and plugins add theirs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*COMMANDS, *sorted(super().list_commands(ctx))]
@@ -38,37 +59,67 @@ def build_cli() -> click.Group:
     """The whole command line, plugins' commands included."""
     from omniavatar.plugins import discover
 
-    cli = LazyGroup("omni", help="A portrait, a voice and a prompt in, a talking video out.", no_args_is_help=True)
+    cli = Omni("omni", help="A portrait, a voice and a prompt in, a talking video out.", no_args_is_help=True)
     cli = click.version_option(__version__, prog_name="omni")(cli)
     plugins = discover()
     plugins.add_commands(cli)
     for failure in plugins.failures:
-        click.echo(f"omni: plugin '{failure.plugin}' is left out: {failure.reason}", err=True)
+        say(f"plugin '{failure.plugin}' is left out: {failure.reason}")
     return cli
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Run the command line and exit: 0 done, 1 a check failed, 2 bad input, 3 out of memory, 130 interrupted."""
-    sys.exit(run_cli(arguments))
+    sys.exit(run_cli(sys.argv[1:]))
 
 
-def run_cli(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code. Errors of the user are one line, not a traceback."""
+def run_cli(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code. What the user can mend is one line on stderr, not a traceback."""
     try:
-        result = build_cli().main(args=arguments, prog_name="omni", standalone_mode=False)
-    except OmniError as error:
-        return _say(error, str(error), error.exit_code)
-    except click.ClickException as error:
-        return _say(error, error.format_message(), 2)
-    except (KeyboardInterrupt, click.Abort) as error:
-        return _say(error, "interrupted", INTERRUPTED)
+        return _invoke(arguments)
+    except NO_ARGUMENTS as error:
+        click.echo(error.format_message())
     except BrokenPipeError:
-        return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing at exit does not fail too
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        message, code = diagnosis(error)
+        if not message:
+            raise
+        say(message, error)
+        return code
+    return 0
+
+
+def _invoke(arguments: Sequence[str]) -> int:
+    cli = build_cli()
+    try:
+        with cli.make_context("omni", list(arguments)) as ctx:
+            result = cli.invoke(ctx)
+    except click.exceptions.Exit as done:
+        return done.exit_code
     return result if isinstance(result, int) else 0
 
 
-def _say(error: BaseException, message: str, code: int) -> int:
-    cause = error if getattr(error, "__notes__", None) else error.__context__
-    for line in (message, *getattr(cause, "__notes__", ())):
-        click.echo(f"omni: {line}", err=True)
-    return code
+def diagnosis(error: BaseException) -> tuple[str, int]:
+    """What to tell the user about an error, and the exit code; an empty message if it is a fault of the program."""
+    match error:
+        case OmniError():
+            return str(error), error.exit_code
+        case click.ClickException():
+            return error.format_message(), BAD_INPUT
+        case KeyboardInterrupt() | click.Abort():
+            return "interrupted", INTERRUPTED
+        case _ if is_out_of_memory(error):
+            reason = str(error).partition("\n")[0] or "the system gave no more"
+            remedy = "try a smaller --size, fewer --fixed-frames.max-tokens, or --vae-decode.tiled true"
+            return f"out of memory: {reason}; {remedy}", OUT_OF_MEMORY
+    return "", 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, torch on a GPU or torch on the CPU ran out of memory."""
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -5,45 +5,72 @@ A unit from a plugin gets its options, their help and their validation without w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
-import yaml
+
+from omniavatar.cli.fields import bounds, default, kind, parse_value
+from omniavatar.errors import PlanError
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from omniavatar.engine.unit import PipelineUnit
 
+INPUTS = "Inputs"
 
-def unit_options(units: Iterable[type[PipelineUnit]]) -> list[click.Option]:
-    """The options of these units, each input once."""
-    inputs: dict[str, click.Option] = {}
-    settings: list[click.Option] = []
+
+class UnitOption(click.Option):
+    """An option that comes from a unit; `section` is the heading under which the help shows it."""
+
+    def __init__(self, *arguments: Any, section: str, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.section = section
+
+
+def unit_options(units: Iterable[type[PipelineUnit]], reserved: Collection[str]) -> list[UnitOption]:
+    """The options of these units, each input once.
+
+    reserved: names of the command's own options, which a unit must not take for an input.
+    """
+    inputs: dict[str, UnitOption] = {}
+    settings: list[UnitOption] = []
     for unit in units:
         for name, info in unit.Inputs.model_fields.items():
+            if name in reserved:
+                raise PlanError(
+                    f"unit '{unit.name}' takes an input '{name}', which is an option of the command itself; "
+                    f"leave the unit out with -{unit.name}, and tell its authors"
+                )
             inputs.setdefault(name, input_option(name, info))
-        settings += [setting_option(unit.name, name, info) for name, info in unit.Settings.model_fields.items()]
+        settings += [setting_option(unit, name, info) for name, info in unit.Settings.model_fields.items()]
     return [*inputs.values(), *settings]
 
 
-def input_option(name: str, info: FieldInfo) -> click.Option:
+def input_option(name: str, info: FieldInfo) -> UnitOption:
     """`--name VALUE`, with a short form if the field has one."""
     extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
     short = [str(extra["short"])] if "short" in extra else []
-    default = "" if info.is_required() or info.default is None else f"  [default: {info.default}]"
     flag = f"--{name.replace('_', '-')}"
-    return click.Option([*short, flag, name], metavar=metavar(info), help=f"{info.description or ''}{default}")
+    return UnitOption([*short, flag, name], section=INPUTS, metavar=kind(info), help=described(info))
 
 
-def setting_option(unit: str, name: str, info: FieldInfo) -> click.Option:
+def setting_option(unit: type[PipelineUnit], name: str, info: FieldInfo) -> UnitOption:
     """`--unit.setting VALUE`."""
-    return click.Option(
-        [f"--{unit}.{name.replace('_', '-')}", parameter(unit, name)],
-        metavar=metavar(info),
-        help=f"{info.description or ''}  [default: {shortened(info.default)}]",
+    return UnitOption(
+        [f"--{unit.name}.{name.replace('_', '-')}", parameter(unit.name, name)],
+        section=unit.name,
+        metavar=kind(info),
+        help=described(info),
     )
+
+
+def described(info: FieldInfo) -> str:
+    """The field's description, bounds and default."""
+    facts = [bounds(info), f"default: {default(info)}" if default(info) else ""]
+    shown = "; ".join(filter(None, facts))
+    return f"{info.description or ''}{f'  [{shown}]' if shown else ''}"
 
 
 def parameter(unit: str, name: str) -> str:
@@ -51,40 +78,18 @@ def parameter(unit: str, name: str) -> str:
     return f"{unit.replace('-', '_')}__{name}"
 
 
-def metavar(info: FieldInfo) -> str:
-    """What kind of value an option takes."""
-    for mark in info.metadata:
-        if hasattr(mark, "kind"):
-            return str(mark.kind).upper()
-    name = getattr(info.annotation, "__name__", "value")
-    return {"str": "TEXT", "int": "NUMBER", "float": "NUMBER", "bool": "true|false", "Path": "PATH"}.get(name, "VALUE")
-
-
-def shortened(value: Any, limit: int = 40) -> str:
-    text = str(value)
-    return text if len(text) <= limit else f"{text[:limit]}..."
-
-
 def split_values(
     values: Mapping[str, Any], units: Mapping[str, type[PipelineUnit]]
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """What the user gave, as inputs by name and settings by unit; texts become YAML values where the field is not text."""
+    """What the user gave, as inputs by name and settings by unit."""
     inputs: dict[str, Any] = {}
     settings: dict[str, dict[str, Any]] = {}
     for unit_name, unit in units.items():
-        for name in unit.Inputs.model_fields:
+        for name, info in unit.Inputs.model_fields.items():
             if values.get(name) is not None:
-                inputs[name] = values[name]
+                inputs[name] = parse_value(values[name], info)
         for name, info in unit.Settings.model_fields.items():
             value = values.get(parameter(unit_name, name))
             if value is not None:
-                settings.setdefault(unit_name, {})[name] = value if info.annotation is str else scalar(value)
+                settings.setdefault(unit_name, {})[name] = parse_value(value, info)
     return inputs, settings
-
-
-def scalar(text: str) -> Any:
-    """A YAML value, or the text itself."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from omniavatar.cli import Commands
+from omniavatar.cli.fields import bounds, default, kind
 from omniavatar.errors import PlanError, nearest
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
     from omniavatar.engine.plan import Catalog
     from omniavatar.engine.unit import PipelineUnit
 
 
-@click.group()
+@click.group(cls=Commands)
 def units() -> None:
     """List units, show one, or print the plan of an expression."""
 
@@ -31,13 +38,13 @@ def _catalog() -> Catalog:
 def list_units() -> None:
     """All units and presets, built-in and from plugins."""
     catalog, console = _catalog(), Console()
-    table = Table("unit", "what it does", "needs models", box=None, pad_edge=False)
+    table = _table("unit", "what it does", "models")
     for name, unit in catalog.units.items():
-        table.add_row(name, unit.summary(), ", ".join((*unit.roles, *(f"[{role}]" for role in unit.optional_roles))))
+        table.add_row(name, escape(unit.summary()), _models(unit))
     console.print(table)
-    presets = Table("preset", "is", box=None, pad_edge=False)
+    presets = _table("preset", "is")
     for name, expression in catalog.presets.items():
-        presets.add_row(name, expression)
+        presets.add_row(name, escape(expression))
     console.print()
     console.print(presets)
 
@@ -46,14 +53,12 @@ def list_units() -> None:
 @click.argument("name")
 def show(name: str) -> None:
     """What a unit does, its settings and inputs, the values it reads and makes, its hooks."""
-    catalog, console = _catalog(), Console()
+    catalog, console = _catalog(), Console(highlight=False)
     if name not in catalog.units:
         raise PlanError(f"unknown unit '{name}'{nearest(name, catalog.units)}")
     unit = catalog.units[name]
-    import inspect
-
-    console.print(f"[bold]{name}[/]  {inspect.getdoc(unit)}", highlight=False)
-    for title, model in (("settings", unit.Settings), ("inputs", unit.Inputs)):
+    console.print(f"[bold]{name}[/]  {escape(inspect.getdoc(unit) or '')}")
+    for title, model in (("setting", unit.Settings), ("input", unit.Inputs)):
         if model.model_fields:
             console.print()
             console.print(_fields(title, model.model_fields))
@@ -61,57 +66,70 @@ def show(name: str) -> None:
     console.print(_facts(unit))
 
 
-def _fields(title: str, fields: dict[str, Any]) -> Table:
-    table = Table(title, "default", "bounds", "meaning", box=None, pad_edge=False)
-    for name, info in fields.items():
-        default = "required" if info.is_required() else repr(info.default)
-        table.add_row(name, default, bounds(info), info.description or "")
-    return table
-
-
-def bounds(info: Any) -> str:
-    """The limits of a pydantic field in words."""
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    limits = [f"{sign} {getattr(rule, key)}" for rule in info.metadata for key, sign in signs.items() if hasattr(rule, key)]
-    choices = getattr(info.annotation, "__args__", ()) if "Literal" in str(info.annotation) else ()
-    return ", ".join(limits or map(str, choices))
-
-
-def _facts(unit: type[PipelineUnit]) -> Table:
-    from omniavatar.engine.plan import hooks_of
-
-    table = Table(show_header=False, box=None, pad_edge=False)
-    facts = {
-        "reads": (*unit.needs, *(f"[{name}]" for name in unit.uses)),
-        "makes": unit.provides,
-        "models": (*unit.roles, *(f"[{role}]" for role in unit.optional_roles)),
-        "conflicts": unit.conflicts,
-        "hooks": tuple(hooks_of(unit)),
-    }
-    for title, names in facts.items():
-        if names:
-            table.add_row(title, ", ".join(name.replace("[", "\\[") for name in names))
-    return table
-
-
 @units.command()
 @click.argument("expression", default="default")
 def plan(expression: str) -> None:
     """The ordered plan of an EXPRESSION such as default+teacache(threshold=0.2), with hooks and data flow."""
-    from omniavatar.engine.plan import build_plan, hooks_of
+    from omniavatar.engine.plan import build_plan
 
     made = build_plan(expression, _catalog())
-    tree = Tree(f"[bold]{expression}[/]")
+    tree = Tree(f"[bold]{escape(expression)}[/]")
     for unit in made.units:
-        branch = tree.add(f"[bold]{unit!r}[/]  {unit.summary()}")
-        if unit.needs or unit.uses:
-            branch.add("reads " + ", ".join((*unit.needs, *(f"\\[{name}]" for name in unit.uses))))
-        if unit.provides:
-            branch.add("makes " + ", ".join(unit.provides))
-        branch.add("hooks " + ", ".join(_hook(name, options) for name, options in hooks_of(type(unit)).items()))
-    Console().print(tree, highlight=False)
+        branch = tree.add(f"[bold]{escape(repr(unit))}[/]  {escape(unit.summary())}")
+        for title, text in (
+            ("reads", _reads(unit)),
+            ("makes", ", ".join(unit.provides)),
+            ("hooks", _hooks(type(unit))),
+        ):
+            if text:
+                branch.add(f"{title} {text}")
+    Console(highlight=False).print(tree)
 
 
-def _hook(name: str, options: Any) -> str:
+def _fields(title: str, fields: Mapping[str, FieldInfo]) -> Table:
+    table = _table(title, "value", "default", "bounds", "meaning")
+    for name, info in fields.items():
+        shown = "required" if info.is_required() else default(info)
+        table.add_row(name, escape(kind(info)), escape(shown), bounds(info), escape(info.description or ""))
+    return table
+
+
+def _facts(unit: type[PipelineUnit]) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    facts = {
+        "reads": _reads(unit),
+        "makes": ", ".join(unit.provides),
+        "models": _models(unit),
+        "conflicts": ", ".join(unit.conflicts),
+        "hooks": _hooks(unit),
+    }
+    for title, text in facts.items():
+        if text:
+            table.add_row(title, text)
+    return table
+
+
+def _reads(unit: type[PipelineUnit] | PipelineUnit) -> str:
+    return escape(", ".join((*unit.needs, *(f"[{name}]" for name in unit.uses))))
+
+
+def _models(unit: type[PipelineUnit]) -> str:
+    return escape(", ".join((*unit.roles, *(f"[{role}]" for role in unit.optional_roles))))
+
+
+def _hooks(unit: type[PipelineUnit]) -> str:
+    from omniavatar.engine.plan import hooks_of
+
+    return ", ".join(_hook(name, options) for name, options in hooks_of(unit).items())
+
+
+def _hook(name: str, options: Mapping[str, Any]) -> str:
     marks = [mark for mark in ("wrapper", "tryfirst", "trylast") if options[mark]]
     return f"{options['specname'] or name}{f' ({marks[0]})' if marks else ''}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

@@ -1,0 +1,36 @@
+"""What goes to stderr besides progress: one line a message, with the program's name in front."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+
+def say(message: str, error: BaseException | None = None) -> None:
+    """Print a message, and what was noted on the error while it came up."""
+    click.echo("omni: " + "; ".join([message, *getattr(error, "__notes__", ())]), err=True)
+
+
+class SayingHandler(logging.Handler):
+    """Log records as messages of this program."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+@contextmanager
+def logging_to_stderr(verbosity: int) -> Iterator[None]:
+    """Show errors at -1, warnings at 0, what is going on at 1, everything at 2."""
+    levels = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}
+    root, handler = logging.getLogger(), SayingHandler()
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(levels.get(verbosity, logging.DEBUG))
+    try:
+        yield
+    finally:
+        root.setLevel(before)
+        root.removeHandler(handler)

@@ -1,0 +1,195 @@
+"""Making the videos of one call of `omni run`: models are loaded once, bad inputs are found before that."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import click
+from rich.console import Console
+
+from omniavatar.cli.console import say
+from omniavatar.cli.fields import marks
+from omniavatar.cli.progress import Watcher, display_for
+from omniavatar.errors import InputError, OmniError
+
+if TYPE_CHECKING:
+    import torch
+
+    from omniavatar.cli.start import Start
+    from omniavatar.config import RunConfig
+    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.plan import Plan
+    from omniavatar.engine.scopes import Job, Request
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video that was asked for: its inputs by name, and in a list the place of its line."""
+
+    inputs: dict[str, Any]
+    place: str = ""
+
+
+@dataclass
+class VideoMaker:
+    """Makes videos with one configuration and says on stdout where they are, or with `as_json` what they took."""
+
+    begin: Start
+    config: RunConfig
+    size: tuple[int, int] | None
+    seconds: float | None
+    quiet: bool
+    as_json: bool
+
+    def __post_init__(self) -> None:
+        self.watcher = Watcher(display_for(Console(stderr=True), quiet=self.quiet))
+
+    def make(self, videos: Sequence[Video]) -> int:
+        """Make them all; returns the exit code. A bad line of a list is reported and does not stop the others."""
+        engine = self.engine()
+        asked = [(video, self.tried(video, self.request, engine, video)) for video in videos]
+        good = [(video, request) for video, request in asked if request is not None]
+        if good:
+            with self.watcher:
+                self.watcher.load(engine)
+        made = 0
+        for number, (video, request) in enumerate(good, start=1):
+            self.watcher.title = f"video {number}/{len(good)}, " if len(good) > 1 else ""
+            job = self.tried(video, self.watched, engine, request)
+            if job is not None:
+                self.report(engine, job)
+                made += 1
+        return 0 if made == len(videos) else InputError.exit_code
+
+    def engine(self) -> Engine:
+        """The engine for this configuration; headers are read, weights are not."""
+        from omniavatar.checkpoints import Bundle, Registry
+        from omniavatar.engine.engine import Engine
+        from omniavatar.engine.plan import build_plan
+
+        device = torch_device(self.config.device)
+        bundle = Bundle.open(self.config.model_files(), Registry(self.begin.plugins.checkpoint_tables()))
+        plan = build_plan(self.config.units, self.begin.catalog, bundle.settings(), self.config.settings)
+        dtype = torch_dtype(self.config.dtype, device)
+        return Engine(plan, bundle, device=device, dtype=dtype, observers=[self.watcher])
+
+    def request(self, engine: Engine, video: Video) -> Request:
+        """The request for a video, its inputs looked at as far as that is quick."""
+        from omniavatar.engine.scopes import Request
+
+        inputs = dict(video.inputs)
+        if "output" not in engine.plan.input_fields:
+            inputs.pop("output", None)
+        engine.plan.parse_inputs(inputs)
+        check_media(engine.plan, inputs)
+        height, width = self.size or (None, None)
+        return Request(inputs, self.config.seed, height, width, self.seconds, self.config.fps)
+
+    def watched(self, engine: Engine, request: Request) -> Job:
+        """Make one video, with its progress on show."""
+        with self.watcher:
+            return engine.generate(request)
+
+    def tried(
+        self, video: Video, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result | None:
+        """The result of some work on a video; what is wrong with a line of a list is reported, and None returned."""
+        try:
+            return work(*args, **kwargs)
+        except OmniError as error:
+            if not video.place:
+                raise
+            say(f"{video.place}: {error}", error)
+            return None
+
+    def report(self, engine: Engine, job: Job) -> None:
+        """Where the video is, or the figures as one line of JSON."""
+        if self.as_json:
+            click.echo(json.dumps(figures(engine, self.watcher, job)))
+        elif not self.quiet:
+            length, took = job.length / job.fps, self.watcher.figures.generate_seconds
+            click.echo(f"{job.results.get('video')}  ({length:.2f} s of video in {took:.1f} s)")
+
+
+def check_media(plan: Plan, inputs: Mapping[str, Any]) -> None:
+    """Look into the media files among the inputs, so that a bad one is found before any model is loaded."""
+    from omniavatar.media.audio import probe_audio
+    from omniavatar.media.image import load_image
+    from omniavatar.media.video import probe_video
+
+    checks: dict[str, Callable[[Any], Any]] = {"image": load_image, "audio": probe_audio, "video": probe_video}
+    for name, info in plan.input_fields.items():
+        for mark in (*info.metadata, *marks(info.annotation)):
+            check = checks.get(getattr(mark, "kind", ""))
+            if check is not None and inputs.get(name) is not None:
+                check(inputs[name])
+
+
+def figures(engine: Engine, watcher: Watcher, job: Job) -> dict[str, Any]:
+    """What a video took, as JSON values."""
+    height, width = job.size
+    return {
+        "video": str(job.results.get("video")),
+        "frames": job.length,
+        "fps": job.fps,
+        "height": height,
+        "width": width,
+        "units": [repr(unit) for unit in engine.plan.units],
+        "device": str(engine.device),
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "load_seconds": round(watcher.load_seconds, 3),
+        **{name: round(value, 3) for name, value in asdict(watcher.figures).items()},
+        **peak_memory(engine.device),
+    }
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """The most memory that this process has held, in MiB: of the machine, where it can be asked, and of its GPU."""
+    peaks = {}
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        peaks["peak_rss_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+    if device.type == "cuda":
+        import torch
+
+        peaks["peak_gpu_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    return peaks
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of this name, after a try; "auto" is the GPU if there is one."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(f"there is no device '{name}' here; choices: {', '.join(devices())}") from None
+    return device
+
+
+def devices() -> list[str]:
+    """The names that can be given for a device on this machine."""
+    import torch
+
+    return ["auto", "cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+
+
+def torch_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of this name; "auto" is bf16 on a GPU and fp32 on the CPU."""
+    import torch
+
+    if name == "auto":
+        name = "fp32" if device.type == "cpu" else "bf16"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]

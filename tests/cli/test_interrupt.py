@@ -1,0 +1,52 @@
+"""Ctrl-C, for real: a process of its own, in the middle of its work."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from omniavatar.media.video import probe_video
+from omniavatar.resources import asset
+from tests.cli.conftest import SMALL, tree
+
+COMMAND = [
+    *(sys.executable, "-m", "omniavatar", "run", *SMALL, "--euler.steps", "200"),
+    *("--audio", str(asset("demo", "speech.flac")), "-o", "talk.mp4"),
+]
+
+
+def interrupt_after(line: str, folder: Path) -> tuple[int, list[str]]:
+    """Start a video, press Ctrl-C once this line was printed: the exit code and the lines that follow."""
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        COMMAND, cwd=folder, env=one_thread, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    assert process.stderr is not None
+    for printed in process.stderr:
+        if printed.startswith(line):
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read().splitlines()
+    process.stderr.close()
+    return process.wait(), rest
+
+
+def test_finished_windows_are_kept_as_a_partial_video(tmp_path: Path) -> None:
+    code, lines = interrupt_after("chunk 1/2 done", tmp_path)
+    assert code == 130
+    path = tmp_path / "talk.partial.mp4"
+    (line,) = lines
+    frames = re.fullmatch(rf"omni: interrupted; the (\d+) finished frames are in {re.escape(str(path))}", line)
+    assert frames is not None
+    assert tree(tmp_path) == {"talk.partial.mp4"}
+    info = probe_video(path)
+    assert (info.frames, info.has_audio) == (int(frames[1]), True)
+
+
+def test_nothing_stays_of_a_video_without_a_finished_window(tmp_path: Path) -> None:
+    assert interrupt_after("loaded", tmp_path) == (130, ["omni: interrupted"])
+    assert tree(tmp_path) == set()

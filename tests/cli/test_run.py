@@ -1,0 +1,241 @@
+"""`omni run` on the packaged model: whole videos, small ones."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from omniavatar.media.audio import load_waveform
+from omniavatar.media.video import probe_video, read_video
+from omniavatar.resources import asset
+from tests.cli.conftest import SMALL, Omni, Outcome, tree
+from tests.media.samples import convert, noise_burst, tone, write_float_wav, write_wav
+
+PICTURES: dict[str, Callable[[], Image.Image]] = {
+    "odd.png": lambda: Image.fromarray(colours(517, 333)),
+    "sixteen_bit.png": lambda: Image.fromarray(colours(64, 48)[..., 0].astype(np.uint16) * 257),
+    "transparent.png": lambda: Image.fromarray(colours(64, 48)).convert("RGBA"),
+    "cmyk.jpg": lambda: Image.fromarray(colours(64, 48)).convert("CMYK"),
+    "animated.gif": lambda: Image.fromarray(colours(64, 48)).convert("P"),
+}
+
+
+def colours(height: int, width: int) -> np.ndarray:
+    """Bytes of all kinds (h w 3)."""
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_a_talking_video(omni: Omni, folder: Path, portrait: Path, speech: Path) -> None:
+    outcome = omni(
+        "run", "--image", portrait, "--audio", speech, "--prompt", "hi", "-o", "new/talk.mp4", *SMALL, "--quiet"
+    )
+    assert outcome == Outcome(0, "", "")
+    assert tree(folder) == {"new", "new/talk.mp4"}
+    info = probe_video(folder / "new" / "talk.mp4")
+    assert (info.width, info.height, info.fps, info.frames, info.has_audio) == (32, 32, 25, 13, True)
+
+
+def test_the_sound_starts_with_the_second_frame(omni: Omni, folder: Path, portrait: Path) -> None:
+    """A burst at 0.2 s of the sound, behind 0.1 s of silence and the picture's one frame, is heard at 0.34 s."""
+    sound = write_wav(folder / "burst.wav", noise_burst(0.5, 16000, start=0.2), 16000)
+    omni("run", "--image", portrait, "--audio", sound, "-o", "talk.mp4", *SMALL, "--audio.silence", "0.1")
+    heard = load_waveform(folder / "talk.mp4")
+    start = np.argmax(np.abs(heard) > 0.1 * np.abs(heard).max()) / 16000
+    assert start == pytest.approx(0.2 + 0.1 + 1 / 25, abs=0.004)
+
+
+def test_the_demo_needs_no_arguments(omni: Omni, folder: Path) -> None:
+    short = ("--euler.steps", "1", "--reference-image.sizes", "[[32, 32]]", "--fixed-frames.window-frames", "49")
+    outcome = omni("run", *short)
+    assert outcome.code == 0
+    assert re.fullmatch(rf"{folder}/out/demo\.mp4  \(4\.36 s of video in [\d.]+ s\)\n", outcome.out)
+    assert probe_video(folder / "out" / "demo.mp4").frames == 109
+    assert "\x1b" not in outcome.err
+    loaded, *chunks = outcome.err.splitlines()
+    assert re.fullmatch(r"loaded text_encoder, vae, audio_encoder, audio_adapter, dit in [\d.]+ s", loaded)
+    assert [re.sub(", about.*", "", line) for line in chunks] == [f"chunk {number}/3 done" for number in (1, 2, 3)]
+
+
+def test_json_is_one_line_of_figures(omni: Omni, folder: Path) -> None:
+    outcome = omni("run", *SMALL, "-o", "a.mp4", "--json", "--units", "default+teacache(threshold=10)", "--quiet")
+    (line,) = outcome.out.splitlines()
+    figures = json.loads(line)
+    assert figures["video"] == str(folder / "a.mp4")
+    assert (figures["frames"], figures["fps"], figures["height"], figures["width"]) == (13, 25, 32, 32)
+    assert (figures["windows"], figures["steps"], figures["transformer_calls"]) == (2, 2, 4)
+    assert "teacache(threshold=10.0)" in figures["units"]
+    assert (figures["device"], figures["dtype"]) == ("cpu", "float32")
+    assert 0 < figures["denoise_seconds"] < figures["generate_seconds"]
+    assert figures["peak_rss_mib"] > 50
+    assert outcome.err == ""
+
+
+def test_without_a_sound_the_length_must_be_given(omni: Omni, folder: Path, portrait: Path) -> None:
+    outcome = omni("run", "--image", portrait, "-o", "a.mp4", *SMALL)
+    assert outcome.code == 0
+    info = probe_video(folder / "a.mp4")
+    assert (info.frames, info.has_audio) == (13, False)
+    outcome = omni("run", "--image", portrait, "-o", "b.mp4", "--quiet")
+    assert outcome.code == 2
+    assert outcome.error.startswith("the length of the video is unknown; give a sound with --audio or a length")
+
+
+def test_the_same_seed_gives_the_same_pictures(omni: Omni, folder: Path) -> None:
+    videos = []
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        omni("run", *SMALL, "--seconds", "0.2", "--seed", seed, "-o", f"{name}.mp4")
+        videos.append(read_video(folder / f"{name}.mp4"))
+    assert np.array_equal(videos[0], videos[1])
+    assert not np.array_equal(videos[0], videos[2])
+
+
+def test_verbose_says_what_is_going_on(omni: Omni) -> None:
+    quiet, chatty = (omni("run", *SMALL, "--seconds", "0.2", "-o", "a.mp4", *flag) for flag in ((), ("-v",)))
+    assert "omni: reading" not in quiet.err
+    assert re.search(r"^omni: reading \d+ tensors from .*vae.safetensors$", chatty.err, re.MULTILINE)
+
+
+def test_model_files_can_be_named(omni: Omni, folder: Path) -> None:
+    tiny = asset("tiny")
+    names = ("transformer.safetensors", "vae.safetensors", "text_encoder.safetensors", "wav2vec2")
+    models = [argument for name in names for argument in ("--model", str(tiny / name))]
+    assert omni("run", *models, *SMALL, "--seconds", "0.2", "-o", "a.mp4").code == 0
+    outcome = omni("run", *models[:-2], *SMALL, "-o", "b.mp4")
+    assert outcome.code == 2
+    assert outcome.error.startswith("unit 'audio' needs a model for the role 'audio_encoder'")
+    assert tree(folder) == {"a.mp4"}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_of_all_kinds(omni: Omni, folder: Path, name: str) -> None:
+    picture = PICTURES[name]()
+    more: dict[str, Any] = {"save_all": True, "append_images": [picture.rotate(90)]} if name.endswith("gif") else {}
+    picture.save(folder / name, **more)
+    assert omni("run", "--image", name, *SMALL, "--seconds", "0.2", "-o", "a.mp4").code == 0
+    assert probe_video(folder / "a.mp4").frames == 6
+
+
+@pytest.mark.parametrize("kind", ["stereo_8k", "mono_48k", "float", "mp3", "a_video"])
+def test_sounds_of_all_kinds(omni: Omni, folder: Path, kind: str) -> None:
+    if kind == "float":
+        path = write_float_wav(folder / "sound.wav", tone(0.16, 16000, level=3.0), 16000)
+    else:
+        rate = {"stereo_8k": 8000, "mono_48k": 48000}.get(kind, 16000)
+        sound = tone(0.16, rate)
+        path = write_wav(folder / "sound.wav", np.stack([sound, sound], 1) if kind == "stereo_8k" else sound, rate)
+    if kind == "mp3":
+        path = convert(path, folder / "sound.mp3")
+    if kind == "a_video":
+        path = convert(path, folder / "sound.mp4")
+    outcome = omni("run", "--audio", path, *SMALL, "--audio.silence", "0", "-o", "a.mp4", "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["frames"] in ((5,) if path.suffix == ".wav" else range(5, 9))
+    assert probe_video(folder / "a.mp4").has_audio
+
+
+def test_odd_names_of_files(omni: Omni, folder: Path, portrait: Path, speech: Path) -> None:
+    (folder / "-my $(touch x); picture's.png").write_bytes(portrait.read_bytes())
+    (folder / "concat:a|b.flac").write_bytes(speech.read_bytes())
+    before = tree(folder)
+    outcome = omni(
+        "run", "--image=-my $(touch x); picture's.png", "--audio", "concat:a|b.flac", "-o", "out 'put.mp4", *SMALL
+    )
+    assert outcome.code == 0, outcome.err
+    assert tree(folder) == before | {"out 'put.mp4"}
+
+
+def test_a_list_makes_a_video_a_line_and_goes_on_after_a_bad_one(omni: Omni, folder: Path, portrait: Path) -> None:
+    lines = [f"first@@{portrait}", "", "second@@nowhere.png", "an @@ in it@@@@"]
+    (folder / "list.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    outcome = omni("run", "--input-file", "list.txt", *SMALL, "--seconds", "0.2", "--json", "--quiet")
+    assert outcome.code == 2
+    assert outcome.err == "omni: list.txt, line 3: there is no file nowhere.png\n"
+    videos = [json.loads(line)["video"] for line in outcome.out.splitlines()]
+    assert videos == [str(folder / "out" / "list" / f"result_{number:03}.mp4") for number in (0, 3)]
+    assert all(Path(video).is_file() for video in videos)
+
+
+def test_each_video_of_a_list_has_its_own_figures(omni: Omni, folder: Path) -> None:
+    (folder / "list.txt").write_text("one\ntwo\n")
+    outcome = omni("run", "--input-file", "list.txt", *SMALL, "--seconds", "0.2", "--json", "-o", "videos")
+    assert outcome.code == 0
+    figures = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [entry["steps"] for entry in figures] == [1, 1]
+    assert tree(folder) == {"list.txt", "videos", "videos/result_000.mp4", "videos/result_001.mp4"}
+    assert "video 2/2, chunk 1/1 done" in outcome.err
+
+
+def test_a_list_of_bad_lines_loads_nothing(omni: Omni, folder: Path) -> None:
+    (folder / "list.txt").write_text("a@@x.png\nb@@y.png\n")
+    outcome = omni("run", "--input-file", "list.txt")
+    assert outcome.code == 2
+    assert [line[:22] for line in outcome.err.splitlines()] == ["omni: list.txt, line 1", "omni: list.txt, line 2"]
+    assert tree(folder) == {"list.txt"}
+
+
+# Help ---------------------------------------------------------------------------------------------------------------
+
+
+def test_help_has_the_core_the_inputs_and_a_section_for_each_unit(omni: Omni) -> None:
+    out = omni("run", "--help").out
+    titles = re.findall(r"^(\S+):$", out, re.MULTILINE)
+    assert titles[:3] == ["Options", "Inputs", "prompt"]
+    assert "teacache" not in titles
+    assert {"reference-image", "audio", "fixed-frames", "guidance", "euler", "write-video"} <= set(titles)
+    core, inputs = out.index("--config"), out.index("--prompt ")
+    assert core < inputs < out.index("--prompt.negative")
+    assert re.search(r"--image IMAGE +the portrait", out)
+    assert re.search(r"--euler.steps INTEGER +denoising steps  \[1 to 1000; default: 50\]", out)
+
+
+def test_help_follows_the_plan(omni: Omni) -> None:
+    out = omni("run", "--units", "default+teacache-euler", "--help").out
+    assert "--teacache.threshold NUMBER" in out
+    assert "Cache: reuse what the blocks added" in out
+    assert "--euler." not in out
+
+
+def test_units_of_plugins_get_options_and_help(omni: Omni, folder: Path, install: Callable[[str, str], None]) -> None:
+    install("omniavatar_tint", TINT)
+    out = omni("run", "--units", "default+tint", "--help").out
+    assert re.search(
+        r"tint:\n +Colours the video\.\n +--tint\.strength NUMBER +how much  \[0 to 1; default: 0\.5\]", out
+    )
+    assert re.search(r"--colour TEXT +which one", out)
+    run = ("run", *SMALL, "--seconds", "0.2", "--units", "default+tint", "-o", "a.mp4")
+    assert omni(*run, "--colour", "red", "--tint.strength", "0.25").err.splitlines()[1] == "tint red 0.25"
+    outcome = omni(*run, "--tint.strength", "2")
+    assert outcome.error == "unit 'tint': strength = 2: input should be less than or equal to 1"
+
+
+TINT = '''
+import sys
+from pydantic import Field
+from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings
+from omniavatar.hookspecs import hookimpl
+
+class Tint(PipelineUnit):
+    """Colours the video."""
+    name = "tint"
+    class Settings(UnitSettings):
+        strength: float = Field(0.5, ge=0, le=1, description="how much")
+    class Inputs(UnitInputs):
+        colour: str = Field("blue", description="which one")
+    @hookimpl
+    def setup(self, engine):
+        self.ready = True
+    @hookimpl
+    def begin_job(self, job):
+        print("tint", job.inputs(self).colour, self.settings.strength, file=sys.stderr)
+
+@hookimpl
+def omni_units():
+    return [Tint]
+'''

@@ -1,0 +1,97 @@
+"""`omni units`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from omniavatar.units import BUILTIN
+from tests.cli.conftest import Omni
+
+PLUGIN = '''
+from pydantic import Field
+from omniavatar.engine.unit import PipelineUnit, UnitSettings
+from omniavatar.hookspecs import hookimpl
+
+class Sparkle(PipelineUnit):
+    """Adds [red] stars."""
+    name = "sparkle"
+    uses = ("condition",)
+    class Settings(UnitSettings):
+        count: int = Field(5, ge=1, description="stars, [left, right]")
+    @hookimpl
+    def begin_window(self, window): ...
+
+@hookimpl
+def omni_units():
+    return [Sparkle]
+
+@hookimpl
+def omni_presets():
+    return {"sparkling": "default+sparkle(count=7)"}
+'''
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def test_list_has_every_unit_and_preset(omni: Omni) -> None:
+    outcome = omni("units", "list")
+    assert (outcome.code, outcome.err) == (0, "")
+    for unit in BUILTIN:
+        assert f"{unit.name} " in outcome.out
+        assert unit.summary() in outcome.out
+    assert "prompt+reference-image+audio" in outcome.out
+
+
+def test_show_has_settings_inputs_and_data_flow(omni: Omni) -> None:
+    lines = [line.split() for line in omni("units", "show", "fixed-frames").out.splitlines()]
+    overlap = next(line for line in lines if line[:1] == ["overlap"])
+    assert overlap[:5] == ["overlap", "INTEGER", "13", "from", "1"]
+    assert ["reads", "previous.frames,", "[image_latent]"] in lines
+    assert ["makes", "given_latents"] in lines
+    image = next(
+        line for line in omni("units", "show", "reference-image").out.splitlines() if line.startswith("image ")
+    )
+    assert image.split()[1] == "IMAGE"
+
+
+def test_square_brackets_in_descriptions_are_shown(omni: Omni) -> None:
+    assert "sizes to choose from, [height, width] in pixels" in omni("units", "show", "reference-image").out
+
+
+def test_plan_shows_the_order_and_the_hooks(omni: Omni) -> None:
+    out = omni("units", "plan", "default+teacache(threshold=0.2)-lora").out
+    order = [out.index(f"── {name}") for name in ("prompt", "reference-image", "vae-decode", "write-video")]
+    assert order == sorted(order)
+    assert "teacache(threshold=0.2)" in out
+    assert "run_blocks (wrapper)" in out
+    assert "lora" not in out.partition("\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("show", "teacahe"), "unknown unit 'teacahe'; did you mean 'teacache'?"),
+        (("plan", "default+teacahe"), "unknown unit or preset 'teacahe'; did you mean 'teacache'?"),
+        (("plan", "default-write-video-vae-decode-vae-decode"), "'-vae-decode': the plan has no unit 'vae-decode'"),
+        (("plan", "euler(steps=0)"), "unit 'euler': steps = 0: input should be greater than or equal to 1"),
+    ],
+)
+def test_bad_names_are_one_line(omni: Omni, arguments: tuple[str, ...], message: str) -> None:
+    outcome = omni("units", *arguments)
+    assert outcome.code == 2
+    assert outcome.error.startswith(message)
+
+
+def test_units_of_plugins_are_shown_like_our_own(omni: Omni, install: Callable[[str, str], None]) -> None:
+    install("omniavatar_sparkle_a", PLUGIN)
+    assert "sparkle" in omni("units", "list").out
+    assert "default+sparkle(count=7)" in omni("units", "list").out
+    shown = omni("units", "show", "sparkle").out
+    assert "Adds [red] stars." in shown
+    assert "stars, [left, right]" in shown
+    assert "sparkle(count=7)" in omni("units", "plan", "sparkling").out
