@@ -52,7 +52,8 @@ def explain(error: ValidationError) -> str:
     """The first problem of a pydantic error in one line: where, what is wrong, the value."""
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"][0].lower() + first["msg"][1:]
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
     if first["type"] == "missing":
         return f"'{where}' is required"
     return f"{where} = {first['input']!r}: {message}"

@@ -134,15 +134,25 @@ def read_safetensors_header(file: Path) -> dict[str, TensorInfo]:
             raise _damaged(file, f"its header would have {length} bytes, more than the {MAX_HEADER_BYTES} allowed")
         text = stream.read(length)
     tensors: dict[str, TensorInfo] = {}
-    used = 0
+    places: list[tuple[int, int]] = []
     for name, entry in _parse_json(file, text).items():
-        if name == "__metadata__":
-            continue
-        tensors[name], end = _checked_tensor(file, name, entry)
-        used = max(used, end)
+        if name != "__metadata__":
+            tensors[name], place = _checked_tensor(file, name, entry)
+            places.append(place)
+    used = max((end for _, end in places), default=0)
     if used != size - 8 - length:
         raise _damaged(file, f"its header describes {used} bytes of data, the file holds {size - 8 - length}")
+    _check_contiguous(file, sorted(places))
     return tensors
+
+
+def _check_contiguous(file: Path, places: Sequence[tuple[int, int]]) -> None:
+    """Each tensor begins where the one before it ends."""
+    position = 0
+    for begin, end in places:
+        if begin != position:
+            raise _damaged(file, f"its tensors overlap or leave a gap at byte {min(begin, position)} of the data")
+        position = end
 
 
 def _parse_json(file: Path, text: bytes) -> dict[str, Any]:
@@ -161,8 +171,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _checked_tensor(file: Path, name: str, entry: Any) -> tuple[TensorInfo, int]:
-    """One entry of the header and where its data ends, in bytes."""
+def _checked_tensor(file: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
+    """One entry of the header and where its data begins and ends, in bytes."""
     fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
     torch_name, bits = DTYPES.get(str(fields.get("dtype")), ("", 0))
     if not torch_name:
@@ -173,7 +183,7 @@ def _checked_tensor(file: Path, name: str, entry: Any) -> tuple[TensorInfo, int]
     begin, end = offsets
     if end - begin != math.prod(shape) * bits // 8:
         raise _damaged(file, f"tensor '{name[:80]}' spans {end - begin} bytes, which does not fit its shape and dtype")
-    return TensorInfo(name, shape, torch_name, file), end
+    return TensorInfo(name, shape, torch_name, file), (begin, end)
 
 
 def _sizes(value: Any) -> tuple[int, ...] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,7 @@ COMMANDS = {
 }
 BAD_INPUT = 2
 OUT_OF_MEMORY = 3
+SIGNALLED = 128
 INTERRUPTED = 130
 
 NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
@@ -69,8 +71,18 @@ def build_cli() -> click.Group:
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 a check failed, 2 bad input, 3 out of memory, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 a check failed, 2 bad input, 3 out of memory, 130 interrupted.
+
+    A signal that ends the program (128 + its number) leaves the same way as Ctrl-C, with what was finished kept.
+    """
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _end)
     sys.exit(run_cli(sys.argv[1:]))
+
+
+def _end(number: int, _: Any) -> None:
+    raise SystemExit(128 + number)
 
 
 def run_cli(arguments: Sequence[str]) -> int:
@@ -82,7 +94,7 @@ def run_cli(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing at exit does not fail too
         return 1
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         message, code = diagnosis(error)
         if not message:
             raise
@@ -110,6 +122,8 @@ def diagnosis(error: BaseException) -> tuple[str, int]:
             return error.format_message(), BAD_INPUT
         case KeyboardInterrupt() | click.Abort():
             return "interrupted", INTERRUPTED
+        case SystemExit(code=int(code)) if code > SIGNALLED:
+            return f"ended by {signal.Signals(code - SIGNALLED).name}", code
         case _ if is_out_of_memory(error):
             reason = str(error).partition("\n")[0] or "the system gave no more"
             remedy = "try a smaller --size, fewer --fixed-frames.max-tokens, or --vae-decode.tiled true"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,14 @@ import click
 
 from omniavatar.cli.console import logging_to_stderr
 from omniavatar.cli.options import UnitOption, split_values, unit_options
+from omniavatar.cli.ranks import as_rank, check_ranks, start_ranks
 from omniavatar.cli.start import EARLY, Start, early_options, start
 from omniavatar.cli.videos import Video, VideoMaker
 from omniavatar.errors import InputError, OmniError, PlanError, nearest
 from omniavatar.resources import asset
 
+ARGUMENTS = "omniavatar.arguments"
+LONGEST = 24 * 60 * 60
 FLAGS = ("seed", "fps", "device", "dtype")
 """Options that stand for the field of this name in the configuration."""
 
@@ -32,6 +34,7 @@ class RunCommand(click.Command):
         # The root context: one whose parsing fails is not closed.
         ctx.find_root().with_resource(logging_to_stderr(-1 if early["quiet"] else early["verbose"]))
         ctx.obj = start(early)
+        ctx.meta[ARGUMENTS] = list(args)
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -89,9 +92,9 @@ def size_of(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
 
 
 def seconds_of(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """A positive, finite number."""
-    if value is not None and not (value > 0 and math.isfinite(value)):
-        raise InputError(f"--seconds is {value:g}; give a length above 0")
+    """A positive number, up to a day."""
+    if value is not None and not 0 < value <= LONGEST:
+        raise InputError(f"--seconds is {value:g}; give a length above 0 and up to {LONGEST}")
     return value
 
 
@@ -115,6 +118,10 @@ def seconds_of(ctx: click.Context, param: click.Parameter, value: float | None) 
 @click.option(
     "--dtype", metavar="auto|bf16|fp16|fp32", help="precision of the networks  [default: bf16 on a GPU, or fp32]"
 )
+@click.option("--gpus", type=click.IntRange(1), default=1, metavar="INTEGER", help="ranks to start on this machine")
+@click.option(
+    "--timeout", type=float, default=600.0, metavar="SECONDS", help="how long ranks wait for each other  [default: 600]"
+)
 @click.option("--quiet", is_flag=True, help="print errors only")
 @click.option("--json", "as_json", is_flag=True, help="print a line of figures for each video")
 @click.option("-v", "--verbose", count=True, help="print what is going on; -vv for more")
@@ -129,7 +136,12 @@ def run(ctx: click.Context, **options: Any) -> int:
     config = begin.final({key: options[key] for key in FLAGS if options[key] is not None}, settings)
     videos = planned_videos({**config.inputs, **inputs}, options["input_file"], options["seconds"])
     shape = {name: options[name] for name in ("size", "seconds", "quiet", "as_json")}
-    return VideoMaker(begin, config, **shape).make(videos)
+    if options["gpus"] > 1 and begin.world.size == 1:
+        check_ranks(options["gpus"], config)
+        VideoMaker(begin, config, **shape).check(videos)
+        return start_ranks(options["gpus"], ctx.meta[ARGUMENTS])
+    maker = VideoMaker(begin, config, **shape)
+    return as_rank(begin.world, maker.device_type, options["timeout"], lambda: maker.make(videos))
 
 
 def planned_videos(inputs: dict[str, Any], input_file: str | None, seconds: float | None) -> list[Video]:

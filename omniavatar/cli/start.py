@@ -11,7 +11,9 @@ import click
 
 from omniavatar import original
 from omniavatar.cli.console import say
+from omniavatar.cli.ranks import spread
 from omniavatar.config import RunConfig, find_config, merge_settings, parse_config, read_yaml
+from omniavatar.distributed.world import World, place
 from omniavatar.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -39,13 +41,14 @@ EARLY = (
 
 @dataclass(frozen=True)
 class Start:
-    """The configuration with the early options laid over it, and the units that are chosen, with inline settings."""
+    """The configuration with the early options laid over it, the units chosen with inline settings, and our rank."""
 
     config: RunConfig
     overrides: original.Overrides
     catalog: Catalog
     plugins: Plugins
     chosen: Mapping[str, dict[str, Any]]
+    world: World
 
     @property
     def units(self) -> dict[str, type[PipelineUnit]]:
@@ -66,7 +69,8 @@ class Start:
 def early_options(arguments: list[str], normalize: Callable[[str], str]) -> dict[str, Any]:
     """The early options among all arguments, with `help`, `quiet` and `verbose`."""
     flags = (click.Option(["--help"], is_flag=True), click.Option(["--quiet"], is_flag=True))
-    params: list[click.Parameter] = [*EARLY, *flags, click.Option(["-v", "--verbose"], count=True)]
+    gpus = click.Option(["--gpus"], type=int)
+    params: list[click.Parameter] = [*EARLY, *flags, gpus, click.Option(["-v", "--verbose"], count=True)]
     settings: dict[str, Any] = {
         "ignore_unknown_options": True,
         "allow_extra_args": True,
@@ -100,7 +104,8 @@ def start(early: Mapping[str, Any]) -> Start:
         chosen.setdefault("teacache", {})
     elif overrides.teacache is False:
         chosen.pop("teacache", None)
-    return Start(config, overrides, catalog, plugins, chosen)
+    world = place()
+    return Start(config, overrides, catalog, plugins, spread(chosen, max(world.size, early.get("gpus") or 1)), world)
 
 
 def configuration(early: Mapping[str, Any]) -> tuple[RunConfig, original.Overrides]:

@@ -73,6 +73,7 @@ def plan(expression: str) -> None:
     from omniavatar.engine.plan import build_plan
 
     made = build_plan(expression, _catalog())
+    made.check_complete()
     tree = Tree(f"[bold]{escape(expression)}[/]")
     for unit in made.units:
         branch = tree.add(f"[bold]{escape(repr(unit))}[/]  {escape(unit.summary())}")

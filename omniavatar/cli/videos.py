@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from rich.console import Console
 from omniavatar.cli.console import say
 from omniavatar.cli.fields import marks
 from omniavatar.cli.progress import Watcher, display_for
+from omniavatar.distributed.world import ALONE, World
 from omniavatar.errors import InputError, OmniError
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.plan import Plan
     from omniavatar.engine.scopes import Job, Request
+
+log = logging.getLogger(__name__)
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -49,11 +53,24 @@ class VideoMaker:
     as_json: bool
 
     def __post_init__(self) -> None:
+        self.world = self.begin.world
+        self.quiet = self.quiet or not self.world.is_main
         self.watcher = Watcher(display_for(Console(stderr=True), quiet=self.quiet))
+
+    @property
+    def device_type(self) -> str:
+        """What kind of device the networks run on."""
+        return torch_device(self.config.device, self.world.local_rank).type
+
+    def check(self, videos: Sequence[Video]) -> None:
+        """Find bad inputs, without making anything; only a whole list of bad lines is an error."""
+        engine = self.engine(ALONE)
+        if not [video for video in videos if self.tried(video, self.request, engine, video) is not None]:
+            raise InputError("none of the lines can be made")
 
     def make(self, videos: Sequence[Video]) -> int:
         """Make them all; returns the exit code. A bad line of a list is reported and does not stop the others."""
-        engine = self.engine()
+        engine = self.engine(self.world)
         asked = [(video, self.tried(video, self.request, engine, video)) for video in videos]
         good = [(video, request) for video, request in asked if request is not None]
         if good:
@@ -68,17 +85,21 @@ class VideoMaker:
                 made += 1
         return 0 if made == len(videos) else InputError.exit_code
 
-    def engine(self) -> Engine:
+    def engine(self, world: World) -> Engine:
         """The engine for this configuration; headers are read, weights are not."""
         from omniavatar.checkpoints import Bundle, Registry
         from omniavatar.engine.engine import Engine
         from omniavatar.engine.plan import build_plan
 
-        device = torch_device(self.config.device)
+        device = torch_device(self.config.device, world.local_rank)
         bundle = Bundle.open(self.config.model_files(), Registry(self.begin.plugins.checkpoint_tables()))
         plan = build_plan(self.config.units, self.begin.catalog, bundle.settings(), self.config.settings)
+        plan.check_complete()
+        unused = bundle.roles - {role for unit in plan.units for role in (*unit.roles, *unit.optional_roles)}
+        if unused and world.is_main:
+            log.warning("no unit of the plan uses what the model files have for: %s", ", ".join(sorted(unused)))
         dtype = torch_dtype(self.config.dtype, device)
-        return Engine(plan, bundle, device=device, dtype=dtype, observers=[self.watcher])
+        return Engine(plan, bundle, device=device, dtype=dtype, observers=[self.watcher], world=world)
 
     def request(self, engine: Engine, video: Video) -> Request:
         """The request for a video, its inputs looked at as far as that is quick."""
@@ -106,16 +127,20 @@ class VideoMaker:
         except OmniError as error:
             if not video.place:
                 raise
-            say(f"{video.place}: {error}", error)
+            if self.world.is_main:
+                say(f"{video.place}: {error}", error)
             return None
 
     def report(self, engine: Engine, job: Job) -> None:
         """Where the video is, or the figures as one line of JSON."""
+        if not self.world.is_main:
+            return
         if self.as_json:
             click.echo(json.dumps(figures(engine, self.watcher, job)))
         elif not self.quiet:
             length, took = job.length / job.fps, self.watcher.figures.generate_seconds
-            click.echo(f"{job.results.get('video')}  ({length:.2f} s of video in {took:.1f} s)")
+            place = job.results.get("video", "no file, since no unit writes one")
+            click.echo(f"{place}  ({length:.2f} s of video in {took:.1f} s)")
 
 
 def check_media(plan: Plan, inputs: Mapping[str, Any]) -> None:
@@ -136,7 +161,7 @@ def figures(engine: Engine, watcher: Watcher, job: Job) -> dict[str, Any]:
     """What a video took, as JSON values."""
     height, width = job.size
     return {
-        "video": str(job.results.get("video")),
+        "video": str(job.results["video"]) if "video" in job.results else None,
         "frames": job.length,
         "fps": job.fps,
         "height": height,
@@ -165,12 +190,14 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     return peaks
 
 
-def torch_device(name: str) -> torch.device:
-    """The device of this name, after a try; "auto" is the GPU if there is one."""
+def torch_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of this name, after a try; "auto" is the rank's GPU if there is one."""
     import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device).item()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor
 
@@ -21,3 +22,13 @@ class AttentionSlot:
     def wrap(self, wrapper: Callable[[Attention], Attention]) -> None:
         """Replace the strategy by `wrapper(strategy)`. Example: an all-to-all before and after the inner strategy."""
         self.strategy = wrapper(self.strategy)
+
+    @contextmanager
+    def wrapped(self, wrapper: Callable[[Attention], Attention]) -> Iterator[None]:
+        """`wrap` for the time of a with-block."""
+        inner = self.strategy
+        self.strategy = wrapper(inner)
+        try:
+            yield
+        finally:
+            self.strategy = inner

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from omniavatar.distributed.groups import Groups
+from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.attention import AttentionSlot
 from omniavatar.engine.hooks import Hooks
 from omniavatar.engine.plan import Plan
@@ -59,6 +61,7 @@ class Engine:
     models: the networks by role.
     device, dtype: where and in what precision the networks run; latents stay in float32 between steps.
     observers: further implementations of `hookspecs.Pipeline`, called before the units (progress, timing).
+    world: the ranks that make the video together; each has an engine with the same plan and gets the same requests.
     Raises CheckpointError if a unit's role has no model.
     """
 
@@ -70,13 +73,17 @@ class Engine:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         observers: Iterable[Any] = (),
+        world: World = ALONE,
     ) -> None:
         self.plan = plan
         self.models = models
         self.device = torch.device(device)
         self.dtype = dtype
+        self.world = world
+        self.groups = Groups()
         self.attention = AttentionSlot()
-        self.hooks = Hooks(plan.units, [*observers, _OneCallPerBranch()])
+        units = [unit for unit in plan.units if world.is_main or not unit.main_rank_only]
+        self.hooks = Hooks(units, [*observers, _OneCallPerBranch()])
         self._networks: dict[str, nn.Module] = {}
         self._is_set_up = False
         self._set_up_failure: BaseException | None = None
@@ -112,10 +119,25 @@ class Engine:
         if not self._is_set_up:
             self._is_set_up = True
             try:
+                self.groups = Groups.make(self.world, self.degrees(), self.device.type)
                 self.hooks.setup(self)
             except BaseException as error:
                 self._set_up_failure = error
                 raise
+
+    def degrees(self) -> dict[str, int]:
+        """Over how many ranks the plan spreads work, by axis; the units are asked in plan order."""
+        degrees: dict[str, int] = {}
+        ranks = self.world.size
+        for unit in self.plan.units:
+            for axis, degree in unit.degrees(self, ranks).items():
+                degrees[axis] = degree
+                ranks //= degree
+        return degrees
+
+    def replace(self, role: str, network: nn.Module) -> None:
+        """Let this network stand for the role, such as one that wraps what stood there."""
+        self._networks[role] = network
 
     @torch.inference_mode()
     def generate(self, request: Request) -> Job:
@@ -123,6 +145,7 @@ class Engine:
 
         However it ends, `job.resources` is closed, so that nothing half-written stays behind.
         """
+        self.plan.check_complete()
         job = Job(self, request, self.plan.parse_inputs(request.inputs))
         self.set_up()
         with job.resources:
@@ -177,7 +200,12 @@ class _OneCallPerBranch:
 
     @hookimpl(trylast=True)
     def predict(self, step: Step, branches: Sequence[Branch]) -> Sequence[Tensor]:
-        return [step.forward([branch]) for branch in branches]
+        return one_call_each(step, branches)
+
+
+def one_call_each(step: Step, branches: Sequence[Branch]) -> list[Tensor]:
+    """One transformer call per branch: the velocities (b c t h w)."""
+    return [step.forward([branch]) for branch in branches]
 
 
 def whole_video(job: Job) -> Span:

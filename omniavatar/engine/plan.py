@@ -24,6 +24,13 @@ from omniavatar.hookspecs import PROJECT
 SettingsByUnit = Mapping[str, Mapping[str, Any]]
 
 EXCLUSIVE_HOOKS = ("plan_windows", "plan_steps", "guide", "advance")
+ANSWERED_HOOKS = {
+    "plan_steps": "a sampler such as euler",
+    "guide": "a guidance rule such as guidance",
+    "run_blocks": "a network such as transformer",
+    "advance": "a sampler such as euler",
+}
+"""The hooks that some unit must answer, and what kind of unit does."""
 PREVIOUS = "previous."
 NAME = re.compile(r"[A-Za-z0-9_]+(?:-[A-Za-z0-9_]+)*")
 
@@ -48,6 +55,12 @@ class Plan:
 
     def __contains__(self, name: object) -> bool:
         return any(unit.name == name for unit in self.units)
+
+    def check_complete(self) -> None:
+        """Raise PlanError if no unit answers a hook without which no video can be made."""
+        for hook, remedy in ANSWERED_HOOKS.items():
+            if not any(claims_hook(type(unit), hook) for unit in self.units):
+                raise PlanError(f"no unit of the plan answers '{hook}'; add {remedy}")
 
     @property
     def input_fields(self) -> dict[str, Any]:

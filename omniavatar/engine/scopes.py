@@ -21,6 +21,7 @@ from omniavatar.errors import InputError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from omniavatar.distributed.sharding import Sharding
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.unit import PipelineUnit
 
@@ -84,8 +85,9 @@ class Request:
 class Job(Scope):
     """One video.
 
-    Units set `frames` (length of the video), `height` and `width` (pixels) in `begin_job`; the request wins where it
-    says. `resources` closes whatever a unit opened, however the job ends; `results` is what the caller gets.
+    `frames` (length of the video), `height` and `width` (pixels) are what the request says, else what units set in
+    `begin_job`; a sound that ends earlier shortens the video. `resources` closes whatever a unit opened, however the
+    job ends; `results` is what the caller gets.
     """
 
     def __init__(self, engine: Engine, request: Request, inputs: Mapping[str, BaseModel]) -> None:
@@ -94,7 +96,7 @@ class Job(Scope):
         self.request = request
         self.inputs_by_unit = inputs
         self.fps = request.fps
-        self.frames: int | None = None
+        self.frames = None if request.seconds is None else max(1, round(request.seconds * request.fps)) + 1
         self.height = request.height
         self.width = request.width
         self.spans: Sequence[Span] = ()
@@ -109,7 +111,9 @@ class Job(Scope):
     def length(self) -> int:
         """Frames of the video, the picture at its beginning included."""
         if self.frames is None:
-            raise InputError("the length of the video is unknown; give a sound with --audio or a length with --seconds")
+            raise InputError(
+                "the length of the video is unknown; give one with --seconds, or a sound to the audio unit with --audio"
+            )
         return self.frames
 
     @property
@@ -234,6 +238,7 @@ class Forward(Scope):
         self.branches = tuple(branches)
         self.latents = step.window.latents
         self.memory = self.window.memory(step.network, branches)
+        self.sharding: Sharding | None = None
 
     def stacked(self, select: Callable[[Branch], Tensor]) -> Tensor:
         """What `select` gives for every branch, joined along the batch (dimension 0)."""
@@ -243,3 +248,23 @@ class Forward(Scope):
     def repeated(self, tensor: Tensor) -> Tensor:
         """A tensor that all branches share, repeated along the batch once per branch."""
         return self.stacked(lambda _: tensor)
+
+    def shard(self, tokens: Tensor) -> Tensor:
+        """This rank's part of something that has a value for every token (b s ...); all of it on one rank.
+
+        A unit that makes values per token after `embed`, such as hints for every block, passes them through here.
+        """
+        return tokens if self.sharding is None else self.sharding.shard(tokens)
+
+    def gather(self, tokens: Tensor) -> Tensor:
+        """The opposite: the values of all tokens (b s ...), on every rank."""
+        return tokens if self.sharding is None else self.sharding.gather(tokens)
+
+    def shard_tokens(self, sharding: Sharding) -> None:
+        """Keep this rank's tokens only, with their positions, frames and modulation. Padding belongs to no frame."""
+        self.sharding = sharding
+        self.x = sharding.shard(self.x)
+        self.rope = sharding.shard(self.rope, dim=0)
+        self.frame_index = sharding.shard(self.frame_index, dim=0, fill=-1)
+        if self.t_mod.ndim == 4:  # a timestep for every token
+            self.time, self.t_mod = sharding.shard(self.time), sharding.shard(self.t_mod)

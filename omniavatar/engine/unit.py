@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
-from omniavatar.errors import InputError
+from omniavatar.media.paths import input_file
+
+if TYPE_CHECKING:
+    from omniavatar.engine.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -19,18 +23,9 @@ class InputKind:
     kind: str
 
 
-def existing_file(path: Path) -> Path:
-    """The path, if a file is there that can be read; raises InputError."""
-    if not path.exists():
-        raise InputError(f"there is no file {path}")
-    if not path.is_file():
-        raise InputError(f"{path} is not a file")
-    return path
-
-
-ImageFile = Annotated[Path, AfterValidator(existing_file), InputKind("image")]
-AudioFile = Annotated[Path, AfterValidator(existing_file), InputKind("audio")]
-VideoFile = Annotated[Path, AfterValidator(existing_file), InputKind("video")]
+ImageFile = Annotated[Path, AfterValidator(partial(input_file, what="image")), InputKind("image")]
+AudioFile = Annotated[Path, AfterValidator(partial(input_file, what="audio")), InputKind("audio")]
+VideoFile = Annotated[Path, AfterValidator(partial(input_file, what="video")), InputKind("video")]
 
 
 class UnitSettings(BaseModel):
@@ -55,6 +50,7 @@ class PipelineUnit:
     provides: values it stores. A name that is also in needs or uses is changed rather than made.
     conflicts: units that must not be in the same plan.
     roles, optional_roles: models it works with.
+    main_rank_only: of several ranks only the first runs the unit's hooks, because it writes a file, say.
     The class docstring is the unit's help: one line, then what a user should know.
     """
 
@@ -65,6 +61,7 @@ class PipelineUnit:
     conflicts: ClassVar[tuple[str, ...]] = ()
     roles: ClassVar[tuple[str, ...]] = ()
     optional_roles: ClassVar[tuple[str, ...]] = ()
+    main_rank_only: ClassVar[bool] = False
 
     class Settings(UnitSettings):
         """No settings."""
@@ -76,6 +73,13 @@ class PipelineUnit:
 
     def __init__(self, **settings: Any) -> None:
         self.settings = self.Settings(**settings)
+
+    def degrees(self, engine: Engine, ranks: int) -> dict[str, int]:
+        """Over how many ranks the unit spreads work, by axis of `distributed.groups.AXES`, if `ranks` are left for it.
+
+        Raises PlanError, with the valid choices, if it cannot.
+        """
+        return {}
 
     @classmethod
     def summary(cls) -> str:

@@ -99,7 +99,7 @@ def check_windows(window_frames: int, overlap: int) -> None:
     if window_frames <= overlap:
         raise PlanError(
             f"a window of {max(0, window_frames)} frames is not longer than its overlap of {overlap}; "
-            "raise fixed-frames.max_tokens, make the picture smaller or lower fixed-frames.overlap"
+            "make it longer (fixed-frames.max_tokens or .window_frames), the picture smaller or the overlap shorter"
         )
     for name, value in (("window length", window_frames), ("overlap", overlap)):
         if value < 1 or value % TEMPORAL_FACTOR != 1:

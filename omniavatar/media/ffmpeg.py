@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import IO, Self
 
-import imageio_ffmpeg
-
 from omniavatar.errors import InputError, OmniError
 from omniavatar.media.paths import input_file, shown
 
@@ -65,10 +63,12 @@ class Ffmpeg:
     """
 
     def __init__(self, arguments: Sequence[str], *, feed: bool = False) -> None:
+        from imageio_ffmpeg import get_ffmpeg_exe  # here, so that what needs no media runs without it
+
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill(); a file cannot fill up as a pipe would
         try:
             self._process = subprocess.Popen(
-                [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", *arguments],
+                [get_ffmpeg_exe(), "-hide_banner", "-nostdin", *arguments],
                 stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=self._log,

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685): W + scale B A, read under any of the usual names and merged into a network."""
+"""LoRA (Hu et al. 2021, arXiv:2106.09685): W + scale B A, read under any usual names and merged into a network."""
 
 from __future__ import annotations
 

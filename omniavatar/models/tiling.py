@@ -38,7 +38,7 @@ DECODE_TILING = Tiling(size=(30, 52), stride=(15, 26))
 
 
 @dataclass(frozen=True)
-class Span:
+class Stretch:
     """One tile along one axis: [start, stop), and whether the axis begins or ends with it."""
 
     start: int
@@ -65,19 +65,19 @@ class Span:
         return weights
 
 
-def spans(length: int, size: int, stride: int) -> list[Span]:
+def spans(length: int, size: int, stride: int) -> list[Stretch]:
     """Cover [0, length) with tiles of `size` every `stride`; the first tile that reaches the end is the last."""
     count = 1 + max(0, -(-(length - size) // stride))
     return [
-        Span(start=i * stride, stop=min(i * stride + size, length), first=i == 0, last=i == count - 1)
+        Stretch(start=i * stride, stop=min(i * stride + size, length), first=i == 0, last=i == count - 1)
         for i in range(count)
     ]
 
 
-def tile_weights(rows: Span, columns: Span, tiling: Tiling, scale: int, device: torch.device) -> Tensor:
+def tile_weights(rows: Stretch, columns: Stretch, tiling: Tiling, scale: int, device: torch.device) -> Tensor:
     """Blending weights (h w) of one tile whose latent pixels are `scale` pixels: the smaller of its two ramps."""
     ramps = [
-        Span(span.start * scale, span.stop * scale, span.first, span.last).ramp(overlap * scale, device)
+        Stretch(span.start * scale, span.stop * scale, span.first, span.last).ramp(overlap * scale, device)
         for span, overlap in zip((rows, columns), tiling.overlap, strict=True)
     ]
     return torch.minimum(ramps[0][:, None], ramps[1][None, :])

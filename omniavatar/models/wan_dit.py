@@ -160,6 +160,7 @@ class WanDiT(nn.Module):
         patch_size = check_patch_size(patch_size)
         check_widths(dim=dim, num_heads=num_heads, freq_dim=freq_dim)
         self.dim, self.in_dim, self.out_dim, self.freq_dim = dim, in_dim, out_dim, freq_dim
+        self.num_heads = num_heads
         self.patch_size = patch_size
         self.head_dim = dim // num_heads
         patch_volume = patch_size[0] * patch_size[1] * patch_size[2]
@@ -207,11 +208,14 @@ class WanDiT(nn.Module):
 
     def unembed(self, x: Tensor, t_emb: Tensor, grid: Grid) -> Tensor:
         """Tokens (b s d), t_emb (b d) or (b s d), grid (f, h, w) with s = f*h*w -> (b out t h w)."""
+        return self.unpatchify(self.head(x, t_emb), grid)
+
+    def unpatchify(self, values: Tensor, grid: Grid) -> Tensor:
+        """The head's values of every patch (b s patch_values) -> (b out t h w)."""
         f, h, w = grid
         pf, ph, pw = self.patch_size
         pattern = "b (f h w) (pf ph pw c) -> b c (f pf) (h ph) (w pw)"
-        patches: Tensor = self.head(x, t_emb)
-        return rearrange(patches, pattern, f=f, h=h, w=w, pf=pf, ph=ph, pw=pw)
+        return rearrange(values, pattern, f=f, h=h, w=w, pf=pf, ph=ph, pw=pw)
 
     def forward(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         """Latents (b c t h w), time step (b) or (b s), text rows (b n text_dim) -> velocity (b out t h w)."""

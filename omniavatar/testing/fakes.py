@@ -59,9 +59,12 @@ class FakeDiT(nn.Module):
     def rope(self, grid: tuple[int, int, int], device: torch.device) -> Tensor:
         return torch.zeros(grid[0] * grid[1] * grid[2], 1, 2, device=device)
 
-    def unembed(self, x: Tensor, t_emb: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    def head(self, x: Tensor, t_emb: Tensor) -> Tensor:
+        return x[..., :CHANNELS]
+
+    def unpatchify(self, values: Tensor, grid: tuple[int, int, int]) -> Tensor:
         frames, rows, columns = grid
-        return rearrange(x[..., :CHANNELS], "b (t h w) c -> b c t h w", t=frames, h=rows, w=columns)
+        return rearrange(values, "b (t h w) c -> b c t h w", t=frames, h=rows, w=columns)
 
 
 class FakeVAE(nn.Module):

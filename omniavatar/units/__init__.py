@@ -3,13 +3,17 @@
 from omniavatar.units.audio import Audio
 from omniavatar.units.euler import Euler
 from omniavatar.units.fixed_frames import FixedFrames
+from omniavatar.units.fsdp import Fsdp
 from omniavatar.units.guidance import Guidance
+from omniavatar.units.guidance_parallel import GuidanceParallel
 from omniavatar.units.lora import Lora
 from omniavatar.units.prompt import Prompt
 from omniavatar.units.reference_image import ReferenceImage
+from omniavatar.units.sequence_parallel import SequenceParallel
 from omniavatar.units.teacache import TeaCache
 from omniavatar.units.transformer import Transformer
 from omniavatar.units.vae_decode import VaeDecode
+from omniavatar.units.vae_parallel import VaeParallel
 from omniavatar.units.write_video import WriteVideo
 
 BUILTIN = (
@@ -24,4 +28,8 @@ BUILTIN = (
     Lora,
     VaeDecode,
     WriteVideo,
+    SequenceParallel,
+    GuidanceParallel,
+    VaeParallel,
+    Fsdp,
 )

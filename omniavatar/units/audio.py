@@ -50,21 +50,14 @@ class Audio(PipelineUnit):
         path = job.inputs(self).audio
         job["audio_delay"] = self.settings.silence + 1 / job.fps
         job["audio_track"] = None
-        rows = self._rows_asked_for(job)
-        if path is not None:
-            wave = load_waveform(path, SAMPLE_RATE)
-            wave = np.concatenate([np.zeros(round(self.settings.silence * SAMPLE_RATE), wave.dtype), wave])
-            original = self.settings.frame_count == "original"
-            length = audio_rows(len(wave), SAMPLE_RATE, job.fps, float_ceil=original)
-            rows = min(rows or length, length)
-            job["audio_track"] = AudioTrack(wave, job.fps, job.engine.model("audio_encoder"), self.settings.segment)
-        if rows:
-            job.frames = rows + 1
-
-    @staticmethod
-    def _rows_asked_for(job: Job) -> int | None:
-        seconds = job.request.seconds
-        return None if seconds is None else max(1, round(seconds * job.fps))
+        if path is None:
+            return
+        wave = load_waveform(path, SAMPLE_RATE)
+        wave = np.concatenate([np.zeros(round(self.settings.silence * SAMPLE_RATE), wave.dtype), wave])
+        original = self.settings.frame_count == "original"
+        length = 1 + audio_rows(len(wave), SAMPLE_RATE, job.fps, float_ceil=original)
+        job.frames = length if job.frames is None else min(job.frames, length)
+        job["audio_track"] = AudioTrack(wave, job.fps, job.engine.model("audio_encoder"), self.settings.segment)
 
     @hookimpl
     def begin_window(self, window: Window) -> None:

@@ -16,6 +16,7 @@ class Transformer(PipelineUnit):
     """The Wan transformer. Everything else acts before, between or after its blocks."""
 
     name = "transformer"
+    needs = ("prompt_embedding",)
     uses = ("condition",)
     roles = ("dit",)
 
@@ -41,7 +42,8 @@ class Transformer(PipelineUnit):
 
     @hookimpl(trylast=True)
     def unembed(self, forward: Forward) -> None:
-        forward.output = forward.network.unembed(forward.x, forward.time, forward.grid).float()
+        values = forward.network.head(forward.x, forward.time)
+        forward.output = forward.network.unpatchify(forward.gather(values), forward.grid).float()
 
 
 def model_input(forward: Forward) -> Tensor:

@@ -1,0 +1,91 @@
+"""Attention over tokens that are spread over ranks: Ulysses (arXiv:2309.14509) and ring (arXiv:2310.01889).
+
+Both make a strategy for q, k, v (b s heads head_dim) that hold one part of the sequence; it gives that part of the
+result. Padding at the end of the sequence is cut off before any attention is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from omniavatar.distributed.groups import Group, Groups
+from omniavatar.distributed.sharding import Sharding
+from omniavatar.models.attention import Attention
+
+
+def sequence_attention(inner: Attention, groups: Groups, sharding: Sharding) -> Attention:
+    """The strategy for shards of `sharding`: Ulysses inside, ring across, whichever have more than one rank."""
+    part = sharding.shard_length * groups.ulysses.size
+    lengths = [max(0, min(part, sharding.length - part * rank)) for rank in range(groups.ring.size)]
+    length = lengths[groups.ring.rank]
+    if groups.ring.size > 1:
+        inner = ring_attention(groups.ring, lengths)
+    if groups.ulysses.handle is not None:
+        return ulysses_attention(inner, groups.ulysses, length)
+    return lambda q, k, v: padded(inner(q[:, :length], k[:, :length], v[:, :length]), q.shape[1])
+
+
+def ulysses_attention(inner: Attention, group: Group, length: int) -> Attention:
+    """Exchange shards of tokens for shards of heads (yunchang's all-to-all), attend with `inner`, exchange back.
+
+    length: tokens without padding that the group holds together. The number of heads is a multiple of the group's size.
+    """
+    from yunchang.comm.all_to_all import SeqAllToAll4D
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (SeqAllToAll4D.apply(group.handle, x, 2, 1) for x in (q, k, v))
+        out = inner(q[:, :length], k[:, :length], v[:, :length])
+        result: Tensor = SeqAllToAll4D.apply(group.handle, padded(out, q.shape[1]), 1, 2)
+        return result
+
+    return attention
+
+
+def ring_attention(group: Group, lengths: Sequence[int]) -> Attention:
+    """Attend to the keys and values of every rank in turn as they travel around the ring (yunchang's communication).
+
+    lengths: tokens without padding of every rank of the group; q, k and v have those of this rank. The partial results
+    are joined by their log-sum-exp.
+    """
+    from yunchang.ring.utils import RingComm, update_out_and_lse
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        communication = RingComm(group.handle)
+        k, v = (padded(x, max(lengths)).contiguous() for x in (k, v))
+        out, lse = None, None
+        for step in range(group.size):
+            is_last = step + 1 == group.size
+            if not is_last:
+                following = communication.send_recv(k), communication.send_recv(v)
+                communication.commit()
+            count = lengths[(group.rank - step) % group.size]
+            if count and q.shape[1]:
+                out, lse = update_out_and_lse(out, lse, *attention_and_lse(q, k[:, :count], v[:, :count]))
+            if not is_last:
+                communication.wait()
+                k, v = following
+        return q if out is None else out.to(q.dtype)
+
+    return attention
+
+
+def attention_and_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention (b s h d) and the log-sum-exp of its scores (b h s)."""
+    if q.device.type == "cuda":
+        from yunchang.kernels.attention import pytorch_attn_forward
+
+        kernel = "efficient" if q.dtype == torch.float32 else "flash"
+        out, lse = pytorch_attn_forward(q, k, v, causal=False, op_type=kernel)
+        return out, lse[..., : q.shape[1]]  # kernels round the number of queries up
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    return out.transpose(1, 2), lse
+
+
+def padded(tokens: Tensor, length: int) -> Tensor:
+    """Zeros appended along the tokens (b s h d) up to `length`."""
+    return functional.pad(tokens, (0, 0, 0, 0, 0, length - tokens.shape[1]))

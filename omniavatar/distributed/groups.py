@@ -1,0 +1,117 @@
+"""Groups of ranks: the world as a grid guidance x ring x ulysses, neighbours (one host, one link) in the last axis."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from omniavatar.distributed.world import World
+from omniavatar.errors import PlanError
+
+AXES = ("guidance", "ring", "ulysses")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Ranks that work together. `handle` is torch's process group, None where this process is alone."""
+
+    rank: int = 0
+    size: int = 1
+    handle: Any = None
+
+    @classmethod
+    def of(cls, handle: Any) -> Group:
+        return cls(distributed.get_rank(handle), distributed.get_world_size(handle), handle)
+
+    def global_rank(self, rank: int) -> int:
+        """The world's number of this group's rank."""
+        return distributed.get_global_rank(self.handle, rank) if self.handle is not None else rank
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of all ranks, which have one shape."""
+        if self.handle is None:
+            return [tensor]
+        tensor = tensor.contiguous()
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        distributed.all_gather(parts, tensor, group=self.handle)
+        return parts
+
+    def broadcast(self, tensor: Tensor, source: int) -> Tensor:
+        """The tensor of the rank `source` of this group, in place of ours."""
+        if self.handle is not None:
+            distributed.broadcast(tensor, self.global_rank(source), group=self.handle)
+        return tensor
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups that this rank belongs to; `sequence` is ring x ulysses, the ranks that share one transformer call."""
+
+    world: Group = Group()
+    guidance: Group = Group()
+    ring: Group = Group()
+    ulysses: Group = Group()
+    sequence: Group = Group()
+
+    @classmethod
+    def make(cls, world: World, degrees: dict[str, int], device_type: str) -> Groups:
+        """Split the world into a grid with these degrees, missing ones being 1. All ranks call this together.
+
+        Raises PlanError if the degrees do not multiply to the number of ranks.
+        """
+        shape = tuple(degrees.get(axis, 1) for axis in AXES)
+        used = shape[0] * shape[1] * shape[2]
+        if used != world.size:
+            asked = " x ".join(f"{axis} {degree}" for axis, degree in zip(AXES, shape, strict=True))
+            raise PlanError(f"{asked} makes {used} ranks, there are {world.size}; valid splits: {splits(world.size)}")
+        if not distributed.is_initialized() or distributed.get_world_size() != world.size:
+            assert world.size == 1, "several ranks must have joined first"
+            return cls()  # alone, perhaps in a process that is one of many
+        if device_type == "cuda" and importlib.util.find_spec("xfuser"):
+            return cls._by_xfuser(world, shape)
+        return cls._by_torch(shape, device_type)
+
+    @classmethod
+    def _by_torch(cls, shape: Sequence[int], device_type: str) -> Groups:
+        mesh = distributed.init_device_mesh(device_type, tuple(shape), mesh_dim_names=AXES)
+        by_axis = {axis: Group.of(mesh.get_group(axis)) for axis in AXES}
+        sequence = Group.of(mesh["ring", "ulysses"]._flatten("sequence").get_group())
+        return cls(world=Group.of(distributed.group.WORLD), sequence=sequence, **by_axis)
+
+    @classmethod
+    def _by_xfuser(cls, world: World, shape: Sequence[int]) -> Groups:
+        from xfuser.core.distributed import parallel_state
+
+        guidance, ring, ulysses = shape
+        parallel_state.init_distributed_environment(world_size=world.size, rank=world.rank, local_rank=world.local_rank)
+        parallel_state.initialize_model_parallel(
+            classifier_free_guidance_degree=guidance,
+            sequence_parallel_degree=ring * ulysses,
+            ring_degree=ring,
+            ulysses_degree=ulysses,
+        )
+        sequence = parallel_state.get_sp_group()
+        return cls(
+            world=Group.of(distributed.group.WORLD),
+            guidance=Group.of(parallel_state.get_cfg_group().device_group),
+            ring=Group.of(sequence.ring_group),
+            ulysses=Group.of(sequence.ulysses_group),
+            sequence=Group.of(sequence.device_group),
+        )
+
+
+def splits(ranks: int) -> str:
+    """All grids of this many ranks, in words."""
+    found = [
+        f"guidance {guidance} x ring {ring} x ulysses {ranks // guidance // ring}"
+        for guidance in range(1, min(3, ranks) + 1)
+        if ranks % guidance == 0
+        for ring in range(1, ranks // guidance + 1)
+        if ranks // guidance % ring == 0
+    ]
+    return "; ".join(found)

@@ -1,0 +1,54 @@
+"""Sharded weights: every rank keeps a part of each block and gathers the rest when the block runs."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+
+from omniavatar.distributed.groups import Group
+from omniavatar.engine.engine import Engine
+from omniavatar.engine.unit import PipelineUnit
+from omniavatar.hookspecs import hookimpl
+
+
+class Fsdp(PipelineUnit):
+    """Less memory per GPU: the blocks of transformer and text encoder are sharded over all ranks (torch's FSDP2).
+
+    Each block's weights are gathered while the block before it computes.
+    """
+
+    name = "fsdp"
+    roles = ("dit",)
+    optional_roles = ("text_encoder",)
+
+    @hookimpl(trylast=True)
+    def setup(self, engine: Engine) -> None:
+        if engine.world.size > 1:
+            for role in (*self.roles, *self.optional_roles):
+                if role in engine.models:
+                    shard_blocks(engine.model(role).blocks, engine.device.type, engine.groups.world)
+
+
+class Together(nn.Module):
+    """Blocks as torch's FSDP wants them: below one root, whose streams they share, which must have run before them."""
+
+    def __init__(self, blocks: nn.ModuleList) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self) -> None:
+        """Nothing: the blocks are called one by one by the engine."""
+
+
+def shard_blocks(blocks: nn.ModuleList, device_type: str, group: Group) -> None:
+    """Shard each block over all ranks, and let each gather its successor ahead of time."""
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = DeviceMesh.from_group(group.handle, device_type)
+    sharded: list[Any] = [fully_shard(block, mesh=mesh, reshard_after_forward=True) for block in blocks]
+    for block, following in pairwise(sharded):
+        block.set_modules_to_forward_prefetch([following])
+    fully_shard(Together(blocks), mesh=mesh)()

@@ -1,0 +1,63 @@
+"""Sequence parallelism: the tokens of one transformer call spread over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import gcd
+
+from pydantic import Field
+
+from omniavatar.distributed.attention import sequence_attention
+from omniavatar.distributed.sharding import Sharding
+from omniavatar.engine.engine import Engine
+from omniavatar.engine.scopes import Forward
+from omniavatar.engine.unit import PipelineUnit, UnitSettings
+from omniavatar.errors import PlanError
+from omniavatar.hookspecs import hookimpl
+
+
+class SequenceParallel(PipelineUnit):
+    """Several GPUs for each transformer call: every rank has a part of the tokens.
+
+    Ulysses exchanges tokens for heads before attention, so its degree divides the number of heads; ring passes keys and values
+    around. The result is that of one rank for any number of tokens.
+    """
+
+    name = "sequence-parallel"
+    roles = ("dit",)
+
+    class Settings(UnitSettings):
+        ulysses: int = Field(0, ge=0, description="ranks that exchange heads; 0: as many as divide the heads")
+        ring: int = Field(0, ge=0, description="ranks that pass keys and values around; 0: the remaining ones")
+
+    settings: Settings
+
+    def degrees(self, engine: Engine, ranks: int) -> dict[str, int]:
+        heads = engine.model("dit").num_heads
+        ring = self.settings.ring or (
+            ranks // self.settings.ulysses if self.settings.ulysses else ranks // gcd(ranks, heads)
+        )
+        ulysses = self.settings.ulysses or ranks // max(ring, 1)
+        if ulysses * ring != ranks or heads % ulysses:
+            raise PlanError(
+                f"sequence-parallel(ulysses={ulysses}, ring={ring}) does not fit {ranks} ranks and {heads} heads; "
+                f"valid: {valid_splits(ranks, heads)}"
+            )
+        return {"ring": ring, "ulysses": ulysses}
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def embed(self, forward: Forward) -> Iterator[None]:
+        yield
+        forward.shard_tokens(Sharding(forward.engine.groups.sequence, forward.x.shape[1]))
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def run_blocks(self, forward: Forward) -> Iterator[None]:
+        groups = forward.engine.groups
+        with forward.engine.attention.wrapped(lambda inner: sequence_attention(inner, groups, forward.sharding)):
+            return (yield)
+
+
+def valid_splits(ranks: int, heads: int) -> str:
+    """The degrees that fit, in words."""
+    fitting = [degree for degree in range(1, ranks + 1) if ranks % degree == 0 and heads % degree == 0]
+    return "; ".join(f"ulysses={degree}, ring={ranks // degree}" for degree in fitting)
