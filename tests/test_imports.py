@@ -21,7 +21,7 @@ ALLOWED = {
     "media": {"errors"},
     "distributed": {"errors", "models"},
     "hookspecs": set(),
-    "engine": {"errors", "hookspecs", "models", "distributed"},
+    "engine": {"errors", "hookspecs", "models", "media", "distributed"},
     "units": {"errors", "hookspecs", "models", "media", "distributed", "engine"},
 }
 # Folders that may import everything.

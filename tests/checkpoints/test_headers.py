@@ -90,6 +90,8 @@ def test_shards_are_one_checkpoint_and_may_not_overlap(tmp_path: Path) -> None:
         (raw(entry(), b"00"), "describes 4 bytes of data, the file holds 2"),
         (raw(entry(), b"0000" * 2), "describes 4 bytes of data, the file holds 8"),
         (raw(entry(offsets=[2**40, 2**40 + 4]), b"0000"), "the file holds 4"),
+        (raw({"x": entry()["x"], "y": entry()["x"]}, b"0000"), "overlap or leave a gap at byte 0"),
+        (raw(entry(offsets=[4, 8]), b"0000" * 2), "overlap or leave a gap at byte 0"),
     ],
 )
 def test_hostile_safetensors(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -43,12 +43,12 @@ def files(folder: Path) -> None:
 
 CASES = {
     # inputs
-    "no image": (["--image", "none.png"], "there is no file none.png"),
+    "no image": (["--image", "none.png"], "image 'none.png' does not exist"),
     "empty image": (["--image", "empty.png"], "image 'empty.png' is empty (0 bytes)"),
     "no picture": (["--image", "garbage.png"], "image 'garbage.png' is not a picture"),
     "half a picture": (["--image", "cut.png"], "image 'cut.png' is damaged"),
-    "a folder as image": (["--image", "."], ". is not a file"),
-    "no audio": (["--audio", "none.wav"], "there is no file none.wav"),
+    "a folder as image": (["--image", "."], "image '.' is a folder"),
+    "no audio": (["--audio", "none.wav"], "audio 'none.wav' does not exist"),
     "empty audio": (["--audio", "empty.wav"], "audio 'empty.wav' is empty (0 bytes)"),
     "a picture as audio": (["--audio", IMAGE], f"audio '{IMAGE}' has no audio track"),
     "a mute video as audio": (["--audio", "mute.mp4"], "audio 'mute.mp4' has no audio track"),

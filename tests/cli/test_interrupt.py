@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from omniavatar.media.video import probe_video
 from omniavatar.resources import asset
 from tests.cli.conftest import SMALL, tree
@@ -19,7 +21,7 @@ COMMAND = [
 ]
 
 
-def interrupt_after(line: str, folder: Path) -> tuple[int, list[str]]:
+def interrupt_after(line: str, folder: Path, number: int = signal.SIGINT) -> tuple[int, list[str]]:
     """Start a video, press Ctrl-C once this line was printed: the exit code and the lines that follow."""
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -29,18 +31,21 @@ def interrupt_after(line: str, folder: Path) -> tuple[int, list[str]]:
     for printed in process.stderr:
         if printed.startswith(line):
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     rest = process.stderr.read().splitlines()
     process.stderr.close()
     return process.wait(), rest
 
 
-def test_finished_windows_are_kept_as_a_partial_video(tmp_path: Path) -> None:
-    code, lines = interrupt_after("chunk 1/2 done", tmp_path)
-    assert code == 130
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+)
+def test_finished_windows_are_kept_as_a_partial_video(tmp_path: Path, number: int, code: int, said: str) -> None:
+    ended, lines = interrupt_after("chunk 1/2 done", tmp_path, number)
+    assert ended == code
     path = tmp_path / "talk.partial.mp4"
     (line,) = lines
-    frames = re.fullmatch(rf"omni: interrupted; the (\d+) finished frames are in {re.escape(str(path))}", line)
+    frames = re.fullmatch(rf"omni: {said}; the (\d+) finished frames are in {re.escape(str(path))}", line)
     assert frames is not None
     assert tree(tmp_path) == {"talk.partial.mp4"}
     info = probe_video(path)

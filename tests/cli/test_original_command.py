@@ -24,7 +24,7 @@ def test_the_original_command_writes_its_videos(omni: Omni, folder: Path, portra
         *("-hp", "num_steps=2,overlap_frame=9,max_tokens=84,dtype=fp32,tea_cache_l1_thresh=0.14"),
     )
     assert outcome.code == 2
-    assert f"omni: samples.txt, line 2: there is no file {folder}/none.png" in outcome.err.splitlines()
+    assert f"omni: samples.txt, line 2: image '{folder}/none.png' does not exist" in outcome.err
     assert "merged 60 layers" in outcome.err
     assert "patch_embedding" not in outcome.err, "the delta brings the whole patch embedding, so nothing is grown"
     first, second = (json.loads(line) for line in outcome.out.splitlines())

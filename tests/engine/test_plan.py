@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -283,7 +284,7 @@ def taking(name: str, annotation: Any, *default: Any) -> type[PipelineUnit]:
 
 def test_an_input_that_two_units_take_goes_to_both(tmp_path: Any) -> None:
     sound = tmp_path / "sound.wav"
-    sound.touch()
+    sound.write_bytes(b"RIFF")
     plan = build_plan("one+two", catalog_of(taking("one", AudioFile), taking("two", AudioFile)))
     inputs = plan.parse_inputs({"thing": str(sound)})
     assert inputs["one"].thing == inputs["two"].thing == sound  # type: ignore[attr-defined]
@@ -308,8 +309,8 @@ def test_inputs_are_checked(catalog: Catalog, tmp_path: Any) -> None:
     plan = build_plan("default", catalog)
     for raw, message in (
         ({"imgae": "x.png"}, "no unit of the plan takes an input 'imgae'; did you mean 'image'?"),
-        ({"image": tmp_path / "none.png"}, f"there is no file {tmp_path}/none.png"),
-        ({"image": tmp_path}, f"{tmp_path} is not a file"),
+        ({"image": tmp_path / "none.png"}, f"image '{tmp_path}/none.png' does not exist; looked in '{Path.cwd()}'"),
+        ({"image": tmp_path}, f"image '{tmp_path}' is a folder; give a file"),
         ({"prompt": 5}, "unit 'prompt': prompt = 5: input should be a valid string"),
     ):
         with pytest.raises(InputError) as caught:

@@ -123,7 +123,7 @@ def test_only_the_window_before_is_kept_and_older_ones_go_at_once() -> None:
 
 def test_the_length_and_the_size_must_come_from_somewhere() -> None:
     job = Job(fake_engine([]), Request(), {})
-    with pytest.raises(InputError, match="give a sound with --audio or a length with --seconds"):
+    with pytest.raises(InputError, match="give one with --seconds, or a sound"):
         _ = job.length
     with pytest.raises(InputError, match="give one with --size"):
         _ = job.size

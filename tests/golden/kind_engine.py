@@ -8,7 +8,8 @@ import tempfile
 from dataclasses import astuple
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -18,7 +19,7 @@ from transformers import Wav2Vec2Config
 from omniavatar.engine import flow_match
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Plan
-from omniavatar.engine.scopes import Job, Request, Window
+from omniavatar.engine.scopes import Job, Request, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import Span, audio_rows, frames_for_budget, plan_spans
 from omniavatar.hookspecs import hookimpl
@@ -91,7 +92,13 @@ def scheduler_tensors(case: Case, name: str, inputs: dict[str, Any], expected: d
     if inputs["op"] == "step":
         is_final = inputs.get("to_final") or index + 1 == len(sigmas)
         following = torch.zeros(()) if is_final else sigmas[index + 1]
-        actual = values["sample"] + values["model_output"] * (following - sigmas[index])
+        step = SimpleNamespace(
+            window=SimpleNamespace(latents=values["sample"]),
+            velocity=values["model_output"],
+            sigma=sigmas[index],
+            sigma_next=following,
+        )
+        actual = Euler().advance(cast(Step, step))
     elif inputs["op"] == "add_noise":
         actual = flow_match.add_noise(values["sample"], values["noise"], sigmas[index])
     else:

@@ -172,7 +172,7 @@ def test_without_a_sound_the_mouth_rests_and_the_request_sets_the_length() -> No
 
 
 def test_without_sound_and_length_it_is_said_what_to_give() -> None:
-    with pytest.raises(InputError, match="give a sound with --audio or a length with --seconds"):
+    with pytest.raises(InputError, match="give one with --seconds, or a sound"):
         run(None)
 
 

@@ -173,7 +173,7 @@ def test_frames_are_written_as_windows_finish(tmp_path: Path, monkeypatch: pytes
 def test_the_place_is_checked_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"give a name that ends in \.mp4"):
         generate(tmp_path / "video.avi")
-    with pytest.raises(InputError, match="there is no file"):
+    with pytest.raises(InputError, match="does not exist"):
         generate(tmp_path / "video.mp4", inputs={"audio": tmp_path / "none.wav"})
 
 

@@ -1,0 +1,269 @@
+"""How much several GPUs help: `python -m benchmarks.scaling --size 14b --output results.json`.
+
+For every number of ranks and every way of using them: the seconds of a denoising step (joint guidance, so two
+transformer calls) of one 400x720x105 window with random weights, the speed-up over one rank, the efficiency, and the
+bytes that a rank sends per step against what the link moves in that time. Ranks beyond the GPUs of this machine stay in
+the table as "not run". On a machine without a GPU it runs the tiny model with gloo, to show that it works; those times
+mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from benchmarks.synthetic import (
+    LatentFormat,
+    RandomCondition,
+    RandomSound,
+    RandomText,
+    random_adapter,
+    random_dit,
+)
+from omniavatar.distributed.groups import Group
+from omniavatar.distributed.world import World, joined
+from omniavatar.engine.engine import Engine
+from omniavatar.engine.plan import Plan
+from omniavatar.engine.scopes import Request, Step
+from omniavatar.engine.unit import PipelineUnit
+from omniavatar.engine.windows import latent_frames
+from omniavatar.hookspecs import hookimpl
+from omniavatar.testing import GivenModels
+from omniavatar.units import Euler, Guidance, GuidanceParallel, SequenceParallel, Transformer
+
+HEIGHT, WIDTH, FRAMES = 400, 720, 105
+STEPS = 4
+RANKS = (1, 2, 4, 8)
+PORT = 29611
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way of using some ranks."""
+
+    guidance: int
+    ring: int
+    ulysses: int
+
+    @property
+    def ranks(self) -> int:
+        return self.guidance * self.ring * self.ulysses
+
+    @property
+    def name(self) -> str:
+        parts = [f"{axis}={degree}" for axis, degree in asdict(self).items() if degree > 1]
+        return " ".join(parts) or "one rank"
+
+    def units(self) -> list[PipelineUnit]:
+        made: list[PipelineUnit] = []
+        if self.guidance > 1:
+            made.append(GuidanceParallel(degree=self.guidance))
+        if self.ring * self.ulysses > 1 or (distributed.is_initialized() and self.ranks == 1):
+            made.append(SequenceParallel(ulysses=self.ulysses, ring=self.ring))
+        return made
+
+    def sent_per_step(self, dim: int, layers: int, tokens: int, branches: int = 2, width: int = 2) -> int:
+        """Bytes that one rank sends in a step: all-to-all of q, k, v and the result, keys and values around the ring,
+        the gathered output, the velocities of the branches."""
+        calls = branches / self.guidance
+        local = -(-tokens // (self.ring * self.ulysses)) * dim * width
+        ulysses = 4 * local * (self.ulysses - 1) / self.ulysses
+        ring = 2 * local * (self.ring - 1)
+        gathered = tokens * 64 * width * (1 - 1 / (self.ring * self.ulysses))
+        velocities = tokens * 64 * 4 * (self.guidance > 1)
+        return round(calls * (layers * (ulysses + ring) + gathered) + velocities)
+
+
+def strategies(ranks: int, heads: int) -> list[Strategy]:
+    """All grids of this many ranks that fit the heads."""
+    return [
+        Strategy(guidance, ring, ranks // guidance // ring)
+        for guidance in (1, 2)
+        if ranks % guidance == 0
+        for ring in range(1, ranks // guidance + 1)
+        if ranks // guidance % ring == 0 and heads % (ranks // guidance // ring) == 0
+    ]
+
+
+class StepTimer:
+    """Seconds of every step, with the device waited for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: list[float] = []
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @hookimpl
+    def before_step(self, step: Step) -> None:
+        self.started = self.now()
+
+    @hookimpl(trylast=True)
+    def after_step(self, step: Step) -> None:
+        self.seconds.append(self.now() - self.started)
+
+
+def measure(world: World, strategy: Strategy, size: str, device: torch.device) -> dict[str, Any]:
+    """One strategy on this rank."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    frames, height, width = (FRAMES, HEIGHT, WIDTH) if device.type == "cuda" else (9, 64, 64)
+    units: list[PipelineUnit] = [RandomText(), RandomCondition(), RandomSound(frames), Guidance(), Euler(steps=STEPS)]
+    timer = StepTimer(device)
+    plan = Plan([*units, Transformer(), *strategy.units()])
+    idle = {role: torch.nn.Identity() for unit in plan.units for role in unit.roles}
+    models = GivenModels(**{**idle, "vae": LatentFormat()})
+    engine = Engine(plan, models, device=device, dtype=dtype, observers=[timer], world=world)
+    dit = random_dit(size, device, dtype, engine.attention)
+    engine.replace("dit", dit)
+    engine.replace("audio_adapter", random_adapter(dit, device, dtype))
+    engine.generate(Request(height=height, width=width, inputs={}))
+    seconds = statistics.median(timer.seconds[1:])
+    tokens = latent_frames(frames) * (height // 16) * (width // 16)
+    sent = strategy.sent_per_step(dit.dim, len(dit.blocks), tokens)
+    rate = link_rate(engine.groups.world, device)
+    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+    return {
+        "seconds_per_step": round(seconds, 4),
+        "steps": [round(value, 4) for value in timer.seconds],
+        "tokens": tokens,
+        "sent_mb_per_step": round(sent / 1e6, 1),
+        "link_gb_per_second": rate and round(rate / 1e9, 1),
+        "share_on_link": rate and round(sent / rate / seconds, 4),
+        "peak_gib": peak and round(peak, 1),
+    }
+
+
+def link_rate(group: Group, device: torch.device, megabytes: int = 256) -> float | None:
+    """Bytes a second that a rank sends in an all-to-all among all ranks."""
+    if group.size == 1 or device.type != "cuda":
+        return None
+    data = torch.empty(megabytes * 2**20, dtype=torch.uint8, device=device)
+    received = torch.empty_like(data)
+    seconds = []
+    for _ in range(6):
+        torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        distributed.all_to_all_single(received, data, group=group.handle)
+        torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return data.numel() * (group.size - 1) / group.size / statistics.median(seconds[2:])
+
+
+def worker(arguments: argparse.Namespace) -> None:
+    """One rank of one strategy; the first prints the result as JSON."""
+    strategy = Strategy(*arguments.strategy)
+    rank = arguments.rank
+    cuda = torch.cuda.is_available()
+    device = torch.device(f"cuda:{rank}" if cuda else "cpu")
+    world = World(rank, strategy.ranks, rank, "127.0.0.1", arguments.port)
+    with joined(world, device.type, 300), group_of_one(arguments, device.type):
+        result = measure(world, strategy, arguments.size, device)
+    if rank == 0:
+        print(json.dumps(result))
+
+
+@contextmanager
+def group_of_one(arguments: argparse.Namespace, device_type: str) -> Iterator[None]:
+    """A process group with one member, if asked for: what the parallel path costs by itself."""
+    if not arguments.with_group:
+        yield
+        return
+    address = f"tcp://127.0.0.1:{arguments.port}"
+    distributed.init_process_group("nccl" if device_type == "cuda" else "gloo", address, rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def run_ranks(strategy: Strategy, size: str, port: int, with_group: bool = False) -> dict[str, Any]:
+    """Start the ranks of one strategy and return what the first one measured."""
+    command = [sys.executable, "-m", "benchmarks.scaling", "--size", size, "--port", str(port)]
+    command += ["--strategy", *map(str, (strategy.guidance, strategy.ring, strategy.ulysses))]
+    command += ["--with-group"] * with_group
+    ranks = [
+        subprocess.Popen([*command, "--rank", str(rank)], stdout=subprocess.PIPE, text=True)
+        for rank in range(strategy.ranks)
+    ]
+    output = ranks[0].communicate()[0]
+    codes = [rank.wait() for rank in ranks]
+    if any(codes):
+        return {"status": f"failed with exit codes {codes}"}
+    return {"status": "run", **json.loads(output.splitlines()[-1])}
+
+
+def table(size: str, ranks: Sequence[int], heads: int) -> list[dict[str, Any]]:
+    """All rows; those that this machine cannot run are marked."""
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 2
+    rows: list[dict[str, Any]] = []
+    for index, strategy in enumerate(strategy for count in ranks for strategy in strategies(count, heads)):
+        row: dict[str, Any] = {"strategy": strategy.name, "ranks": strategy.ranks}
+        row |= run_ranks(strategy, size, PORT + index) if strategy.ranks <= available else {"status": "not run"}
+        rows.append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
+    extra = {"strategy": "one rank, process group and sequence-parallel", "ranks": 1}
+    rows.append(extra | run_ranks(Strategy(1, 1, 1), size, PORT - 1, with_group=True))
+    alone = next((row["seconds_per_step"] for row in rows if row["ranks"] == 1 and "seconds_per_step" in row), None)
+    for row in rows:
+        if alone and "seconds_per_step" in row:
+            row["speed_up"] = round(alone / row["seconds_per_step"], 3)
+            row["efficiency"] = round(row["speed_up"] / row["ranks"], 3)
+    return rows
+
+
+def machine() -> dict[str, Any]:
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else platform.machine(),
+        "devices": torch.cuda.device_count() if cuda else 0,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=("1.3b", "14b", "tiny"), default="14b")
+    parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, default=PORT, help=argparse.SUPPRESS)
+    parser.add_argument("--with-group", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--strategy", type=int, nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.strategy:
+        worker(arguments)
+        return
+    heads = {"1.3b": 12, "14b": 40, "tiny": 2}[arguments.size]
+    result = {
+        "machine": machine(),
+        "command": " ".join(sys.argv),
+        "work": {"size": arguments.size, "height": HEIGHT, "width": WIDTH, "frames": FRAMES, "branches": 2},
+        "rows": table(arguments.size, arguments.ranks, heads),
+    }
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

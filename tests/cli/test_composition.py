@@ -1,0 +1,55 @@
+"""Plans with units left out: each makes a video, or is refused with one reason before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from omniavatar.media.video import probe_video
+from tests.cli.conftest import Omni, tree
+
+SMALL = ("--seconds", "0.32", "--size", "32x32", "--euler.steps", "2")
+
+WORK = {
+    "no sound": "default-audio",
+    "no picture limits": "default-fixed-frames",
+    "no LoRA": "default-lora",
+    "cached": "default+teacache(threshold=5)",
+    "as the original": "original",
+}
+REFUSED = {
+    "default-prompt": "unit 'transformer' needs 'prompt_embedding', which no unit of the plan provides",
+    "default-guidance": "no unit of the plan answers 'guide'; add a guidance rule such as guidance",
+    "default-euler": "no unit of the plan answers 'plan_steps'; add a sampler such as euler",
+    "default-vae-decode": "unit 'fixed-frames' needs 'previous.frames', which no unit of the plan provides",
+}
+
+
+@pytest.mark.parametrize("expression", WORK.values(), ids=WORK.keys())
+def test_it_makes_a_video(omni: Omni, folder: Path, expression: str) -> None:
+    sizes = ("--reference-image.sizes", "[[32, 32]]")
+    outcome = omni("run", "--units", expression, "--prompt", "hi", *SMALL, *sizes, "-o", "talk.mp4")
+    assert outcome.code == 0, outcome.err
+    assert probe_video(folder / "talk.mp4").frames == 9
+
+
+@pytest.mark.parametrize(("expression", "reason"), REFUSED.items())
+def test_it_is_refused_before_loading(omni: Omni, folder: Path, expression: str, reason: str) -> None:
+    for command in (("run", "--units", expression, "-o", "talk.mp4"), ("units", "plan", expression)):
+        outcome = omni(*command)
+        assert outcome.code == 2
+        assert outcome.err == f"omni: {reason}\n"
+        assert tree(folder) == set()
+
+
+def test_a_plan_that_writes_nothing_says_so(omni: Omni, folder: Path) -> None:
+    outcome = omni("run", "--units", "default-write-video", "--prompt", "hi", *SMALL)
+    assert outcome.code == 0
+    assert outcome.out.startswith("no file, since no unit writes one")
+    assert tree(folder) == set()
+
+
+def test_a_model_that_no_unit_uses_is_named(omni: Omni, folder: Path) -> None:
+    outcome = omni("run", "--units", "default-audio", "--prompt", "hi", *SMALL, "-o", "talk.mp4")
+    assert "no unit of the plan uses what the model files have for: audio_adapter, audio_encoder" in outcome.err
