@@ -1,4 +1,4 @@
-"""The plot of `benchmarks.scaling` results: `python -m benchmarks.scaling_plot results.json ... --output scaling.svg`."""
+"""The plot of `benchmarks.scaling`: `python -m benchmarks.scaling_plot results.json ... --output scaling.svg`."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import click
 
 from omniavatar import __version__
 from omniavatar.cli.console import say
+from omniavatar.distributed.world import word_file
 from omniavatar.errors import OmniError, nearest
 
 COMMANDS = {
@@ -75,9 +76,12 @@ def main() -> None:
 
     A signal that ends the program (128 + its number) leaves the same way as Ctrl-C, with what was finished kept.
     """
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _end)
+    if word_file() is not None:  # one of our own ranks, and whoever started it tells how it ended
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    else:
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), _end)
     sys.exit(run_cli(sys.argv[1:]))
 
 

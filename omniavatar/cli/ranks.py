@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import signal
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from omniavatar.cli.console import say
-from omniavatar.distributed.world import World, joined
+from omniavatar.distributed.leaving import LOST, Stopped, Word, leave, stoppable
+from omniavatar.distributed.world import World, joined, word_file
 from omniavatar.errors import InputError
+from omniavatar.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from omniavatar.config import RunConfig
+    from omniavatar.engine.scopes import Job
 
 SPREADS_CALLS = ("sequence-parallel", "guidance-parallel")
 
@@ -26,6 +31,8 @@ def check_ranks(ranks: int, config: RunConfig) -> None:
     """Refuse more ranks than there are GPUs, except on the CPU, where any number can be tried."""
     if config.device == "cpu":
         return
+    if config.device.startswith("cuda:"):
+        raise InputError(f"--gpus is {ranks} and --device is the one GPU '{config.device}'; leave --device out")
     import torch
 
     found = torch.cuda.device_count()
@@ -37,41 +44,61 @@ def start_ranks(ranks: int, arguments: Sequence[str]) -> int:
     """Run the same command in `ranks` processes on this host; returns the exit code."""
     from omniavatar.distributed.launch import launch
 
-    code, message = launch(ranks, ["run", *arguments])
-    if message:
-        say(message)
-    return code
+    end = launch(ranks, ["run", *arguments])
+    if end.causes or end.notes:
+        say("; ".join([*end.causes[:1], *end.notes]))
+    for cause in end.causes[1:]:
+        say(cause)
+    return end.code
 
 
-def as_rank(world: World, device_type: str, timeout: float, work: Callable[[], int]) -> int:
+def as_rank(
+    world: World, device_type: str, timeout: float, work: Callable[[], int], rescue: Callable[[BaseException], None]
+) -> int:
     """Do the work as one rank of the world.
 
-    What goes wrong is said here, before this rank leaves and the others notice, so that the cause stands first.
+    timeout: seconds that ranks wait for each other. rescue: keeps what was finished, told an error that cannot be
+    raised because the thread that works does not answer.
+    What goes wrong is said before this rank leaves and the others notice.
     """
-    with joined(world, device_type, timeout):
-        if world.size == 1:
-            return work()
+    if world.size == 1:
+        return work()
+
+    def give_up() -> None:
+        error = Stopped(signal.SIGTERM, "")
+        rescue(error)
+        speak(world, error)
+
+    with stoppable(give_up):
         try:
-            return work()
+            with joined(world, device_type, timeout):
+                return work()
         except BaseException as error:
-            message, code = diagnosis_of_rank(error)
-            say(f"rank {world.rank}: {message}", error)
-            raise SystemExit(code) from None
+            leave(speak(world, error))
+
+
+def speak(world: World, error: BaseException) -> int:
+    """Tell about the error that ends this rank, or leave word for who tells; returns the exit code."""
+    message, code = diagnosis_of_rank(error)
+    word = Word(world.rank, code, message, tuple(getattr(error, "__notes__", ())), getattr(error, "where", ""))
+    file = word_file()
+    if file is not None:
+        word.leave(file)
+    else:
+        say(f"rank {world.rank}: {message}", error)
+    return code
 
 
 def diagnosis_of_rank(error: BaseException) -> tuple[str, int]:
     """What to tell about an error of one rank, and its exit code."""
     from omniavatar.cli import diagnosis
-    from omniavatar.distributed.launch import LOST
 
+    if isinstance(error, Stopped):
+        return str(error), 128 + error.number
     if is_lost(error):
-        return "stopped, because another rank has stopped or did not answer in time", LOST
+        return "another rank has stopped or did not answer in time", LOST
     message, code = diagnosis(error)
-    if not message:
-        import traceback
-
-        message = "".join(traceback.format_exception(error)).rstrip()
-    return message, code
+    return message or "".join(traceback.format_exception(error)).rstrip(), code
 
 
 def is_lost(error: BaseException) -> bool:
@@ -79,3 +106,18 @@ def is_lost(error: BaseException) -> bool:
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
+class Rescue:
+    """Observes an engine, so that a job can be closed from outside: what it had finished is kept."""
+
+    def __init__(self) -> None:
+        self.job: Job | None = None
+
+    @hookimpl
+    def begin_job(self, job: Job) -> None:
+        self.job = job
+
+    def __call__(self, error: BaseException) -> None:
+        if self.job is not None:
+            self.job.resources.__exit__(type(error), error, None)

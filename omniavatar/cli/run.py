@@ -120,7 +120,12 @@ def seconds_of(ctx: click.Context, param: click.Parameter, value: float | None) 
 )
 @click.option("--gpus", type=click.IntRange(1), default=1, metavar="INTEGER", help="ranks to start on this machine")
 @click.option(
-    "--timeout", type=float, default=600.0, metavar="SECONDS", help="how long ranks wait for each other  [default: 600]"
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=600.0,
+    metavar="SECONDS",
+    help="how long ranks wait for one that does not answer; when one has failed, all end within 5 seconds  "
+    "[default: 600]",
 )
 @click.option("--quiet", is_flag=True, help="print errors only")
 @click.option("--json", "as_json", is_flag=True, help="print a line of figures for each video")
@@ -141,7 +146,7 @@ def run(ctx: click.Context, **options: Any) -> int:
         VideoMaker(begin, config, **shape).check(videos)
         return start_ranks(options["gpus"], ctx.meta[ARGUMENTS])
     maker = VideoMaker(begin, config, **shape)
-    return as_rank(begin.world, maker.device_type, options["timeout"], lambda: maker.make(videos))
+    return as_rank(begin.world, maker.device_type, options["timeout"], lambda: maker.make(videos), maker.rescue)
 
 
 def planned_videos(inputs: dict[str, Any], input_file: str | None, seconds: float | None) -> list[Video]:

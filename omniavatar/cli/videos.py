@@ -15,6 +15,7 @@ from rich.console import Console
 from omniavatar.cli.console import say
 from omniavatar.cli.fields import marks
 from omniavatar.cli.progress import Watcher, display_for
+from omniavatar.cli.ranks import Rescue
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.errors import InputError, OmniError
 
@@ -56,6 +57,7 @@ class VideoMaker:
         self.world = self.begin.world
         self.quiet = self.quiet or not self.world.is_main
         self.watcher = Watcher(display_for(Console(stderr=True), quiet=self.quiet))
+        self.rescue = Rescue()
 
     @property
     def device_type(self) -> str:
@@ -79,7 +81,7 @@ class VideoMaker:
         made = 0
         for number, (video, request) in enumerate(good, start=1):
             self.watcher.title = f"video {number}/{len(good)}, " if len(good) > 1 else ""
-            job = self.tried(video, self.watched, engine, request)
+            job = self.made(video, engine, request)
             if job is not None:
                 self.report(engine, job)
                 made += 1
@@ -99,7 +101,7 @@ class VideoMaker:
         if unused and world.is_main:
             log.warning("no unit of the plan uses what the model files have for: %s", ", ".join(sorted(unused)))
         dtype = torch_dtype(self.config.dtype, device)
-        return Engine(plan, bundle, device=device, dtype=dtype, observers=[self.watcher], world=world)
+        return Engine(plan, bundle, device=device, dtype=dtype, observers=[self.watcher, self.rescue], world=world)
 
     def request(self, engine: Engine, video: Video) -> Request:
         """The request for a video, its inputs looked at as far as that is quick."""
@@ -112,6 +114,12 @@ class VideoMaker:
         check_media(engine.plan, inputs)
         height, width = self.size or (None, None)
         return Request(inputs, self.config.seed, height, width, self.seconds, self.config.fps)
+
+    def made(self, video: Video, engine: Engine, request: Request) -> Job | None:
+        """Make one video. When one of several ranks fails the others cannot go on, so that ends them all."""
+        if self.world.size > 1:
+            return self.watched(engine, request)
+        return self.tried(video, self.watched, engine, request)
 
     def watched(self, engine: Engine, request: Request) -> Job:
         """Make one video, with its progress on show."""

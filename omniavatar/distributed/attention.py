@@ -16,6 +16,9 @@ from omniavatar.distributed.groups import Group, Groups
 from omniavatar.distributed.sharding import Sharding
 from omniavatar.models.attention import Attention
 
+HOPPER = (9, 0)
+"""From this compute capability on, cuDNN's kernel is the fastest that also gives the log-sum-exp."""
+
 
 def sequence_attention(inner: Attention, groups: Groups, sharding: Sharding) -> Attention:
     """The strategy for shards of `sharding`: Ulysses inside, ring across, whichever have more than one rank."""
@@ -74,16 +77,19 @@ def ring_attention(group: Group, lengths: Sequence[int]) -> Attention:
 
 
 def attention_and_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention (b s h d) and the log-sum-exp of its scores (b h s)."""
-    if q.device.type == "cuda":
-        from yunchang.kernels.attention import pytorch_attn_forward
-
-        kernel = "efficient" if q.dtype == torch.float32 else "flash"
-        out, lse = pytorch_attn_forward(q, k, v, causal=False, op_type=kernel)
-        return out, lse[..., : q.shape[1]]  # kernels round the number of queries up
+    """Attention (b s h d) and the log-sum-exp of its scores (b h s), which stays in float32."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
-    return out.transpose(1, 2), lse
+    kernels = torch.ops.aten
+    if q.device.type == "cpu":
+        out, lse = kernels._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    elif q.dtype == torch.float32:
+        out, lse, *_ = kernels._scaled_dot_product_efficient_attention(q, k, v, None, True)
+    elif torch.cuda.get_device_capability(q.device) >= HOPPER:
+        out, lse, *_ = kernels._scaled_dot_product_cudnn_attention(q, k, v, None, True)
+    else:
+        out, lse, *_ = kernels._scaled_dot_product_flash_attention(q, k, v)
+    # Some kernels keep an axis of length 1, some round the number of queries up.
+    return out.transpose(1, 2), lse.flatten(2)[..., : q.shape[2]]
 
 
 def padded(tokens: Tensor, length: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Starting ranks on this host with torch's elastic agent, and saying which of them failed first."""
+"""Starting ranks on this host with torch's elastic agent, and telling why they ended."""
 
 from __future__ import annotations
 
@@ -7,48 +7,95 @@ import signal
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
+
+from omniavatar.distributed.leaving import LOST, Word
+from omniavatar.distributed.world import RUN_PREFIX, WORD_FILE
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-LOST = 4
-"""Exit code of a rank that stops because another one has stopped."""
 POLL_SECONDS = 0.1
+SIGNALLED = 128
+PASSED_ON = (signal.SIGTERM, signal.SIGINT)
+"""Signals by which the agent ends the other ranks."""
 
 
-def launch(ranks: int, arguments: Sequence[str]) -> tuple[int, str]:
+@dataclass(frozen=True)
+class End:
+    """How the ranks ended: an exit code, why, and what became of their work."""
+
+    code: int = 0
+    causes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def launch(ranks: int, arguments: Sequence[str]) -> End:
     """Run `omni ARGUMENTS` in `ranks` processes until all have ended; if one fails the others are stopped.
 
-    Returns the exit code, and a message where the failed rank could not speak for itself because it was killed.
+    A signal is passed on to them and ends them in the same way.
     """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=ranks,
-        run_id=str(uuid.uuid4()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        max_restarts=0,
-        monitor_interval=POLL_SECONDS,
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "omniavatar", *arguments)
-    except ChildFailedError as error:
-        return first_failure(error.failures)
-    return 0, ""
+    agent = logging.getLogger("torch.distributed.elastic")
+    agent.addHandler(logging.NullHandler())  # what it says of ranks that end is said better below
+    agent.propagate = False
+    with TemporaryDirectory(prefix=RUN_PREFIX) as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=ranks,
+            run_id=RUN_PREFIX + str(uuid.uuid4()),
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            max_restarts=0,
+            monitor_interval=POLL_SECONDS,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", "omniavatar", *arguments)
+        except ChildFailedError as error:
+            return end_of(error.failures, Word.read_all(Path(folder), WORD_FILE))
+        except SignalException as error:
+            return end_by_signal(error.sigval, Word.read_all(Path(folder), WORD_FILE))
+    return End()
 
 
-def first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
-    """The exit code of the rank that failed by itself, and what to say about it if a signal killed it."""
-    stopped = (LOST, -signal.SIGTERM, -signal.SIGINT)
-    by_itself = [failure for failure in failures.values() if failure.exitcode not in stopped]
-    failure = min(by_itself or failures.values(), key=lambda failure: failure.timestamp)
-    if failure.exitcode >= 0:
-        return failure.exitcode, ""
+def end_of(failures: Mapping[int, ProcessFailure], words: Sequence[Word]) -> End:
+    """What to tell after some rank has failed: errors of their own first, then who was killed, then who was late."""
+    notes = tuple(note for word in words for note in word.notes)
+    own = [word for word in words if word.code not in (LOST, *(SIGNALLED + number for number in PASSED_ON))]
+    if own:
+        first_to_say = {word.message: word for word in reversed(own)}
+        causes = [f"rank {word.rank}: {word.message}" for word in own if first_to_say[word.message] is word]
+        return End(own[0].code, tuple(causes), notes)
+    mute = [failure for rank, failure in failures.items() if rank not in {word.rank for word in words}]
+    by_itself = [failure for failure in mute if -failure.exitcode not in PASSED_ON]
+    if by_itself:
+        return End(*end_of_mute(by_itself[0]), notes)
+    late = [
+        f"rank {word.rank} kept the others waiting for longer than --timeout; it was at {word.where}"
+        for word in words
+        if word.where
+    ]
+    return End(LOST, tuple(late or [word.message for word in words[:1]]), notes)
+
+
+def end_of_mute(failure: ProcessFailure) -> tuple[int, tuple[str, ...]]:
+    """Exit code and cause of a rank that has left no word: killed, or it ended before it began and has said why."""
+    if failure.exitcode > 0:
+        return failure.exitcode, ()
     name = signal.Signals(-failure.exitcode).name
-    return 128 - failure.exitcode, f"rank {failure.local_rank} was killed by {name}; was there enough memory?"
+    message = f"rank {failure.local_rank} was killed by {name}; was there enough memory?"
+    return SIGNALLED - failure.exitcode, (message,)
+
+
+def end_by_signal(number: signal.Signals, words: Sequence[Word]) -> End:
+    """What to tell after a signal to the launcher."""
+    message = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+    return End(SIGNALLED + number, (message,), tuple(note for word in words for note in word.notes))

@@ -1,4 +1,4 @@
-"""A VAE's encoder or decoder whose pictures are spread over ranks by rows: every convolution gets the rows it needs from its neighbours.
+"""A VAE's encoder or decoder over ranks by rows: every convolution gets the rows it needs from its neighbours.
 
 The result is that of one rank, tiles included. The layers are not changed: for the time of a call, hooks add the
 neighbours' rows in front of every spatial convolution and cut off the rows that are then too many.

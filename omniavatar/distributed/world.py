@@ -11,10 +11,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 from omniavatar.errors import InputError
 
 PORT = 29500
+RUN_PREFIX = "omni-run-"
+"""How the names of runs begin that `launch` has started."""
+WORD_FILE = "word.json"
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,17 @@ def place(environment: Mapping[str, str] = os.environ) -> World:
 
 def first_host(node_list: str) -> str:
     """The first host of a Slurm node list: "gpu[03-05,9],x" -> "gpu03"."""
-    match = re.match(r"([^,\[]+)(?:\[([^\],-]+))?", node_list)
-    if match is None:
+    first = re.match(r"([^,\[]|\[[^\]]+\])+", node_list)
+    if first is None:
         raise InputError(f"cannot read the Slurm node list '{node_list}'")
-    return match[1] + (match[2] or "")
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0])
+
+
+def word_file(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Where `launch` looks for what this rank has to say about its end; None if something else has started it."""
+    if not environment.get("TORCHELASTIC_RUN_ID", "").startswith(RUN_PREFIX):
+        return None
+    return Path(environment["TORCHELASTIC_ERROR_FILE"]).with_name(WORD_FILE)
 
 
 @contextmanager
@@ -71,6 +82,7 @@ def joined(world: World, device_type: str, timeout: float) -> Iterator[None]:
     """Be a member of the process group of `world`; nothing for a world of one.
 
     timeout: seconds after which a collective whose other ranks do not come is an error on this rank.
+    An error leaves the group as it is, since leaving it may wait for ranks that are gone; the process should end.
     """
     if world.size == 1:
         yield
@@ -78,17 +90,23 @@ def joined(world: World, device_type: str, timeout: float) -> Iterator[None]:
     import torch
     from torch import distributed
 
-    if device_type == "cuda":
+    is_cuda = device_type == "cuda"
+    if is_cuda:
         torch.cuda.set_device(world.local_rank)
-    distributed.init_process_group(
-        "nccl" if device_type == "cuda" else "gloo",
-        init_method=f"tcp://{world.address}:{world.port}" if "TORCHELASTIC_RUN_ID" not in os.environ else "env://",
-        rank=world.rank,
-        world_size=world.size,
-        timeout=timedelta(seconds=timeout),
-    )
     try:
-        yield
-        distributed.barrier()
-    finally:
-        distributed.destroy_process_group()
+        distributed.init_process_group(
+            "nccl" if is_cuda else "gloo",
+            init_method=f"tcp://{world.address}:{world.port}" if "TORCHELASTIC_RUN_ID" not in os.environ else "env://",
+            rank=world.rank,
+            world_size=world.size,
+            timeout=timedelta(seconds=timeout),
+        )
+    except distributed.DistError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"rank {world.rank} has not met all {world.size} ranks at {world.address}:{world.port} "
+            f"within {timeout:g} s ({reason}); start them all, or give a longer --timeout"
+        ) from None
+    yield
+    distributed.barrier(device_ids=[world.local_rank] if is_cuda else None)
+    distributed.destroy_process_group()

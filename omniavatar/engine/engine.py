@@ -126,10 +126,10 @@ class Engine:
                 raise
 
     def degrees(self) -> dict[str, int]:
-        """Over how many ranks the plan spreads work, by axis; the units are asked in plan order."""
+        """Over how many ranks the plan spreads work, by axis; units that take what is left are asked last."""
         degrees: dict[str, int] = {}
         ranks = self.world.size
-        for unit in self.plan.units:
+        for unit in sorted(self.plan.units, key=lambda unit: unit.fills_ranks):
             for axis, degree in unit.degrees(self, ranks).items():
                 degrees[axis] = degree
                 ranks //= degree

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from omniavatar.distributed.groups import Group
 from omniavatar.engine.engine import Engine
@@ -38,8 +39,8 @@ class Together(nn.Module):
         super().__init__()
         self.blocks = blocks
 
-    def forward(self) -> None:
-        """Nothing: the blocks are called one by one by the engine."""
+    def forward(self, nothing: Tensor) -> None:
+        """Nothing: the blocks are called one by one by the engine. (On CUDA, FSDP expects an argument.)"""
 
 
 def shard_blocks(blocks: nn.ModuleList, device_type: str, group: Group) -> None:
@@ -51,4 +52,5 @@ def shard_blocks(blocks: nn.ModuleList, device_type: str, group: Group) -> None:
     sharded: list[Any] = [fully_shard(block, mesh=mesh, reshard_after_forward=True) for block in blocks]
     for block, following in pairwise(sharded):
         block.set_modules_to_forward_prefetch([following])
-    fully_shard(Together(blocks), mesh=mesh)()
+    root: Any = fully_shard(Together(blocks), mesh=mesh)
+    root(torch.empty(0))

@@ -78,9 +78,7 @@ class ReferenceImage(PipelineUnit):
         engine = job.engine
         fitted = fit_image(picture, job.size, original_rounding=self.settings.fit == "original")
         tiling = ENCODE_TILING if self.settings.tiled else None
-        latent: Tensor = engine.model("vae").encode(
-            fitted.unsqueeze(2).to(engine.device, engine.dtype), tiling=tiling
-        )
+        latent: Tensor = engine.model("vae").encode(fitted.unsqueeze(2).to(engine.device, engine.dtype), tiling=tiling)
         return latent.float()
 
     @hookimpl

@@ -19,12 +19,13 @@ from omniavatar.hookspecs import hookimpl
 class SequenceParallel(PipelineUnit):
     """Several GPUs for each transformer call: every rank has a part of the tokens.
 
-    Ulysses exchanges tokens for heads before attention, so its degree divides the number of heads; ring passes keys and values
-    around. The result is that of one rank for any number of tokens.
+    Ulysses exchanges tokens for heads before attention, so its degree divides the number of heads; ring passes keys
+    and values around. The result is that of one rank for any number of tokens.
     """
 
     name = "sequence-parallel"
     roles = ("dit",)
+    fills_ranks = True
 
     class Settings(UnitSettings):
         ulysses: int = Field(0, ge=0, description="ranks that exchange heads; 0: as many as divide the heads")
@@ -52,8 +53,9 @@ class SequenceParallel(PipelineUnit):
 
     @hookimpl(wrapper=True, tryfirst=True)
     def run_blocks(self, forward: Forward) -> Iterator[None]:
-        groups = forward.engine.groups
-        with forward.engine.attention.wrapped(lambda inner: sequence_attention(inner, groups, forward.sharding)):
+        groups, sharding = forward.engine.groups, forward.sharding
+        assert sharding is not None
+        with forward.engine.attention.wrapped(lambda inner: sequence_attention(inner, groups, sharding)):
             return (yield)
 
 

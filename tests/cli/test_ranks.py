@@ -1,0 +1,260 @@
+"""Ranks that fail, die or hang, for real: `omni run --gpus 2` with a unit that misbehaves on one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed
+
+from omniavatar.cli.ranks import Rescue, as_rank, check_ranks, spread
+from omniavatar.config import RunConfig, parse_config
+from omniavatar.distributed.world import ALONE
+from omniavatar.errors import InputError
+from omniavatar.media.video import probe_video
+from omniavatar.resources import asset
+from tests.cli.conftest import SMALL, tree
+from tests.scenes import Scene, denoising_units, fake_engine, request
+
+UNIT = '''
+import os
+import signal
+import time
+from pathlib import Path
+
+from pydantic import Field
+
+from omniavatar.engine.unit import PipelineUnit, UnitSettings
+from omniavatar.errors import InputError
+from omniavatar.hookspecs import hookimpl
+
+
+class Misbehave(PipelineUnit):
+    """Does something on one rank, in the second step of the second window."""
+
+    name = "misbehave"
+
+    class Settings(UnitSettings):
+        how: str = Field(description="what it does")
+        rank: int = Field(1, description="where")
+
+    @hookimpl
+    def before_step(self, step):
+        if (step.engine.world.rank, step.window.index, step.index) == (self.settings.rank, 1, 1):
+            Path(f"{self.settings.how}.{os.getpid()}").touch()
+            getattr(self, self.settings.how)()
+
+    def reject(self):
+        raise InputError("this cannot be done")
+
+    def crash(self):
+        raise ZeroDivisionError("oops")
+
+    def die(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def sleep(self):
+        time.sleep(1000)
+
+
+@hookimpl
+def omni_units():
+    return [Misbehave]
+'''
+ROOT = Path(__file__).parents[2]
+STOP_SECONDS = 5.0
+"""All processes are gone within this time after a rank has failed, and after its time-out when it hangs."""
+
+
+@dataclass
+class Ended:
+    """A command that has ended: its exit code, the lines on stderr but progress, and how long its end took."""
+
+    code: int
+    lines: list[str]
+    seconds: float
+
+
+@pytest.fixture
+def misbehave(install: Callable[[str, str], None], tmp_path: Path, folder: Path) -> Callable[..., Ended]:
+    """`misbehave("die")` makes a video on two ranks, of which one does that in the second window."""
+    install("misbehaving", UNIT)
+
+    def call(how: str, *options: str, interrupt: bool = False) -> Ended:
+        units = f"default+misbehave(how={how})"
+        command = [sys.executable, "-m", "omniavatar", *run_command("--gpus", "2", "--units", units, *options)]
+        with (tmp_path / "stderr").open("w+") as errors:
+            process = subprocess.Popen(
+                command, env=environment(tmp_path / "site"), stderr=errors, cwd=folder, start_new_session=True
+            )
+            try:
+                marker = wait_for(folder, f"{how}.*", process)
+                begin = time.monotonic()
+                if interrupt:
+                    os.killpg(process.pid, signal.SIGINT)
+                code = process.wait(60)
+                seconds = time.monotonic() - begin
+                assert not is_running(int(marker.suffix[1:]))
+            finally:
+                kill_group(process.pid)
+            marker.unlink()
+            errors.seek(0)
+            lines = [line for line in errors.read().splitlines() if not re.match("loaded |chunk ", line)]
+        return Ended(code, lines, seconds)
+
+    return call
+
+
+def environment(site: Path | None = None) -> dict[str, str]:
+    """For a process that finds this code and what is installed in `site`."""
+    places = [str(place) for place in (site, ROOT) if place is not None]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}
+
+
+def run_command(*options: str) -> Sequence[str]:
+    """The arguments for a video of two windows."""
+    sound = str(asset("demo", "speech.flac"))
+    return ["run", "--device", "cpu", *SMALL, "--euler.steps", "2", "--audio", sound, "-o", "talk.mp4", *options]
+
+
+def wait_for(folder: Path, pattern: str, process: subprocess.Popen[bytes]) -> Path:
+    """The file of this pattern, once it is there."""
+    while process.poll() is None or list(folder.glob(pattern)):
+        for found in folder.glob(pattern):
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"ended with {process.returncode} and without {pattern}")
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def kill_group(group: int) -> None:
+    """End what may be left of a failed test."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def partial_of(folder: Path) -> str:
+    """What is said of the finished window, which is all that is left in the folder."""
+    assert tree(folder) == {"talk.partial.mp4"}
+    path = folder / "talk.partial.mp4"
+    info = probe_video(path)
+    assert (info.frames, info.has_audio) == (9, True)
+    return f"the 9 finished frames are in {path}"
+
+
+def test_a_rank_that_is_killed_ends_all(misbehave: Callable[..., Ended], folder: Path) -> None:
+    ended = misbehave("die")
+    assert ended.lines == [f"omni: rank 1 was killed by SIGKILL; was there enough memory?; {partial_of(folder)}"]
+    assert ended.code == 128 + signal.SIGKILL
+    assert ended.seconds < STOP_SECONDS
+
+
+def test_a_rank_that_hangs_ends_all_after_the_timeout(misbehave: Callable[..., Ended], folder: Path) -> None:
+    ended = misbehave("sleep", "--timeout", "3")
+    (line,) = ended.lines
+    kept = partial_of(folder)
+    late = "omni: rank 1 kept the others waiting for longer than --timeout; it was at "
+    assert re.fullmatch(rf"{late}.*misbehaving.py, line \d+, in sleep; {re.escape(kept)}", line)
+    assert ended.code == 4
+    assert 3 < ended.seconds < 3 + STOP_SECONDS
+
+
+@pytest.mark.slow
+def test_a_users_error_on_one_rank_ends_all(misbehave: Callable[..., Ended], folder: Path) -> None:
+    ended = misbehave("reject")
+    assert ended.lines == [f"omni: rank 1: this cannot be done; {partial_of(folder)}"]
+    assert ended.code == InputError.exit_code
+    assert ended.seconds < STOP_SECONDS
+
+
+@pytest.mark.slow
+def test_a_bug_on_one_rank_ends_all(misbehave: Callable[..., Ended], folder: Path) -> None:
+    ended = misbehave("crash")
+    assert ended.lines[0] == "omni: rank 1: Traceback (most recent call last):"
+    assert ended.lines[-1] == f"ZeroDivisionError: oops; {partial_of(folder)}"
+    assert ended.code == 1
+    assert ended.seconds < STOP_SECONDS
+
+
+@pytest.mark.slow
+def test_interrupt(misbehave: Callable[..., Ended], folder: Path) -> None:
+    ended = misbehave("sleep", interrupt=True)
+    assert ended.lines == [f"omni: interrupted; {partial_of(folder)}"]
+    assert ended.code == 130
+    assert ended.seconds < STOP_SECONDS
+
+
+def test_torchrun_starts_ranks_too(folder: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = [*launcher, "-m", "omniavatar", *run_command("--quiet", "--json")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True, timeout=60)
+    figures = json.loads(done.stdout)  # one line, from the first rank
+    assert "sequence-parallel" in figures["units"]
+    assert tree(folder) == {"talk.mp4"}
+    assert probe_video(folder / "talk.mp4").frames == figures["frames"]
+
+
+def config(**fields: Any) -> RunConfig:
+    return parse_config(fields, "test")
+
+
+def test_more_ranks_than_gpus_are_refused() -> None:
+    ranks = torch.cuda.device_count() + 1
+    with pytest.raises(InputError, match=f"--gpus is {ranks} and there are {ranks - 1} GPUs here"):
+        check_ranks(ranks, config())
+    check_ranks(ranks, config(device="cpu"))
+
+
+def test_several_ranks_on_one_gpu_are_refused() -> None:
+    with pytest.raises(InputError, match="--gpus is 2 and --device is the one GPU 'cuda:1'; leave --device out"):
+        check_ranks(2, config(device="cuda:1"))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "ranks", "added"),
+    [
+        ({"euler": {}}, 1, {}),
+        ({"euler": {}}, 2, {"sequence-parallel": {}}),
+        ({"euler": {}, "vae-parallel": {}}, 2, {"sequence-parallel": {}}),
+        ({"guidance-parallel": {}}, 2, {}),
+        ({"sequence-parallel": {"ring": 2}}, 2, {}),
+    ],
+)
+def test_several_ranks_share_the_calls(chosen: dict[str, Any], ranks: int, added: dict[str, Any]) -> None:
+    assert spread(chosen, ranks) == {**chosen, **added}
+
+
+def test_a_rank_alone_just_works() -> None:
+    assert as_rank(ALONE, "cpu", 1.0, lambda: 7, Rescue()) == 7
+    assert not distributed.is_initialized()
+
+
+def test_rescue_closes_the_job_that_is_in_work() -> None:
+    errors: list[BaseException | None] = []
+    rescue = Rescue()
+    rescue(InputError("no job yet"))
+    engine = fake_engine([Scene(frames=5), *denoising_units()], observers=[rescue])
+    job = engine.generate(request())
+    job.resources.push(lambda kind, error, trace: errors.append(error))
+    error = InputError("lost")
+    rescue(error)
+    assert errors == [error]

@@ -1,0 +1,76 @@
+"""Signals that end a rank: what was begun is closed, once, and a thread that does not hear is not waited for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from omniavatar.distributed.leaving import LOST, Stopped, stoppable
+
+
+def never() -> None:
+    pytest.fail("the main thread has heard the signal")
+
+
+def test_a_signal_is_an_error_in_the_main_thread() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="ended by SIGTERM") as caught, stoppable(never):  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    assert caught.value.number == signal.SIGTERM
+    assert "test_leaving.py, line " in caught.value.where
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_closing_is_not_disturbed_by_further_signals() -> None:
+    closed = []
+    with pytest.raises(Stopped, match="ended by SIGINT"), stoppable(never):  # noqa: PT012
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+            closed.append(True)
+    assert closed
+
+
+def test_an_error_that_is_on_its_way_is_not_replaced_by_a_signal() -> None:
+    closed = []
+    with pytest.raises(KeyError), stoppable(never):  # noqa: PT012
+        try:
+            raise KeyError
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            closed.append(True)
+    assert closed
+
+
+def test_a_thread_that_does_not_hear_is_rescued_from_outside() -> None:
+    """A mutex that is locked twice stands for a library that waits for other ranks."""
+    script = """
+import ctypes
+from omniavatar.distributed import leaving
+leaving.GRACE_SECONDS = 0.2
+mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+with leaving.stoppable(lambda: print("kept", flush=True)):
+    lock(mutex)
+    print("ready", flush=True)
+    lock(mutex)
+"""
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)  # so that it is inside the second call
+        begin = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "kept\n"
+        assert process.wait() == LOST
+        assert time.monotonic() - begin < 5

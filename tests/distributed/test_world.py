@@ -1,0 +1,127 @@
+"""Where a process stands among others, from what torchrun and Slurm put into the environment."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch import distributed
+
+from omniavatar.distributed.world import ALONE, World, first_host, joined, place, word_file
+from omniavatar.errors import InputError
+from tests.distributed.conftest import free_port
+
+TORCHRUN = {
+    "WORLD_SIZE": "16",
+    "RANK": "11",
+    "LOCAL_RANK": "3",
+    "MASTER_ADDR": "10.0.0.7",
+    "MASTER_PORT": "4000",
+}
+BATCH_SCRIPT = {
+    "SLURM_JOB_ID": "81234",
+    "SLURM_NTASKS": "16",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODELIST": "gpu[03-04]",
+}
+SRUN = {
+    **BATCH_SCRIPT,
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_STEP_NODELIST": "gpu[03-04]",
+    "SLURM_PROCID": "11",
+    "SLURM_LOCALID": "3",
+}
+
+
+def test_nobody_around() -> None:
+    assert place({}) == ALONE
+    assert ALONE.is_main
+
+
+def test_started_by_torchrun() -> None:
+    world = place(TORCHRUN)
+    assert world == World(rank=11, size=16, local_rank=3, address="10.0.0.7", port=4000)
+    assert not world.is_main
+
+
+def test_torchrun_with_one_rank_is_alone() -> None:
+    assert place({**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0"}) == ALONE
+
+
+def test_started_by_srun() -> None:
+    assert place(SRUN) == World(rank=11, size=16, local_rank=3, address="gpu03", port=29500 + 234)
+
+
+def test_all_ranks_of_a_slurm_job_meet_at_one_place() -> None:
+    first, last = (place({**SRUN, "SLURM_PROCID": rank}) for rank in ("0", "15"))
+    assert (first.address, first.port) == (last.address, last.port)
+
+
+def test_a_batch_script_that_owns_several_tasks_is_alone() -> None:
+    assert place(BATCH_SCRIPT) == ALONE
+
+
+def test_one_task_of_srun_is_alone() -> None:
+    assert place({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}) == ALONE
+
+
+def test_ranks_that_an_srun_task_has_started_belong_together() -> None:
+    assert place({**SRUN, **TORCHRUN}).address == "10.0.0.7"
+
+
+@pytest.mark.parametrize(
+    ("node_list", "host"),
+    [
+        ("gpu7", "gpu7"),
+        ("gpu-a,gpu-b", "gpu-a"),
+        ("gpu[03-05,9],x", "gpu03"),
+        ("gpu[9,03-05]", "gpu9"),
+        ("rack2-gpu[12,14].cluster,x", "rack2-gpu12.cluster"),
+        ("r[1-2]n[3-4]", "r1n3"),
+    ],
+)
+def test_first_host_of_a_node_list(node_list: str, host: str) -> None:
+    assert first_host(node_list) == host
+
+
+def test_a_node_list_that_is_none() -> None:
+    with pytest.raises(InputError, match="cannot read the Slurm node list ''"):
+        first_host("")
+
+
+def test_only_our_launcher_wants_a_word() -> None:
+    file = {"TORCHELASTIC_ERROR_FILE": "/tmp/run/attempt_0/1/error.json"}
+    assert word_file({}) is None
+    assert word_file({**file, "TORCHELASTIC_RUN_ID": "none"}) is None
+    ours = word_file({**file, "TORCHELASTIC_RUN_ID": "omni-run-7"})
+    assert ours == Path("/tmp/run/attempt_0/1/word.json")
+
+
+def test_alone_there_is_no_process_group() -> None:
+    with joined(ALONE, "cpu", 1.0):
+        assert not distributed.is_initialized()
+
+
+def test_ranks_that_do_not_come_are_an_error() -> None:
+    port = free_port()
+    message = f"rank 0 has not met all 2 ranks at 127.0.0.1:{port} within 0.5 s .*; start them all"
+    with pytest.raises(InputError, match=message), joined(World(size=2, port=port), "cpu", 0.5):
+        pytest.fail("one rank is not two")
+
+
+def test_one_process_needs_no_process_group_nor_libraries_for_many(tmp_path: Path) -> None:
+    """In a fresh process, the whole command."""
+    script = """
+import sys
+from omniavatar.cli import run_cli
+code = run_cli(["run", "--device", "cpu", "--quiet", "--size", "32x32", "--seconds", "0.2", "--prompt", "a face",
+                "--euler.steps", "1", "-o", sys.argv[1]])
+from torch import distributed
+print(code, distributed.is_initialized(), sorted({"xfuser", "yunchang"} & set(sys.modules)))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "talk.mp4")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0 False []", done.stderr

@@ -1,0 +1,68 @@
+"""How many ranks exchange heads and how many pass keys around; what they compute is checked in tests/distributed."""
+
+from __future__ import annotations
+
+import pytest
+
+from omniavatar.distributed.world import World
+from omniavatar.engine.engine import Engine
+from omniavatar.engine.plan import Plan
+from omniavatar.engine.unit import PipelineUnit
+from omniavatar.errors import PlanError
+from omniavatar.units import GuidanceParallel, SequenceParallel
+from tests.distributed.scenes import RandomModels
+
+
+def degrees(ranks: int, *units: PipelineUnit) -> dict[str, int]:
+    """Of an engine on this many ranks whose transformer has 4 heads."""
+    return Engine(Plan(units), RandomModels(), world=World(size=ranks)).degrees()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "ring", "ulysses"), [(1, 1, 1), (2, 1, 2), (4, 1, 4), (3, 3, 1), (6, 3, 2), (8, 2, 4), (64, 16, 4)]
+)
+def test_by_itself_it_takes_as_many_for_ulysses_as_divide_the_heads(ranks: int, ring: int, ulysses: int) -> None:
+    assert degrees(ranks, SequenceParallel()) == {"ring": ring, "ulysses": ulysses}
+
+
+@pytest.mark.parametrize(
+    ("settings", "ring", "ulysses"),
+    [({"ulysses": 2}, 4, 2), ({"ring": 4}, 4, 2), ({"ring": 8}, 8, 1), ({"ulysses": 4, "ring": 2}, 2, 4)],
+)
+def test_what_is_left_open_takes_the_remaining_ranks(settings: dict[str, int], ring: int, ulysses: int) -> None:
+    assert degrees(8, SequenceParallel(**settings)) == {"ring": ring, "ulysses": ulysses}
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({"ulysses": 8}, "ulysses=8, ring=1"),
+        ({"ulysses": 3}, "ulysses=3, ring=2"),
+        ({"ring": 3}, "ulysses=2, ring=3"),
+        ({"ring": 16}, "ulysses=0, ring=16"),
+        ({"ring": 2}, "ulysses=4, ring=2"),
+        ({"ulysses": 2, "ring": 2}, "ulysses=2, ring=2"),
+    ],
+)
+def test_a_split_that_does_not_fit_lists_those_that_do(settings: dict[str, int], asked: str) -> None:
+    if asked == "ulysses=4, ring=2":
+        assert degrees(8, SequenceParallel(**settings)) == {"ring": 2, "ulysses": 4}
+        return
+    with pytest.raises(PlanError) as caught:
+        degrees(8, SequenceParallel(**settings))
+    message = str(caught.value)
+    assert "does not fit 8 ranks and 4 heads; valid: ulysses=1, ring=8; ulysses=2, ring=4; ulysses=4, ring=2" in message
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_guidance_takes_its_ranks_whatever_the_order_of_the_plan(first: bool) -> None:
+    units: list[PipelineUnit] = [GuidanceParallel(), SequenceParallel()]
+    assert degrees(8, *(units if first else units[::-1])) == {"guidance": 2, "ring": 1, "ulysses": 4}
+
+
+def test_heads_that_the_remaining_ranks_do_not_divide() -> None:
+    assert degrees(12, GuidanceParallel(degree=2), SequenceParallel()) == {"guidance": 2, "ring": 3, "ulysses": 2}
+
+
+def test_alone_it_changes_nothing() -> None:
+    assert degrees(1, SequenceParallel()) == {"ring": 1, "ulysses": 1}
