@@ -33,9 +33,10 @@ class GuidanceParallel(PipelineUnit):
     def degrees(self, engine: Engine, ranks: int) -> dict[str, int]:
         degree = self.settings.degree
         if ranks % degree:
-            valid = [str(fitting) for fitting in (2, 3) if ranks % fitting == 0]
+            valid = [f"degree={fitting}" for fitting in (2, 3) if ranks % fitting == 0]
             raise PlanError(
-                f"guidance-parallel(degree={degree}) does not divide {ranks} ranks; valid: {' '.join(valid) or 'none'}"
+                f"guidance-parallel(degree={degree}) does not divide {ranks} ranks; "
+                f"valid: {'; '.join(valid) or 'none, so leave it out or take a multiple of 2 or 3 ranks'}"
             )
         return {"guidance": degree}
 

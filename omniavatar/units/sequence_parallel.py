@@ -25,6 +25,7 @@ class SequenceParallel(PipelineUnit):
 
     name = "sequence-parallel"
     roles = ("dit",)
+    takes_remaining_ranks = True
     fills_ranks = True
 
     class Settings(UnitSettings):

@@ -200,7 +200,7 @@ class Recorder(PipelineUnit):
 class Video:
     """A video to make, and the units that have no part in spreading it."""
 
-    frames: int = 13
+    frames: int = 9
     height: int = 32
     width: int = 32
     scale: float = 3.0

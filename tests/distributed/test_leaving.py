@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,23 @@ from omniavatar.distributed.leaving import LOST, Stopped, stoppable
 
 def never() -> None:
     pytest.fail("the main thread has heard the signal")
+
+
+def sent(number: signal.Signals) -> None:
+    """Send a signal to this process and wait for what it does."""
+    os.kill(os.getpid(), number)
+    time.sleep(0.2)
+
+
+@contextmanager
+def disturbed_closing(closed: list[bool]) -> Iterator[None]:
+    """Gets signals while it closes; what it closes is noted."""
+    try:
+        yield
+    finally:
+        sent(signal.SIGTERM)
+        sent(signal.SIGINT)
+        closed.append(True)
 
 
 def test_a_signal_is_an_error_in_the_main_thread() -> None:
@@ -55,7 +74,7 @@ def test_an_error_that_is_on_its_way_is_not_replaced_by_a_signal() -> None:
 def test_a_thread_that_does_not_hear_is_rescued_from_outside() -> None:
     """A mutex that is locked twice stands for a library that waits for other ranks."""
     script = """
-import ctypes
+import ctypes, threading
 from omniavatar.distributed import leaving
 leaving.GRACE_SECONDS = 0.2
 mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
