@@ -22,7 +22,7 @@ from typing import NoReturn
 
 LOST = 4
 """Exit code of a rank that stops because another one has stopped or does not answer."""
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = 3.0
 """How long the main thread may take to hear a signal; it does not while it waits inside a library."""
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 

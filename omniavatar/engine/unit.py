@@ -52,7 +52,6 @@ class PipelineUnit:
     roles, optional_roles: models it works with.
     fills_ranks: it spreads its work over the ranks that the other units leave; see `degrees`.
     main_rank_only: of several ranks only the first runs the unit's hooks, because it writes a file, say.
-    takes_remaining_ranks: its `degrees` takes all ranks that the others leave.
     The class docstring is the unit's help: one line, then what a user should know.
     """
 
@@ -64,7 +63,6 @@ class PipelineUnit:
     roles: ClassVar[tuple[str, ...]] = ()
     optional_roles: ClassVar[tuple[str, ...]] = ()
     main_rank_only: ClassVar[bool] = False
-    takes_remaining_ranks: ClassVar[bool] = False
     fills_ranks: ClassVar[bool] = False
 
     class Settings(UnitSettings):

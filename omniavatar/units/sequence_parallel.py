@@ -25,7 +25,6 @@ class SequenceParallel(PipelineUnit):
 
     name = "sequence-parallel"
     roles = ("dit",)
-    takes_remaining_ranks = True
     fills_ranks = True
 
     class Settings(UnitSettings):
