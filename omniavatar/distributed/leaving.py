@@ -74,9 +74,10 @@ def stoppable(rescue: Callable[[], None]) -> Iterator[None]:
             raise Stopped(number, place_of(frame))
 
     def watch() -> None:
-        if inlet.recv(1) and not heard.wait(GRACE_SECONDS):
-            rescue()
-            leave(LOST)
+        while number := inlet.recv(1):  # nothing once the other end is closed
+            if number[0] in SIGNALS and not heard.wait(GRACE_SECONDS):
+                rescue()
+                leave(LOST)
 
     inlet, outlet = socket.socketpair()
     outlet.setblocking(False)

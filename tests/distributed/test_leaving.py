@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from omniavatar.distributed import leaving
 from omniavatar.distributed.leaving import LOST, Stopped, stoppable
 
 
@@ -69,6 +70,17 @@ def test_an_error_that_is_on_its_way_is_not_replaced_by_a_signal() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             closed.append(True)
     assert closed
+
+
+def test_other_signals_are_none_of_its_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaving, "GRACE_SECONDS", 0.05)
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: None)
+    try:
+        with stoppable(never):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.2)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_thread_that_does_not_hear_is_rescued_from_outside() -> None:
