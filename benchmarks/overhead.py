@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.report import publish
 from omniavatar import __version__
 from omniavatar.checkpoints import Bundle, Registry
 from omniavatar.checkpoints.nearest import expected_shapes
@@ -235,10 +236,7 @@ def main() -> None:
         "detection": detection(),
         "omni_run": run_memory(),
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n")
+    publish(result, arguments.output)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import distributed
 
+from benchmarks.report import publish
 from benchmarks.synthetic import (
-    LatentFormat,
     RandomCondition,
     RandomSound,
     RandomText,
@@ -42,7 +42,7 @@ from omniavatar.engine.scopes import Request, Step
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import latent_frames
 from omniavatar.hookspecs import hookimpl
-from omniavatar.testing import GivenModels
+from omniavatar.testing import GivenModels, LatentFormat
 from omniavatar.units import Euler, Guidance, GuidanceParallel, SequenceParallel, Transformer
 
 HEIGHT, WIDTH, FRAMES = 400, 720, 105
@@ -259,10 +259,7 @@ def main() -> None:
         "work": {"size": arguments.size, "height": HEIGHT, "width": WIDTH, "frames": FRAMES, "branches": 2},
         "rows": table(arguments.size, arguments.ranks, heads),
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n")
+    publish(result, arguments.output)
 
 
 if __name__ == "__main__":

@@ -23,13 +23,6 @@ AUDIO = {"audio_in_dim": 10752, "audio_hidden_size": 32}
 TEXT_TOKENS = 512
 
 
-class LatentFormat(nn.Module):
-    """What the engine asks of a VAE before it makes noise."""
-
-    spatial_factor = 8
-    z_dim = 16
-
-
 def random_dit(size: str, device: torch.device, dtype: torch.dtype, attention: AttentionSlot) -> Any:
     """OmniAvatar's transformer (33 input channels) with random weights, made on the device."""
     row = next(row for row in Registry.builtin().rows if row.name == ROWS[size])

@@ -30,3 +30,10 @@ class GivenModels:
     def adapters(self) -> Sequence[Any]:
         """No LoRA files."""
         return ()
+
+
+class LatentFormat(nn.Module):
+    """What the engine asks of a VAE before it makes noise, for plans that neither encode nor decode."""
+
+    spatial_factor = 8
+    z_dim = 16

@@ -26,7 +26,7 @@ from omniavatar.hookspecs import hookimpl
 from omniavatar.media.image import fit_image
 from omniavatar.models.lora import lora_pairs, merge_lora, unknown_modules
 from omniavatar.models.wav2vec import AudioEncoder
-from omniavatar.testing import GivenModels
+from omniavatar.testing import GivenModels, LatentFormat
 from omniavatar.units import (
     Audio,
     Euler,
@@ -217,13 +217,6 @@ class GivenPrompt(Prompt):
     """The prompt unit with embeddings in place of text."""
 
     begin_job = None  # type: ignore[assignment]
-
-
-class LatentFormat(nn.Module):
-    """What the engine asks of a VAE before it makes noise."""
-
-    spatial_factor = 8
-    z_dim = 16
 
 
 def guidance_of(scale: float, audio_scale: float) -> Guidance:
