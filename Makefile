@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PLUGINS := $(wildcard plugins/*)
 
 .PHONY: demo test lint format bench clean
 
@@ -23,9 +24,9 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.overhead
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' $(PLUGINS:%=--editable %)
 	touch $@
 
 clean:

@@ -12,6 +12,7 @@ or one in the original OmniAvatar's, which `omniavatar.original` translates.
 from __future__ import annotations
 
 import glob
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,11 @@ class ModelEntry(BaseModel):
     beside: tuple[str, ...] = Field((), description="what must lie in the same folder, such as a tokenizer")
     repo: str | None = Field(None, description="Hugging Face repository that holds it")
     files: tuple[str, ...] = Field((), description="files of the repository to download; default: all")
+    role: str | None = Field(
+        None,
+        pattern=r"^[a-z]\w*$",
+        description="role of its transformer, or of the one its LoRA changes, where that is not 'dit'",
+    )
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -85,9 +91,9 @@ class RunConfig(BaseModel):
     @field_validator("models", mode="before")
     @classmethod
     def _entries(cls, models: Any) -> Any:
-        """A plain string is a path, a list of them the shards of one checkpoint."""
+        """A plain string is a path, or ROLE=PATH; a list of them the shards of one checkpoint."""
         if isinstance(models, list | tuple):
-            return [{"path": model} if isinstance(model, str | list) else model for model in models]
+            return [model_entry(model) if isinstance(model, str | list) else model for model in models]
         return models
 
     @field_validator("settings", mode="before")
@@ -114,6 +120,14 @@ class RunConfig(BaseModel):
         if missing:
             raise CheckpointError(explain_missing(missing, folder))
         return [entry.below(folder) for entry in self.models]
+
+
+def model_entry(model: str | list[str]) -> dict[str, Any]:
+    """The fields of an entry that is only a path, shards, or ROLE=PATH."""
+    role, equals, path = model.partition("=") if isinstance(model, str) else ("", "", "")
+    if equals and re.fullmatch(r"[a-z]\w*", role) and not Path(str(model)).exists():
+        return {"path": path, "role": role}
+    return {"path": model}
 
 
 def found(path: Path) -> bool:

@@ -76,7 +76,10 @@ class Pipeline:
 
     @hookspec
     def begin_job(self, job: Job) -> None:
-        """Once per video: compute what is constant for all of it and store it, `job["prompt_embedding"] = ...`."""
+        """Once per video: compute what is constant for all of it and store it, `job["prompt_embedding"] = ...`.
+
+        A unit that denoises frames of its own in front of the video's says so: `job.leading += 1`.
+        """
 
     @hookspec(firstresult=True)
     def plan_windows(self, job: Job) -> Sequence[Span] | None:
@@ -91,14 +94,15 @@ class Pipeline:
 
     @hookspec
     def begin_window(self, window: Window) -> None:
-        """Once per window. `window.latents` (b c t h w) holds noise and `window.steps` the steps; both may be changed.
+        """Once per window. `window.latents` (b c t h w) holds noise and `window.steps` the steps; both may be changed,
+        also `step.network`, the transformer of a step.
 
         Example: `window["audio_residuals"] = adapter(rows)`.
         """
 
     @hookspec
     def before_step(self, step: Step) -> None:
-        """Once per step. Example: overwrite given frames in `step.window.latents`; choose `step.network`."""
+        """Once per step. Example: overwrite given frames in `step.window.video_latents`."""
 
     @hookspec(firstresult=True)
     def guide(self, step: Step) -> Tensor | None:
@@ -121,10 +125,11 @@ class Pipeline:
         """Once per transformer call: from `forward.latents` to tokens and modulation.
 
         The transformer comes first (`tryfirst`) and sets `x` (b s d), `grid` (f gh gw), `time` (b d) or (b s d),
-        `t_mod` (b 6 d) or (b s 6 d), `rope` (s hd/2 2) and `frame_index` (s), the latent frame of every token, -1 for a
-        token that belongs to none. Others then add to `x` (its grid form is `rearrange(x, "b (f h w) d -> b d f h w",
-        ...)`), put tokens in front (and extend rope and frame_index), or change `context` (b n d). After `embed` there
-        may be only this rank's tokens: add to them by `frame_index`, or pass values per token through `forward.shard`.
+        `t_mod` (b 6 d) or (b s 6 d), `rope` (s hd/2 2) and `frame_index` (s), the latent frame of the video of every
+        token, -1 for a token that belongs to none. Others then add to `x` (its grid form is `rearrange(x, "b (f h w) d
+        -> b d f h w", ...)`), put tokens in front (and extend grid, rope and frame_index), or change `context` (b n d).
+        After `embed` there may be only this rank's tokens: add to them by `frame_index`, or pass values per token
+        through `forward.shard`.
         """
 
     @hookspec(firstresult=True)

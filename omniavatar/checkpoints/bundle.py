@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,11 @@ class LoraFile:
         return str(self.component.files[0])
 
     @property
+    def target(self) -> str:
+        """The role of the network that it changes."""
+        return self.component.target
+
+    @property
     def alpha(self) -> float:
         return float(self.component.constants["alpha"])
 
@@ -61,9 +67,16 @@ class Bundle:
         self._by_role = {role: _ordered(role, components) for role, components in by_role.items()}
 
     @classmethod
-    def open(cls, sources: Iterable[Source], registry: Registry) -> Bundle:
-        """Recognise everything that the sources name (files, lists of shards, patterns, folders)."""
-        return cls(detection for source in sources for detection in registry.detect_all(source))
+    def open(cls, sources: Iterable[Source], registry: Registry, roles: Iterable[str | None] = ()) -> Bundle:
+        """Recognise everything that the sources name (files, lists of shards, patterns, folders).
+
+        roles: for each source the role of its transformer, or of the one that its LoRA changes; None: "dit".
+        """
+        return cls(
+            detection if role is None else detection.with_role(role)
+            for source, role in zip_longest(sources, roles)
+            for detection in registry.detect_all(source)
+        )
 
     @property
     def roles(self) -> frozenset[str]:
@@ -122,5 +135,7 @@ def _ordered(role: str, components: list[Component]) -> tuple[Component, ...]:
     bases = [component for component in components if component.spec.network is not None]
     if len(bases) > 1:
         files = " and ".join(f"{base.files[0]} ({base.row.name})" for base in bases)
-        raise CheckpointError(f"two models for the role '{role}': {files}; give one of them")
+        raise CheckpointError(
+            f"two models for the role '{role}': {files}; give one of them, or name the second ROLE=FILE"
+        )
     return (*bases, *(component for component in components if component.spec.network is None))

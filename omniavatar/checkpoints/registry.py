@@ -6,7 +6,7 @@ Only headers are read. The result is a `Detection`; loading.py and bundle.py tak
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+TRANSFORMER = "dit"
 VerdictKind = Literal["known", "unknown", "damaged"]
 
 
@@ -33,7 +34,8 @@ class UnknownCheckpoint(CheckpointError):
 class Component:
     """What one checkpoint provides for one role, found in actual files.
 
-    `tensors` goes from the network's name of a tensor to where it lies; `config` and `constants` are without formulas.
+    `tensors` goes from the network's name of a tensor to where it lies; `config` and `constants` are without formulas;
+    `target` is the role of the transformer that a LoRA changes.
     """
 
     role: str
@@ -44,6 +46,7 @@ class Component:
     config: Mapping[str, Any]
     constants: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo] = field(repr=False)
+    target: str = TRANSFORMER
 
     @property
     def num_params(self) -> int:
@@ -67,6 +70,14 @@ class Detection:
     @property
     def files(self) -> Files:
         return self.header.files
+
+    def with_role(self, role: str) -> Detection:
+        """The same with its transformer in another role, or changing the transformer of that role."""
+        moved = [
+            replace(component, role=role if component.role == TRANSFORMER else component.role, target=role)
+            for component in self.components
+        ]
+        return replace(self, components=tuple(moved))
 
 
 @dataclass(frozen=True)

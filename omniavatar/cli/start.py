@@ -12,7 +12,7 @@ import click
 from omniavatar import original
 from omniavatar.cli.console import say
 from omniavatar.cli.ranks import spread
-from omniavatar.config import RunConfig, find_config, merge_settings, parse_config, read_yaml
+from omniavatar.config import RunConfig, find_config, merge_settings, model_entry, parse_config, read_yaml
 from omniavatar.distributed.world import World, place
 from omniavatar.errors import InputError, nearest
 
@@ -32,7 +32,10 @@ EARLY = (
         ["--hp", "--hparams", "-hp"], metavar="KEY=VALUE,...", help="settings in the original's words; they win"
     ),
     click.Option(
-        ["--model", "models"], multiple=True, metavar="PATH", help="model file, folder or pattern; repeatable"
+        ["--model", "models"],
+        multiple=True,
+        metavar="[ROLE=]PATH",
+        help="model file, folder or pattern; repeatable; a role such as dit2 says which transformer it is or changes",
     ),
     click.Option(["--models-dir"], metavar="FOLDER", help="where relative model paths of the configuration start"),
 )
@@ -108,6 +111,11 @@ def start(early: Mapping[str, Any]) -> Start:
     return Start(config, overrides, catalog, plugins, spread(chosen, max(world.size, early.get("gpus") or 1)), world)
 
 
+def absolute(entry: dict[str, Any]) -> dict[str, Any]:
+    """A model entry of the command line, whose path starts where the user is."""
+    return {**entry, "path": str(Path(entry["path"]).absolute())}
+
+
 def configuration(early: Mapping[str, Any]) -> tuple[RunConfig, original.Overrides]:
     """The configuration file with the early options laid over it, and what `--hp` will lay over everything."""
     hparams = original.parse_hparams(early.get("hp") or "")
@@ -119,5 +127,5 @@ def configuration(early: Mapping[str, Any]) -> tuple[RunConfig, original.Overrid
     changes: dict[str, Any] = {key: early[key] for key in ("units", "models_dir") if early.get(key)}
     if early.get("models"):
         kept = config.models if early.get("config") else ()
-        changes["models"] = (*kept, *({"path": str(Path(model).absolute())} for model in early["models"]))
+        changes["models"] = (*kept, *(absolute(model_entry(model)) for model in early["models"]))
     return (parse_config({**dict(config), **changes}, "command line") if changes else config), overrides

@@ -94,7 +94,9 @@ class VideoMaker:
         from omniavatar.engine.plan import build_plan
 
         device = torch_device(self.config.device, world.local_rank)
-        bundle = Bundle.open(self.config.model_files(), Registry(self.begin.plugins.checkpoint_tables()))
+        registry = Registry(self.begin.plugins.checkpoint_tables())
+        roles = [entry.role for entry in self.config.models]
+        bundle = Bundle.open(self.config.model_files(), registry, roles)
         plan = build_plan(self.config.units, self.begin.catalog, bundle.settings(), self.config.settings)
         plan.check_complete()
         unused = bundle.roles - {role for unit in plan.units for role in (*unit.roles, *unit.optional_roles)}

@@ -25,10 +25,13 @@ from omniavatar.hookspecs import hookimpl
 
 
 class Adapter(Protocol):
-    """A LoRA file: what to call it, the alpha written beside it, and its tensors."""
+    """A LoRA file: what to call it, the role of the network it changes, the alpha written beside it, its tensors."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def target(self) -> str: ...
 
     @property
     def alpha(self) -> float | None: ...
@@ -187,12 +190,15 @@ class Engine:
         return window
 
     def noise(self, job: Job, index: int, span: Span) -> Tensor:
-        """Starting noise (1 c t h w), float32; the same for any device, rank and order of windows."""
+        """Starting noise (1 c t h w), float32; the same for any device, rank and order of windows.
+
+        Leading frames get what is drawn last, as in the first VACE program.
+        """
         vae = self.model("vae")
         height, width = (side // vae.spatial_factor for side in job.size)
         generator = torch.Generator().manual_seed(job.request.seed * 1_000_003 + index)
-        shape = (1, vae.z_dim, span.latent_frames, height, width)
-        return torch.randn(shape, generator=generator).to(self.device)
+        shape = (1, vae.z_dim, span.latent_frames + job.leading, height, width)
+        return torch.randn(shape, generator=generator).roll(job.leading, dims=2).to(self.device)
 
 
 class _OneCallPerBranch:

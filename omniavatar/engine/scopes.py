@@ -86,8 +86,9 @@ class Job(Scope):
     """One video.
 
     `frames` (length of the video), `height` and `width` (pixels) are what the request says, else what units set in
-    `begin_job`; a sound that ends earlier shortens the video. `resources` closes whatever a unit opened, however the
-    job ends; `results` is what the caller gets.
+    `begin_job`; a sound that ends earlier shortens the video. `leading` counts latent frames that are denoised in front
+    of those of every window and are not of the video, such as reference pictures: a unit that wants some adds to it in
+    `begin_job`. `resources` closes whatever a unit opened, however the job ends; `results` is what the caller gets.
     """
 
     def __init__(self, engine: Engine, request: Request, inputs: Mapping[str, BaseModel]) -> None:
@@ -99,6 +100,7 @@ class Job(Scope):
         self.frames = None if request.seconds is None else max(1, round(request.seconds * request.fps)) + 1
         self.height = request.height
         self.width = request.width
+        self.leading = 0
         self.spans: Sequence[Span] = ()
         self.resources = ExitStack()
         self.results: dict[str, Any] = {}
@@ -125,7 +127,9 @@ class Job(Scope):
 
 
 class Window(Scope):
-    """One chunk of a video: the frames `span`, their latents (b c t h w), the steps that denoise them.
+    """One chunk of a video: the frames `span`, the latents (b c t h w), the steps that denoise them.
+
+    The latents are those of the span behind `job.leading` others; `video_latents` are the former alone.
 
     `previous` is the window before, with all that its units stored, or None.
     """
@@ -146,11 +150,17 @@ class Window(Scope):
     def is_last(self) -> bool:
         return self.index == len(self.job.spans) - 1
 
+    @property
+    def video_latents(self) -> Tensor:
+        """The latents of the video's frames (b c t h w): a view, so that they can be overwritten."""
+        return self.latents[:, :, self.job.leading :]
+
     def branch(self, name: str, drops: Sequence[str] = ()) -> Branch:
         """The guidance branch of this name, made on first use and kept until the window ends."""
-        if name not in self._branches:
-            self._branches[name] = Branch(self, name, frozenset(drops))
-        return self._branches[name]
+        branch = self._branches.setdefault(name, Branch(self, name, frozenset(drops)))
+        if branch.dropped != frozenset(drops):
+            raise ValueError(f"branch '{name}' drops {sorted(branch.dropped)} and was asked for with {sorted(drops)}")
+        return branch
 
     def memory(self, network: nn.Module, branches: Sequence[Branch]) -> Scope:
         """What units remember between the steps about calls of this network for these branches."""

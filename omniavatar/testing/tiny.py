@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from omniavatar.models.audio_adapter import AudioAdapter
 from omniavatar.models.umt5 import UMT5Encoder
 from omniavatar.models.wan_dit import WanDiT
 from omniavatar.models.wan_vae import WanVAE
+from omniavatar.resources import asset
+from omniavatar.testing.models import GivenModels
 
 SEED = 20
 DIT: dict[str, Any] = {
@@ -88,6 +91,32 @@ def write_tiny(folder: Path, *, seed: int = SEED) -> None:
     save(folder / "text_encoder.safetensors", weights(UMT5Encoder(**TEXT)))
     write_tokenizer(folder / "tokenizer")
     write_wav2vec(folder / "wav2vec2")
+
+
+class TinyModels(GivenModels):
+    """All networks of the tiny model with random weights from a fixed seed; some may be given instead, or more."""
+
+    def __init__(self, *, seed: int = SEED, **networks: nn.Module) -> None:
+        from transformers import Wav2Vec2Config
+
+        from omniavatar.models.wav2vec import AudioEncoder
+
+        makers: dict[str, Callable[[], nn.Module]] = {
+            "dit": lambda: WanDiT(**DIT),
+            "vae": lambda: WanVAE(**VAE),
+            "text_encoder": lambda: UMT5Encoder(**TEXT),
+            "audio_encoder": lambda: AudioEncoder(Wav2Vec2Config(**WAV2VEC)),
+            "audio_adapter": lambda: AudioAdapter(**ADAPTER),
+        }
+        torch.manual_seed(seed)
+        networks = {role: make() for role, make in makers.items() if role not in networks} | networks
+        super().__init__(**networks)
+        for network in networks.values():
+            network.eval().requires_grad_(False)
+
+    def beside(self, role: str, path: Path) -> Path:
+        """The packaged tokenizer, whichever is asked for."""
+        return asset("tiny", "tokenizer")
 
 
 def write_original(folder: Path, *, seed: int = SEED, rank: int = 4) -> None:

@@ -75,7 +75,7 @@ class FixedFrames(PipelineUnit):
 
 
 def overwrite(window: Window) -> None:
-    """Put the given latents (1 c f h w) over the first frames of the window's latents."""
+    """Put the given latents (1 c f h w) over the first frames of the video in the window's latents."""
     given: Tensor | None = window["given_latents"]
     if given is not None:
-        window.latents[:, :, : given.shape[2]] = given
+        window.video_latents[:, :, : given.shape[2]] = given

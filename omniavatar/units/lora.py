@@ -32,7 +32,7 @@ class Lora(PipelineUnit):
         for adapter in engine.models.adapters():
             try:
                 pairs = lora_pairs(adapter.tensors(), adapter.alpha)
-                network = engine.model("dit")
+                network = engine.model(adapter.target)
                 unknown = unknown_modules(network, pairs)
                 if unknown:
                     raise ValueError(

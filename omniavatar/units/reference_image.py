@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
+from torch.nn import functional
 
 from omniavatar.engine.scopes import Job, Window
 from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
@@ -83,7 +84,8 @@ class ReferenceImage(PipelineUnit):
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
-        window["condition"] = condition(window.latents, window["image_latent"], window.span.given_latents)
+        channels = condition(window.video_latents, window["image_latent"], window.span.given_latents)
+        window["condition"] = behind_leading(channels, window.job.leading)
 
 
 def is_usable(size: tuple[int, int]) -> bool:
@@ -97,3 +99,10 @@ def condition(latents: Tensor, image_latent: Tensor | None, given: int) -> Tenso
     mask = torch.ones_like(latents[:, :1])
     mask[:, :, :given] = 0
     return torch.cat([image, mask], dim=1)
+
+
+def behind_leading(channels: Tensor, leading: int) -> Tensor:
+    """Condition channels (b c t h w) behind those of leading frames, which say: no picture, nothing given."""
+    padded = functional.pad(channels, (0, 0, 0, 0, leading, 0))
+    padded[:, -1:, :leading] = 1
+    return padded

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -64,12 +65,20 @@ class TeaCache(PipelineUnit):
         return reused
 
     def _reuses(self, forward: Forward) -> bool:
-        schedule = forward.window.once("teacache.schedule", lambda: self.schedule(forward.window))
-        return schedule.skips[forward.step.index] and "teacache.residual" in forward.memory
+        step, schedules = forward.step, forward.window.once("teacache.schedules", dict[Any, Schedule])
+        if step.network not in schedules:
+            schedules[step.network] = self.schedule(steps_with(step.network, forward.window))
+        position = steps_with(step.network, forward.window).index(step)
+        return bool(schedules[step.network].skips[position]) and "teacache.residual" in forward.memory
 
-    def schedule(self, window: Window) -> Schedule:
-        """Which steps of the window reuse the residual."""
-        return decide(relative_changes([modulation(step) for step in window.steps]), self.settings)
+    def schedule(self, steps: Sequence[Step]) -> Schedule:
+        """Which of the steps, all of one network, reuse the residual."""
+        return decide(relative_changes([modulation(step) for step in steps]), self.settings)
+
+
+def steps_with(network: Any, window: Window) -> list[Step]:
+    """The window's steps that this network denoises."""
+    return [step for step in window.steps if step.network is network]
 
 
 def modulation(step: Step) -> Tensor:

@@ -63,4 +63,5 @@ def model_input(forward: Forward) -> Tensor:
 def positions(forward: Forward) -> tuple[Tensor, Tensor]:
     """The rotary table (s hd/2 2) and the latent frame of every token (s)."""
     device = forward.latents.device
-    return forward.network.rope(forward.grid, device), grid_positions(forward.grid, device)[:, 0]
+    frames = grid_positions(forward.grid, device)[:, 0] - forward.job.leading
+    return forward.network.rope(forward.grid, device), frames.clamp(min=-1)

@@ -29,7 +29,7 @@ class VaeDecode(PipelineUnit):
     def end_window(self, window: Window) -> None:
         engine = window.engine
         video = engine.model("vae").decode(
-            window.latents.to(engine.dtype),
+            window.video_latents.to(engine.dtype),
             tiling=DECODE_TILING if self.settings.tiled else None,
             latents_per_pass=self.settings.latents_per_pass,
         )

@@ -57,6 +57,15 @@ def test_two_bases_for_a_role(tmp_path: Path, registry: Registry) -> None:
         Bundle.open(files, registry)
 
 
+def test_a_second_transformer_and_its_lora_in_a_role_of_their_own(tmp_path: Path, registry: Registry) -> None:
+    base = write_base(tmp_path / "a")
+    delta = write_delta(tmp_path / "delta", {"lora_rank": 4, "lora_alpha": 2})
+    models = Bundle.open([base, base, delta], registry, [None, "dit2", "dit2"])
+    assert models.config("dit") == DIT
+    assert models.config("dit2") == DIT | {"in_dim": 33}
+    assert [adapter.target for adapter in models.adapters()] == ["dit2"]
+
+
 def test_a_role_that_nobody_provides(tmp_path: Path, registry: Registry) -> None:
     with pytest.raises(CheckpointError, match="has the role 'dti'; did you mean 'dit'"):
         Bundle.open([write_base(tmp_path)], registry).components("dti")

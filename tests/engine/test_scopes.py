@@ -87,6 +87,8 @@ def test_branches_are_kept_apart(window: Window) -> None:
     assert window.branch("positive") is positive
     assert not positive.drops("text")
     assert negative.drops("text")
+    with pytest.raises(ValueError, match="branch 'positive' drops \\[\\] and was asked for with \\['text'\\]"):
+        window.branch("positive", drops=["text"])
     silent = window.branch("silent", drops=["audio"])
     assert silent.drops("audio")
     assert not silent.drops("text")

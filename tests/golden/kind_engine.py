@@ -288,7 +288,7 @@ def compare_caches(case: Case, window: Window, suffix: str) -> None:
     if f"skipped_pos{suffix}" not in case.expected:
         return
     expected = {name: case.expected[name + suffix] for name in ("rel_l1", "accumulated")}
-    schedule = window["teacache.schedule"]
+    (schedule,) = window["teacache.schedules"].values()
     compare_schedule(case, f"teacache{suffix}.", schedule, expected, case.expected[f"skipped_pos{suffix}"])
     if f"skipped_neg{suffix}" in case.expected:
         negative = case.expected[f"skipped_neg{suffix}"].tolist()

@@ -28,6 +28,7 @@ class File:
     state: State
     name: str = "lora.safetensors"
     alpha: float | None = None
+    target: str = "dit"
 
     def tensors(self) -> Mapping[str, Tensor]:
         return self.state
@@ -109,3 +110,12 @@ def test_a_file_that_does_not_fit_changes_nothing(state: State, message: str) ->
         fake_engine([Lora()], models=models).set_up()
     assert str(caught.value) == f"LoRA mine.safetensors: {message}"
     assert all(value.equal(before[name]) for name, value in models.dit.state_dict().items())
+
+
+def test_a_file_changes_the_transformer_that_it_is_for() -> None:
+    models = WithFiles(File(pair("0"), target="dit2"))
+    models.networks["dit2"] = randomized(nn.Sequential(nn.Linear(6, 5)))
+    before = {role: network.state_dict()["0.weight"].clone() for role, network in models.networks.items()}
+    fake_engine([Lora()], models=models).set_up()
+    assert models.networks["dit"].state_dict()["0.weight"].equal(before["dit"])
+    torch.testing.assert_close(models.networks["dit2"].state_dict()["0.weight"], before["dit2"] + UP @ DOWN)

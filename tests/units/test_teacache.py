@@ -12,8 +12,10 @@ from torch import Tensor
 from omniavatar.checkpoints import Bundle
 from omniavatar.engine.plan import Catalog, build_plan
 from omniavatar.engine.scopes import Forward, Request, Window
+from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
+from omniavatar.testing import FakeDiT
 from omniavatar.units import Guidance, TeaCache
 from omniavatar.units.teacache import decide, polynomial, relative_changes
 from tests.scenes import Scene, denoising_units, fake_engine, fake_models, request, tiny_engine, video_of
@@ -49,7 +51,8 @@ def run(*units: Any, steps: int = 8, frames: int = 13, audio_scale: float | None
 def test_skipping_saves_the_blocks_and_uses_what_they_added() -> None:
     plain, _, plain_dit = run()
     cached, look, dit = run(TeaCache(threshold=0.5))
-    skips = cached.windows[0]["teacache.schedule"].skips
+    (schedule,) = cached.windows[0]["teacache.schedules"].values()
+    skips = schedule.skips
     assert 2 <= sum(skips) <= 6
     assert dit.calls == plain_dit.calls == 2 * 2 * 8
     computed = 2 * 2 * (8 - sum(skips))
@@ -137,3 +140,25 @@ def test_one_step_is_computed() -> None:
 def test_settings_are_checked(settings: str, catalog: Catalog) -> None:
     with pytest.raises(PlanError, match="unit 'teacache': "):
         build_plan(f"teacache({settings})", catalog)
+
+
+class SecondExpert(PipelineUnit):
+    """From step 4 on another network denoises."""
+
+    name = "second-expert"
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    @hookimpl
+    def begin_window(self, window: Window) -> None:
+        for step in window.steps[4:]:
+            step.network = self.network
+
+
+def test_a_second_network_has_a_schedule_of_its_own() -> None:
+    second = FakeDiT()
+    _, look, first = run(SecondExpert(second), TeaCache(threshold=10), frames=5)
+    assert look.computed["positive"] == [True, False, False, True] * 2
+    assert (first.calls, second.calls) == (8, 8)
