@@ -27,13 +27,7 @@ import torch
 from torch import distributed
 
 from benchmarks.report import publish
-from benchmarks.synthetic import (
-    RandomCondition,
-    RandomSound,
-    RandomText,
-    random_adapter,
-    random_dit,
-)
+from benchmarks.synthetic import RandomCondition, RandomModels, RandomSound, RandomText
 from omniavatar.distributed.groups import Group
 from omniavatar.distributed.world import World, joined
 from omniavatar.engine.engine import Engine
@@ -42,7 +36,6 @@ from omniavatar.engine.scopes import Request, Step
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import latent_frames
 from omniavatar.hookspecs import hookimpl
-from omniavatar.testing import GivenModels, LatentFormat
 from omniavatar.units import Euler, Guidance, GuidanceParallel, SequenceParallel, Transformer
 
 HEIGHT, WIDTH, FRAMES = 400, 720, 105
@@ -127,16 +120,13 @@ def measure(world: World, strategy: Strategy, size: str, device: torch.device) -
     units: list[PipelineUnit] = [RandomText(), RandomCondition(), RandomSound(frames), Guidance(), Euler(steps=STEPS)]
     timer = StepTimer(device)
     plan = Plan([*units, Transformer(), *strategy.units()])
-    idle = {role: torch.nn.Identity() for unit in plan.units for role in unit.roles}
-    models = GivenModels(**{**idle, "vae": LatentFormat()})
+    models = RandomModels(size)
     engine = Engine(plan, models, device=device, dtype=dtype, observers=[timer], world=world)
-    dit = random_dit(size, device, dtype, engine.attention)
-    engine.replace("dit", dit)
-    engine.replace("audio_adapter", random_adapter(dit, device, dtype))
     engine.generate(Request(height=height, width=width, inputs={}))
     seconds = statistics.median(timer.seconds[1:])
+    dit = models.config("dit")
     tokens = latent_frames(frames) * (height // 16) * (width // 16)
-    sent = strategy.sent_per_step(dit.dim, len(dit.blocks), tokens)
+    sent = strategy.sent_per_step(dit["dim"], dit["num_layers"], tokens)
     rate = link_rate(engine.groups.world, device)
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
     return {
@@ -172,8 +162,8 @@ def worker(arguments: argparse.Namespace) -> None:
     rank = arguments.rank
     cuda = torch.cuda.is_available()
     device = torch.device(f"cuda:{rank}" if cuda else "cpu")
-    world = World(rank, strategy.ranks, rank, "127.0.0.1", arguments.port)
-    with joined(world, device.type, 300), group_of_one(arguments, device.type):
+    world = World(rank, strategy.ranks, local_rank=rank, local_size=strategy.ranks, port=arguments.port)
+    with joined(world, device, 300), group_of_one(arguments, device.type):
         result = measure(world, strategy, arguments.size, device)
     if rank == 0:
         print(json.dumps(result))

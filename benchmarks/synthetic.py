@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +12,11 @@ from torch import Tensor, nn
 
 from omniavatar.checkpoints.loading import build_on_meta
 from omniavatar.checkpoints.registry import Registry
-from omniavatar.engine.attention import AttentionSlot
 from omniavatar.engine.scopes import Job, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.audio_adapter import AudioAdapter
+from omniavatar.testing import LatentFormat
 from omniavatar.units import Audio, Prompt
 from omniavatar.units.audio import framed
 
@@ -23,12 +25,40 @@ AUDIO = {"audio_in_dim": 10752, "audio_hidden_size": 32}
 TEXT_TOKENS = 512
 
 
-def random_dit(size: str, device: torch.device, dtype: torch.dtype, attention: AttentionSlot) -> Any:
-    """OmniAvatar's transformer (33 input channels) with random weights, made on the device."""
-    row = next(row for row in Registry.builtin().rows if row.name == ROWS[size])
-    component = row.components["dit"]
-    dit = build_on_meta(component.network or "", {**component.config, "in_dim": 33, "attention": attention})
-    return fill(dit, device, dtype)
+class RandomModels:
+    """OmniAvatar's transformer (33 input channels) and audio layers with random weights, made where they are wanted.
+
+    size: a key of ROWS. Other roles are filled with nothing.
+    """
+
+    def __init__(self, size: str) -> None:
+        row = next(row for row in Registry.builtin().rows if row.name == ROWS[size])
+        self.spec = row.components["dit"]
+
+    def __contains__(self, role: object) -> bool:
+        return role != "lora"
+
+    def config(self, role: str) -> dict[str, Any]:
+        """The numbers of the transformer, or of the audio layers that fit it."""
+        dit = {**self.spec.config, "in_dim": 33}
+        return dit if role == "dit" else {**AUDIO, "dim": dit["dim"], "num_layers": dit["num_layers"]}
+
+    def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
+        """The network of this role."""
+        if role == "dit":
+            dit = build_on_meta(self.spec.network or "", {**self.config(role), **constructor})
+            return fill(dit, device, dtype)
+        if role == "audio_adapter":
+            return fill(AudioAdapter(**self.config(role)), device, dtype)
+        return LatentFormat() if role == "vae" else nn.Identity()
+
+    def beside(self, role: str, path: Path) -> Path:
+        """The path as it is."""
+        return path
+
+    def adapters(self) -> Sequence[Any]:
+        """No LoRA files."""
+        return ()
 
 
 def fill(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -44,12 +74,6 @@ def fill(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mod
             fan_in = math.prod(parameter.shape[1:])
             nn.init.normal_(parameter, std=fan_in**-0.5, generator=generator)
     return network.eval().requires_grad_(False)
-
-
-def random_adapter(dit: Any, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The audio layers that fit the transformer."""
-    adapter = AudioAdapter(**AUDIO, dim=dit.dim, num_layers=len(dit.blocks))
-    return fill(adapter, device, dtype)
 
 
 class RandomText(Prompt):

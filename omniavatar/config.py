@@ -79,6 +79,7 @@ class RunConfig(BaseModel):
     inputs: dict[str, Any] = Field(default_factory=dict, description="inputs that every video of the run has")
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: bf16 on CUDA, fp32 on the CPU")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+    gpus: int = Field(1, ge=1, le=1024, description="ranks that work together; on this machine they are started")
     seed: int = Field(42, ge=0, lt=2**40, description="seed of the noise")
     fps: int = Field(25, ge=1, le=120, description="frames per second")
 

@@ -34,7 +34,7 @@ SETTINGS = {
     "silence_duration_s": ("audio", "silence"),
     "tea_cache_l1_thresh": ("teacache", "threshold"),
 }
-TOP = ("seed", "fps", "dtype")
+TOP = {"seed": "seed", "fps": "fps", "dtype": "dtype", "sp_size": "gpus"}
 SIZES = {
     "720": [[400, 720], [720, 720], [720, 400]],
     "1280": [[720, 720], [528, 960], [960, 528], [720, 1280], [1280, 720]],
@@ -47,13 +47,12 @@ SPECIAL = {
     "max_hw",
     *(f"image_sizes_{side}" for side in SIZES),
     "random_prefix_frames",
+    "use_fsdp",
     "reload_cfg",
     "sample_rate",
 }
 WITHOUT_EFFECT: dict[str, tuple[Any, ...] | None] = {
     "image_encoder_path": ("None", None),
-    "sp_size": (1, None),
-    "use_fsdp": (False, None),
     "num_persistent_param_in_dit": (None,),
     "i2v": (True, None),
     "use_audio": (True, None),
@@ -82,11 +81,16 @@ def is_original(content: Values) -> bool:
 
 @dataclass(frozen=True)
 class Overrides:
-    """What `--hp` says, in our words. `teacache` is None where it says nothing about that unit."""
+    """What `--hp` says, in our words. `units` holds those that it wants in the plan (True) or out of it."""
 
     top: dict[str, Any] = field(default_factory=dict)
     settings: Settings = field(default_factory=dict)
-    teacache: bool | None = None
+    units: dict[str, bool] = field(default_factory=dict)
+
+    def apply(self, chosen: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The chosen units with those that are wanted, without the others."""
+        wanted = {unit: chosen.get(unit, {}) for unit, is_wanted in self.units.items() if is_wanted}
+        return {**{unit: values for unit, values in chosen.items() if self.units.get(unit, True)}, **wanted}
 
 
 def parse_hparams(text: str) -> dict[str, Any]:
@@ -118,8 +122,9 @@ def parse_value(text: str) -> Any:
 def overrides(content: Values, hparams: Values) -> Overrides:
     """The `--hp` values in our words; the file's tables of sizes go with its `max_hw`."""
     tables = {key: value for key, value in content.items() if key.startswith("image_sizes_")}
-    teacache = caches(hparams) if "tea_cache_l1_thresh" in hparams else None
-    return Overrides(top_fields(hparams), unit_settings({**tables, **hparams}), teacache)
+    switches = {"tea_cache_l1_thresh": ("teacache", caches(hparams)), "use_fsdp": ("fsdp", shards(hparams))}
+    units = dict(switch for key, switch in switches.items() if key in hparams)
+    return Overrides(top_fields(hparams), unit_settings({**tables, **hparams}), units)
 
 
 # The configuration file ---------------------------------------------------------------------------------------------
@@ -136,7 +141,7 @@ def translate(content: Values, hparams: Values, source: Path) -> RunConfig:
     if experiment is not None and values.get("reload_cfg", True):
         values = {**stored_values(experiment), **values}
     fields = {
-        "units": "default+teacache" if caches(values) else "default",
+        "units": "default" + "+teacache" * caches(values) + "+fsdp" * shards(values),
         "models_dir": ".",
         "models": model_entries(values, experiment),
         "settings": unit_settings(values),
@@ -147,7 +152,7 @@ def translate(content: Values, hparams: Values, source: Path) -> RunConfig:
 
 def top_fields(values: Values) -> dict[str, Any]:
     """The fields of `RunConfig` that these values determine; a dtype that the original does not know is fp32 there."""
-    fields = {key: values[key] for key in TOP if values.get(key) is not None}
+    fields = {field: values[key] for key, field in TOP.items() if values.get(key) is not None}
     if fields.get("dtype", "bf16") not in ("bf16", "fp16"):
         fields["dtype"] = "fp32"
     return fields
@@ -174,6 +179,11 @@ def caches(values: Values) -> bool:
     """Whether the cache is on: its threshold is above 0."""
     threshold = values.get("tea_cache_l1_thresh")
     return threshold > 0 if isinstance(threshold, int | float) else bool(threshold)
+
+
+def shards(values: Values) -> bool:
+    """Whether the weights are spread over the GPUs."""
+    return bool(values.get("use_fsdp"))
 
 
 def sizes(values: Values) -> Any:

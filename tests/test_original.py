@@ -115,12 +115,21 @@ def test_odd_values() -> None:
         translate(sample_rate=22050)
 
 
+def test_several_gpus_and_sharded_weights() -> None:
+    config = translate(sp_size=4, use_fsdp=True)
+    assert (config.gpus, config.units) == (4, "default+fsdp")
+    assert (translate().gpus, translate().units) == (1, "default")
+    said = original.overrides({}, parse_hparams("sp_size=2,use_fsdp=true"))
+    assert (said.top, said.apply({"euler": {}})) == ({"gpus": 2}, {"euler": {}, "fsdp": {}})
+    assert original.overrides({}, parse_hparams("use_fsdp=false")).apply({"euler": {}, "fsdp": {}}) == {"euler": {}}
+
+
 def test_what_has_no_effect_is_named(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        translate(sp_size=4, use_fsdp=True, num_persistent_param_in_dit=7, nmu_steps=3)
+        translate(num_persistent_param_in_dit=7, nmu_steps=3)
     assert [record.getMessage() for record in caplog.records] == [
         "inference.yaml: unknown keys without effect: nmu_steps",
-        "inference.yaml: without effect here: sp_size=4, use_fsdp=True, num_persistent_param_in_dit=7",
+        "inference.yaml: without effect here: num_persistent_param_in_dit=7",
     ]
 
 

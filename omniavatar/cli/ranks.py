@@ -14,6 +14,8 @@ from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    import torch
+
     from omniavatar.config import RunConfig
     from omniavatar.engine.scopes import Job
 
@@ -27,17 +29,23 @@ def spread(chosen: Mapping[str, dict[str, Any]], ranks: int) -> dict[str, dict[s
     return {**chosen, "sequence-parallel": {}}
 
 
-def check_ranks(ranks: int, config: RunConfig) -> None:
-    """Refuse more ranks than there are GPUs, except on the CPU, where any number can be tried."""
-    if config.device == "cpu":
+def check_ranks(world: World, config: RunConfig) -> None:
+    """Refuse several ranks on one GPU, or other ranks than there are GPUs; on the CPU any number can be tried."""
+    asked = config.gpus
+    ranks = max(asked, world.size)
+    if ranks > 1 and config.device.startswith("cuda:"):
+        raise InputError(f"there are {ranks} ranks and --device is the one GPU '{config.device}'; leave --device out")
+    if world.size > 1:
+        if asked not in (1, world.size):
+            raise InputError(f"--gpus is {asked} and {world.size} ranks have been started; leave --gpus out")
         return
-    if config.device.startswith("cuda:"):
-        raise InputError(f"--gpus is {ranks} and --device is the one GPU '{config.device}'; leave --device out")
+    if asked == 1 or config.device == "cpu":
+        return
     import torch
 
     found = torch.cuda.device_count()
-    if ranks > found:
-        raise InputError(f"--gpus is {ranks} and there are {found} GPUs here; to try it without, add --device cpu")
+    if asked > found:
+        raise InputError(f"--gpus is {asked} and there are {found} GPUs here; to try it without, add --device cpu")
 
 
 def start_ranks(ranks: int, arguments: Sequence[str]) -> int:
@@ -53,7 +61,7 @@ def start_ranks(ranks: int, arguments: Sequence[str]) -> int:
 
 
 def as_rank(
-    world: World, device_type: str, timeout: float, work: Callable[[], int], rescue: Callable[[BaseException], None]
+    world: World, device: torch.device, timeout: float, work: Callable[[], int], rescue: Callable[[BaseException], None]
 ) -> int:
     """Do the work as one rank of the world.
 
@@ -71,7 +79,7 @@ def as_rank(
 
     with stoppable(give_up):
         try:
-            with joined(world, device_type, timeout):
+            with joined(world, device, timeout):
                 return work()
         except BaseException as error:
             leave(speak(world, error))

@@ -17,7 +17,7 @@ from omniavatar.resources import asset
 
 ARGUMENTS = "omniavatar.arguments"
 LONGEST = 24 * 60 * 60
-FLAGS = ("seed", "fps", "device", "dtype")
+FLAGS = ("seed", "fps", "device", "dtype", "gpus")
 """Options that stand for the field of this name in the configuration."""
 
 
@@ -118,7 +118,7 @@ def seconds_of(ctx: click.Context, param: click.Parameter, value: float | None) 
 @click.option(
     "--dtype", metavar="auto|bf16|fp16|fp32", help="precision of the networks  [default: bf16 on a GPU, or fp32]"
 )
-@click.option("--gpus", type=click.IntRange(1), default=1, metavar="INTEGER", help="ranks to start on this machine")
+@click.option("--gpus", type=click.IntRange(1), metavar="INTEGER", help="ranks to start on this machine  [default: 1]")
 @click.option(
     "--timeout",
     type=click.FloatRange(0, min_open=True),
@@ -141,12 +141,12 @@ def run(ctx: click.Context, **options: Any) -> int:
     config = begin.final({key: options[key] for key in FLAGS if options[key] is not None}, settings)
     videos = planned_videos({**config.inputs, **inputs}, options["input_file"], options["seconds"])
     shape = {name: options[name] for name in ("size", "seconds", "quiet", "as_json")}
-    if options["gpus"] > 1 and begin.world.size == 1:
-        check_ranks(options["gpus"], config)
-        VideoMaker(begin, config, **shape).check(videos)
-        return start_ranks(options["gpus"], ctx.meta[ARGUMENTS])
+    check_ranks(begin.world, config)
     maker = VideoMaker(begin, config, **shape)
-    return as_rank(begin.world, maker.device_type, options["timeout"], lambda: maker.make(videos), maker.rescue)
+    if config.gpus > begin.world.size:
+        maker.check(videos)
+        return start_ranks(config.gpus, ctx.meta[ARGUMENTS])
+    return as_rank(begin.world, maker.device, options["timeout"], lambda: maker.make(videos), maker.rescue)
 
 
 def planned_videos(inputs: dict[str, Any], input_file: str | None, seconds: float | None) -> list[Video]:

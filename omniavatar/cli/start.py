@@ -102,13 +102,10 @@ def start(early: Mapping[str, Any]) -> Start:
             raise InputError(
                 f"the configuration has settings for an unknown unit '{name}'{nearest(name, catalog.units)}"
             )
-    chosen = dict(parse(config.units, catalog))
-    if overrides.teacache is True:
-        chosen.setdefault("teacache", {})
-    elif overrides.teacache is False:
-        chosen.pop("teacache", None)
     world = place()
-    return Start(config, overrides, catalog, plugins, spread(chosen, max(world.size, early.get("gpus") or 1)), world)
+    ranks = max(world.size, overrides.top.get("gpus") or early.get("gpus") or config.gpus)
+    chosen = spread(overrides.apply(parse(config.units, catalog)), ranks)
+    return Start(config, overrides, catalog, plugins, chosen, world)
 
 
 def absolute(entry: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from omniavatar.cli.console import say
 from omniavatar.cli.fields import marks
 from omniavatar.cli.progress import Watcher, display_for
 from omniavatar.cli.ranks import Rescue
-from omniavatar.distributed.world import ALONE, World
+from omniavatar.distributed.world import World, common
 from omniavatar.errors import InputError, OmniError
 
 if TYPE_CHECKING:
@@ -60,21 +60,27 @@ class VideoMaker:
         self.rescue = Rescue()
 
     @property
-    def device_type(self) -> str:
-        """What kind of device the networks run on."""
-        return torch_device(self.config.device, self.world.local_rank).type
+    def device(self) -> torch.device:
+        """What the networks run on."""
+        return torch_device(self.config.device, self.world.local_rank)
 
     def check(self, videos: Sequence[Video]) -> None:
-        """Find bad inputs, without making anything; only a whole list of bad lines is an error."""
-        engine = self.engine(ALONE)
+        """Find bad inputs and a split that is impossible, without making anything or touching a device.
+
+        Only a whole list of bad lines is an error.
+        """
+        import torch
+
+        engine = self.engine(World(size=self.config.gpus, local_size=self.config.gpus), torch.device("cpu"))
+        engine.check_split()
         if not [video for video in videos if self.tried(video, self.request, engine, video) is not None]:
             raise InputError("none of the lines can be made")
 
     def make(self, videos: Sequence[Video]) -> int:
         """Make them all; returns the exit code. A bad line of a list is reported and does not stop the others."""
-        engine = self.engine(self.world)
-        asked = [(video, self.tried(video, self.request, engine, video)) for video in videos]
-        good = [(video, request) for video, request in asked if request is not None]
+        engine = self.engine(self.world, self.device)
+        engine.check_split()
+        good = self.agreed([(video, self.tried(video, self.request, engine, video)) for video in videos])
         if good:
             with self.watcher:
                 self.watcher.load(engine)
@@ -87,13 +93,21 @@ class VideoMaker:
                 made += 1
         return 0 if made == len(videos) else InputError.exit_code
 
-    def engine(self, world: World) -> Engine:
+    def agreed(self, asked: Sequence[tuple[Video, Request | None]]) -> list[tuple[Video, Request]]:
+        """The videos that every rank can make, since all make each of them together."""
+        mine = [index for index, (_, request) in enumerate(asked) if request is not None]
+        of_all = common(mine, self.world)
+        for index in mine:
+            if index not in of_all and self.world.is_main:
+                say(f"{asked[index][0].place or 'the video'}: left out, since another rank cannot read its inputs")
+        return [(video, request) for index, (video, request) in enumerate(asked) if request and index in of_all]
+
+    def engine(self, world: World, device: torch.device) -> Engine:
         """The engine for this configuration; headers are read, weights are not."""
         from omniavatar.checkpoints import Bundle, Registry
         from omniavatar.engine.engine import Engine
         from omniavatar.engine.plan import build_plan
 
-        device = torch_device(self.config.device, world.local_rank)
         registry = Registry(self.begin.plugins.checkpoint_tables())
         roles = [entry.role for entry in self.config.models]
         bundle = Bundle.open(self.config.model_files(), registry, roles)

@@ -27,8 +27,10 @@ def sequence_attention(inner: Attention, groups: Groups, sharding: Sharding) -> 
     length = lengths[groups.ring.rank]
     if groups.ring.size > 1:
         inner = ring_attention(groups.ring, lengths)
-    if groups.ulysses.handle is not None:
+    if groups.ulysses.size > 1:
         return ulysses_attention(inner, groups.ulysses, length)
+    if length == sharding.shard_length:
+        return inner
     return lambda q, k, v: padded(inner(q[:, :length], k[:, :length], v[:, :length]), q.shape[1])
 
 
@@ -94,4 +96,5 @@ def attention_and_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def padded(tokens: Tensor, length: int) -> Tensor:
     """Zeros appended along the tokens (b s h d) up to `length`."""
-    return functional.pad(tokens, (0, 0, 0, 0, 0, length - tokens.shape[1]))
+    missing = length - tokens.shape[1]
+    return functional.pad(tokens, (0, 0, 0, 0, 0, missing)) if missing else tokens

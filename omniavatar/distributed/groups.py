@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class Group:
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """The tensors of all ranks, which have one shape."""
-        if self.handle is None:
+        if self.size == 1:
             return [tensor]
         tensor = tensor.contiguous()
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -43,7 +43,7 @@ class Group:
 
     def broadcast(self, tensor: Tensor, source: int) -> Tensor:
         """The tensor of the rank `source` of this group, in place of ours."""
-        if self.handle is not None:
+        if self.size > 1:
             distributed.broadcast(tensor, self.global_rank(source), group=self.handle)
         return tensor
 
@@ -59,36 +59,34 @@ class Groups:
     sequence: Group = Group()
 
     @classmethod
-    def make(cls, world: World, degrees: dict[str, int], device_type: str) -> Groups:
+    def make(cls, world: World, degrees: Mapping[str, int], device: torch.device) -> Groups:
         """Split the world into a grid with these degrees, missing ones being 1. All ranks call this together.
 
         Raises PlanError if the degrees do not multiply to the number of ranks.
         """
-        shape = tuple(degrees.get(axis, 1) for axis in AXES)
-        used = shape[0] * shape[1] * shape[2]
-        if used != world.size:
-            asked = " x ".join(f"{axis} {degree}" for axis, degree in zip(AXES, shape, strict=True))
-            raise PlanError(f"{asked} makes {used} ranks, there are {world.size}; valid splits: {splits(world.size)}")
+        shape = grid_shape(degrees, world.size)
         if not distributed.is_initialized() or distributed.get_world_size() != world.size:
             assert world.size == 1, "several ranks must have joined first"
             return cls()  # alone, perhaps in a process that is one of many
-        if device_type == "cuda" and importlib.util.find_spec("xfuser"):
-            return cls._by_xfuser(world, shape)
-        return cls._by_torch(shape, device_type)
+        if device.type == "cuda" and importlib.util.find_spec("xfuser"):
+            return cls._by_xfuser(world, shape, device)
+        return cls._by_torch(shape, device)
 
     @classmethod
-    def _by_torch(cls, shape: Sequence[int], device_type: str) -> Groups:
-        mesh = distributed.init_device_mesh(device_type, tuple(shape), mesh_dim_names=AXES)
+    def _by_torch(cls, shape: Sequence[int], device: torch.device) -> Groups:
+        mesh = distributed.init_device_mesh(device.type, tuple(shape), mesh_dim_names=AXES)
         by_axis = {axis: Group.of(mesh.get_group(axis)) for axis in AXES}
         sequence = Group.of(mesh["ring", "ulysses"]._flatten("sequence").get_group())
         return cls(world=Group.of(distributed.group.WORLD), sequence=sequence, **by_axis)
 
     @classmethod
-    def _by_xfuser(cls, world: World, shape: Sequence[int]) -> Groups:
+    def _by_xfuser(cls, world: World, shape: Sequence[int], device: torch.device) -> Groups:
         from xfuser.core.distributed import parallel_state
 
         guidance, ring, ulysses = shape
-        parallel_state.init_distributed_environment(world_size=world.size, rank=world.rank, local_rank=world.local_rank)
+        parallel_state.init_distributed_environment(
+            world_size=world.size, rank=world.rank, local_rank=device.index or 0
+        )
         parallel_state.initialize_model_parallel(
             classifier_free_guidance_degree=guidance,
             sequence_parallel_degree=ring * ulysses,
@@ -103,6 +101,16 @@ class Groups:
             ulysses=Group.of(sequence.ulysses_group),
             sequence=Group.of(sequence.device_group),
         )
+
+
+def grid_shape(degrees: Mapping[str, int], ranks: int) -> tuple[int, ...]:
+    """The degrees of all axes. Raises PlanError if they do not multiply to the number of ranks."""
+    shape = tuple(degrees.get(axis, 1) for axis in AXES)
+    used = shape[0] * shape[1] * shape[2]
+    if used != ranks:
+        asked = " x ".join(f"{axis} {degree}" for axis, degree in zip(AXES, shape, strict=True))
+        raise PlanError(f"{asked} makes {used} ranks, there are {ranks}; valid splits: {splits(ranks)}")
+    return shape
 
 
 def splits(ranks: int) -> str:

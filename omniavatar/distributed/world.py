@@ -1,33 +1,42 @@
 """The world of ranks: where this process stands in it (torchrun, Slurm or alone), joining and leaving.
 
-This is the only file that reads environment variables.
+This is the only file that reads or sets environment variables.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omniavatar.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 PORT = 29500
 RUN_PREFIX = "omni-run-"
 """How the names of runs begin that `launch` has started."""
 WORD_FILE = "word.json"
+NCCL_CLEAN_UP_ONLY = "2"
 
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands: `rank` of `size`, and `local_rank` among those of its host."""
+    """Where this process stands: `rank` of `size`, of which `local_size` are on its host.
+
+    local_rank: which of the GPUs that this process sees is its own.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
     address: str = "127.0.0.1"
     port: int = PORT
 
@@ -47,6 +56,7 @@ def place(environment: Mapping[str, str] = os.environ) -> World:
             rank=int(environment["RANK"]),
             size=int(environment["WORLD_SIZE"]),
             local_rank=int(environment.get("LOCAL_RANK", environment["RANK"])),
+            local_size=int(environment.get("LOCAL_WORLD_SIZE", environment["WORLD_SIZE"])),
             address=environment.get("MASTER_ADDR", "127.0.0.1"),
             port=int(environment.get("MASTER_PORT", PORT)),
         )
@@ -55,11 +65,29 @@ def place(environment: Mapping[str, str] = os.environ) -> World:
         return World(
             rank=int(environment["SLURM_PROCID"]),
             size=int(environment["SLURM_STEP_NUM_TASKS"]),
-            local_rank=int(environment.get("SLURM_LOCALID", "0")),
+            local_rank=0 if sees_one_gpu(environment) else int(environment.get("SLURM_LOCALID", "0")),
+            local_size=first_count(environment.get("SLURM_STEP_TASKS_PER_NODE", "1")),
             address=first_host(environment.get("SLURM_STEP_NODELIST", "127.0.0.1")),
-            port=PORT + int(environment.get("SLURM_JOB_ID", "0")) % 1000,
+            port=slurm_port(environment),
         )
     return ALONE
+
+
+def sees_one_gpu(environment: Mapping[str, str]) -> bool:
+    """Whether Slurm shows each task one GPU only (`--gpus-per-task 1`), which is then number 0."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    return bool(visible) and "," not in visible
+
+
+def first_count(tasks_per_node: str) -> int:
+    """Tasks on the first host, of a list such as "8(x2),4"."""
+    return int(re.split(r"[(,]", tasks_per_node)[0])
+
+
+def slurm_port(environment: Mapping[str, str]) -> int:
+    """A port that several jobs on one host, and several steps of one job, are unlikely to share."""
+    job, step = (int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    return PORT + (31 * job + step) % 1000
 
 
 def first_host(node_list: str) -> str:
@@ -78,7 +106,7 @@ def word_file(environment: Mapping[str, str] = os.environ) -> Path | None:
 
 
 @contextmanager
-def joined(world: World, device_type: str, timeout: float) -> Iterator[None]:
+def joined(world: World, device: torch.device, timeout: float) -> Iterator[None]:
     """Be a member of the process group of `world`; nothing for a world of one.
 
     timeout: seconds after which a collective whose other ranks do not come is an error on this rank.
@@ -90,9 +118,12 @@ def joined(world: World, device_type: str, timeout: float) -> Iterator[None]:
     import torch
     from torch import distributed
 
-    is_cuda = device_type == "cuda"
+    is_cuda = device.type == "cuda"
     if is_cuda:
-        torch.cuda.set_device(world.local_rank)
+        torch.cuda.set_device(device)
+        # After a time-out NCCL's watchdog gives the communicator up, which raises an error here at the next exchange;
+        # by default it would abort the process, and what was finished would be lost.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", NCCL_CLEAN_UP_ONLY)
     try:
         distributed.init_process_group(
             "nccl" if is_cuda else "gloo",
@@ -108,5 +139,16 @@ def joined(world: World, device_type: str, timeout: float) -> Iterator[None]:
             f"within {timeout:g} s ({reason}); start them all, or give a longer --timeout"
         ) from None
     yield
-    distributed.barrier(device_ids=[world.local_rank] if is_cuda else None)
+    distributed.barrier(device_ids=[device.index] if is_cuda else None)
     distributed.destroy_process_group()
+
+
+def common(found: Sequence[Any], world: World) -> list[Any]:
+    """What all ranks have found, in this rank's order. All ranks call this together."""
+    if world.size == 1:
+        return list(found)
+    from torch import distributed
+
+    of_all: list[Any] = [None] * world.size
+    distributed.all_gather_object(of_all, list(found))
+    return [item for item in found if all(item in of_one for of_one in of_all)]

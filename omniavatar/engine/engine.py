@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from omniavatar.distributed.groups import Groups
+from omniavatar.distributed.groups import Groups, grid_shape
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.attention import AttentionSlot
 from omniavatar.engine.hooks import Hooks
@@ -46,6 +46,10 @@ class Models(Protocol):
 
     def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
         """Build the network of this role with its weights on `device`."""
+        ...
+
+    def config(self, role: str) -> Mapping[str, Any]:
+        """The numbers of this role's network, such as `num_heads`, without loading it."""
         ...
 
     def beside(self, role: str, path: Path) -> Path:
@@ -105,10 +109,12 @@ class Engine:
         return [role for role in dict.fromkeys(wanted) if role in self.models]
 
     def model(self, role: str) -> Any:
-        """The network of this role, loaded on first use."""
+        """The network of this role, loaded on first use: on the device, or in host memory if a unit wants that."""
         if role not in self._networks:
+            in_host_memory = any(role in unit.host_roles for unit in self.plan.units)
+            device = torch.device("cpu") if in_host_memory else self.device
             self._networks[role] = self.models.load(
-                role, device=self.device, dtype=self.dtype, attention=self.attention
+                role, device=device, dtype=self.dtype, attention=self.attention
             ).eval()
         return self._networks[role]
 
@@ -122,7 +128,7 @@ class Engine:
         if not self._is_set_up:
             self._is_set_up = True
             try:
-                self.groups = Groups.make(self.world, self.degrees(), self.device.type)
+                self.groups = Groups.make(self.world, self.degrees(), self.device)
                 self.hooks.setup(self)
             except BaseException as error:
                 self._set_up_failure = error
@@ -138,9 +144,9 @@ class Engine:
                 ranks //= degree
         return degrees
 
-    def replace(self, role: str, network: nn.Module) -> None:
-        """Let this network stand for the role, such as one that wraps what stood there."""
-        self._networks[role] = network
+    def check_split(self) -> None:
+        """Raise PlanError if the plan cannot spread its work over the ranks of the world."""
+        grid_shape(self.degrees(), self.world.size)
 
     @torch.inference_mode()
     def generate(self, request: Request) -> Job:

@@ -59,9 +59,12 @@ def unknown_modules(network: nn.Module, pairs: Iterable[LoraPair]) -> list[str]:
 
 
 @torch.no_grad()
-def merge_lora(network: nn.Module, pairs: Iterable[LoraPair], scale: float = 1.0) -> None:
+def merge_lora(
+    network: nn.Module, pairs: Iterable[LoraPair], scale: float = 1.0, device: torch.device | str | None = None
+) -> None:
     """Add the pairs to the weights in place, computed in float32. 1x1 convolutions count as linear layers.
 
+    device: where to compute, if not where the weights are.
     Raises ValueError, with nothing changed, if a pair does not fit its layer.
     """
     pairs = list(pairs)
@@ -75,7 +78,7 @@ def merge_lora(network: nn.Module, pairs: Iterable[LoraPair], scale: float = 1.0
         ):
             raise ValueError(f"the LoRA of '{pair.module}' makes {shape}, the layer has {tuple(weight.shape)}")
     for pair, weight in zip(pairs, weights, strict=True):
-        device = weight.device
-        up, down = (half.to(device, torch.float32).flatten(1) for half in (pair.up, pair.down))
+        place = device or weight.device
+        up, down = (half.to(place, torch.float32).flatten(1) for half in (pair.up, pair.down))
         change = (up @ down) * (pair.scale * scale)
-        weight.copy_((weight.float() + change.view_as(weight)).to(weight.dtype))
+        weight.copy_(weight.to(place, torch.float32) + change.view_as(weight))

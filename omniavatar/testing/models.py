@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,10 @@ class GivenModels:
     def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
         """The network, moved and cast."""
         return self.networks[role].to(device, dtype)
+
+    def config(self, role: str) -> Mapping[str, Any]:
+        """The attributes of the network."""
+        return vars(self.networks[role])
 
     def beside(self, role: str, path: Path) -> Path:
         """The path as it is."""

@@ -17,19 +17,25 @@ from omniavatar.hookspecs import hookimpl
 class Fsdp(PipelineUnit):
     """Less memory per GPU: the blocks of transformer and text encoder are sharded over all ranks (torch's FSDP2).
 
-    Each block's weights are gathered while the block before it computes.
+    Each block's weights are gathered while the block before it computes. They come from host memory block by block, so
+    that no GPU ever holds a whole network.
     """
 
     name = "fsdp"
     roles = ("dit",)
     optional_roles = ("text_encoder",)
+    host_roles = ("dit", "text_encoder")
 
     @hookimpl(trylast=True)
     def setup(self, engine: Engine) -> None:
-        if engine.world.size > 1:
-            for role in (*self.roles, *self.optional_roles):
-                if role in engine.models:
-                    shard_blocks(engine.model(role).blocks, engine.device.type, engine.groups.world)
+        for role in self.host_roles:
+            if role in engine.models:
+                network = engine.model(role)
+                if engine.world.size > 1:
+                    shard_blocks(network.blocks, engine.device.type, engine.groups.world)
+                for part in network.children():
+                    if engine.world.size == 1 or part is not network.blocks:
+                        part.to(engine.device)
 
 
 class Together(nn.Module):

@@ -38,7 +38,7 @@ class Lora(PipelineUnit):
                     raise ValueError(
                         f"{len(unknown)} of its {len(pairs)} layers are not in the transformer, such as '{unknown[0]}'"
                     )
-                merge_lora(network, pairs, self.settings.scale)
+                merge_lora(network, pairs, self.settings.scale, engine.device)
             except ValueError as error:
                 raise CheckpointError(f"LoRA {adapter.name}: {error}") from None
             log.info("merged %d layers of %s", len(pairs), adapter.name)

@@ -28,17 +28,18 @@ class SequenceParallel(PipelineUnit):
     fills_ranks = True
 
     class Settings(UnitSettings):
-        ulysses: int = Field(0, ge=0, description="ranks that exchange heads; 0: as many as divide the heads")
+        ulysses: int = Field(0, ge=0, description="ranks that exchange heads; 0: as many of a host as divide the heads")
         ring: int = Field(0, ge=0, description="ranks that pass keys and values around; 0: the remaining ones")
 
     settings: Settings
 
     def degrees(self, engine: Engine, ranks: int) -> dict[str, int]:
-        heads = engine.model("dit").num_heads
-        ring = self.settings.ring or (
-            ranks // self.settings.ulysses if self.settings.ulysses else ranks // gcd(ranks, heads)
+        heads = engine.models.config("dit")["num_heads"]
+        # All-to-all is for the fast links inside a host.
+        ulysses = self.settings.ulysses or (
+            ranks // self.settings.ring if self.settings.ring else gcd(ranks, heads, engine.world.local_size)
         )
-        ulysses = self.settings.ulysses or ranks // max(ring, 1)
+        ring = self.settings.ring or ranks // ulysses
         if ulysses * ring != ranks or heads % ulysses:
             raise PlanError(
                 f"sequence-parallel(ulysses={ulysses}, ring={ring}) does not fit {ranks} ranks and {heads} heads; "

@@ -26,7 +26,7 @@ from omniavatar.distributed.world import ALONE, World
 from omniavatar.errors import InputError
 from omniavatar.media.video import probe_video
 from omniavatar.resources import asset
-from tests.cli.conftest import SMALL, tree
+from tests.cli.conftest import SMALL, Omni, tree
 from tests.scenes import Scene, denoising_units, fake_engine, request
 
 UNIT = '''
@@ -206,14 +206,32 @@ def config(**fields: Any) -> RunConfig:
 
 def test_more_ranks_than_gpus_are_refused() -> None:
     ranks = torch.cuda.device_count() + 1
-    with pytest.raises(InputError, match=f"--gpus is {ranks} and there are {ranks - 1} GPUs here"):
-        check_ranks(ranks, config())
-    check_ranks(ranks, config(device="cpu"))
+    with pytest.raises(InputError, match=f"--gpus is {ranks + 1} and there are {ranks - 1} GPUs here"):
+        check_ranks(ALONE, config(gpus=ranks + 1))
+    check_ranks(ALONE, config(gpus=ranks + 1, device="cpu"))
 
 
 def test_several_ranks_on_one_gpu_are_refused() -> None:
-    with pytest.raises(InputError, match="--gpus is 2 and --device is the one GPU 'cuda:1'; leave --device out"):
-        check_ranks(2, config(device="cuda:1"))
+    message = "there are 2 ranks and --device is the one GPU 'cuda:1'; leave --device out"
+    with pytest.raises(InputError, match=message):
+        check_ranks(ALONE, config(gpus=2, device="cuda:1"))
+    with pytest.raises(InputError, match=message):
+        check_ranks(World(size=2), config(device="cuda:1"))
+    check_ranks(ALONE, config(device="cuda:1"))
+
+
+def test_an_impossible_split_is_refused_before_anything_starts(omni: Omni, folder: Path) -> None:
+    done = omni(*run_command("--gpus", "3", "--units", "default+sequence-parallel(ulysses=3)"))
+    message = "sequence-parallel(ulysses=3, ring=1) does not fit 3 ranks and 2 heads; valid: ulysses=1, ring=3"
+    assert (done.code, done.error) == (2, message)
+    assert tree(folder) == set()
+
+
+def test_other_ranks_than_have_been_started_are_refused() -> None:
+    with pytest.raises(InputError, match="--gpus is 4 and 2 ranks have been started; leave --gpus out"):
+        check_ranks(World(size=2), config(gpus=4))
+    check_ranks(World(size=2), config(gpus=2))
+    check_ranks(World(size=2), config())
 
 
 @pytest.mark.parametrize(
@@ -256,7 +274,7 @@ def test_a_rank_without_our_launcher_speaks_for_itself(capsys: pytest.CaptureFix
 
 
 def test_a_rank_alone_just_works() -> None:
-    assert as_rank(ALONE, "cpu", 1.0, lambda: 7, Rescue()) == 7
+    assert as_rank(ALONE, torch.device("cpu"), 1.0, lambda: 7, Rescue()) == 7
     assert not distributed.is_initialized()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from omniavatar.distributed.world import World
+from omniavatar.distributed.world import World, common
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.unit import PipelineUnit
@@ -81,6 +81,14 @@ def shares(world: World, video: Video, *parallel: PipelineUnit) -> float:
     assert together.tokens == {-(-count // world.size) for count in alone.tokens}
     assert together.blocks == alone.blocks
     return error
+
+
+@check(2, 4)
+def what_all_have_found(world: World) -> float:
+    """Not a picture, but it needs ranks as well: they go on with what none of them lacks."""
+    mine = [5, 3, 1] if world.is_main else [1, 5, world.rank + 10]
+    assert common(mine, world) == ([5, 1] if world.is_main else [1, 5])
+    return 0.0
 
 
 @check(2, 4)

@@ -42,6 +42,10 @@ class RandomModels:
         network: nn.Module = build(role, **(constructor if role == "dit" else {}))
         return network
 
+    def config(self, role: str) -> dict[str, Any]:
+        """What the engine asks for: the heads of the transformer."""
+        return {"num_heads": HEADS}
+
     def beside(self, role: str, path: Any) -> Any:
         return path
 

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch import distributed
 
-from omniavatar.distributed.world import ALONE, World, first_host, joined, place, word_file
+from omniavatar.distributed.world import ALONE, World, common, first_count, first_host, joined, place, word_file
 from omniavatar.errors import InputError
 from tests.distributed.conftest import free_port
 
@@ -19,6 +20,7 @@ TORCHRUN = {
     "LOCAL_RANK": "3",
     "MASTER_ADDR": "10.0.0.7",
     "MASTER_PORT": "4000",
+    "LOCAL_WORLD_SIZE": "8",
 }
 BATCH_SCRIPT = {
     "SLURM_JOB_ID": "81234",
@@ -31,9 +33,13 @@ SRUN = {
     **BATCH_SCRIPT,
     "SLURM_STEP_NUM_TASKS": "16",
     "SLURM_STEP_NODELIST": "gpu[03-04]",
+    "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+    "SLURM_STEP_ID": "5",
     "SLURM_PROCID": "11",
     "SLURM_LOCALID": "3",
 }
+CPU = torch.device("cpu")
+SLURM_PORT = 29500 + (31 * 81234 + 5) % 1000
 
 
 def test_nobody_around() -> None:
@@ -43,7 +49,7 @@ def test_nobody_around() -> None:
 
 def test_started_by_torchrun() -> None:
     world = place(TORCHRUN)
-    assert world == World(rank=11, size=16, local_rank=3, address="10.0.0.7", port=4000)
+    assert world == World(rank=11, size=16, local_rank=3, local_size=8, address="10.0.0.7", port=4000)
     assert not world.is_main
 
 
@@ -52,7 +58,22 @@ def test_torchrun_with_one_rank_is_alone() -> None:
 
 
 def test_started_by_srun() -> None:
-    assert place(SRUN) == World(rank=11, size=16, local_rank=3, address="gpu03", port=29500 + 234)
+    assert place(SRUN) == World(rank=11, size=16, local_rank=3, local_size=8, address="gpu03", port=SLURM_PORT)
+
+
+def test_a_task_that_sees_one_gpu_has_number_0() -> None:
+    assert place({**SRUN, "CUDA_VISIBLE_DEVICES": "5"}).local_rank == 0
+    assert place({**SRUN, "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}).local_rank == 3
+    assert place({**SRUN, "CUDA_VISIBLE_DEVICES": ""}).local_rank == 3
+
+
+def test_two_steps_of_a_slurm_job_meet_at_two_places() -> None:
+    assert place(SRUN).port != place({**SRUN, "SLURM_STEP_ID": "6"}).port
+
+
+@pytest.mark.parametrize(("tasks", "count"), [("8(x2)", 8), ("4", 4), ("8(x2),4", 8), ("2,1", 2)])
+def test_tasks_of_the_first_host(tasks: str, count: int) -> None:
+    assert first_count(tasks) == count
 
 
 def test_all_ranks_of_a_slurm_job_meet_at_one_place() -> None:
@@ -101,14 +122,14 @@ def test_only_our_launcher_wants_a_word() -> None:
 
 
 def test_alone_there_is_no_process_group() -> None:
-    with joined(ALONE, "cpu", 1.0):
+    with joined(ALONE, CPU, 1.0):
         assert not distributed.is_initialized()
 
 
 def test_ranks_that_do_not_come_are_an_error() -> None:
     port = free_port()
     message = f"rank 0 has not met all 2 ranks at 127.0.0.1:{port} within 0.5 s .*; start them all"
-    with pytest.raises(InputError, match=message), joined(World(size=2, port=port), "cpu", 0.5):
+    with pytest.raises(InputError, match=message), joined(World(size=2, port=port), CPU, 0.5):
         pytest.fail("one rank is not two")
 
 
@@ -125,3 +146,7 @@ print(code, distributed.is_initialized(), sorted({"xfuser", "yunchang"} & set(sy
     command = [sys.executable, "-c", script, str(tmp_path / "talk.mp4")]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0 False []", done.stderr
+
+
+def test_alone_everything_is_common() -> None:
+    assert common([2, 0], ALONE) == [2, 0]

@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     world = place()
     report: dict[str, dict[str, object]] = {}
-    with joined(world, "cpu", TIMEOUT):
+    with joined(world, torch.device("cpu"), TIMEOUT):
         for name, check in CHECKS.items():
             if world.size not in check.worlds:
                 continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import pytest
 
 from omniavatar.distributed.world import World
@@ -13,9 +15,10 @@ from omniavatar.units import GuidanceParallel, SequenceParallel
 from tests.distributed.scenes import RandomModels
 
 
-def degrees(ranks: int, *units: PipelineUnit) -> dict[str, int]:
+def degrees(ranks: int, *units: PipelineUnit, hosts: int = 1) -> dict[str, int]:
     """Of an engine on this many ranks whose transformer has 4 heads."""
-    return Engine(Plan(units), RandomModels(), world=World(size=ranks)).degrees()
+    world = World(size=ranks, local_size=ranks // hosts)
+    return Engine(Plan(units), RandomModels(), world=world).degrees()
 
 
 @pytest.mark.parametrize(
@@ -65,3 +68,19 @@ def test_heads_that_the_remaining_ranks_do_not_divide() -> None:
 
 def test_alone_it_changes_nothing() -> None:
     assert degrees(1, SequenceParallel()) == {"ring": 1, "ulysses": 1}
+
+
+def test_by_itself_it_exchanges_heads_inside_a_host_only() -> None:
+    assert degrees(8, SequenceParallel(), hosts=4) == {"ring": 4, "ulysses": 2}
+    assert degrees(8, SequenceParallel(ulysses=4), hosts=4) == {"ring": 2, "ulysses": 4}
+
+
+def test_the_split_is_known_without_loading_anything() -> None:
+    class Unloadable(RandomModels):
+        def load(self, *args: object, **kwargs: object) -> NoReturn:
+            raise AssertionError("loaded")
+
+    engine = Engine(Plan((SequenceParallel(ulysses=3),)), Unloadable(), world=World(size=3, local_size=3))
+    with pytest.raises(PlanError, match=r"sequence-parallel\(ulysses=3, ring=1\) does not fit 3 ranks and 4 heads"):
+        engine.check_split()
+    Engine(Plan((SequenceParallel(),)), Unloadable(), world=World(size=4, local_size=2)).check_split()
