@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from omniavatar.cli.console import say
-from omniavatar.distributed.leaving import LOST, Stopped, Word, leave, stoppable
+from omniavatar.distributed.leaving import LOST, Stopped, Stuck, Word, idle_limit, leave, stoppable
 from omniavatar.distributed.world import World, joined, word_file
 from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
@@ -60,35 +62,34 @@ def start_ranks(ranks: int, arguments: Sequence[str]) -> int:
     return end.code
 
 
-def as_rank(
-    world: World, device: torch.device, timeout: float, work: Callable[[], int], rescue: Callable[[BaseException], None]
-) -> int:
+def as_rank(world: World, device: torch.device, timeout: float, work: Callable[[], int], rescue: Rescue) -> int:
     """Do the work as one rank of the world.
 
-    timeout: seconds that ranks wait for each other. rescue: keeps what was finished, told an error that cannot be
-    raised because the thread that works does not answer.
+    timeout: seconds that ranks wait for each other. rescue: keeps what was finished when the thread that works does not
+    answer.
     What goes wrong is said before this rank leaves and the others notice.
     """
     if world.size == 1:
         return work()
 
-    def give_up() -> None:
-        error = Stopped(signal.SIGTERM, "")
+    def give_up(error: BaseException) -> NoReturn:
         rescue(error)
-        speak(world, error)
+        leave(speak(world, error, rescue.progress))
 
-    with stoppable(give_up):
+    limit = idle_limit(rescue.idle, timeout, give_up) if device.type == "cuda" else nullcontext()
+    with stoppable(lambda: give_up(Stopped(signal.SIGTERM, ""))):
         try:
-            with joined(world, device, timeout):
+            with joined(world, device, timeout), limit:
                 return work()
         except BaseException as error:
-            leave(speak(world, error))
+            leave(speak(world, error, rescue.progress))
 
 
-def speak(world: World, error: BaseException) -> int:
+def speak(world: World, error: BaseException, progress: int = 0) -> int:
     """Tell about the error that ends this rank, or leave word for who tells; returns the exit code."""
     message, code = diagnosis_of_rank(error)
-    word = Word(world.rank, code, message, tuple(getattr(error, "__notes__", ())), getattr(error, "where", ""))
+    where = getattr(error, "where", "")
+    word = Word(world.rank, code, message, tuple(getattr(error, "__notes__", ())), where, progress)
     file = word_file()
     if file is not None:
         word.leave(file)
@@ -103,6 +104,8 @@ def diagnosis_of_rank(error: BaseException) -> tuple[str, int]:
 
     if isinstance(error, Stopped):
         return str(error), 128 + error.number
+    if isinstance(error, Stuck):
+        return str(error), LOST
     if is_lost(error):
         return "another rank has stopped or did not answer in time", LOST
     message, code = diagnosis(error)
@@ -117,14 +120,57 @@ def is_lost(error: BaseException) -> bool:
 
 
 class Rescue:
-    """Observes an engine, so that a job can be closed from outside: what it had finished is kept."""
+    """Observes an engine, so that a job can be closed from outside: what it had finished is kept.
+
+    progress: hooks that the engine has called so far, by which ranks can be compared.
+    """
 
     def __init__(self) -> None:
         self.job: Job | None = None
+        self.progress = 0
+        self._time = 0.0
+
+    def idle(self) -> float:
+        """Seconds since the engine has called a hook; 0 outside of a job."""
+        return time.monotonic() - self._time if self.job is not None else 0.0
+
+    def _note(self) -> None:
+        self.progress += 1
+        self._time = time.monotonic()
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
+        self._note()
         self.job = job
+
+    @hookimpl
+    def begin_window(self) -> None:
+        self._note()
+
+    @hookimpl
+    def before_step(self) -> None:
+        self._note()
+
+    @hookimpl
+    def embed(self) -> None:
+        self._note()
+
+    @hookimpl
+    def before_block(self) -> None:
+        self._note()
+
+    @hookimpl
+    def after_step(self) -> None:
+        self._note()
+
+    @hookimpl
+    def end_window(self) -> None:
+        self._note()
+
+    @hookimpl(trylast=True)
+    def end_job(self) -> None:
+        self._note()
+        self.job = None
 
     def __call__(self, error: BaseException) -> None:
         if self.job is not None:

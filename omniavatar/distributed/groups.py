@@ -68,9 +68,16 @@ class Groups:
         if not distributed.is_initialized() or distributed.get_world_size() != world.size:
             assert world.size == 1, "several ranks must have joined first"
             return cls()  # alone, perhaps in a process that is one of many
-        if device.type == "cuda" and importlib.util.find_spec("xfuser"):
-            return cls._by_xfuser(world, shape, device)
-        return cls._by_torch(shape, device)
+        by_xfuser = device.type == "cuda" and importlib.util.find_spec("xfuser") is not None
+        groups = cls._by_xfuser(world, shape, device) if by_xfuser else cls._by_torch(shape, device)
+        groups.wait_as_long_as_the_world(device)
+        return groups
+
+    def wait_as_long_as_the_world(self, device: torch.device) -> None:
+        """Give all groups the time-out of the world; torch gives new ones its default."""
+        timeout = self.world.handle._get_backend(device).options._timeout
+        for group in (self.guidance, self.ring, self.ulysses, self.sequence):
+            distributed.distributed_c10d._set_pg_timeout(timeout, group.handle)
 
     @classmethod
     def _by_torch(cls, shape: Sequence[int], device: torch.device) -> Groups:

@@ -78,10 +78,12 @@ def end_of(failures: Mapping[int, ProcessFailure], words: Sequence[Word]) -> End
     by_itself = [failure for failure in mute if -failure.exitcode not in PASSED_ON]
     if by_itself:
         return End(*end_of_mute(by_itself[0]), notes)
+    placed = [word for word in words if word.where]
+    behind = min((word.progress for word in placed), default=0)
     late = [
         f"rank {word.rank} kept the others waiting for longer than --timeout; it was at {word.where}"
-        for word in words
-        if word.where
+        for word in placed
+        if word.progress == behind
     ]
     return End(LOST, tuple(late or [word.message for word in words[:1]]), notes)
 

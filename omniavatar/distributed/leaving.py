@@ -36,15 +36,27 @@ class Stopped(BaseException):
         self.where = where
 
 
+class Stuck(BaseException):
+    """This rank got nothing done for longer than the time-out; `where` is the line that it was at."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(f"got nothing done for longer than --timeout, at {where}")
+        self.where = where
+
+
 @dataclass(frozen=True)
 class Word:
-    """What a rank has to say about its end. `code` is its exit code, `notes` what became of its work."""
+    """What a rank has to say about its end.
+
+    code: its exit code. notes: what became of its work. progress: how far it had come, compared with other ranks.
+    """
 
     rank: int
     code: int
     message: str
     notes: tuple[str, ...] = ()
     where: str = ""
+    progress: int = 0
     time: float = 0.0
 
     def leave(self, file: Path) -> None:
@@ -94,6 +106,28 @@ def stoppable(rescue: Callable[[], None]) -> Iterator[None]:
         outlet.close()
         watcher.join()
         inlet.close()
+
+
+@contextmanager
+def idle_limit(idle: Callable[[], float], limit: float, give_up: Callable[[Stuck], object]) -> Iterator[None]:
+    """Call `give_up` from another thread once the main thread has been idle for longer than `limit` seconds.
+
+    On CUDA that is how a rank that waits for others is noticed: the wait is inside the driver, without an error.
+    """
+
+    def watch() -> None:
+        while not over.wait(min(1.0, limit / 10)):
+            if idle() > limit:
+                give_up(Stuck(place_of(sys._current_frames().get(main or 0))))
+
+    over, main = threading.Event(), threading.main_thread().ident
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def place_of(frame: FrameType | None) -> str:

@@ -1,6 +1,6 @@
 """The world of ranks: where this process stands in it (torchrun, Slurm or alone), joining and leaving.
 
-This is the only file that reads or sets environment variables.
+This is the only file that reads environment variables.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ PORT = 29500
 RUN_PREFIX = "omni-run-"
 """How the names of runs begin that `launch` has started."""
 WORD_FILE = "word.json"
-NCCL_CLEAN_UP_ONLY = "2"
+NCCL_PATIENCE = 60.0
+"""Seconds that NCCL waits longer: after its time-out it aborts the process, and what was finished would be lost."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def word_file(environment: Mapping[str, str] = os.environ) -> Path | None:
 def joined(world: World, device: torch.device, timeout: float) -> Iterator[None]:
     """Be a member of the process group of `world`; nothing for a world of one.
 
-    timeout: seconds after which a collective whose other ranks do not come is an error on this rank.
+    timeout: seconds after which a collective whose other ranks do not come is an error on this rank; on CUDA, where the
+    CPU does not wait for collectives, see `leaving.idle_limit`.
     An error leaves the group as it is, since leaving it may wait for ranks that are gone; the process should end.
     """
     if world.size == 1:
@@ -121,16 +123,13 @@ def joined(world: World, device: torch.device, timeout: float) -> Iterator[None]
     is_cuda = device.type == "cuda"
     if is_cuda:
         torch.cuda.set_device(device)
-        # After a time-out NCCL's watchdog gives the communicator up, which raises an error here at the next exchange;
-        # by default it would abort the process, and what was finished would be lost.
-        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", NCCL_CLEAN_UP_ONLY)
     try:
         distributed.init_process_group(
             "nccl" if is_cuda else "gloo",
             init_method=f"tcp://{world.address}:{world.port}" if "TORCHELASTIC_RUN_ID" not in os.environ else "env://",
             rank=world.rank,
             world_size=world.size,
-            timeout=timedelta(seconds=timeout),
+            timeout=timedelta(seconds=timeout + NCCL_PATIENCE * is_cuda),
         )
     except distributed.DistError as error:
         reason = str(error).partition("\n")[0]

@@ -21,9 +21,11 @@ from torch import distributed
 
 from omniavatar.cli.ranks import Rescue, as_rank, check_ranks, diagnosis_of_rank, speak, spread
 from omniavatar.config import RunConfig, parse_config
-from omniavatar.distributed.leaving import Stopped
+from omniavatar.distributed.leaving import Stopped, Stuck
 from omniavatar.distributed.world import ALONE, World
+from omniavatar.engine.scopes import Window
 from omniavatar.errors import InputError
+from omniavatar.hookspecs import hookimpl
 from omniavatar.media.video import probe_video
 from omniavatar.resources import asset
 from tests.cli.conftest import SMALL, Omni, tree
@@ -256,6 +258,7 @@ def test_several_ranks_share_the_calls(chosen: dict[str, Any], ranks: int, added
         (ZeroDivisionError("oops"), 1, "ZeroDivisionError: oops"),
         (Stopped(signal.SIGINT, ""), 130, "ended by SIGINT"),
         (Stopped(signal.SIGTERM, "here"), 143, "ended by SIGTERM"),
+        (Stuck("here"), 4, "got nothing done for longer than --timeout, at here"),
         (distributed.DistBackendError("NCCL says no"), 4, "another rank has stopped or did not answer in time"),
         (RuntimeError("[gloo/pair.cc] Connection closed by peer"), 4, "another rank has stopped or did not .*"),
     ],
@@ -280,11 +283,32 @@ def test_a_rank_alone_just_works() -> None:
 
 def test_rescue_closes_the_job_that_is_in_work() -> None:
     errors: list[BaseException | None] = []
-    rescue = Rescue()
+    rescue, error = Rescue(), InputError("lost")
     rescue(InputError("no job yet"))
-    engine = fake_engine([Scene(frames=5), *denoising_units()], observers=[rescue])
-    job = engine.generate(request())
-    job.resources.push(lambda kind, error, trace: errors.append(error))
-    error = InputError("lost")
-    rescue(error)
+
+    class Lose:
+        @hookimpl
+        def end_window(self, window: Window) -> None:
+            window.job.resources.push(lambda kind, error, trace: errors.append(error))
+            rescue(error)
+
+    fake_engine([Scene(frames=5), *denoising_units()], observers=[rescue, Lose()]).generate(request())
     assert errors == [error]
+    rescue(InputError("no job any more"))
+    assert errors == [error]
+
+
+def test_only_inside_a_job_a_rank_can_be_idle() -> None:
+    rescue, seen = Rescue(), []
+
+    class Look:
+        @hookimpl
+        def before_step(self) -> None:
+            time.sleep(0.01)
+            seen.append((rescue.progress, rescue.idle()))
+
+    assert rescue.idle() == 0
+    fake_engine([Scene(frames=5), *denoising_units()], observers=[Look(), rescue]).generate(request())
+    assert [progress for progress, _ in seen] == sorted({progress for progress, _ in seen})
+    assert all(idle > 0.009 for _, idle in seen)
+    assert rescue.idle() == 0

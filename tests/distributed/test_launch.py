@@ -47,6 +47,16 @@ def test_a_rank_that_was_late_is_told_with_the_place_where_it_was() -> None:
     assert end_of(failures(r0=4, r1=TERMINATED), words) == End(LOST, (late,), (KEPT,))
 
 
+def test_of_ranks_that_all_stood_still_the_one_that_was_behind_is_told() -> None:
+    words = [
+        Word(0, LOST, "got nothing done", (KEPT,), where="progress.py, line 9, in after_step", progress=70),
+        Word(1, LOST, "got nothing done", where="unit.py, line 3, in before_step", progress=12),
+        Word(2, TERMINATED, "ended by SIGTERM", where="progress.py, line 9, in after_step", progress=70),
+    ]
+    late = "rank 1 kept the others waiting for longer than --timeout; it was at unit.py, line 3, in before_step"
+    assert end_of(failures(r0=4, r1=4, r2=TERMINATED), words) == End(LOST, (late,), (KEPT,))
+
+
 def test_without_any_cause_it_says_what_the_first_rank_saw() -> None:
     words = [WAITED, Word(1, TERMINATED, "ended by SIGTERM")]
     assert end_of(failures(r0=4, r1=TERMINATED), words) == End(LOST, (WAITED.message,), (KEPT,))

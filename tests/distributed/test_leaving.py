@@ -10,15 +10,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from omniavatar.distributed import leaving
-from omniavatar.distributed.leaving import LOST, Stopped, stoppable
+from omniavatar.distributed.leaving import LOST, Stopped, Stuck, idle_limit, stoppable
 
 
 def never() -> None:
     pytest.fail("the main thread has heard the signal")
+
+
+def too_long(error: Stuck) -> NoReturn:
+    pytest.fail("the main thread was not idle")
 
 
 def sent(number: signal.Signals) -> None:
@@ -105,3 +110,22 @@ with leaving.stoppable(lambda: print("kept", flush=True)):
         assert process.stdout.read() == "kept\n"
         assert process.wait() == LOST
         assert time.monotonic() - begin < 5
+
+
+def test_a_main_thread_that_is_idle_for_too_long_is_given_up_with_its_place() -> None:
+    begin, given_up = time.monotonic(), []
+
+    def give_up(error: Stuck) -> None:
+        given_up.append((time.monotonic() - begin, error.where))
+
+    with idle_limit(lambda: time.monotonic() - begin, 0.3, give_up):
+        time.sleep(0.6)
+    seconds, where = given_up[0]
+    assert 0.3 < seconds < 0.6
+    assert "test_leaving.py" in where
+    assert "in test_a_main_thread" in where
+
+
+def test_a_main_thread_that_is_busy_is_left_alone() -> None:
+    with idle_limit(lambda: 0.1, 0.2, too_long):
+        time.sleep(0.3)
