@@ -72,12 +72,19 @@ class Detection:
         return self.header.files
 
     def with_role(self, role: str) -> Detection:
-        """The same with its transformer in another role, or changing the transformer of that role."""
-        moved = [
-            replace(component, role=role if component.role == TRANSFORMER else component.role, target=role)
-            for component in self.components
-        ]
-        return replace(self, components=tuple(moved))
+        """The same with its transformer in another role, or changing the transformer of that role.
+
+        What follows the transformer goes along: `vace` to `vace2` where `dit` goes to `dit2`.
+        """
+        number = role.removeprefix(TRANSFORMER)
+
+        def moved(component: Component) -> str:
+            if component.role == TRANSFORMER:
+                return role
+            return component.role + number if component.spec.follows else component.role
+
+        components = tuple(replace(part, role=moved(part), target=role) for part in self.components)
+        return replace(self, components=components)
 
 
 @dataclass(frozen=True)

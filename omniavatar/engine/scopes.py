@@ -230,7 +230,7 @@ class Forward(Scope):
     """One transformer call for one branch, or for several joined along the batch. See `hookspecs.Pipeline.embed`."""
 
     x: Tensor
-    context: Tensor
+    context: Any
     time: Tensor
     t_mod: Tensor
     rope: Tensor

@@ -51,6 +51,7 @@ class PipelineUnit:
     conflicts: units that must not be in the same plan.
     roles, optional_roles: models it works with.
     host_roles: those of them that are to be loaded in host memory, because it brings them to the device itself.
+    exact: it changes what a video costs, not what it shows (up to rounding).
     fills_ranks: it spreads its work over the ranks that the other units leave; see `degrees`.
     main_rank_only: of several ranks only the first runs the unit's hooks, because it writes a file, say.
     The class docstring is the unit's help: one line, then what a user should know.
@@ -64,6 +65,7 @@ class PipelineUnit:
     roles: ClassVar[tuple[str, ...]] = ()
     optional_roles: ClassVar[tuple[str, ...]] = ()
     host_roles: ClassVar[tuple[str, ...]] = ()
+    exact: ClassVar[bool] = False
     main_rank_only: ClassVar[bool] = False
     fills_ranks: ClassVar[bool] = False
 

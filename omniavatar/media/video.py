@@ -227,18 +227,21 @@ def read_video(
     *,
     fps: float | None = None,
     size: tuple[int, int] | None = None,
+    start: int = 0,
     max_frames: int | None = None,
 ) -> np.ndarray:
     """Decode the first video track: (t, height, width, 3) uint8, RGB, upright.
 
     `fps` repeats or drops frames to a constant rate; None takes them as they are stored. `size` = (height, width)
-    scales until it is covered and crops the centre, as `fit_image` does. `max_frames` limits the memory they take.
+    scales until it is covered and crops the centre, as `fit_image` does. `start` leaves out that many frames (of the
+    constant rate) in front, all of them if the video is shorter; `max_frames` limits the memory that the rest takes.
     """
     if size is None:
         info = probe_video(path)
         size = info.height, info.width
     cover = f"scale={size[1]}:{size[0]}:force_original_aspect_ratio=increase:flags=bicubic+accurate_rnd+full_chroma_int"
     filters = [f"fps={Fraction(fps).limit_denominator(1001)}"] if fps else []
+    filters += [f"trim=start_frame={start}"] if start else []
     filters += [cover, f"crop={size[1]}:{size[0]}", "format=rgb24"]
     limit = ["-frames:v", str(max_frames)] if max_frames is not None else []
     output = ["-map", "0:V:0", "-vf", ",".join(filters), "-fps_mode", "passthrough", *limit, "-f", "rawvideo", "pipe:1"]
@@ -247,7 +250,7 @@ def read_video(
         frames = np.frombuffer(ffmpeg.run([*ffmpeg.source(path), *output]), dtype=np.uint8)
     except ffmpeg.FfmpegError as error:
         raise InputError(f"video {shown(path)} cannot be decoded: {error}") from None
-    if frames.size == 0:
+    if frames.size == 0 and start == 0:
         raise InputError(f"video {shown(path)} holds no frames")
     return frames.reshape(-1, size[0], size[1], 3)
 

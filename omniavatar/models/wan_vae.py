@@ -5,9 +5,10 @@
     latents = vae.encode(video)
     video = vae.decode(latents)
 
-The file reads from the outside in: `WanVAE`, its `Encoder` and `Decoder`, the blocks of these, and last the causal
-convolution with its cache. A video passes through in groups of frames; what a convolution needs of the frames before
-is in a `CausalCache` that belongs to the call. The groups change time and memory, never the result.
+The file reads from the outside in: `WanVAE`, what it shares with other causal VAEs (`CausalVAE`), its `Encoder` and
+`Decoder`, the blocks of these, and last the causal convolution with its cache. A video passes through in groups of
+frames; what a convolution needs of the frames before is in a `CausalCache` that belongs to the call. The groups change
+time and memory, never the result.
 
 On CUDA, activations take the memory layout of the convolution weights; `channels_last_3d` spares the copies around the
 per-frame layers.
@@ -28,47 +29,41 @@ from omniavatar.models.attention import sdpa
 from omniavatar.models.tiling import Tiling, map_tiles
 
 
-class WanVAE(nn.Module):
+class CausalVAE(nn.Module):
     """Encode and decode videos; latents are normalised per channel with `latent_mean` and `latent_std`.
 
+    encoder: (frames (b 3 t h w), cache) -> moments; decoder: (latents, cache) -> frames; both are called with groups of
+    frames, in order.
     Weights decide the arithmetic: inputs are cast to their dtype, results come back in the dtype of the input.
-    `spatial_factor` and `temporal_factor` are pixels and frames per latent pixel and latent frame (8 and 4).
+    `spatial_factor` and `temporal_factor` are pixels and frames per latent pixel and latent frame (8 and 4 in Wan 2.1).
     """
 
     def __init__(
         self,
+        encoder: nn.Module,
+        decoder: nn.Module,
         *,
-        dim: int,
         z_dim: int,
-        dim_mult: Sequence[int],
-        num_res_blocks: int,
-        attn_scales: Sequence[float],
-        temporal_downsample: Sequence[bool],
+        spatial_factor: int,
+        temporal_factor: int,
         latent_mean: Sequence[float],
         latent_std: Sequence[float],
     ) -> None:
         super().__init__()
-        if len(temporal_downsample) != len(dim_mult) - 1:
-            raise ValueError(
-                f"temporal_downsample has {len(temporal_downsample)} entries for {len(dim_mult)} levels in dim_mult; "
-                f"give one for every step between two levels, {len(dim_mult) - 1}"
-            )
         if not len(latent_mean) == len(latent_std) == z_dim:
             raise ValueError(
                 f"latent_mean and latent_std have {len(latent_mean)} and {len(latent_std)} entries; "
                 f"give one for each of the {z_dim} latent channels"
             )
         self.z_dim = z_dim
-        self.spatial_factor: int = 2 ** len(temporal_downsample)
-        self.temporal_factor: int = 2 ** sum(temporal_downsample)
+        self.spatial_factor = spatial_factor
+        self.temporal_factor = temporal_factor
         self.latent_mean = tuple(latent_mean)
         self.latent_std = tuple(latent_std)
-
-        widths = [dim * factor for factor in dim_mult]
-        self.encoder = Encoder(dim, widths, 2 * z_dim, num_res_blocks, attn_scales, temporal_downsample)
+        self.encoder = encoder
         self.conv1 = nn.Conv3d(2 * z_dim, 2 * z_dim, 1)
         self.conv2 = nn.Conv3d(z_dim, z_dim, 1)
-        self.decoder = Decoder(widths[::-1], z_dim, num_res_blocks, attn_scales, temporal_downsample[::-1])
+        self.decoder = decoder
 
     def encode(self, video: Tensor, tiling: Tiling | None = None, latents_per_pass: int = 1) -> Tensor:
         """Video (b 3 1+4k 8h 8w) in [-1, 1] -> normalised posterior mean (b z 1+k h w)."""
@@ -156,6 +151,43 @@ class WanVAE(nn.Module):
             )
 
 
+class WanVAE(CausalVAE):
+    """The VAE of Wan 2.1: 8x8 pixels and 4 frames a latent."""
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        z_dim: int,
+        dim_mult: Sequence[int],
+        num_res_blocks: int,
+        attn_scales: Sequence[float],
+        temporal_downsample: Sequence[bool],
+        latent_mean: Sequence[float],
+        latent_std: Sequence[float],
+    ) -> None:
+        check_levels(temporal_downsample, dim_mult)
+        widths = [dim * factor for factor in dim_mult]
+        super().__init__(
+            Encoder(dim, widths, 2 * z_dim, num_res_blocks, attn_scales, temporal_downsample),
+            Decoder(widths[::-1], z_dim, num_res_blocks, attn_scales, temporal_downsample[::-1]),
+            z_dim=z_dim,
+            spatial_factor=2 ** len(temporal_downsample),
+            temporal_factor=2 ** sum(temporal_downsample),
+            latent_mean=latent_mean,
+            latent_std=latent_std,
+        )
+
+
+def check_levels(temporal_downsample: Sequence[bool], dim_mult: Sequence[int]) -> None:
+    """Between two levels there is one step, which halves the frames or does not."""
+    if len(temporal_downsample) != len(dim_mult) - 1:
+        raise ValueError(
+            f"temporal_downsample has {len(temporal_downsample)} entries for {len(dim_mult)} levels in dim_mult; "
+            f"give one for every step between two levels, {len(dim_mult) - 1}"
+        )
+
+
 def frame_groups(length: int, group: int) -> Iterator[slice]:
     """Frame 0 alone, then `group` frames at a time."""
     if group < 1:
@@ -230,7 +262,7 @@ class Decoder(nn.Module):
                     layers.append(AttentionBlock(width))
                 channels = width
             if level < len(temporal_upsample):
-                layers.append(Upsample(width, temporal=temporal_upsample[level]))
+                layers.append(Upsample(width, width // 2, temporal=temporal_upsample[level]))
                 channels = width // 2
 
         self.conv1 = CausalConv3d(z_dim, widths[0], (3, 3, 3))
@@ -323,15 +355,15 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the height and width, half the channels and, if `temporal`, twice the frames.
+    """Twice the height and width and, if `temporal`, twice the frames.
 
     Frame 0 is neither doubled nor seen by the frames after it: the history of the temporal convolution is zeros.
     """
 
-    def __init__(self, dim: int, *, temporal: bool) -> None:
+    def __init__(self, dim: int, out_dim: int, *, temporal: bool) -> None:
         super().__init__()
         self.resample = nn.Sequential(
-            nn.Upsample(scale_factor=2.0, mode="nearest-exact"), nn.Conv2d(dim, dim // 2, 3, padding=1)
+            nn.Upsample(scale_factor=2.0, mode="nearest-exact"), nn.Conv2d(dim, out_dim, 3, padding=1)
         )
         self.time_conv = CausalConv3d(dim, 2 * dim, (3, 1, 1)) if temporal else None
 

@@ -33,6 +33,8 @@ class FakeDiT(nn.Module):
     condition_channels: channels behind the latents that it takes and ignores. `dtypes` keeps the type of every input.
     """
 
+    patch_size: tuple[int, int, int] = (1, 1, 1)
+
     def __init__(self, condition_channels: int = 0, num_layers: int = 4) -> None:
         super().__init__()
         self.in_dim = CHANNELS + condition_channels

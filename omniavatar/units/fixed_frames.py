@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from omniavatar.engine.engine import Engine
 from omniavatar.engine.scopes import Job, Step, Window
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.engine.windows import TEMPORAL_FACTOR, Span, frames_for_budget, plan_spans
@@ -24,7 +25,7 @@ class FixedFrames(PipelineUnit):
     needs = ("previous.frames",)
     uses = ("image_latent",)
     provides = ("given_latents",)
-    roles = ("vae",)
+    roles = ("vae", "dit")
 
     class Settings(UnitSettings):
         overlap: int = Field(13, ge=1, description="frames that a window takes over from the one before, 4n+1")
@@ -49,7 +50,9 @@ class FixedFrames(PipelineUnit):
     @hookimpl
     def plan_windows(self, job: Job) -> Sequence[Span]:
         settings = self.settings
-        length = settings.window_frames or frames_for_budget(settings.max_tokens, *job.size)
+        length = settings.window_frames or frames_for_budget(
+            settings.max_tokens, *job.size, pixels_per_token(job.engine)
+        )
         first = 0 if job.get("image_latent") is None else 1
         return plan_spans(job.length, length, settings.overlap, first_given=first, full=settings.full_windows)
 
@@ -72,6 +75,13 @@ class FixedFrames(PipelineUnit):
     def after_step(self, step: Step) -> None:
         if step.is_last:
             overwrite(step.window)
+
+
+def pixels_per_token(engine: Engine) -> int:
+    """The pixels, of all frames together, that a token of the transformer stands for."""
+    vae, (frames, rows, columns) = engine.model("vae"), engine.model("dit").patch_size
+    pixels: int = TEMPORAL_FACTOR * frames * rows * columns * vae.spatial_factor**2
+    return pixels
 
 
 def overwrite(window: Window) -> None:

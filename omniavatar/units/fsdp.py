@@ -15,16 +15,17 @@ from omniavatar.hookspecs import hookimpl
 
 
 class Fsdp(PipelineUnit):
-    """Less memory per GPU: the blocks of transformer and text encoder are sharded over all ranks (torch's FSDP2).
+    """Less memory per GPU: the blocks of transformers and text encoder are sharded over all ranks (torch's FSDP2).
 
     Each block's weights are gathered while the block before it computes. They come from host memory block by block, so
     that no GPU ever holds a whole network.
     """
 
     name = "fsdp"
+    exact = True
     roles = ("dit",)
-    optional_roles = ("text_encoder",)
-    host_roles = ("dit", "text_encoder")
+    optional_roles = ("dit2", "text_encoder")
+    host_roles = ("dit", "dit2", "text_encoder")
 
     @hookimpl(trylast=True)
     def setup(self, engine: Engine) -> None:

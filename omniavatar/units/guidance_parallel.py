@@ -23,6 +23,7 @@ class GuidanceParallel(PipelineUnit):
     """
 
     name = "guidance-parallel"
+    exact = True
     roles = ("dit",)
 
     class Settings(UnitSettings):

@@ -24,6 +24,7 @@ class SequenceParallel(PipelineUnit):
     """
 
     name = "sequence-parallel"
+    exact = True
     roles = ("dit",)
     fills_ranks = True
 

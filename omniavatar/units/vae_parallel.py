@@ -13,6 +13,7 @@ class VaeParallel(PipelineUnit):
     """Several GPUs for encoding and decoding: every rank has some rows of the pictures, which come out as from one."""
 
     name = "vae-parallel"
+    exact = True
     roles = ("vae",)
 
     @hookimpl

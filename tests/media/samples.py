@@ -55,6 +55,15 @@ def gradient_frames(count: int, height: int, width: int) -> np.ndarray:
     return np.broadcast_to(levels[:, None, None, None], (count, height, width, 3)).copy()
 
 
+def write_lossless(path: Path, frames: np.ndarray, fps: int = 25) -> Path:
+    """Frames (t, height, width, 3) uint8 as a Matroska video that keeps every value."""
+    raw = path.with_suffix(".rgb")
+    raw.write_bytes(frames.tobytes())
+    form = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{frames.shape[2]}x{frames.shape[1]}", "-r", str(fps)]
+    ffmpeg.run([*form, "-i", ffmpeg.url(raw), "-c:v", "ffv1", "-pix_fmt", "bgr0", ffmpeg.url(path)])
+    return path
+
+
 def single_line(error: BaseException) -> str:
     """The message of an error, after making sure that it is one line."""
     message = str(error)

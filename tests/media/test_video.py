@@ -322,6 +322,14 @@ def test_reading_at_another_rate_and_size(folder: Path) -> None:
     assert read_video(path, max_frames=4).shape == (4, 32, 64, 3)
 
 
+def test_reading_from_the_middle(folder: Path) -> None:
+    path = write_clip(folder / "clip.mp4", 10)
+    whole = read_video(path, fps=FPS / 2)
+    assert np.array_equal(read_video(path, fps=FPS / 2, start=3), whole[3:])
+    assert np.array_equal(read_video(path, start=4, max_frames=2), read_video(path)[4:6])
+    assert read_video(path, start=10).shape == (0, 32, 48, 3)
+
+
 def test_the_centre_is_read_when_the_shape_differs(folder: Path) -> None:
     with VideoWriter(folder / "a.mp4", width=96, height=32, fps=FPS) as writer:
         frames = np.zeros((2, 32, 96, 3), dtype=np.uint8)

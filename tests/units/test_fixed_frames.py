@@ -11,8 +11,9 @@ from omniavatar.engine.scopes import Forward, Job, Step
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
+from omniavatar.testing import FakeDiT, FakeVAE
 from omniavatar.units import FixedFrames
-from tests.scenes import Scene, denoising_units, fake_engine, request, video_of
+from tests.scenes import Scene, denoising_units, fake_engine, fake_models, request, video_of
 
 
 class Portrait(PipelineUnit):
@@ -87,17 +88,30 @@ def test_the_video_has_the_length_asked_for(frames: int, full: bool) -> None:
     assert (job.spans[-1].frames == 9) or not full
 
 
-def test_the_length_of_a_window_comes_from_tokens_and_size() -> None:
-    job = Job(fake_engine([]), request(height=400, width=720), {})
+def long_job(height: int, width: int, spatial_factor: int = 8) -> Job:
+    """A video of 300 frames by networks whose tokens stand for 2x2 latents, as those of all Wan models."""
+    dit, vae = FakeDiT(), FakeVAE()
+    dit.patch_size, vae.spatial_factor = (1, 2, 2), spatial_factor
+    job = Job(fake_engine([], models=fake_models(dit=dit, vae=vae)), request(height=height, width=width), {})
     job.frames = 300
+    return job
+
+
+def test_the_length_of_a_window_comes_from_tokens_and_size() -> None:
+    job = long_job(400, 720)
     assert FixedFrames().plan_windows(job)[0].frames == 105
     assert FixedFrames(max_tokens=15_000).plan_windows(job)[0].frames == 53
     assert FixedFrames(max_tokens=15_000, window_frames=33).plan_windows(job)[0].frames == 33
 
 
+def test_a_vae_that_compresses_more_makes_longer_windows_of_as_many_tokens() -> None:
+    """121 frames of 704x1280 pixels are 31 x 44 x 80 / 4 tokens of 32x32 pixels."""
+    assert FixedFrames(max_tokens=31 * 22 * 40).plan_windows(long_job(704, 1280, spatial_factor=16))[0].frames == 121
+    assert FixedFrames(max_tokens=31 * 44 * 80).plan_windows(long_job(704, 1280, spatial_factor=8))[0].frames == 121
+
+
 def test_a_size_for_which_the_budget_is_too_small_says_what_to_change() -> None:
-    job = Job(fake_engine([]), request(height=720, width=1280), {})
-    job.frames = 300
+    job = long_job(720, 1280)
     with pytest.raises(PlanError, match=r"a window of 13 frames is not longer .* make it longer"):
         FixedFrames(max_tokens=12_000).plan_windows(job)
 
