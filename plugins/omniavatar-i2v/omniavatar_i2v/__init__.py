@@ -1,0 +1,33 @@
+"""Image to video for omniavatar: a unit, two presets, the image transformer and the CLIP image encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import TYPE_CHECKING
+
+from omniavatar.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from omniavatar.engine.unit import PipelineUnit
+
+
+@hookimpl
+def omni_units() -> Sequence[type[PipelineUnit]]:
+    from omniavatar_i2v.unit import ImageToVideo
+
+    return [ImageToVideo]
+
+
+@hookimpl
+def omni_presets() -> Mapping[str, str]:
+    return {
+        "i2v": "default-reference-image-audio-fixed-frames+image-to-video",
+        "i2v-avatar": "default-reference-image+image-to-video",
+    }
+
+
+@hookimpl
+def omni_checkpoints() -> Sequence[Traversable]:
+    return [files(__package__) / "i2v.toml"]

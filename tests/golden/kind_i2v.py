@@ -1,0 +1,140 @@
+"""Golden kinds of the package omniavatar-i2v: image transformer, CLIP image encoder, condition channels."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from omniavatar_i2v.clip import ClipImageEncoder
+from omniavatar_i2v.image_dit import ImageContext, ImageDiT
+from omniavatar_i2v.unit import ImageToVideo
+from PIL import Image
+from torch import Tensor, nn
+
+from omniavatar.engine.engine import Engine, whole_video
+from omniavatar.engine.plan import Plan
+from omniavatar.engine.scopes import Job, Request, Window
+from omniavatar.models.wan_vae import WanVAE
+from omniavatar.testing import GivenModels
+from tests.golden.calls import one_call
+from tests.golden.cases import Case, kind
+from tests.golden.kind_networks import loaded
+from tests.golden.kind_vae import LATENT_MEAN, LATENT_STD
+
+IMAGE_TOKENS = 257
+"""Of one picture, which DiffSynth always takes as the image tokens."""
+
+
+@kind("dit_i2v")
+def run_dit_i2v(case: Case) -> None:
+    """The prediction, with the tokens of a second picture among those of the text."""
+    dit = image_dit(case)
+    image = dit.embed_image(case.inputs["clip_feature"])
+    case.compare("clip_emb_every_64th", image[:, ::64], rtol=2e-5)
+    case.compare("noise_pred", with_image_tokens(dit, case, IMAGE_TOKENS), rtol=2e-5)
+    if image.shape[1] == IMAGE_TOKENS:
+        case.compare("noise_pred", by_the_unit(dit, case), rtol=2e-5)
+
+
+@kind("dit_i2v_original")
+def run_dit_i2v_original(case: Case) -> None:
+    """The prediction as the original program and as DiffSynth make it."""
+    dit = image_dit(case)
+    case.compare("noise_pred_original", by_the_unit(dit, case), rtol=2e-5)
+    case.compare("noise_pred_diffsynth", with_image_tokens(dit, case, IMAGE_TOKENS), rtol=2e-5)
+
+
+def image_dit(case: Case) -> ImageDiT:
+    """The network of a case with its weights."""
+    config = case.config["dit"]
+    numbers = {key: config[key] for key in inspect.signature(ImageDiT).parameters if key in config}
+    positions = case.inputs["clip_feature"].shape[1] if config.get("has_image_pos_emb") else 0
+    return loaded(ImageDiT(**numbers, image_positions=positions), case.weights)
+
+
+def by_the_unit(dit: ImageDiT, case: Case) -> Tensor:
+    """The velocity of one call through the engine, which takes everything in front of the text for image tokens."""
+    encoder = ClipImageEncoder(
+        tokens=IMAGE_TOKENS, patch_size=1, dim=dit.clip_dim, out_dim=1, mlp_ratio=1, num_heads=1, num_layers=1
+    )
+    networks = {"dit": dit, "image_encoder": encoder}
+    given: dict[str, Any] = {"condition": case.inputs["y"], "image_features": case.inputs["clip_feature"]}
+    return one_call(case, [ImageToVideo()], networks, **given).output
+
+
+def with_image_tokens(dit: ImageDiT, case: Case, image_tokens: int) -> Tensor:
+    """The velocity if the blocks take this many of the tokens in front of the text for image tokens."""
+    inputs = case.inputs
+    x, grid = dit.embed_patches(torch.cat([inputs["latents"], inputs["y"]], dim=1))
+    t_emb, t_mod = dit.embed_time(inputs["timestep"])
+    tokens = torch.cat([dit.embed_image(inputs["clip_feature"]), dit.embed_text(inputs["context"])], dim=1)
+    context = ImageContext(text=tokens[:, image_tokens:], image=tokens[:, :image_tokens])
+    for block in dit.blocks:
+        x = block(x, context, t_mod, dit.rope(grid))
+    return dit.unembed(x, t_emb, grid)
+
+
+@kind("clip")
+def run_clip(case: Case) -> None:
+    """Pictures of two shapes to tokens."""
+    config = case.config["image_encoder"]
+    encoder = ClipImageEncoder(
+        tokens=1 + (config["image_size"] // config["patch_size"]) ** 2,
+        patch_size=config["patch_size"],
+        dim=config["vision_dim"],
+        out_dim=config["embed_dim"],
+        mlp_ratio=config["vision_mlp_ratio"],
+        num_heads=config["vision_heads"],
+        num_layers=config["vision_layers"],
+    )
+    loaded(encoder, case.weights)
+    first, second = encoder(case.inputs["image"]), encoder(case.inputs["image_2"])
+    case.compare("clip_feature", first, rtol=2e-5)
+    case.compare("clip_feature_two", torch.cat([first, second]), rtol=2e-5)
+
+
+@kind("i2v_prep")
+def run_i2v_prep(case: Case) -> None:
+    """The condition channels that the unit makes of one picture and of two."""
+    call = case.config["call"]
+    models = GivenModels(vae=encoder_only(case), dit=nn.Identity())
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = {}
+        for name in ("image", "end_image"):
+            pictures[name] = Path(folder) / f"{name}.png"
+            Image.fromarray(case.inputs[f"{name}_u8"].numpy()).save(pictures[name])
+        for expected, names in {"y_first": ("image",), "y_first_last": ("image", "end_image")}.items():
+            unit = ImageToVideo()
+            inputs = {name: pictures[name] for name in names}
+            engine = Engine(Plan((unit,)), models)
+            request = Request(inputs, height=call["height"], width=call["width"])
+            job = Job(engine, request, engine.plan.parse_inputs(inputs))
+            job.frames = call["num_frames"]
+            unit.begin_job(job)
+            job.spans = [whole_video(job)]
+            window = Window(job, 0, job.spans[0], None)
+            window.latents = torch.zeros(case.expected[expected][:, 4:].shape)
+            unit.begin_window(window)
+            case.compare(expected, window["condition"], rtol=2e-5)
+
+
+def encoder_only(case: Case) -> WanVAE:
+    """The VAE of a case that holds the weights of its encoder alone."""
+    config: dict[str, Any] = case.config["vae"]
+    vae = WanVAE(
+        dim=config["dim"],
+        z_dim=config["z_dim"],
+        dim_mult=config["dim_mult"],
+        num_res_blocks=config["num_res_blocks"],
+        attn_scales=config["attn_scales"],
+        temporal_downsample=config["temperal_downsample"],
+        latent_mean=LATENT_MEAN,
+        latent_std=LATENT_STD,
+    )
+    missing, unexpected = vae.load_state_dict(case.weights, strict=False)
+    if unexpected or any(not name.startswith(("decoder.", "conv2.")) for name in missing):
+        raise ValueError(f"the case's encoder does not fit: {missing}, {unexpected}")
+    return vae.eval()
