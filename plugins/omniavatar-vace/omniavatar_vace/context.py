@@ -1,0 +1,81 @@
+"""From control video, mask and reference pictures to the channels that the VACE branch sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional
+
+from omniavatar.media.video import probe_video, read_video
+
+Encode = Callable[[Tensor], Tensor]
+"""Pictures (1 3 t H W) in [-1, 1] to latents (1 c t' h w)."""
+
+
+@dataclass(frozen=True)
+class Footage:
+    """A video file at a rate and size, of which each window reads its own frames; a still shows its one for ever."""
+
+    path: Path
+    fps: int
+    size: tuple[int, int]
+    is_still: bool = False
+
+    def frames(self, start: int, stop: int) -> Tensor:
+        """Frames [start, stop) as far as there are any: (1 3 n H W) float32 in [0, 1]."""
+        begin, count = (0, 1) if self.is_still else (start, stop - start)
+        pictures = torch.from_numpy(
+            read_video(self.path, fps=self.fps, size=self.size, start=begin, max_frames=count).copy()
+        )
+        video = rearrange(pictures, "t h w c -> 1 c t h w").float() / 255
+        return video.expand(-1, -1, stop - start, -1, -1) if self.is_still else video
+
+
+def footage_length(path: Path, fps: int) -> int | None:
+    """Frames that a video file has at this rate, if they can be counted."""
+    info = probe_video(path)
+    if info.frames is not None:
+        return max(1, round(info.frames * fps / info.fps))
+    return None if info.duration is None else max(1, round(info.duration * fps))
+
+
+def filled(frames: Tensor, length: int, total: int, value: float) -> Tensor:
+    """Frames (1 c n H W) with frames of `value` behind them, `length` in all, and the last repeated up to `total`."""
+    frames = functional.pad(frames, (0, 0, 0, 0, 0, length - frames.shape[2]), value=value)
+    return torch.cat([frames, frames[:, :, -1:].expand(-1, -1, total - length, -1, -1)], dim=2)
+
+
+def vace_context(video: Tensor, mask: Tensor, references: Sequence[Tensor], encode: Encode, cell: int) -> Tensor:
+    """The channels of the branch (1 2c+cell^2 f+t' h w): latents of what stays and of what changes, and the mask.
+
+    video (1 3 t H W) in [-1, 1], mask (1 1 t H W) in [0, 1] with 1 where pictures are made, references: f latents
+    (1 c 1 h w) that come in front. cell: pixels of a latent's side, so that a latent has cell * cell mask values.
+    """
+    latents = torch.cat([encode(video * (1 - mask)), encode(video * mask)], dim=1)
+    channels = torch.cat([latents, folded_mask(mask, latents.shape[2], cell)], dim=1)
+    count = channels.shape[1]
+    leading = [functional.pad(latent, (0, 0, 0, 0, 0, 0, 0, count - latent.shape[1])) for latent in references]
+    return torch.cat([*leading, channels], dim=2)
+
+
+def folded_mask(mask: Tensor, latent_frames: int, cell: int) -> Tensor:
+    """A mask (1 1 t h*cell w*cell) with its cells as channels, row by row: (1 cell^2 t' h w)."""
+    cells = rearrange(mask, "b 1 t (h p) (w q) -> b (p q) t h w", p=cell, q=cell)
+    return functional.interpolate(cells, size=(latent_frames, *cells.shape[-2:]), mode="nearest-exact")
+
+
+def on_white(picture: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """A picture (h w 3) uint8, whole, in the middle of a white one: (1 3 H W) in [-1, 1]."""
+    height, width = picture.shape[:2]
+    scale = min(size[0] / height, size[1] / width)
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    x = rearrange(torch.from_numpy(picture), "h w c -> 1 c h w").float() / 127.5 - 1
+    x = functional.interpolate(x, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)
+    top, left = (size[0] - rows) // 2, (size[1] - columns) // 2
+    return functional.pad(x, (left, size[1] - columns - left, top, size[0] - rows - top), value=1.0)

@@ -1,0 +1,77 @@
+"""The VACE branch (Jiang et al. 2025, arXiv:2503.07598): blocks beside those of the Wan transformer.
+
+    vace = Vace(in_dim=96, dim=1536, ffn_dim=8960, num_heads=12, eps=1e-6, patch_size=(1, 2, 2), num_layers=15, every=2)
+    control = vace.embed(vace_context)                                # (1 96 t h w) -> (1 s d)
+    for layer, hint in zip(vace.layers, vace.hints(control, x, context, t_mod, rope)): ...
+
+A hint is added to the output of the base block `layer`. State-dict keys as in the official files, where the branch and
+its base transformer share one name space. Letters in shapes as in `omniavatar.models.wan_dit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from omniavatar.models.attention import Attention, sdpa
+from omniavatar.models.wan_dit import Grid, WanBlock, check_patch_size
+
+
+class VaceBlock(WanBlock):
+    """A block of the transformer whose output also becomes a hint; the first one takes in the video tokens."""
+
+    def __init__(self, *, dim: int, takes_tokens: bool, **numbers: Any) -> None:
+        super().__init__(dim=dim, **numbers)
+        if takes_tokens:
+            self.before_proj = nn.Linear(dim, dim)
+        self.after_proj = nn.Linear(dim, dim)
+
+
+class Vace(nn.Module):
+    """Turns control channels into hints: block k runs beside base block k * every, for `num_layers` blocks."""
+
+    def __init__(  # noqa: PLR0913 - the numbers of a published configuration
+        self,
+        *,
+        in_dim: int,
+        dim: int,
+        ffn_dim: int,
+        num_heads: int,
+        eps: float,
+        patch_size: Grid,
+        num_layers: int,
+        every: int,
+        attention: Attention = sdpa,
+    ) -> None:
+        super().__init__()
+        if num_layers < 1 or every < 1:
+            raise ValueError(f"num_layers {num_layers} and every {every} must be 1 or more")
+        patch_size = check_patch_size(patch_size)
+        self.in_dim, self.dim = in_dim, dim
+        self.layers = range(0, num_layers * every, every)
+        self.vace_patch_embedding = nn.Conv3d(in_dim, dim, kernel_size=patch_size, stride=patch_size)
+        self.vace_blocks = nn.ModuleList(
+            VaceBlock(
+                dim=dim, ffn_dim=ffn_dim, num_heads=num_heads, eps=eps, attention=attention, takes_tokens=index == 0
+            )
+            for index in range(num_layers)
+        )
+
+    def embed(self, vace_context: Tensor) -> Tensor:
+        """Control channels (b in_dim t h w) -> tokens (b s d) in frame-row-column order."""
+        tokens: Tensor = self.vace_patch_embedding(vace_context.to(self.vace_patch_embedding.weight.dtype))
+        return rearrange(tokens, "b d f h w -> b (f h w) d").contiguous()
+
+    def hints(self, control: Tensor, x: Tensor, context: Tensor, t_mod: Tensor, rope: Tensor) -> Iterator[Tensor]:
+        """One hint (b s d) for each of `layers`, each made when it is asked for, so that one at a time is in memory.
+
+        control (1 s d) or (b s d) from `embed`; the rest is what the base transformer's first block gets.
+        """
+        blocks: list[Any] = list(self.vace_blocks)
+        control = blocks[0].before_proj(control) + x
+        for block in blocks:
+            control = block(control, context, t_mod, rope)
+            yield block.after_proj(control)

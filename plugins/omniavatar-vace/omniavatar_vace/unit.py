@@ -1,0 +1,210 @@
+"""The unit: inputs to context once per window, hints once per transformer call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from math import sqrt
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import AfterValidator, BeforeValidator, Field
+from torch import Tensor
+from torch.nn import functional
+
+from omniavatar.engine.engine import Engine
+from omniavatar.engine.scopes import Forward, Job, Window
+from omniavatar.engine.unit import ImageFile, InputKind, PipelineUnit, UnitInputs, UnitSettings, VideoFile
+from omniavatar.errors import CheckpointError, InputError, PlanError
+from omniavatar.hookspecs import hookimpl
+from omniavatar.media.image import fit_image, load_image
+from omniavatar.media.paths import input_file
+from omniavatar.media.video import probe_video
+from omniavatar.models.tiling import ENCODE_TILING
+from omniavatar.units.reference_image import MULTIPLE, is_usable
+from omniavatar_vace.context import Footage, filled, footage_length, on_white, vace_context
+
+GREY = 0.5
+MaskFile = Annotated[Path, AfterValidator(partial(input_file, what="mask")), InputKind("video")]
+
+
+def listed(value: Any) -> Any:
+    """One path is a list of one."""
+    return [value] if isinstance(value, str | Path) else value
+
+
+class VaceUnit(PipelineUnit):
+    """VACE: the video follows a control video, keeps what a mask protects, and shows what reference pictures show.
+
+    The control video is a pose, depth, scribble or grey video to follow, or a real one of which the mask says what is
+    made anew (white) and what stays (black): inpainting, and outpainting where the video has a border to be filled.
+    Behind its end nothing is given, which extends it. Reference pictures show a person, a thing or a place. Without
+    another unit that sets them, size and length of the video are those of the control video.
+    """
+
+    name = "vace"
+    uses = ("previous.frames",)
+    provides = ("vace_context",)
+    roles = ("dit", "vae", "vace")
+    optional_roles = ("vace2",)
+
+    class Settings(UnitSettings):
+        scale: float = Field(1.0, ge=0, le=10, description="strength of the hints; 1 as in training")
+        reference_fit: Literal["whole", "cover"] = Field(
+            "whole", description="'whole' shows all of a reference picture on white, 'cover' crops it to the size"
+        )
+        extend: bool = Field(True, description="give the branch the frames taken over from the window before")
+        pixels: int = Field(
+            480 * 832, ge=MULTIPLE**2, description="about how many pixels a frame has, if nothing else sets the size"
+        )
+        tiled: bool = Field(False, description="encode in overlapping tiles: less memory, twice the work")
+
+    class Inputs(UnitInputs):
+        control_video: VideoFile | None = Field(None, description="what to follow or to change")
+        control_mask: MaskFile | None = Field(None, description="video or picture, white where frames are made anew")
+        reference_images: Annotated[tuple[ImageFile, ...], BeforeValidator(listed), InputKind("image|[image, ...]")] = (
+            Field((), description="pictures of who or what the video shows, one or [several]")
+        )
+
+    settings: Settings
+
+    @hookimpl
+    def setup(self, engine: Engine) -> None:
+        dit, vae = engine.model("dit"), engine.model("vae")
+        channels = 2 * vae.z_dim + vae.spatial_factor**2
+        for role in ("vace", "vace2"):
+            if role not in engine.models:
+                continue
+            branch = engine.model(role)
+            if branch.dim != dit.dim or branch.layers[-1] >= len(dit.blocks):
+                raise CheckpointError(
+                    f"the VACE branch '{role}' has width {branch.dim} and goes up to block {branch.layers[-1]}, the "
+                    f"transformer has width {dit.dim} and {len(dit.blocks)} blocks; give the branch made for it"
+                )
+            if branch.in_dim != channels:
+                raise CheckpointError(
+                    f"the VACE branch '{role}' takes {branch.in_dim} channels, with this VAE there are {channels}; "
+                    "give the VAE that it was trained with"
+                )
+
+    @hookimpl(trylast=True)
+    def begin_job(self, job: Job) -> None:
+        """Last, since other units may set size and length."""
+        inputs = job.inputs(self)
+        if job.height is None or job.width is None:
+            job.height, job.width = self._size_for(inputs)
+        if not is_usable(job.size):
+            height, width = job.size
+            raise InputError(f"the size {height}x{width} is not made of positive multiples of {MULTIPLE}")
+        if job.frames is None and inputs.control_video is not None:
+            job.frames = footage_length(inputs.control_video, job.fps)
+        job["vace.video"] = job["vace.mask"] = None
+        if inputs.control_video is not None:
+            job["vace.video"] = Footage(inputs.control_video, job.fps, job.size)
+        if inputs.control_mask is not None:
+            is_still = probe_video(inputs.control_mask).frames == 1
+            job["vace.mask"] = Footage(inputs.control_mask, job.fps, job.size, is_still)
+        job["vace.references"] = [self._reference(job, path) for path in inputs.reference_images]
+        job.leading += len(inputs.reference_images)
+
+    def _size_for(self, inputs: Any) -> tuple[int, int]:
+        """The size (height, width) for the shape of the first thing given."""
+        for path in (inputs.control_video, inputs.control_mask):
+            if path is not None:
+                info = probe_video(path)
+                return size_near(info.height, info.width, self.settings.pixels)
+        if not inputs.reference_images:
+            raise InputError("the size of the video is unknown; give one with --size, or something to follow")
+        height, width = load_image(inputs.reference_images[0]).shape[:2]
+        return size_near(height, width, self.settings.pixels)
+
+    def _reference(self, job: Job, path: Path) -> Tensor:
+        """The latent of a reference picture (1 c 1 h w)."""
+        fit = fit_image if self.settings.reference_fit == "cover" else on_white
+        return self._encode(job.engine, fit(load_image(path), job.size).unsqueeze(2))
+
+    def _encode(self, engine: Engine, video: Tensor) -> Tensor:
+        """Pictures (1 3 t H W) in [-1, 1] to latents, float32."""
+        tiling = ENCODE_TILING if self.settings.tiled else None
+        latents: Tensor = engine.model("vae").encode(video.to(engine.device, engine.dtype), tiling=tiling)
+        return latents.float()
+
+    @hookimpl
+    def begin_window(self, window: Window) -> None:
+        video, mask, references = (window[f"vace.{name}"] for name in ("video", "mask", "references"))
+        window["vace_context"] = None
+        if len(references) != window.job.leading:
+            raise PlanError(
+                f"vace puts {len(references)} frames in front of the video and another unit more of them; "
+                "leave one of the two out"
+            )
+        if video is None and mask is None and not references:
+            return
+        engine = window.engine
+        given = frames_of(video, window)
+        pictures = shown(given, window, GREY).to(engine.device) * 2 - 1
+        held = frames_of(mask, window)[:, :1]  # what the mask protects must be there
+        changes = shown(held if video is None else held[:, :, : given.shape[2]], window, 1.0).to(engine.device)
+        if self.settings.extend and window.previous is not None and "frames" in window.previous:
+            count = window.span.given
+            pictures[:, :, :count] = window.previous["frames"][:, :, -count:] * 2 - 1
+            changes[:, :, :count] = 0
+        encode = partial(self._encode, engine)
+        window["vace_context"] = vace_context(pictures, changes, references, encode, engine.model("vae").spatial_factor)
+
+    @hookimpl(tryfirst=True)
+    def before_block(self, forward: Forward, index: int) -> None:
+        """Only where the blocks run, so that a cache skips the branch too; first, to see the tokens as embedded."""
+        if forward["vace_context"] is not None:
+            forward.once("vace.hints", lambda: hints(forward))
+
+    @hookimpl
+    def after_block(self, forward: Forward, index: int) -> None:
+        if "vace.hints" in forward and index in branch_for(forward).layers:
+            forward.x = forward.x + self.settings.scale * next(forward["vace.hints"])
+
+
+def size_near(height: int, width: int, pixels: int) -> tuple[int, int]:
+    """The size of about this shape and number of pixels that VAE and patches divide."""
+    scale = sqrt(pixels / (height * width)) / MULTIPLE
+    return max(1, round(height * scale)) * MULTIPLE, max(1, round(width * scale)) * MULTIPLE
+
+
+def frames_of(footage: Footage | None, window: Window) -> Tensor:
+    """The frames of a window (1 3 n H W) in [0, 1], as far as there are any and the video goes."""
+    span, job = window.span, window.job
+    if footage is None:
+        return torch.empty(1, 3, 0, *job.size)
+    return footage.frames(span.start, min(span.stop, job.length))
+
+
+def shown(frames: Tensor, window: Window, nothing: float) -> Tensor:
+    """A window's frames (1 c t H W) from those that there are (1 c n H W), and `nothing` behind them.
+
+    Behind the end of the video itself the last frame stays, since it shares a latent with frames that are seen.
+    """
+    span = window.span
+    return filled(frames, min(span.stop, window.job.length) - span.start, span.frames, nothing)
+
+
+def branch_for(forward: Forward) -> Any:
+    """The branch that belongs to the transformer of this call: `vace2`, if there is one, beside any but `dit`."""
+    engine = forward.engine
+    is_second = "vace2" in engine.models and forward.network is not engine.model("dit")
+    return engine.model("vace2" if is_second else "vace")
+
+
+def hints(forward: Forward) -> Iterator[Tensor]:
+    """The hints for a call, from this rank's tokens as the first block gets them."""
+    branch = branch_for(forward)
+    control = branch.embed(forward["vace_context"])
+    tokens = forward.x.shape[1] if forward.sharding is None else forward.sharding.length
+    if control.shape[1] > tokens:
+        raise PlanError(
+            f"the VACE context has {control.shape[1]} tokens and the transformer call {tokens}; "
+            "leave out the unit that makes the call shorter"
+        )
+    control = forward.shard(functional.pad(control, (0, 0, 0, tokens - control.shape[1])))
+    made: Iterator[Tensor] = branch.hints(control, forward.x, forward.context, forward.t_mod, forward.rope)
+    return made
