@@ -1,0 +1,49 @@
+"""The unit: the change of the modulation once per video, added in every transformer call."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+
+from omniavatar.engine.engine import Engine
+from omniavatar.engine.scopes import Forward, Job
+from omniavatar.engine.unit import PipelineUnit, UnitInputs
+from omniavatar.errors import CheckpointError
+from omniavatar.hookspecs import hookimpl
+
+
+class Motion(PipelineUnit):
+    """Speed control: how fast everything in the video moves, by a motion bucket.
+
+    Made for Wan2.1-T2V-1.3B. Without a bucket the video is what it is without the unit.
+    """
+
+    name = "motion"
+    roles = ("dit", "motion_controller")
+
+    class Inputs(UnitInputs):
+        motion_bucket_id: float | None = Field(None, ge=0, le=100, description="speed, 0 slow to 100 fast")
+
+    @hookimpl
+    def setup(self, engine: Engine) -> None:
+        width, needed = engine.model("motion_controller").dim, engine.model("dit").dim
+        if width != needed:
+            raise CheckpointError(
+                f"the motion controller is made for a transformer of width {width} and this one has {needed}; "
+                "use it with Wan2.1-T2V-1.3B or leave it out with -motion"
+            )
+
+    @hookimpl
+    def begin_job(self, job: Job) -> None:
+        bucket, engine = job.inputs(self).motion_bucket_id, job.engine
+        job["motion.modulation"] = None
+        if bucket is not None:
+            buckets = torch.tensor([bucket], dtype=torch.float64, device=engine.device)
+            job["motion.modulation"] = engine.model("motion_controller")(buckets)
+
+    @hookimpl
+    def embed(self, forward: Forward) -> None:
+        """The blocks' modulation alone; the head keeps that of the time."""
+        change = forward["motion.modulation"]
+        if change is not None:
+            forward.t_mod = forward.t_mod + change
