@@ -1,0 +1,128 @@
+"""Clips: what makes one long video of many windows, each continuing the last frames of the one before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from omniavatar.engine.scopes import Job, Step, Window
+from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
+from omniavatar.engine.windows import TEMPORAL_FACTOR, Span
+from omniavatar.errors import PlanError
+from omniavatar.hookspecs import hookimpl
+from omniavatar.media.video import probe_video, read_video
+from omniavatar.models.tiling import ENCODE_TILING
+from omniavatar.units.fixed_frames import overwrite
+from omniavatar_s2v.adapter import MOTION_FRAMES
+
+LEAD = TEMPORAL_FACTOR - 1
+"""Frames that a video begins with and does not show: its first latent frame, the one behind the picture, holds them."""
+GREY = 0.5
+
+
+class S2VClips(PipelineUnit):
+    """Long video: clips that follow each other, each told what the 73 frames before it looked like.
+
+    The frames before a clip, or in front of the first one the picture, are in its window as given frames, so that the
+    clip is decoded as their continuation; they are not shown again. An earlier video can be continued.
+    """
+
+    name = "s2v-clips"
+    needs = ("image_latent", "previous.frames")
+    provides = ("given_latents", "motion_latents")
+    conflicts = ("fixed-frames",)
+    roles = ("vae",)
+
+    class Settings(UnitSettings):
+        clip_frames: int = Field(
+            80, ge=4, le=120, multiple_of=4, description="frames of a clip, 4n; the first shows 3 less"
+        )
+        full_clips: bool = Field(
+            False, description="denoise the last clip in full length, as the first S2V program does"
+        )
+        tiled: bool = Field(False, description="encode in overlapping tiles: less memory, twice the work")
+
+    class Inputs(UnitInputs):
+        motion: VideoFile | None = Field(None, description="a video, maybe of an earlier run, whose end is continued")
+
+    settings: Settings
+
+    @hookimpl
+    def plan_windows(self, job: Job) -> list[Span]:
+        if job.leading:
+            raise PlanError(
+                "a unit of the plan puts frames in front of those of the video, and S2V clips have no place for them; "
+                "leave out that unit, or the reference pictures that it adds"
+            )
+        first = first_span(continues=job.inputs(self).motion is not None)
+        return plan_clips(job.length, self.settings.clip_frames, first, full=self.settings.full_clips)
+
+    @hookimpl
+    def begin_window(self, window: Window) -> None:
+        frames = self.frames_before(window)
+        window["motion_latents"] = None if frames is None else self.encode(window, frames)
+        window["given_latents"] = window["image_latent"] if frames is None else window["motion_latents"]
+
+    @hookimpl
+    def before_step(self, step: Step) -> None:
+        overwrite(step.window)
+
+    @hookimpl
+    def after_step(self, step: Step) -> None:
+        if step.is_last:
+            overwrite(step.window)
+
+    def frames_before(self, window: Window) -> Tensor | None:
+        """The last 73 frames before a window (1 3 73 h w) in [0, 1], grey where there are fewer; None without any."""
+        if window.previous is not None:
+            has_picture = window.previous["motion_latents"] is None
+            shown = window.previous["frames"][:, :, window.previous.span.keep.start if has_picture else 0 :]
+        elif (path := window.job.inputs(self).motion) is not None:
+            shown = last_frames(path, window.job)
+        else:
+            return None
+        shown = shown[:, :, -MOTION_FRAMES:]
+        return functional.pad(shown, (0, 0, 0, 0, MOTION_FRAMES - shown.shape[2], 0), value=GREY)
+
+    def encode(self, window: Window, frames: Tensor) -> Tensor:
+        """The latents (1 c 19 h w) of frames (1 3 73 h w) in [0, 1]."""
+        engine, tiling = window.engine, ENCODE_TILING if self.settings.tiled else None
+        latents: Tensor = engine.model("vae").encode((frames * 2 - 1).to(engine.device, engine.dtype), tiling=tiling)
+        return latents.float()
+
+
+def first_span(*, continues: bool) -> Span:
+    """What is given to the first clip: the past, or the picture, which stands in front of the frames not shown."""
+    if continues:
+        return Span(-MOTION_FRAMES, 0, MOTION_FRAMES, 0, 0)
+    return Span(-LEAD - 1, -LEAD, 1, 0, 0)
+
+
+def plan_clips(video_frames: int, clip_frames: int, first: Span, *, full: bool) -> list[Span]:
+    """Clips for `video_frames` frames: the first continues the given frames of `first`, the others 73 frames.
+
+    full: let the last clip keep its full length instead of stopping with the video.
+    """
+    spans: list[Span] = []
+    position = first.stop
+    while position < video_frames:
+        missing = -(-(video_frames - position) // TEMPORAL_FACTOR) * TEMPORAL_FACTOR
+        stop = position + (clip_frames if full else min(clip_frames, missing))
+        given = MOTION_FRAMES if spans else first.given
+        spans.append(Span(position - given, stop, given, max(0, position), min(stop, video_frames)))
+        position = stop
+    return spans
+
+
+def last_frames(path: Path, job: Job) -> Tensor:
+    """The last 73 frames of a video, or all it has, at the job's size and rate: (1 3 t h w) in [0, 1]."""
+    count = round((probe_video(path).duration or 0) * job.fps)
+    start = max(0, count - MOTION_FRAMES - job.fps)
+    frames = read_video(path, fps=job.fps, size=job.size, start=start)
+    if start and len(frames) < MOTION_FRAMES:  # its pictures end long before its sound
+        frames = read_video(path, fps=job.fps, size=job.size)
+    return torch.from_numpy(frames[-MOTION_FRAMES:]).permute(3, 0, 1, 2)[None].float() / 255

@@ -1,0 +1,73 @@
+"""The reference picture: who speaks, and where."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from omniavatar.engine.scopes import Job
+from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
+from omniavatar.errors import InputError
+from omniavatar.hookspecs import hookimpl
+from omniavatar.media.image import choose_size, fit_image, load_image
+from omniavatar.models.tiling import ENCODE_TILING
+
+MULTIPLE = 64
+"""Pixels of a side that one of the coarsest patches, those of the oldest frames, covers."""
+
+
+class S2VImage(PipelineUnit):
+    """The picture that S2V looks at in every clip; it is not a frame of the video.
+
+    The video takes the size from the table whose shape is nearest to the picture's; the picture is scaled to cover it
+    and cropped in the middle.
+    """
+
+    name = "s2v-image"
+    provides = ("image_latent",)
+    conflicts = ("reference-image",)
+    roles = ("vae",)
+
+    class Settings(UnitSettings):
+        sizes: tuple[tuple[int, int], ...] = Field(
+            ((448, 832), (512, 704), (640, 640), (704, 512), (832, 448)),
+            min_length=1,
+            description=f"sizes to choose from, [height, width] in pixels, multiples of {MULTIPLE}",
+        )
+        tiled: bool = Field(False, description="encode in overlapping tiles: less memory, twice the work")
+
+        @field_validator("sizes")
+        @classmethod
+        def _usable(cls, sizes: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+            for size in sizes:
+                if not is_usable(size):
+                    raise ValueError(f"{list(size)} is not made of positive multiples of {MULTIPLE}")
+            return sizes
+
+    class Inputs(UnitInputs):
+        image: ImageFile = Field(description="the picture of who speaks, any format that Pillow reads")
+
+    settings: Settings
+
+    @hookimpl
+    def begin_job(self, job: Job) -> None:
+        picture = load_image(job.inputs(self).image)
+        if job.height is None or job.width is None:
+            height, width = picture.shape[:2]
+            job.height, job.width = choose_size(height, width, self.settings.sizes)
+        if not is_usable(job.size):
+            height, width = job.size
+            raise InputError(f"the size {height}x{width} is not made of positive multiples of {MULTIPLE}")
+        job["image_latent"] = self.encode(job, fit_image(picture, job.size))
+
+    def encode(self, job: Job, picture: Tensor) -> Tensor:
+        """The latent (1 c 1 h w) of a picture (1 3 h w)."""
+        engine = job.engine
+        video = picture.unsqueeze(2).to(engine.device, engine.dtype)
+        latent: Tensor = engine.model("vae").encode(video, tiling=ENCODE_TILING if self.settings.tiled else None)
+        return latent.float()
+
+
+def is_usable(size: tuple[int, int]) -> bool:
+    """Whether the patches of every coarseness divide both sides without a rest."""
+    return all(side >= MULTIPLE and side % MULTIPLE == 0 for side in size)

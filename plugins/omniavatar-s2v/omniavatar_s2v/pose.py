@@ -1,0 +1,62 @@
+"""Poses: a video of skeletons that the person follows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from omniavatar.engine.scopes import Window
+from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
+from omniavatar.hookspecs import hookimpl
+from omniavatar.media.video import read_video
+from omniavatar.models.tiling import ENCODE_TILING
+
+BLACK = -1.0
+
+
+class S2VPose(PipelineUnit):
+    """How the person moves, as a video of drawn skeletons; frame n of it is frame n of the video.
+
+    Without one the movement follows prompt and voice. Behind its end the pictures are black.
+    """
+
+    name = "s2v-pose"
+    provides = ("pose_latents",)
+    roles = ("vae",)
+
+    class Settings(UnitSettings):
+        tiled: bool = Field(False, description="encode in overlapping tiles: less memory, twice the work")
+
+    class Inputs(UnitInputs):
+        pose: VideoFile | None = Field(None, description="a video of drawn poses")
+
+    settings: Settings
+
+    @hookimpl
+    def begin_window(self, window: Window) -> None:
+        path = window.job.inputs(self).pose
+        window["pose_latents"] = None if path is None else self.encode(window, pose_frames(path, window))
+
+    def encode(self, window: Window, frames: Tensor) -> Tensor:
+        """Pictures (1 3 4t h w) -> latents (1 c t h w). One is added, since a VAE's first latent is of one picture."""
+        engine, tiling = window.engine, ENCODE_TILING if self.settings.tiled else None
+        video = torch.cat([frames[:, :, :1], frames], dim=2).to(engine.device, engine.dtype)
+        latents: Tensor = engine.model("vae").encode(video, tiling=tiling)
+        return latents[:, :, 1:].float()
+
+
+def pose_frames(path: Path, window: Window) -> Tensor:
+    """The pictures of the frames that a window denoises (1 3 4t h w) in [-1, 1]."""
+    job, span = window.job, window.span
+    begin = span.start + span.given
+    start = max(0, begin)
+    pictures = read_video(path, fps=job.fps, size=job.size, start=start, max_frames=span.stop - start)
+    frames = torch.from_numpy(pictures).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    if frames.shape[2]:  # frames in front of the video, which are not shown, stand still
+        frames = torch.cat([frames[:, :, :1].expand(-1, -1, start - begin, -1, -1), frames], dim=2)
+    missing = span.stop - begin - frames.shape[2]
+    return functional.pad(frames, (0, 0, 0, 0, 0, missing), value=BLACK)

@@ -1,0 +1,85 @@
+"""The S2V transformer: the Wan transformer over the tokens of a clip, of the reference picture and of the past."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from omniavatar.engine.scopes import Forward
+from omniavatar.hookspecs import hookimpl
+from omniavatar.models.rope import grid_positions, rope_table
+from omniavatar.units.transformer import Transformer
+from omniavatar_s2v.adapter import MOTION, REFERENCE, VIDEO, tokens_of
+
+REFERENCE_TIME = 30
+"""The frame at which the reference picture stands, behind those of any clip."""
+
+
+class S2VTransformer(Transformer):
+    """The Wan 2.2 S2V transformer, in place of `transformer`.
+
+    Only the frames of the clip are denoised. Reference picture and past are tokens behind theirs that are told time
+    step 0 and whose results are dropped.
+    """
+
+    name = "s2v-transformer"
+    needs = ("prompt_embedding", "image_latent", "motion_latents")  # type: ignore[assignment]
+    uses = ("pose_latents",)
+    conflicts = ("transformer", "reference-image", "audio", "fixed-frames", "vace")
+    roles = ("dit", "s2v_adapter")  # type: ignore[assignment]
+
+    @hookimpl(tryfirst=True)
+    def embed(self, forward: Forward) -> None:
+        given = forward.window.span.given_latents
+        forward.latents = forward.latents[:, :, given:]
+        super().embed(forward)
+        pose = forward.memory.once("s2v-transformer.pose", lambda: pose_tokens(forward))
+        beside, positions = forward.memory.once("s2v-transformer.beside", lambda: tokens_beside(forward))
+        video, extra = forward.x.shape[1], beside.shape[1]
+        forward.x = torch.cat([forward.x + pose, forward.repeated(beside)], dim=1)
+        forward.rope = torch.cat([forward.rope, positions])
+        forward.frame_index = functional.pad(forward.frame_index + given, (0, extra), value=-1)
+        is_video = torch.arange(video + extra, device=forward.x.device) < video
+        forward.time, forward.t_mod = times(forward, is_video.long())
+
+    @hookimpl(trylast=True)
+    def unembed(self, forward: Forward) -> None:
+        frames, rows, columns = forward.grid
+        values = forward.gather(forward.network.head(forward.x, forward.time))[:, : frames * rows * columns]
+        velocity = forward.network.unpatchify(values, forward.grid).float()
+        given = forward.window.span.given_latents
+        forward.output = functional.pad(velocity, (0, 0, 0, 0, given, 0))  # given frames do not move
+
+
+def pose_tokens(forward: Forward) -> Tensor:
+    """What is added to the tokens of the video (1 s d); no poses are zeros, of which the layer makes a bias."""
+    adapter = forward.engine.model("s2v_adapter")
+    pose = forward.get("pose_latents")
+    latents = torch.zeros_like(forward.latents) if pose is None else pose
+    added: Tensor = adapter.pose(latents) + adapter.kind(VIDEO)
+    return added
+
+
+def tokens_beside(forward: Forward) -> tuple[Tensor, Tensor]:
+    """The tokens of picture and past (1 e d) and their rotary table (e hd/2 2)."""
+    adapter, network = forward.engine.model("s2v_adapter"), forward.network
+    picture, motion = forward["image_latent"], forward["motion_latents"]
+    grid = (1, *forward.grid[1:])
+    tokens = [tokens_of(network.patch_embedding, picture) + adapter.kind(REFERENCE)]
+    positions = [grid_positions(grid, picture.device) + torch.tensor([REFERENCE_TIME, 0, 0], device=picture.device)]
+    if motion is not None:
+        packed, places = adapter.motion(motion)
+        tokens.append(packed + adapter.kind(MOTION))
+        positions.append(places)
+    return torch.cat(tokens, dim=1), rope_table(torch.cat(positions), network.head_dim)
+
+
+def times(forward: Forward, is_noisy: Tensor) -> tuple[Tensor, Tensor]:
+    """Time embedding (1 s d) and modulation (1 s 6 d) of every token: those of the step, or of time step 0.
+
+    is_noisy: 1 or 0 for every token (s).
+    """
+    both = forward.step.timestep * torch.arange(2, dtype=torch.float64, device=is_noisy.device)
+    t_emb, t_mod = forward.network.embed_time(both)
+    return t_emb[None, is_noisy], t_mod[None, is_noisy]
