@@ -1,0 +1,46 @@
+"""Guidance of two experts, each with a scale of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor
+
+from omniavatar.engine.scopes import Step
+from omniavatar.engine.unit import PipelineUnit, UnitSettings
+from omniavatar.hookspecs import hookimpl
+from omniavatar.units import Guidance
+from omniavatar_moe.unit import LOW
+
+
+class MoeGuidance(PipelineUnit):
+    """Guidance with a scale for each of two transformers, in place of guidance.
+
+    The defaults are those of Wan 2.2 T2V A14B.
+    """
+
+    name = "moe-guidance"
+    roles = (LOW,)
+
+    class Settings(UnitSettings):
+        scale: float = Field(
+            4.0, ge=0, le=100, description="strength of the conditions at high noise; 1 switches guidance off"
+        )
+        low_scale: float = Field(
+            3.0, ge=0, le=100, description="strength of the conditions at low noise; 1 switches guidance off"
+        )
+        audio_scale: float | None = Field(None, ge=0, le=100, description="strength of the sound alone; default: both")
+
+    settings: Settings
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        audio_scale = self.settings.audio_scale
+        self.high = Guidance(scale=self.settings.scale, audio_scale=audio_scale)
+        self.low = Guidance(scale=self.settings.low_scale, audio_scale=audio_scale)
+
+    @hookimpl
+    def guide(self, step: Step) -> Tensor:
+        rule = self.low if step.network is step.engine.model(LOW) else self.high
+        return rule.guide(step)
