@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PLUGGED := .venv/.plugged
 PLUGINS := $(wildcard plugins/*)
 
 .PHONY: demo test lint format bench clean
@@ -9,10 +10,10 @@ PLUGINS := $(wildcard plugins/*)
 demo: $(READY)
 	$(BIN)/omni run
 
-test: $(READY)
-	$(BIN)/pytest
+test: $(PLUGGED)
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
-lint: $(READY)
+lint: $(PLUGGED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -24,9 +25,13 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.overhead
 
-$(READY): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
+$(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' $(PLUGINS:%=--editable %)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(PLUGGED): $(READY) $(PLUGINS:%=%/pyproject.toml)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation $(PLUGINS:%=--editable %)
 	touch $@
 
 clean:
