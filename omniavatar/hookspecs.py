@@ -63,8 +63,8 @@ class Pipeline:
     """The points at which a unit takes part in making a video. Order of one video:
 
     setup; begin_job; plan_windows; per window: plan_steps, begin_window; per step: before_step, guide -> predict ->
-    (embed, run_blocks -> before_block/after_block, unembed) per transformer call, advance, after_step; end_window;
-    end_job.
+    call -> (embed, run_blocks -> before_block/after_block, unembed) per transformer call, advance, after_step;
+    end_window; end_job.
     """
 
     @hookspec
@@ -118,6 +118,15 @@ class Pipeline:
 
         The engine's own implementation, asked last, runs one transformer call per branch. A unit that merges branches
         into one batch returns `step.forward(branches).chunk(len(branches))`; one that works around it is a wrapper.
+        """
+
+    @hookspec(firstresult=True)
+    def call(self, forward: Forward) -> Tensor | None:
+        """Once per transformer call that is asked for, first result: the velocity (b c t h w) for `forward.latents`.
+
+        The engine's own implementation, asked last, runs the hooks below. A unit may make several calls of one:
+        `step.forward(branches, frames)` is about some latent frames of the window. What a unit has for every latent
+        frame goes through `forward.cut`, or is chosen by `frame_index`.
         """
 
     @hookspec

@@ -15,7 +15,7 @@ SPECS = [
     for name, spec in vars(group).items()
     if hasattr(spec, f"{PROJECT}_spec")
 ]
-FIRST_RESULT = {"plan_windows", "plan_steps", "guide", "predict", "run_blocks", "advance"}
+FIRST_RESULT = {"plan_windows", "plan_steps", "guide", "predict", "call", "run_blocks", "advance"}
 
 
 @pytest.mark.parametrize(("group", "name", "spec"), SPECS, ids=[name for _, name, _ in SPECS])

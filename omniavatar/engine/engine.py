@@ -90,7 +90,7 @@ class Engine:
         self.groups = Groups()
         self.attention = AttentionSlot()
         units = [unit for unit in plan.units if world.is_main or not unit.main_rank_only]
-        self.hooks = Hooks(units, [*observers, _OneCallPerBranch()])
+        self.hooks = Hooks(units, [*observers, _Calls()])
         self._networks: dict[str, nn.Module] = {}
         self._is_set_up = False
         self._set_up_failure: BaseException | None = None
@@ -207,12 +207,16 @@ class Engine:
         return torch.randn(shape, generator=generator).roll(job.leading, dims=2).to(self.device)
 
 
-class _OneCallPerBranch:
-    """The engine's own `predict`, asked after all units."""
+class _Calls:
+    """The engine's own `predict` and `call`, asked after all units."""
 
     @hookimpl(trylast=True)
     def predict(self, step: Step, branches: Sequence[Branch]) -> Sequence[Tensor]:
         return one_call_each(step, branches)
+
+    @hookimpl(trylast=True)
+    def call(self, forward: Forward) -> Tensor:
+        return forward.engine.forward(forward)
 
 
 def one_call_each(step: Step, branches: Sequence[Branch]) -> list[Tensor]:

@@ -73,6 +73,10 @@ class Hooks:
         result: Sequence[Tensor] = _answered("predict", "", self._call.predict(step=step, branches=branches))
         return result
 
+    def call(self, forward: Forward) -> Tensor:
+        result: Tensor = _answered("call", "", self._call.call(forward=forward))
+        return result
+
     def embed(self, forward: Forward) -> None:
         self._call.embed(forward=forward)
 

@@ -142,7 +142,7 @@ class Window(Scope):
         self.span = span
         self.previous = previous
         self.steps: Sequence[Step] = ()
-        self.latents: Tensor = torch.empty(0)
+        self.latents: Tensor = torch.empty(1, 0, 0, 0, 0)
         self._branches: dict[str, Branch] = {}
         self._memories: dict[tuple[Any, ...], Scope] = {}
 
@@ -162,9 +162,9 @@ class Window(Scope):
             raise ValueError(f"branch '{name}' drops {sorted(branch.dropped)} and was asked for with {sorted(drops)}")
         return branch
 
-    def memory(self, network: nn.Module, branches: Sequence[Branch]) -> Scope:
-        """What units remember between the steps about calls of this network for these branches."""
-        key = (id(network), *(branch.name for branch in branches))
+    def memory(self, network: nn.Module, branches: Sequence[Branch], frames: slice = slice(None)) -> Scope:
+        """What units remember between the steps about calls of this network for these branches and latent frames."""
+        key = (id(network), frames.start, frames.stop, *(branch.name for branch in branches))
         return self._memories.setdefault(key, Scope(self))
 
     def close(self) -> None:
@@ -221,13 +221,19 @@ class Step(Scope):
         """The velocity (b c t h w) of every branch, through the `predict` hook."""
         return self.engine.hooks.predict(self, branches)
 
-    def forward(self, branches: Sequence[Branch]) -> Tensor:
-        """One transformer call for these branches, joined along the batch: (len(branches)*b c t h w)."""
-        return self.engine.forward(Forward(self, branches))
+    def forward(self, branches: Sequence[Branch], frames: slice | None = None) -> Tensor:
+        """One transformer call for these branches, joined along the batch: (len(branches)*b c t h w).
+
+        frames: the latent frames of the window that the call is about; default: all.
+        """
+        return self.engine.hooks.call(Forward(self, branches, frames))
 
 
 class Forward(Scope):
-    """One transformer call for one branch, or for several joined along the batch. See `hookspecs.Pipeline.embed`."""
+    """One transformer call for one branch, or for several joined along the batch. See `hookspecs.Pipeline.embed`.
+
+    `frames` are the latent frames of the window that it is about, all of them unless a unit cuts the window in pieces.
+    """
 
     x: Tensor
     context: Any
@@ -238,7 +244,7 @@ class Forward(Scope):
     frame_index: Tensor
     output: Tensor
 
-    def __init__(self, step: Step, branches: Sequence[Branch]) -> None:
+    def __init__(self, step: Step, branches: Sequence[Branch], frames: slice | None = None) -> None:
         super().__init__(branches[0] if len(branches) == 1 else step.window)
         self.step = step
         self.window = step.window
@@ -246,9 +252,14 @@ class Forward(Scope):
         self.engine = step.engine
         self.network: Any = step.network
         self.branches = tuple(branches)
-        self.latents = step.window.latents
-        self.memory = self.window.memory(step.network, branches)
+        self.frames = frames or slice(0, step.window.latents.shape[2])
+        self.latents = self.cut(step.window.latents)
+        self.memory = self.window.memory(step.network, branches, self.frames)
         self.sharding: Sharding | None = None
+
+    def cut(self, values: Tensor) -> Tensor:
+        """The frames of this call, of something that has a value for every latent frame of the window (b c t h w)."""
+        return values[:, :, self.frames]
 
     def stacked(self, select: Callable[[Branch], Tensor]) -> Tensor:
         """What `select` gives for every branch, joined along the batch (dimension 0)."""

@@ -1,6 +1,7 @@
 """The built-in units, one feature a file."""
 
 from omniavatar.units.audio import Audio
+from omniavatar.units.cfg_merge import CfgMerge
 from omniavatar.units.euler import Euler
 from omniavatar.units.fixed_frames import FixedFrames
 from omniavatar.units.fsdp import Fsdp
@@ -10,6 +11,7 @@ from omniavatar.units.lora import Lora
 from omniavatar.units.prompt import Prompt
 from omniavatar.units.reference_image import ReferenceImage
 from omniavatar.units.sequence_parallel import SequenceParallel
+from omniavatar.units.sliding_window import SlidingWindow
 from omniavatar.units.teacache import TeaCache
 from omniavatar.units.transformer import Transformer
 from omniavatar.units.vae_decode import VaeDecode
@@ -28,6 +30,8 @@ BUILTIN = (
     Lora,
     VaeDecode,
     WriteVideo,
+    CfgMerge,
+    SlidingWindow,
     SequenceParallel,
     GuidanceParallel,
     VaeParallel,

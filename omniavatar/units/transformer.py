@@ -28,7 +28,7 @@ class Transformer(PipelineUnit):
         timestep = torch.full((len(latents),), forward.step.timestep, dtype=torch.float64, device=latents.device)
         forward.time, forward.t_mod = network.embed_time(timestep)
         forward.rope, forward.frame_index = forward.window.once(
-            f"transformer.positions.{forward.grid}", lambda: positions(forward)
+            f"transformer.positions.{forward.grid}.{forward.frames.start}", lambda: positions(forward)
         )
 
     @hookimpl(trylast=True)
@@ -50,7 +50,7 @@ def model_input(forward: Forward) -> Tensor:
     """Latents and condition channels, once per branch (b c t h w)."""
     parts = [forward.latents]
     if "condition" in forward:
-        parts.append(forward["condition"])
+        parts.append(forward.cut(forward["condition"]))
     latents = forward.repeated(torch.cat(parts, dim=1))
     if latents.shape[1] != forward.network.in_dim:
         raise PlanError(
@@ -63,5 +63,5 @@ def model_input(forward: Forward) -> Tensor:
 def positions(forward: Forward) -> tuple[Tensor, Tensor]:
     """The rotary table (s hd/2 2) and the latent frame of every token (s)."""
     device = forward.latents.device
-    frames = grid_positions(forward.grid, device)[:, 0] - forward.job.leading
+    frames = grid_positions(forward.grid, device)[:, 0] + forward.frames.start - forward.job.leading
     return forward.network.rope(forward.grid, device), frames.clamp(min=-1)

@@ -61,6 +61,10 @@ class Recorder(PipelineUnit):
         self.log.append(f"predict {' '.join(branch.name for branch in branches)}")
 
     @hookimpl
+    def call(self, forward: Forward) -> None:
+        self.log.append(f"call {forward.branches[0].name}")
+
+    @hookimpl
     def embed(self, forward: Forward) -> None:
         self.log.append(f"embed {forward.branches[0].name}")
 
@@ -123,6 +127,7 @@ class Around(PipelineUnit):
 SPECS = {name: spec for name, spec in vars(Pipeline).items() if not name.startswith("_")}
 
 ONE_CALL = """
+call positive
 embed positive
 outer run_blocks (
 inner run_blocks (

@@ -1,4 +1,4 @@
-"""One transformer call through the hooks of an engine, for the kinds that pin down a single noise prediction."""
+"""Transformer calls through the hooks of an engine, for the kinds that pin down single noise predictions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,22 @@ def one_call(
     inputs: Mapping[str, Any] | None = None,
     **values: Any,
 ) -> Forward:
-    """The call for `latents`, `timestep` and `context` of the case, once its `output` is made.
+    """The call for `latents`, `timestep` and `context` of the case, once its `output` is made; see `one_step`."""
+    step = one_step(case, units, networks, inputs=inputs, **values)
+    forward = Forward(step, [step.window.branch("positive")])
+    forward.output = step.engine.hooks.call(forward)
+    return forward
+
+
+def one_step(
+    case: Case,
+    units: Iterable[PipelineUnit],
+    networks: Mapping[str, nn.Module],
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    **values: Any,
+) -> Step:
+    """A step at `latents` and `timestep` of the case, with `context` as prompt and `context_negative` beside it.
 
     The units run in front of the transformer; `inputs` are for them, `values` replace what they put in the window.
     """
@@ -39,12 +54,11 @@ def one_call(
     request = Request(inputs or {}, height=8 * rows, width=8 * columns, seconds=1.0)
     job = Job(engine, request, plan.parse_inputs(request.inputs))
     job["prompt_embedding"] = case.inputs["context"]
+    job["negative_embedding"] = case.inputs.get("context_negative")
     engine.hooks.begin_job(job)
     window = Window(job, 0, Span(0, 4 * frames - 3, 0, 0, 4 * frames - 3), None)
     window.latents = latents
     engine.hooks.begin_window(window)
     window.values.update(values)
     sigma = float(case.inputs["timestep"]) / 1000
-    forward = Forward(Step(window, 0, 1000 * sigma, sigma, 0.0), [window.branch("positive")])
-    engine.forward(forward)
-    return forward
+    return Step(window, 0, 1000 * sigma, sigma, 0.0)

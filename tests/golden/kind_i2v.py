@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from omniavatar.engine.engine import Engine, whole_video
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.scopes import Job, Request, Window
+from omniavatar.engine.unit import PipelineUnit
 from omniavatar.models.wan_vae import WanVAE
 from omniavatar.testing import GivenModels
 from tests.golden.calls import one_call
@@ -57,12 +58,17 @@ def image_dit(case: Case) -> ImageDiT:
 
 def by_the_unit(dit: ImageDiT, case: Case) -> Tensor:
     """The velocity of one call through the engine, which takes everything in front of the text for image tokens."""
+    units, networks, values = given_image(case, dit)
+    return one_call(case, units, networks, **values).output
+
+
+def given_image(case: Case, dit: ImageDiT) -> tuple[list[PipelineUnit], dict[str, nn.Module], dict[str, Any]]:
+    """The unit, the networks and the values by which a call gets `y` and `clip_feature` of a case."""
     encoder = ClipImageEncoder(
         tokens=IMAGE_TOKENS, patch_size=1, dim=dit.clip_dim, out_dim=1, mlp_ratio=1, num_heads=1, num_layers=1
     )
-    networks = {"dit": dit, "image_encoder": encoder}
-    given: dict[str, Any] = {"condition": case.inputs["y"], "image_features": case.inputs["clip_feature"]}
-    return one_call(case, [ImageToVideo()], networks, **given).output
+    values = {"condition": case.inputs["y"], "image_features": case.inputs["clip_feature"]}
+    return [ImageToVideo()], {"dit": dit, "image_encoder": encoder}, values
 
 
 def with_image_tokens(dit: ImageDiT, case: Case, image_tokens: int) -> Tensor:
