@@ -72,12 +72,7 @@ class Prepared:
 
     def by_engine(self, window: Window) -> Tensor:
         """The engine's inner loop."""
-        hooks = self.engine.hooks
-        for step in window.steps:
-            hooks.before_step(step)
-            step.velocity = hooks.guide(step)
-            window.latents = hooks.advance(step)
-            hooks.after_step(step)
+        self.engine.denoise(window)
         return window.latents
 
     def by_hand(self, window: Window) -> Tensor:

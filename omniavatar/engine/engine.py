@@ -170,14 +170,19 @@ class Engine:
         for index, span in enumerate(job.spans):
             window = self.open_window(job, index, span, window)
             hooks.begin_window(window)
-            for step in window.steps:
-                hooks.before_step(step)
-                step.velocity = hooks.guide(step)
-                window.latents = hooks.advance(step)
-                hooks.after_step(step)
+            self.denoise(window)
             hooks.end_window(window)
             window.close()
         hooks.end_job(job)
+
+    def denoise(self, window: Window) -> None:
+        """All steps of a window."""
+        hooks = self.hooks
+        for step in window.steps:
+            hooks.before_step(step)
+            step.velocity = hooks.guide(step)
+            window.latents = hooks.advance(step)
+            hooks.after_step(step)
 
     def forward(self, forward: Forward) -> Tensor:
         """One transformer call: the velocity (b c t h w) for `forward.latents`."""

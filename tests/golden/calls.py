@@ -41,15 +41,29 @@ def one_step(
     inputs: Mapping[str, Any] | None = None,
     **values: Any,
 ) -> Step:
-    """A step at `latents` and `timestep` of the case, with `context` as prompt and `context_negative` beside it.
+    """A step at `latents` and `timestep` of the case; see `one_window`."""
+    window = one_window(case, units, networks, inputs=inputs, latents=case.inputs["latents"])
+    window.values.update(values)
+    sigma = float(case.inputs["timestep"]) / 1000
+    return Step(window, 0, 1000 * sigma, sigma, 0.0)
 
-    The units run in front of the transformer; `inputs` are for them, `values` replace what they put in the window.
+
+def one_window(
+    case: Case,
+    units: Iterable[PipelineUnit],
+    networks: Mapping[str, nn.Module],
+    *,
+    latents: Tensor,
+    inputs: Mapping[str, Any] | None = None,
+) -> Window:
+    """A window with these latents, `context` of the case as prompt and `context_negative` beside it.
+
+    The units run in front of the transformer; `inputs` are for them.
     """
     plan = Plan((GivenPrompt(), *units, Transformer()))
     models = GivenModels(**{"vae": LatentFormat(), "text_encoder": nn.Identity(), **networks})
     engine = Engine(plan, models)
     engine.set_up()
-    latents: Tensor = case.inputs["latents"]
     frames, rows, columns = latents.shape[2:]
     request = Request(inputs or {}, height=8 * rows, width=8 * columns, seconds=1.0)
     job = Job(engine, request, plan.parse_inputs(request.inputs))
@@ -59,6 +73,4 @@ def one_step(
     window = Window(job, 0, Span(0, 4 * frames - 3, 0, 0, 4 * frames - 3), None)
     window.latents = latents
     engine.hooks.begin_window(window)
-    window.values.update(values)
-    sigma = float(case.inputs["timestep"]) / 1000
-    return Step(window, 0, 1000 * sigma, sigma, 0.0)
+    return window
