@@ -1,9 +1,11 @@
 """What several GPUs can give, by arithmetic: `python -m benchmarks.cost_model [--check results.json]`.
 
 A step is transformer calls; a call is matrix products (linear in tokens) and attention (quadratic), both measured on
-one GPU. Ranks divide that work; what a rank sends takes its bytes over the link. Nothing is assumed to overlap.
+one GPU. Ranks divide that work; what a rank sends takes its bytes over the link and the time of copying them into place
+before and after. Nothing is assumed to overlap.
 
-    seconds = branches/guidance * (linear * t + attention * t^2) / (ring * ulysses) + sent / link,   t = tokens / 30375
+    seconds = branches/guidance * (linear * t + attention * t^2) / (ring * ulysses) + sent / link + sent * copying,
+    t = tokens / 30375
 
 `--check` compares the model with what `benchmarks.scaling` measured.
 """
@@ -15,6 +17,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,12 @@ from benchmarks.scaling import Strategy
 REFERENCE_TOKENS = 400 // 16 * (720 // 16) * 27
 BRANCHES = 2
 GPUS_PER_HOST = 8
+GPUS = (1, 2, 4, 8, 16, 32, 64)
+VIDEOS = {"480p": REFERENCE_TOKENS, "720p": 45 * 80 * 21}
+"""400x720x105 and 720x1280x81, in tokens."""
+RESULTS = Path(__file__).parent / "results"
+ATTENTION_SECONDS = 0.0332
+"""One cuDNN attention of 40 heads at 30,375 tokens on an H200, measured."""
 
 
 @dataclass(frozen=True)
@@ -38,28 +47,35 @@ class Network:
 
 @dataclass(frozen=True)
 class Links:
-    """Bytes a second that a rank sends: inside a host (NVLink, measured) and between hosts (400 Gbit/s, assumed)."""
+    """Bytes a second that a rank sends inside a host (NVLink, measured between two H200) and between hosts (400 Gbit/s,
+    assumed), and the seconds of copying a byte, from what two GPUs took beyond work and link."""
 
-    inside: float = 264e9
+    inside: float = 255e9
     between: float = 50e9
+    copying: float = 6.3e-12
 
 
-# Seconds of a call: one rank of benchmarks/results/scaling-*.json; of these attention takes layers x the time of one
-# cuDNN attention at this size (14B: 33.2 ms; the 1.3B's has 12 of its 40 heads).
-NETWORKS = {
-    "14b": Network(5120, 40, 40, linear=2.831 - 40 * 0.0332, attention=40 * 0.0332),
-    "1.3b": Network(1536, 30, 12, linear=0.527 - 30 * 0.0332 * 12 / 40, attention=30 * 0.0332 * 12 / 40),
-}
+SIZES = {"14b": (5120, 40, 40), "1.3b": (1536, 30, 12)}
 
 
-def seconds_per_step(network: Network, strategy: Strategy, tokens: int, links: Links) -> float:
-    """The model."""
+@cache
+def network(size: str) -> Network:
+    """A model with the time of its calls by one rank of benchmarks/results/scaling-SIZE.json."""
+    dim, layers, heads = SIZES[size]
+    alone = json.loads((RESULTS / f"scaling-{size}.json").read_text())["rows"][0]["seconds_per_step"] / BRANCHES
+    attention = layers * ATTENTION_SECONDS * heads / 40
+    return Network(dim, layers, heads, alone - attention, attention)
+
+
+def seconds_per_step(model: Network, strategy: Strategy, tokens: int, links: Links) -> float:
+    """The formula. Ulysses comes first within a host; the ring leaves it where both together are larger."""
     share = tokens / REFERENCE_TOKENS
-    call = network.linear * share + network.attention * share**2
+    call = model.linear * share + model.attention * share**2
     compute = math.ceil(BRANCHES / strategy.guidance) * call / (strategy.ring * strategy.ulysses)
-    sent = strategy.sent_per_step(network.dim, network.layers, tokens, BRANCHES)
-    inside = strategy.ring * strategy.ulysses <= GPUS_PER_HOST
-    return compute + sent / (links.inside if inside else links.between)
+    sent = strategy.sent_per_step(model.dim, model.layers, tokens, BRANCHES)
+    is_inside = strategy.ring * strategy.ulysses <= GPUS_PER_HOST
+    inside = sent.total if is_inside else sent.ulysses
+    return compute + inside / links.inside + (sent.total - inside) / links.between + sent.total * links.copying
 
 
 def candidates(ranks: int, heads: int) -> Iterator[Strategy]:
@@ -71,48 +87,52 @@ def candidates(ranks: int, heads: int) -> Iterator[Strategy]:
                 yield Strategy(guidance, rest // ulysses, ulysses)
 
 
-def best(network: Network, ranks: int, tokens: int, links: Links) -> tuple[Strategy, float]:
+def best(model: Network, ranks: int, tokens: int, links: Links) -> tuple[Strategy, float]:
     """The fastest grid and its seconds per step."""
     timed = [
-        (strategy, seconds_per_step(network, strategy, tokens, links)) for strategy in candidates(ranks, network.heads)
+        (strategy, seconds_per_step(model, strategy, tokens, links)) for strategy in candidates(ranks, model.heads)
     ]
     return min(timed, key=lambda pair: (pair[1], pair[0].ring))
 
 
-def print_table(network: Network, links: Links) -> None:
-    """The best grid for 1 to 64 GPUs at 480p and 720p."""
-    for name, tokens in (("400x720x105", REFERENCE_TOKENS), ("720x1280x81", 45 * 80 * 21)):
-        alone = best(network, 1, tokens, links)[1]
-        print(f"\n{name}: {tokens} tokens\n| GPUs | strategy | s/step | speed-up | efficiency |\n|---|---|---|---|---|")
-        for ranks in (1, 2, 4, 8, 16, 32, 64):
-            strategy, seconds = best(network, ranks, tokens, links)
-            gain = alone / seconds
-            print(f"| {ranks} | {strategy.name} | {seconds:.3f} | {gain:.1f} | {gain / ranks:.2f} |")
+def table(size: str, links: Links) -> list[str]:
+    """The best grid for 1 to 64 GPUs, and what it gives at 480p and 720p, as lines of Markdown."""
+    model = network(size)
+    lines = ["| GPUs | best grid | 480p s/step | efficiency | 720p s/step | efficiency |", "|---|---|---|---|---|---|"]
+    alone = {name: best(model, 1, tokens, links)[1] for name, tokens in VIDEOS.items()}
+    for ranks in GPUS:
+        cells = [str(ranks), best(model, ranks, VIDEOS["480p"], links)[0].name]
+        for name, tokens in VIDEOS.items():
+            seconds = best(model, ranks, tokens, links)[1]
+            cells += [f"{seconds:.3g}", f"{alone[name] / seconds / ranks:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
-def check(path: Path) -> None:
-    """Model against measurement, row by row."""
+def check(path: Path) -> dict[str, float]:
+    """How far the model is from every row that was measured, as a fraction."""
     content: dict[str, Any] = json.loads(path.read_text())
-    network = NETWORKS[content["work"]["size"]]
-    print("| strategy | measured s/step | model | off by |\n|---|---|---|---|")
+    model, off = network(content["work"]["size"]), {}
     for row in content["rows"]:
         degrees = dict(part.split("=") for part in row["strategy"].split() if "=" in part)
         strategy = Strategy(*(int(degrees.get(axis, 1)) for axis in ("guidance", "ring", "ulysses")))
         if row["status"] == "run" and strategy.ranks == row["ranks"]:
-            predicted = seconds_per_step(network, strategy, row["tokens"], Links())
-            off = predicted / row["seconds_per_step"] - 1
-            print(f"| {row['strategy']} | {row['seconds_per_step']:.3f} | {predicted:.3f} | {off:+.1%} |")
+            off[row["strategy"]] = (
+                seconds_per_step(model, strategy, row["tokens"], Links()) / row["seconds_per_step"] - 1
+            )
+    return off
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=tuple(NETWORKS), default="14b")
+    parser.add_argument("--size", choices=tuple(SIZES), default="14b")
     parser.add_argument("--check", type=Path)
     arguments = parser.parse_args()
     if arguments.check:
-        check(arguments.check)
+        for strategy, off in check(arguments.check).items():
+            print(f"{strategy}: {off:+.1%}")
     else:
-        print_table(NETWORKS[arguments.size], Links())
+        print("\n".join(table(arguments.size, Links())))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -69,16 +70,31 @@ class Strategy:
             made.append(SequenceParallel(ulysses=self.ulysses, ring=self.ring))
         return made
 
-    def sent_per_step(self, dim: int, layers: int, tokens: int, branches: int = 2, width: int = 2) -> int:
-        """Bytes that one rank sends in a step: all-to-all of q, k, v and the result, keys and values around the ring,
-        the gathered output, the velocities of the branches."""
-        calls = branches / self.guidance
+    def sent_per_step(self, dim: int, layers: int, tokens: int, branches: int = 2, width: int = 2) -> Sent:
+        """What one rank sends in a step: q, k, v and the result of every attention, keys and values around the ring,
+        the gathered output, the velocities of the branches. `width`: bytes of a number."""
+        calls = math.ceil(branches / self.guidance)
         local = -(-tokens // (self.ring * self.ulysses)) * dim * width
-        ulysses = 4 * local * (self.ulysses - 1) / self.ulysses
-        ring = 2 * local * (self.ring - 1)
         gathered = tokens * 64 * width * (1 - 1 / (self.ring * self.ulysses))
         velocities = tokens * 64 * 4 * (self.guidance > 1)
-        return round(calls * (layers * (ulysses + ring) + gathered) + velocities)
+        return Sent(
+            ulysses=calls * layers * 4 * local * (self.ulysses - 1) / self.ulysses,
+            ring=calls * layers * 2 * local * (self.ring - 1),
+            results=calls * gathered + velocities,
+        )
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Bytes that a rank sends in a step: for Ulysses, around the ring, and results."""
+
+    ulysses: float
+    ring: float
+    results: float
+
+    @property
+    def total(self) -> float:
+        return self.ulysses + self.ring + self.results
 
 
 def strategies(ranks: int, heads: int) -> list[Strategy]:
@@ -126,7 +142,7 @@ def measure(world: World, strategy: Strategy, size: str, device: torch.device) -
     seconds = statistics.median(timer.seconds[1:])
     dit = models.config("dit")
     tokens = latent_frames(frames) * (height // 16) * (width // 16)
-    sent = strategy.sent_per_step(dit["dim"], dit["num_layers"], tokens)
+    sent = strategy.sent_per_step(dit["dim"], dit["num_layers"], tokens).total
     rate = link_rate(engine.groups.world, device)
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
     return {

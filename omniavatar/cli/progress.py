@@ -13,7 +13,7 @@ A terminal gets one line with a bar; a log file gets a plain line a chunk.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -143,13 +143,17 @@ class Watcher:
         self.display.__enter__()
         return self
 
-    def load(self, engine: Engine) -> None:
-        """Load the models that the plan's units need, one after another, and set the units up."""
+    def load(self, engine: Engine, note: Callable[[], None]) -> None:
+        """Load the models that the plan's units need, one after another, and set the units up.
+
+        note: called after each.
+        """
         started = time.perf_counter()
         roles = list(dict.fromkeys(role for unit in engine.plan.units for role in unit.roles))
         for index, role in enumerate(roles):
             self.display.show(Status(f"loading {role}", index, len(roles)))
             engine.model(role)
+            note()
         self.display.show(Status("setting up", len(roles), len(roles)))
         engine.set_up()
         self.load_seconds = time.perf_counter() - started

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -21,14 +20,15 @@ if TYPE_CHECKING:
     from omniavatar.config import RunConfig
     from omniavatar.engine.scopes import Job
 
-SPREADS_CALLS = ("sequence-parallel", "guidance-parallel")
+LOST_SIGNS = ("timed out", "timeout", "closed", "reset", "refused", "broken pipe", "aborted", "remote process")
+"""How exchanges say that the other side is gone or late."""
 
 
-def spread(chosen: Mapping[str, dict[str, Any]], ranks: int) -> dict[str, dict[str, Any]]:
-    """The chosen units for this many ranks: with more than one, something must share the transformer's work."""
-    if ranks == 1 or any(name in chosen for name in SPREADS_CALLS):
+def spread(chosen: Mapping[str, dict[str, Any]], ranks: int, degree: int) -> dict[str, dict[str, Any]]:
+    """The chosen units for this many ranks: what guidance leaves of them, with this degree, shares every call."""
+    if ranks == 1 or (ranks <= degree and "guidance-parallel" in chosen):
         return dict(chosen)
-    return {**chosen, "sequence-parallel": {}}
+    return {**chosen, "sequence-parallel": chosen.get("sequence-parallel", {})}
 
 
 def check_ranks(world: World, config: RunConfig) -> None:
@@ -56,7 +56,8 @@ def start_ranks(ranks: int, arguments: Sequence[str]) -> int:
 
     end = launch(ranks, ["run", *arguments])
     if end.causes or end.notes:
-        say("; ".join([*end.causes[:1], *end.notes]))
+        cause = end.causes[0] if end.causes else ""
+        say(("\n" if "\n" in cause else "; ").join(filter(None, [cause, *end.notes])))
     for cause in end.causes[1:]:
         say(cause)
     return end.code
@@ -77,10 +78,12 @@ def as_rank(world: World, device: torch.device, timeout: float, work: Callable[[
         leave(speak(world, error, rescue.progress))
 
     limit = idle_limit(rescue.idle, timeout, give_up) if device.type == "cuda" else nullcontext()
-    with stoppable(lambda: give_up(Stopped(signal.SIGTERM, ""))):
+    with stoppable(give_up):
         try:
-            with joined(world, device, timeout), limit:
-                return work()
+            with joined(world, device, timeout):
+                rescue.note()
+                with limit:
+                    return work()
         except BaseException as error:
             leave(speak(world, error, rescue.progress))
 
@@ -107,69 +110,76 @@ def diagnosis_of_rank(error: BaseException) -> tuple[str, int]:
     if isinstance(error, Stuck):
         return str(error), LOST
     if is_lost(error):
-        return "another rank has stopped or did not answer in time", LOST
+        return f"another rank has stopped or did not answer in time ({first_line(error)})", LOST
     message, code = diagnosis(error)
     return message or "".join(traceback.format_exception(error)).rstrip(), code
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether a collective failed because of the other ranks."""
+    """Whether an exchange failed because the other ranks did not come or have gone."""
     from torch.distributed import DistError
 
-    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+    is_exchange = isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+    return is_exchange and any(sign in str(error).lower() for sign in LOST_SIGNS)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return str(error).strip().partition("\n")[0]
 
 
 class Rescue:
     """Observes an engine, so that a job can be closed from outside: what it had finished is kept.
 
-    progress: hooks that the engine has called so far, by which ranks can be compared.
+    progress: what was got done so far, mostly hooks that the engine has called, by which ranks can be compared.
     """
 
     def __init__(self) -> None:
         self.job: Job | None = None
         self.progress = 0
-        self._time = 0.0
+        self._time = time.monotonic()
 
     def idle(self) -> float:
-        """Seconds since the engine has called a hook; 0 outside of a job."""
-        return time.monotonic() - self._time if self.job is not None else 0.0
+        """Seconds since something was got done."""
+        return time.monotonic() - self._time
 
-    def _note(self) -> None:
+    def note(self) -> None:
+        """Something is done, such as a hook or a model that is loaded."""
         self.progress += 1
         self._time = time.monotonic()
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
-        self._note()
+        self.note()
         self.job = job
 
     @hookimpl
     def begin_window(self) -> None:
-        self._note()
+        self.note()
 
     @hookimpl
     def before_step(self) -> None:
-        self._note()
+        self.note()
 
     @hookimpl
     def embed(self) -> None:
-        self._note()
+        self.note()
 
     @hookimpl
     def before_block(self) -> None:
-        self._note()
+        self.note()
 
     @hookimpl
     def after_step(self) -> None:
-        self._note()
+        self.note()
 
     @hookimpl
     def end_window(self) -> None:
-        self._note()
+        self.note()
 
     @hookimpl(trylast=True)
     def end_job(self) -> None:
-        self._note()
+        self.note()
         self.job = None
 
     def __call__(self, error: BaseException) -> None:

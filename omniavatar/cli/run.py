@@ -12,6 +12,7 @@ from omniavatar.cli.options import UnitOption, split_values, unit_options
 from omniavatar.cli.ranks import as_rank, check_ranks, start_ranks
 from omniavatar.cli.start import EARLY, Start, early_options, start
 from omniavatar.cli.videos import Video, VideoMaker
+from omniavatar.distributed.world import place
 from omniavatar.errors import InputError, OmniError, PlanError, nearest
 from omniavatar.resources import asset
 
@@ -32,7 +33,8 @@ class RunCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         early = early_options(args, with_hyphens)
         # The root context: one whose parsing fails is not closed.
-        ctx.find_root().with_resource(logging_to_stderr(-1 if early["quiet"] else early["verbose"]))
+        is_quiet = early["quiet"] or not place().is_main
+        ctx.find_root().with_resource(logging_to_stderr(-1 if is_quiet else early["verbose"]))
         ctx.obj = start(early)
         ctx.meta[ARGUMENTS] = list(args)
         try:
@@ -121,11 +123,11 @@ def seconds_of(ctx: click.Context, param: click.Parameter, value: float | None) 
 @click.option("--gpus", type=click.IntRange(1), metavar="INTEGER", help="ranks to start on this machine  [default: 1]")
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=click.FloatRange(0, LONGEST, min_open=True),
     default=600.0,
     metavar="SECONDS",
-    help="how long ranks wait for one that does not answer; when one has failed, all end within 5 seconds  "
-    "[default: 600]",
+    help="how long ranks wait for one that does not answer, and on GPUs the longest that one call may take; with "
+    "--gpus all end within 10 seconds after it  [default: 600]",
 )
 @click.option("--quiet", is_flag=True, help="print errors only")
 @click.option("--json", "as_json", is_flag=True, help="print a line of figures for each video")

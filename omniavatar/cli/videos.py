@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 from rich.console import Console
 
-from omniavatar.cli.console import say
+from omniavatar.cli.console import say, saying_faults
 from omniavatar.cli.fields import marks
 from omniavatar.cli.progress import Watcher, display_for
 from omniavatar.cli.ranks import Rescue
-from omniavatar.distributed.world import World, common
+from omniavatar.distributed.world import World, common, tells_for_all
 from omniavatar.errors import InputError, OmniError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class VideoMaker:
         good = self.agreed([(video, self.tried(video, self.request, engine, video)) for video in videos])
         if good:
             with self.watcher:
-                self.watcher.load(engine)
+                self.watcher.load(engine, self.rescue.note)
         made = 0
         for number, (video, request) in enumerate(good, start=1):
             self.watcher.title = f"video {number}/{len(good)}, " if len(good) > 1 else ""
@@ -104,11 +104,12 @@ class VideoMaker:
 
     def engine(self, world: World, device: torch.device) -> Engine:
         """The engine for this configuration; headers are read, weights are not."""
-        from omniavatar.checkpoints import Bundle, Registry
+        from omniavatar.checkpoints import Bundle
         from omniavatar.engine.engine import Engine
         from omniavatar.engine.plan import build_plan
 
-        registry = Registry(self.begin.plugins.checkpoint_tables())
+        with saying_faults(self.begin.plugins):
+            registry = self.begin.plugins.registry()
         roles = [entry.role for entry in self.config.models]
         bundle = Bundle.open(self.config.model_files(), registry, roles)
         plan = build_plan(self.config.units, self.begin.catalog, bundle.settings(), self.config.settings)
@@ -151,7 +152,7 @@ class VideoMaker:
         except OmniError as error:
             if not video.place:
                 raise
-            if self.world.is_main:
+            if tells_for_all():  # ranks that this program has started find what it has found before
                 say(f"{video.place}: {error}", error)
             return None
 

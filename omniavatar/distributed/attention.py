@@ -14,18 +14,28 @@ from torch.nn import functional
 
 from omniavatar.distributed.groups import Group, Groups
 from omniavatar.distributed.sharding import Sharding
-from omniavatar.models.attention import Attention
+from omniavatar.errors import PlanError
+from omniavatar.models.attention import Attention, sdpa
 
 HOPPER = (9, 0)
 """From this compute capability on, cuDNN's kernel is the fastest that also gives the log-sum-exp."""
 
 
 def sequence_attention(inner: Attention, groups: Groups, sharding: Sharding) -> Attention:
-    """The strategy for shards of `sharding`: Ulysses inside, ring across, whichever have more than one rank."""
+    """The strategy for shards of `sharding`: Ulysses inside, ring across, whichever have more than one rank.
+
+    `inner` attends to what Ulysses has brought together; a ring computes attention itself. Raises PlanError if it would
+    have to replace another strategy than the default.
+    """
     part = sharding.shard_length * groups.ulysses.size
     lengths = [max(0, min(part, sharding.length - part * rank)) for rank in range(groups.ring.size)]
     length = lengths[groups.ring.rank]
     if groups.ring.size > 1:
+        if inner is not sdpa:
+            raise PlanError(
+                "a ring joins parts of attention by their log-sum-exp, which another unit's attention does not give; "
+                "take sequence-parallel(ring=1), or leave that unit out"
+            )
         inner = ring_attention(groups.ring, lengths)
     if groups.ulysses.size > 1:
         return ulysses_attention(inner, groups.ulysses, length)

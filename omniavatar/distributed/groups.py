@@ -115,18 +115,9 @@ def grid_shape(degrees: Mapping[str, int], ranks: int) -> tuple[int, ...]:
     shape = tuple(degrees.get(axis, 1) for axis in AXES)
     used = shape[0] * shape[1] * shape[2]
     if used != ranks:
-        asked = " x ".join(f"{axis} {degree}" for axis, degree in zip(AXES, shape, strict=True))
-        raise PlanError(f"{asked} makes {used} ranks, there are {ranks}; valid splits: {splits(ranks)}")
+        asked = " x ".join(f"{axis} {degree}" for axis, degree in zip(AXES, shape, strict=True) if degree > 1)
+        raise PlanError(
+            f"the plan spreads its work over {used} of {ranks} ranks{f' ({asked})' if asked else ''}; "
+            "add sequence-parallel, which takes those that are left"
+        )
     return shape
-
-
-def splits(ranks: int) -> str:
-    """All grids of this many ranks, in words."""
-    found = [
-        f"guidance {guidance} x ring {ring} x ulysses {ranks // guidance // ring}"
-        for guidance in range(1, min(3, ranks) + 1)
-        if ranks % guidance == 0
-        for ring in range(1, ranks // guidance + 1)
-        if ranks // guidance % ring == 0
-    ]
-    return "; ".join(found)

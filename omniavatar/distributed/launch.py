@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.1
 SIGNALLED = 128
+SAID = (1, 2, 3)
+"""Exit codes of the command line, which has told the user why."""
 PASSED_ON = (signal.SIGTERM, signal.SIGINT)
 """Signals by which the agent ends the other ranks."""
 
@@ -53,6 +55,7 @@ def launch(ranks: int, arguments: Sequence[str]) -> End:
             run_id=RUN_PREFIX + str(uuid.uuid4()),
             rdzv_backend="c10d",
             rdzv_endpoint="127.0.0.1:0",
+            local_addr="127.0.0.1",  # a host's own name need not resolve
             max_restarts=0,
             monitor_interval=POLL_SECONDS,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
@@ -77,7 +80,8 @@ def end_of(failures: Mapping[int, ProcessFailure], words: Sequence[Word]) -> End
     mute = [failure for rank, failure in failures.items() if rank not in {word.rank for word in words}]
     by_itself = [failure for failure in mute if -failure.exitcode not in PASSED_ON]
     if by_itself:
-        return End(*end_of_mute(by_itself[0]), notes)
+        code, cause = end_of_mute(by_itself[0])
+        return End(code, (cause,) if cause else (), notes)
     placed = [word for word in words if word.where]
     behind = min((word.progress for word in placed), default=0)
     late = [
@@ -85,16 +89,18 @@ def end_of(failures: Mapping[int, ProcessFailure], words: Sequence[Word]) -> End
         for word in placed
         if word.progress == behind
     ]
-    return End(LOST, tuple(late or [word.message for word in words[:1]]), notes)
+    return End(LOST, tuple(late or [f"rank {word.rank}: {word.message}" for word in words[:1]]), notes)
 
 
-def end_of_mute(failure: ProcessFailure) -> tuple[int, tuple[str, ...]]:
-    """Exit code and cause of a rank that has left no word: killed, or it ended before it began and has said why."""
-    if failure.exitcode > 0:
-        return failure.exitcode, ()
-    name = signal.Signals(-failure.exitcode).name
-    message = f"rank {failure.local_rank} was killed by {name}; was there enough memory?"
-    return SIGNALLED - failure.exitcode, (message,)
+def end_of_mute(failure: ProcessFailure) -> tuple[int, str]:
+    """Exit code and cause of a rank that has left no word: killed, or ended by a library; empty if it has told why."""
+    rank, code = f"rank {failure.local_rank}", failure.exitcode
+    if code in SAID:
+        return code, ""
+    if code > 0:
+        return code, f"{rank} ended with exit code {code} and did not say why"
+    memory = "; was there enough memory?" if -code == signal.SIGKILL else ""
+    return SIGNALLED - code, f"{rank} was ended by {signal.Signals(-code).name}{memory}"
 
 
 def end_by_signal(number: signal.Signals, words: Sequence[Word]) -> End:

@@ -61,7 +61,9 @@ class Word:
 
     def leave(self, file: Path) -> None:
         """Write it down for the launcher."""
-        file.write_text(json.dumps({**asdict(self), "time": time.time()}))
+        partial = file.with_name(f"{file.name}.partial")
+        partial.write_text(json.dumps({**asdict(self), "time": time.time()}))
+        os.replace(partial, file)
 
     @classmethod
     def read_all(cls, folder: Path, name: str) -> list[Word]:
@@ -71,12 +73,13 @@ class Word:
 
 
 @contextmanager
-def stoppable(rescue: Callable[[], None]) -> Iterator[None]:
+def stoppable(rescue: Callable[[Stopped], object]) -> Iterator[None]:
     """Let the first signal that asks to end raise `Stopped` in the main thread, and none disturb it afterwards.
 
     rescue: called from another thread if the main thread does not hear the signal; the process ends after it.
     """
     heard = threading.Event()
+    main = threading.main_thread().ident
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in SIGNALS:
@@ -88,7 +91,7 @@ def stoppable(rescue: Callable[[], None]) -> Iterator[None]:
     def watch() -> None:
         while number := inlet.recv(1):  # nothing once the other end is closed
             if number[0] in SIGNALS and not heard.wait(GRACE_SECONDS):
-                rescue()
+                rescue(Stopped(number[0], place_of(sys._current_frames().get(main or 0))))
                 leave(LOST)
 
     inlet, outlet = socket.socketpair()

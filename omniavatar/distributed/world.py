@@ -52,7 +52,7 @@ ALONE = World()
 
 def place(environment: Mapping[str, str] = os.environ) -> World:
     """Where torchrun or Slurm has put this process; alone without them."""
-    if int(environment.get("WORLD_SIZE", "1")) > 1:
+    if int(environment.get("WORLD_SIZE") or 1) > 1 and "RANK" in environment:
         return World(
             rank=int(environment["RANK"]),
             size=int(environment["WORLD_SIZE"]),
@@ -106,6 +106,11 @@ def word_file(environment: Mapping[str, str] = os.environ) -> Path | None:
     return Path(environment["TORCHELASTIC_ERROR_FILE"]).with_name(WORD_FILE)
 
 
+def tells_for_all(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process tells the user what every rank finds in the same way."""
+    return place(environment).is_main and word_file(environment) is None
+
+
 @contextmanager
 def joined(world: World, device: torch.device, timeout: float) -> Iterator[None]:
     """Be a member of the process group of `world`; nothing for a world of one.
@@ -132,10 +137,13 @@ def joined(world: World, device: torch.device, timeout: float) -> Iterator[None]
             timeout=timedelta(seconds=timeout + NCCL_PATIENCE * is_cuda),
         )
     except distributed.DistError as error:
+        meeting = f"{world.address}:{world.port}"
         reason = str(error).partition("\n")[0]
+        if "EADDRINUSE" in str(error):
+            raise InputError(f"the port of {meeting} is taken; set MASTER_PORT to another one") from None
         raise InputError(
-            f"rank {world.rank} has not met all {world.size} ranks at {world.address}:{world.port} "
-            f"within {timeout:g} s ({reason}); start them all, or give a longer --timeout"
+            f"not all {world.size} ranks have met at {meeting} within {timeout:g} s ({reason}); start them all, or "
+            "give a longer --timeout"
         ) from None
     yield
     distributed.barrier(device_ids=[device.index] if is_cuda else None)

@@ -34,9 +34,16 @@ class Fsdp(PipelineUnit):
                 network = engine.model(role)
                 if engine.world.size > 1:
                     shard_blocks(network.blocks, engine.device.type, engine.groups.world)
-                for part in network.children():
-                    if engine.world.size == 1 or part is not network.blocks:
-                        part.to(engine.device)
+                bring_rest(network, engine)
+
+
+def bring_rest(network: nn.Module, engine: Engine) -> None:
+    """Move what is not sharded to the device."""
+    for part in network.children():
+        if engine.world.size == 1 or part is not network.blocks:
+            part.to(engine.device)
+    for weight in network.parameters(recurse=False):
+        weight.data = weight.data.to(engine.device)
 
 
 class Together(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,9 @@ from omniavatar.engine.scopes import Branch, Step
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
+
+log = logging.getLogger(__name__)
+REPEATS = "guidance makes %d calls a step for %d groups of ranks; some repeat the work of others"
 
 
 class GuidanceParallel(PipelineUnit):
@@ -44,6 +48,8 @@ class GuidanceParallel(PipelineUnit):
     @hookimpl(tryfirst=True)
     def predict(self, step: Step, branches: Sequence[Branch]) -> Sequence[Tensor] | None:
         group = step.engine.groups.guidance
+        if len(branches) < group.size:
+            step.window.job.once("guidance-parallel.warned", lambda: log.warning(REPEATS, len(branches), group.size))
         if group.size == 1 or len(branches) == 1:
             return None
         velocities = {branch: step.predict([branch])[0] for branch in share(branches, group)}

@@ -42,10 +42,9 @@ class SequenceParallel(PipelineUnit):
         )
         ring = self.settings.ring or ranks // ulysses
         if ulysses * ring != ranks or heads % ulysses:
-            raise PlanError(
-                f"sequence-parallel(ulysses={ulysses}, ring={ring}) does not fit {ranks} ranks and {heads} heads; "
-                f"valid: {valid_splits(ranks, heads)}"
-            )
+            whose = f"{ranks} ranks" if ranks == engine.world.size else f"{ranks} of {engine.world.size} ranks"
+            hint = "; start more with --gpus" if engine.world.size == 1 else ""
+            raise PlanError(f"{self} does not fit {whose} and {heads} heads; valid: {valid_splits(ranks, heads)}{hint}")
         return {"ring": ring, "ulysses": ulysses}
 
     @hookimpl(wrapper=True, tryfirst=True)

@@ -31,7 +31,7 @@ def test_a_video_is_counted_and_shown(tiny_models: Bundle, catalog: Catalog) -> 
     watcher = Watcher(display)
     engine = tiny_engine(tiny_models, catalog, "default-write-video-lora", observers=[watcher])
     with watcher:
-        watcher.load(engine)
+        watcher.load(engine, lambda: None)
         for _ in range(2):
             engine.generate(request(seconds=0.4, inputs={"prompt": "x"}))
     figures = watcher.figures

@@ -34,7 +34,12 @@ def test_what_several_ranks_say_is_told_once_with_the_first_to_say_it() -> None:
 
 def test_a_rank_that_was_killed_is_named() -> None:
     end = end_of(failures(r0=4, r1=-9), [WAITED])
-    assert end == End(137, ("rank 1 was killed by SIGKILL; was there enough memory?",), (KEPT,))
+    assert end == End(137, ("rank 1 was ended by SIGKILL; was there enough memory?",), (KEPT,))
+
+
+def test_a_rank_that_crashed_is_named() -> None:
+    assert end_of(failures(r1=-11), []) == End(139, ("rank 1 was ended by SIGSEGV",))
+    assert end_of(failures(r0=4, r1=7), [WAITED]).causes == ("rank 1 ended with exit code 7 and did not say why",)
 
 
 def test_a_rank_that_ended_before_it_began_has_spoken_for_itself() -> None:
@@ -59,7 +64,7 @@ def test_of_ranks_that_all_stood_still_the_one_that_was_behind_is_told() -> None
 
 def test_without_any_cause_it_says_what_the_first_rank_saw() -> None:
     words = [WAITED, Word(1, TERMINATED, "ended by SIGTERM")]
-    assert end_of(failures(r0=4, r1=TERMINATED), words) == End(LOST, (WAITED.message,), (KEPT,))
+    assert end_of(failures(r0=4, r1=TERMINATED), words) == End(LOST, (f"rank 0: {WAITED.message}",), (KEPT,))
 
 
 def test_a_signal_to_the_launcher() -> None:

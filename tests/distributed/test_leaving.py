@@ -18,7 +18,7 @@ from omniavatar.distributed import leaving
 from omniavatar.distributed.leaving import LOST, Stopped, Stuck, idle_limit, stoppable
 
 
-def never() -> None:
+def never(error: Stopped) -> None:
     pytest.fail("the main thread has heard the signal")
 
 
@@ -95,7 +95,7 @@ import ctypes, threading
 from omniavatar.distributed import leaving
 leaving.GRACE_SECONDS = 0.2
 mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
-with leaving.stoppable(lambda: print("kept", flush=True)):
+with leaving.stoppable(lambda error: print("kept", error.where, flush=True)):
     lock(mutex)
     print("ready", flush=True)
     lock(mutex)
@@ -107,7 +107,7 @@ with leaving.stoppable(lambda: print("kept", flush=True)):
         time.sleep(0.5)  # so that it is inside the second call
         begin = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert process.stdout.read() == "kept\n"
+        assert process.stdout.read() == "kept <string>, line 9, in <module>\n"
         assert process.wait() == LOST
         assert time.monotonic() - begin < 5
 

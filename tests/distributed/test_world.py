@@ -10,7 +10,17 @@ import pytest
 import torch
 from torch import distributed
 
-from omniavatar.distributed.world import ALONE, World, common, first_count, first_host, joined, place, word_file
+from omniavatar.distributed.world import (
+    ALONE,
+    World,
+    common,
+    first_count,
+    first_host,
+    joined,
+    place,
+    tells_for_all,
+    word_file,
+)
 from omniavatar.errors import InputError
 from tests.distributed.conftest import free_port
 
@@ -76,6 +86,19 @@ def test_tasks_of_the_first_host(tasks: str, count: int) -> None:
     assert first_count(tasks) == count
 
 
+def test_half_of_torchruns_environment_is_no_place() -> None:
+    assert place({"WORLD_SIZE": "2"}) == ALONE
+    assert place({"WORLD_SIZE": ""}) == ALONE
+
+
+def test_one_process_of_all_tells_what_every_rank_finds(tmp_path: Path) -> None:
+    assert tells_for_all({})
+    assert tells_for_all({**TORCHRUN, "RANK": "0"})
+    assert not tells_for_all(TORCHRUN)
+    launched = {"TORCHELASTIC_RUN_ID": "omni-run-1", "TORCHELASTIC_ERROR_FILE": str(tmp_path / "error.json")}
+    assert not tells_for_all({**TORCHRUN, "RANK": "0", **launched})
+
+
 def test_all_ranks_of_a_slurm_job_meet_at_one_place() -> None:
     first, last = (place({**SRUN, "SLURM_PROCID": rank}) for rank in ("0", "15"))
     assert (first.address, first.port) == (last.address, last.port)
@@ -128,7 +151,7 @@ def test_alone_there_is_no_process_group() -> None:
 
 def test_ranks_that_do_not_come_are_an_error() -> None:
     port = free_port()
-    message = f"rank 0 has not met all 2 ranks at 127.0.0.1:{port} within 0.5 s .*; start them all"
+    message = f"not all 2 ranks have met at 127.0.0.1:{port} within 0.5 s .*; start them all"
     with pytest.raises(InputError, match=message), joined(World(size=2, port=port), CPU, 0.5):
         pytest.fail("one rank is not two")
 

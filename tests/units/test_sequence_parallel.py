@@ -6,6 +6,9 @@ from typing import NoReturn
 
 import pytest
 
+from omniavatar.distributed.attention import sequence_attention
+from omniavatar.distributed.groups import Group, Groups
+from omniavatar.distributed.sharding import Sharding
 from omniavatar.distributed.world import World
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Plan
@@ -39,11 +42,11 @@ def test_what_is_left_open_takes_the_remaining_ranks(settings: dict[str, int], r
 @pytest.mark.parametrize(
     ("settings", "asked"),
     [
-        ({"ulysses": 8}, "ulysses=8, ring=1"),
-        ({"ulysses": 3}, "ulysses=3, ring=2"),
-        ({"ring": 3}, "ulysses=2, ring=3"),
-        ({"ring": 16}, "ulysses=0, ring=16"),
-        ({"ring": 1}, "ulysses=8, ring=1"),
+        ({"ulysses": 8}, "ulysses=8"),
+        ({"ulysses": 3}, "ulysses=3"),
+        ({"ring": 3}, "ring=3"),
+        ({"ring": 16}, "ring=16"),
+        ({"ring": 1}, "ring=1"),
         ({"ulysses": 2, "ring": 2}, "ulysses=2, ring=2"),
     ],
 )
@@ -81,6 +84,23 @@ def test_the_split_is_known_without_loading_anything() -> None:
             raise AssertionError("loaded")
 
     engine = Engine(Plan((SequenceParallel(ulysses=3),)), Unloadable(), world=World(size=3, local_size=3))
-    with pytest.raises(PlanError, match=r"sequence-parallel\(ulysses=3, ring=1\) does not fit 3 ranks and 4 heads"):
+    with pytest.raises(PlanError, match=r"sequence-parallel\(ulysses=3\) does not fit 3 ranks and 4 heads"):
         engine.check_split()
     Engine(Plan((SequenceParallel(),)), Unloadable(), world=World(size=4, local_size=2)).check_split()
+
+
+def test_what_guidance_takes_is_told() -> None:
+    with pytest.raises(PlanError, match=r"\(ulysses=4\) does not fit 2 of 4 ranks and 4 heads; valid: ulysses=1"):
+        degrees(4, GuidanceParallel(), SequenceParallel(ulysses=4))
+
+
+def test_alone_the_remedy_is_more_ranks() -> None:
+    with pytest.raises(PlanError, match=r"\(ulysses=2\) does not fit 1 ranks .* start more with --gpus"):
+        degrees(1, SequenceParallel(ulysses=2))
+
+
+def test_a_ring_does_not_replace_another_attention_silently() -> None:
+    group = Group(0, 2)
+    groups = Groups(ring=group, sequence=group)
+    with pytest.raises(PlanError, match=r"a ring joins parts of attention .* take sequence-parallel\(ring=1\)"):
+        sequence_attention(lambda q, k, v: v, groups, Sharding(group, 4))
