@@ -1,0 +1,34 @@
+"""Wan 2.2 Animate for omniavatar: a person from a picture who moves and looks as somebody in a video does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import TYPE_CHECKING
+
+from omniavatar.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from omniavatar.engine.unit import PipelineUnit
+
+
+@hookimpl
+def omni_units() -> Sequence[type[PipelineUnit]]:
+    from omniavatar_animate.image import AnimateImage
+    from omniavatar_animate.motion import AnimateMotion
+
+    return [AnimateImage, AnimateMotion]
+
+
+@hookimpl
+def omni_presets() -> Mapping[str, str]:
+    return {
+        "animate": "default-reference-image-audio+animate-image+animate-motion",
+        "animate-avatar": "default-reference-image+animate-image+animate-motion",
+    }
+
+
+@hookimpl
+def omni_checkpoints() -> Sequence[Traversable]:
+    return [files(__package__) / "animate.toml"]

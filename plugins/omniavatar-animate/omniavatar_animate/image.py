@@ -1,0 +1,115 @@
+"""Who moves: the reference picture in front of the video, and what of a real video is kept."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from omniavatar_i2v.condition import fold_frames, frame_mask
+from omniavatar_i2v.unit import ImageToVideo, image_features
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from omniavatar.engine.engine import Engine
+from omniavatar.engine.scopes import Job, Window
+from omniavatar.engine.unit import ImageFile, UnitInputs, VideoFile
+from omniavatar.errors import InputError, PlanError
+from omniavatar.hookspecs import hookimpl
+from omniavatar.media.image import choose_size, fit_image, load_image
+from omniavatar.models.tiling import ENCODE_TILING
+from omniavatar.units.reference_image import MULTIPLE, is_usable
+from omniavatar_animate.footage import Footage, open_footage
+
+BLACK = -1.0
+
+
+class AnimateImage(ImageToVideo):
+    """The person of an Animate video, from a picture that is a frame of its own in front of every window.
+
+    With background and mask the person takes the place of somebody in a real video: where the mask is black, the
+    background stays. The size is chosen by the background, else by the picture. The shortest of the videos limits the
+    length. Later windows of a long video are conditioned on the frames that they take over.
+    """
+
+    name = "animate-image"
+    provides: ClassVar[tuple[str, ...]] = ("reference_latent", "condition", "image_features")
+    conflicts: ClassVar = {"sliding-window": "only its first piece would see the picture"}
+
+    class Settings(ImageToVideo.Settings):
+        fit: Literal["whole", "cover"] = Field(  # type: ignore[assignment]
+            "whole", description="'whole' shows all of the picture on black, as in training; 'cover' crops it"
+        )
+
+    class Inputs(UnitInputs):
+        image: ImageFile = Field(description="the person, any format that Pillow reads")
+        background: VideoFile | None = Field(None, description="video or picture to put the person in")
+        mask: VideoFile | None = Field(None, description="video or picture, white where the person is made")
+
+    settings: Settings
+
+    @hookimpl
+    def begin_job(self, job: Job) -> None:
+        inputs = job.inputs(self)
+        if (inputs.background is None) != (inputs.mask is None):
+            missing = "background" if inputs.background is None else "mask"
+            raise InputError(f"to replace a person both background and mask are needed; give --{missing} as well")
+        picture = load_image(inputs.image)
+        background = job["animate-image.background"] = open_footage(inputs.background, job)
+        job["animate-image.mask"] = open_footage(inputs.mask, job)
+        if job.height is None or job.width is None:
+            height, width = picture.shape[:2] if background is None else background.size
+            job.height, job.width = choose_size(height, width, self.settings.sizes)
+        if not is_usable(job.size):
+            height, width = job.size
+            raise InputError(f"the size {height}x{width} is not made of positive multiples of {MULTIPLE}")
+        fitted = (on_black if self.settings.fit == "whole" else fit_image)(picture, job.size)
+        job["reference_latent"] = self.encode(job.engine, fitted.unsqueeze(2))
+        job["image_features"] = image_features(job.engine, [fitted])
+        job.leading += 1
+
+    @hookimpl
+    def begin_window(self, window: Window) -> None:
+        if window.job.leading != 1:
+            raise PlanError(
+                f"animate-image puts 1 frame in front of the video and other units {window.job.leading - 1}; "
+                "leave those units, or their reference pictures, out"
+            )
+        video, known = known_pictures(window, window["animate-image.background"], window["animate-image.mask"])
+        latents, reference = self.encode(window.engine, video), window["reference_latent"]
+        height, width = latents.shape[-2:]
+        known = functional.interpolate(known, size=(known.shape[2], height, width), mode="nearest")
+        shown = frame_mask(torch.ones(1), (height, width)).to(reference)
+        leading = torch.cat([shown, reference], dim=1)
+        window["condition"] = torch.cat([leading, torch.cat([fold_frames(known).to(latents), latents], dim=1)], dim=2)
+
+    def encode(self, engine: Engine, video: Tensor) -> Tensor:
+        """Pictures (1 3 f H W) in [-1, 1] to latents (1 c t h w), float32."""
+        tiling = ENCODE_TILING if self.settings.tiled else None
+        latents: Tensor = engine.model("vae").encode(video.to(engine.device, engine.dtype), tiling=tiling)
+        return latents.float()
+
+
+def known_pictures(window: Window, background: Footage | None, mask: Footage | None) -> tuple[Tensor, Tensor]:
+    """What a window's video shows already (1 3 f H W) in [-1, 1], 0 if nothing, and where (1 1 f H W), from 0 to 1."""
+    span, size = window.span, window.job.size
+    video, known = torch.zeros(1, 3, span.frames, *size), torch.zeros(1, 1, span.frames, *size)
+    if background is not None and mask is not None:
+        video = background.frames(window, size) * 2 - 1
+        known = 1 - mask.frames(window, size)[:, :1]
+    if window.previous is not None:
+        frames: Tensor = window.previous["frames"]
+        video[:, :, : span.given] = frames[:, :, frames.shape[2] - span.given :] * 2 - 1
+        known[:, :, : span.given] = 1
+    return video, known
+
+
+def on_black(picture: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """A picture (h w 3) uint8, whole, in the middle of a black one: (1 3 H W) in [-1, 1]."""
+    height, width = picture.shape[:2]
+    scale = min(size[0] / height, size[1] / width)
+    inner = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    margins = (left, size[1] - inner[1] - left, top, size[0] - inner[0] - top)
+    return functional.pad(fit_image(picture, inner), margins, value=BLACK)
