@@ -1,0 +1,110 @@
+"""The camera: rays of a direction or a trajectory, added to the tokens of the video."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import torch
+from omniavatar_i2v.condition import behind_leading
+from pydantic import AfterValidator, Field
+from torch import Tensor
+from torch.nn import functional
+
+from omniavatar.engine.engine import Engine
+from omniavatar.engine.scopes import Forward, Job, Window
+from omniavatar.engine.unit import InputKind, PipelineUnit, UnitInputs, UnitSettings
+from omniavatar.errors import InputError
+from omniavatar.hookspecs import hookimpl
+from omniavatar.media.paths import input_file
+from omniavatar_fun.shared import check_width, picture_channels, role_for
+from omniavatar_fun.trajectory import ENTRY, ORIGIN, SPEED, Direction, directed, folded_rays, read_trajectory
+
+ROLE = "fun_camera"
+TrajectoryFile = Annotated[Path, AfterValidator(partial(input_file, what="trajectory")), InputKind("text file")]
+
+
+class FunCamera(PipelineUnit):
+    """How the camera moves, for Fun Control-Camera transformers: in a direction, or along a trajectory.
+
+    It stands beside image-to-video, whose picture is the first frame. Every window of a long video is told the way from
+    its own first frame. Behind the end of a trajectory the camera rests. With neither, the model decides.
+    """
+
+    name = "fun-camera"
+    needs = ("condition",)
+    provides = ("condition",)
+    roles: ClassVar[tuple[str, ...]] = ("vae", "dit", ROLE)
+    optional_roles: ClassVar[tuple[str, ...]] = (f"{ROLE}2",)
+
+    class Settings(UnitSettings):
+        origin: tuple[float, ...] = Field(
+            ORIGIN,
+            min_length=ENTRY,
+            max_length=ENTRY,
+            description="the camera that a direction starts from, as a line of a trajectory",
+        )
+
+    class Inputs(UnitInputs):
+        camera: Direction | None = Field(None, description="where the camera goes")
+        camera_speed: float = Field(SPEED, ge=0, le=1, description="how far it goes in a frame, with --camera")
+        camera_trajectory: TrajectoryFile | None = Field(
+            None, description="a camera pose in every line, as in RealEstate10K: time, fx, fy, cx, cy, 0, 0, 3x4 matrix"
+        )
+
+    settings: Settings
+
+    @hookimpl
+    def setup(self, engine: Engine) -> None:
+        check_width(engine, ROLE)
+
+    @hookimpl
+    def begin_job(self, job: Job) -> None:
+        inputs = job.inputs(self)
+        if inputs.camera is not None and inputs.camera_trajectory is not None:
+            raise InputError("a camera goes in a direction or along a trajectory; give --camera or --camera-trajectory")
+        path = inputs.camera_trajectory
+        job["fun-camera.trajectory"] = None if path is None else read_trajectory(path)
+
+    @hookimpl
+    def begin_window(self, window: Window) -> None:
+        window["condition"] = behind_leading(picture_channels(window, 0), window.job.leading)
+        window["fun-camera.entries"] = self._entries(window)
+
+    def _entries(self, window: Window) -> Tensor | None:
+        """The camera of every frame of a window (f 19)."""
+        inputs, trajectory = window.job.inputs(self), window["fun-camera.trajectory"]
+        frames = torch.arange(window.span.start, window.span.stop)
+        if trajectory is not None:
+            cameras: Tensor = trajectory[frames.clamp(max=len(trajectory) - 1)]
+            return cameras
+        if inputs.camera is not None:
+            return directed(inputs.camera, frames, inputs.camera_speed, self.settings.origin)
+        return None
+
+    @hookimpl
+    def embed(self, forward: Forward) -> None:
+        if forward["fun-camera.entries"] is not None:
+            role = role_for(forward, ROLE)
+            tokens = forward.window.once(f"fun-camera.tokens.{role}", lambda: camera_tokens(forward, role))
+            _, rows, columns = forward.grid
+            places = token_places(forward.frame_index, rows * columns, nowhere=tokens.shape[1] - 1)
+            forward.x = forward.x + tokens[:, places]
+
+
+def camera_tokens(forward: Forward, role: str) -> Tensor:
+    """What is added to every token of the window's video, and zeros for a token of no frame: (1 s+1 d)."""
+    adapter, engine = forward.engine.model(role), forward.engine
+    frames = folded_rays(forward["fun-camera.entries"], forward.job.size, engine.device)
+    return functional.pad(torch.cat([adapter(frame) for frame in frames], dim=1), (0, 0, 0, 1))
+
+
+def token_places(frame_index: Tensor, per_frame: int, nowhere: int) -> Tensor:
+    """For every token of a call (s) which token of the window's video it is; `nowhere` if it belongs to no frame.
+
+    The tokens of a frame are all there and in order; which frames are there, and what stands between them, is open.
+    """
+    is_video = frame_index >= 0
+    within = (is_video.cumsum(0) - 1) % per_frame
+    return torch.where(is_video, frame_index * per_frame + within, nowhere)
