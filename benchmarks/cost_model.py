@@ -115,8 +115,9 @@ def check(path: Path) -> dict[str, float]:
     model, off = network(content["work"]["size"]), {}
     for row in content["rows"]:
         degrees = dict(part.split("=") for part in row["strategy"].split() if "=" in part)
-        strategy = Strategy(*(int(degrees.get(axis, 1)) for axis in ("guidance", "ring", "ulysses")))
-        if row["status"] == "run" and strategy.ranks == row["ranks"]:
+        guidance, ring, ulysses = (int(degrees.get(axis, 1)) for axis in ("guidance", "ring", "ulysses"))
+        strategy = Strategy(guidance, ring, ulysses)
+        if "seconds_per_step" in row and strategy.ranks == row["ranks"] and "fsdp" not in row["strategy"]:
             off[row["strategy"]] = (
                 seconds_per_step(model, strategy, row["tokens"], Links()) / row["seconds_per_step"] - 1
             )

@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +37,24 @@ from omniavatar.engine.scopes import Request, Step
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import latent_frames
 from omniavatar.hookspecs import hookimpl
-from omniavatar.units import Euler, Guidance, GuidanceParallel, SequenceParallel, Transformer
+from omniavatar.units import Euler, Fsdp, Guidance, GuidanceParallel, SequenceParallel, Transformer, VaeParallel
 
 HEIGHT, WIDTH, FRAMES = 400, 720, 105
 STEPS = 4
 RANKS = (1, 2, 4, 8)
 PORT = 29611
+ONE_IN_A_GROUP = "one rank, process group and sequence-parallel"
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """One way of using some ranks."""
+    """One way of using some ranks. fsdp: with sharded weights; vae: of decoding a window instead of a step."""
 
     guidance: int
     ring: int
     ulysses: int
+    fsdp: bool = False
+    vae: bool = False
 
     @property
     def ranks(self) -> int:
@@ -59,8 +62,10 @@ class Strategy:
 
     @property
     def name(self) -> str:
+        if self.vae:
+            return f"decoding, vae-parallel of {self.ranks}" if self.ranks > 1 else "decoding, one rank"
         parts = [f"{axis}={degree}" for axis, degree in asdict(self).items() if degree > 1]
-        return " ".join(parts) or "one rank"
+        return " ".join([*parts, *["fsdp"] * self.fsdp]) or "one rank"
 
     def units(self) -> list[PipelineUnit]:
         made: list[PipelineUnit] = []
@@ -68,6 +73,8 @@ class Strategy:
             made.append(GuidanceParallel(degree=self.guidance))
         if self.ring * self.ulysses > 1 or (distributed.is_initialized() and self.ranks == 1):
             made.append(SequenceParallel(ulysses=self.ulysses, ring=self.ring))
+        if self.fsdp:
+            made.append(Fsdp())
         return made
 
     def sent_per_step(self, dim: int, layers: int, tokens: int, branches: int = 2, width: int = 2) -> Sent:
@@ -98,14 +105,16 @@ class Sent:
 
 
 def strategies(ranks: int, heads: int) -> list[Strategy]:
-    """All grids of this many ranks that fit the heads."""
-    return [
+    """All grids of this many ranks that fit the heads, sharded weights, and decoding."""
+    grids = [
         Strategy(guidance, ring, ranks // guidance // ring)
         for guidance in (1, 2)
         if ranks % guidance == 0
         for ring in range(1, ranks // guidance + 1)
         if ranks // guidance % ring == 0 and heads % (ranks // guidance // ring) == 0
     ]
+    sharded = [replace(grids[0], fsdp=True)] if ranks > 1 else []
+    return [*grids, *sharded, Strategy(1, 1, ranks, vae=True)]
 
 
 class StepTimer:
@@ -156,6 +165,26 @@ def measure(world: World, strategy: Strategy, size: str, device: torch.device) -
     }
 
 
+def measure_decoding(world: World, device: torch.device) -> dict[str, Any]:
+    """Seconds of decoding a window on this rank and its neighbours, each with some rows of the pictures."""
+    cuda = device.type == "cuda"
+    units: list[PipelineUnit] = [VaeParallel()] + ([SequenceParallel()] if world.size > 1 else [])
+    dtype = torch.bfloat16 if cuda else torch.float32
+    engine = Engine(Plan(units), RandomModels("tiny", with_vae=True), device=device, dtype=dtype, world=world)
+    engine.set_up()
+    frames, height, width = (latent_frames(FRAMES), HEIGHT // 8, WIDTH // 8) if cuda else (2, 8, 8)
+    latents = torch.randn(1, 16, frames, height, width, device=device)
+    timer, vae = StepTimer(device), engine.model("vae")
+    for _ in range(STEPS):
+        started = timer.now()
+        with torch.inference_mode():
+            vae.decode(latents, latents_per_pass=4)
+        timer.seconds.append(timer.now() - started)
+    peak = torch.cuda.max_memory_allocated(device) / 2**30 if cuda else None
+    seconds = round(statistics.median(timer.seconds[1:]), 4)
+    return {"seconds_of_decoding": seconds, "peak_gib": peak and round(peak, 1)}
+
+
 def link_rate(group: Group, device: torch.device, megabytes: int = 256) -> float | None:
     """Bytes a second that a rank sends in an all-to-all among all ranks."""
     if group.size == 1 or device.type != "cuda":
@@ -174,13 +203,13 @@ def link_rate(group: Group, device: torch.device, megabytes: int = 256) -> float
 
 def worker(arguments: argparse.Namespace) -> None:
     """One rank of one strategy; the first prints the result as JSON."""
-    strategy = Strategy(*arguments.strategy)
+    strategy = Strategy(*arguments.strategy[:3], *map(bool, arguments.strategy[3:]))
     rank = arguments.rank
     cuda = torch.cuda.is_available()
     device = torch.device(f"cuda:{rank}" if cuda else "cpu")
     world = World(rank, strategy.ranks, local_rank=rank, local_size=strategy.ranks, port=arguments.port)
     with joined(world, device, 300), group_of_one(arguments, device.type):
-        result = measure(world, strategy, arguments.size, device)
+        result = measure_decoding(world, device) if strategy.vae else measure(world, strategy, arguments.size, device)
     if rank == 0:
         print(json.dumps(result))
 
@@ -202,7 +231,7 @@ def group_of_one(arguments: argparse.Namespace, device_type: str) -> Iterator[No
 def run_ranks(strategy: Strategy, size: str, port: int, with_group: bool = False) -> dict[str, Any]:
     """Start the ranks of one strategy and return what the first one measured."""
     command = [sys.executable, "-m", "benchmarks.scaling", "--size", size, "--port", str(port)]
-    command += ["--strategy", *map(str, (strategy.guidance, strategy.ring, strategy.ulysses))]
+    command += ["--strategy", *(str(int(value)) for value in asdict(strategy).values())]
     command += ["--with-group"] * with_group
     ranks = [
         subprocess.Popen([*command, "--rank", str(rank)], stdout=subprocess.PIPE, text=True)
@@ -215,22 +244,25 @@ def run_ranks(strategy: Strategy, size: str, port: int, with_group: bool = False
     return {"status": "run", **json.loads(output.splitlines()[-1])}
 
 
-def table(size: str, ranks: Sequence[int], heads: int) -> list[dict[str, Any]]:
-    """All rows; those that this machine cannot run are marked."""
+def table(size: str, ranks: Sequence[int], heads: int, only: str) -> list[dict[str, Any]]:
+    """All rows whose names contain `only`; those that this machine cannot run are marked."""
     available = torch.cuda.device_count() if torch.cuda.is_available() else 2
     rows: list[dict[str, Any]] = []
-    for index, strategy in enumerate(strategy for count in ranks for strategy in strategies(count, heads)):
+    wanted = [strategy for count in ranks for strategy in strategies(count, heads) if only in strategy.name]
+    for index, strategy in enumerate(wanted):
         row: dict[str, Any] = {"strategy": strategy.name, "ranks": strategy.ranks}
         row |= run_ranks(strategy, size, PORT + index) if strategy.ranks <= available else {"status": "not run"}
         rows.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
-    extra = {"strategy": "one rank, process group and sequence-parallel", "ranks": 1}
-    rows.append(extra | run_ranks(Strategy(1, 1, 1), size, PORT - 1, with_group=True))
-    alone = next((row["seconds_per_step"] for row in rows if row["ranks"] == 1 and "seconds_per_step" in row), None)
-    for row in rows:
-        if alone and "seconds_per_step" in row:
-            row["speed_up"] = round(alone / row["seconds_per_step"], 3)
-            row["efficiency"] = round(row["speed_up"] / row["ranks"], 3)
+    if only in ONE_IN_A_GROUP:
+        extra = {"strategy": ONE_IN_A_GROUP, "ranks": 1}
+        rows.append(extra | run_ranks(Strategy(1, 1, 1), size, PORT - 1, with_group=True))
+    for measured in ("seconds_per_step", "seconds_of_decoding"):
+        alone = next((row[measured] for row in rows if row["ranks"] == 1 and measured in row), None)
+        for row in rows:
+            if alone and measured in row:
+                row["speed_up"] = round(alone / row[measured], 3)
+                row["efficiency"] = round(row["speed_up"] / row["ranks"], 3)
     return rows
 
 
@@ -249,11 +281,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("1.3b", "14b", "tiny"), default="14b")
     parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
+    parser.add_argument("--only", default="", help="rows whose names contain this")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, default=PORT, help=argparse.SUPPRESS)
     parser.add_argument("--with-group", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--strategy", type=int, nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--strategy", type=int, nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.strategy:
         worker(arguments)
@@ -263,7 +296,7 @@ def main() -> None:
         "machine": machine(),
         "command": " ".join(sys.argv),
         "work": {"size": arguments.size, "height": HEIGHT, "width": WIDTH, "frames": FRAMES, "branches": 2},
-        "rows": table(arguments.size, arguments.ranks, heads),
+        "rows": table(arguments.size, arguments.ranks, heads, arguments.only),
     }
     publish(result, arguments.output)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +28,16 @@ TEXT_TOKENS = 512
 class RandomModels:
     """OmniAvatar's transformer (33 input channels) and audio layers with random weights, made where they are wanted.
 
-    size: a key of ROWS. Other roles are filled with nothing.
+    size: a key of ROWS. with_vae: the VAE of Wan 2.1 as well, else only its format.
     """
 
-    def __init__(self, size: str) -> None:
-        row = next(row for row in Registry.builtin().rows if row.name == ROWS[size])
-        self.spec = row.components["dit"]
+    def __init__(self, size: str, *, with_vae: bool = False) -> None:
+        rows = {row.name: row for row in Registry.builtin().rows}
+        self.spec = rows[ROWS[size]].components["dit"]
+        self.vae = rows["Wan2.1-VAE"].components["vae"] if with_vae else None
 
     def __contains__(self, role: object) -> bool:
-        return role != "lora"
+        return role in ("dit", "audio_adapter", "vae")
 
     def config(self, role: str) -> dict[str, Any]:
         """The numbers of the transformer, or of the audio layers that fit it."""
@@ -50,7 +51,9 @@ class RandomModels:
             return fill(dit, device, dtype)
         if role == "audio_adapter":
             return fill(AudioAdapter(**self.config(role)), device, dtype)
-        return LatentFormat() if role == "vae" else nn.Identity()
+        if role == "vae" and self.vae is not None:
+            return fill(build_on_meta(self.vae.network or "", self.vae.config), device, dtype)
+        return LatentFormat()
 
     def beside(self, role: str, path: Path) -> Path:
         """The path as it is."""
@@ -64,20 +67,29 @@ class RandomModels:
 def fill(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Random weights that keep activations of order 1: normal by fan-in, ones for norms, zeros for biases."""
     network = network.to(dtype).to_empty(device=device)
-    generator = torch.Generator(device).manual_seed(0)
+    noise = torch.randn(2**20, generator=torch.Generator(device).manual_seed(0), device=device)
     for name, parameter in network.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(parameter)
         elif parameter.ndim == 1:
             nn.init.ones_(parameter)
         else:
-            fan_in = math.prod(parameter.shape[1:])
-            nn.init.normal_(parameter, std=fan_in**-0.5, generator=generator)
+            repeat_into(parameter.detach(), noise * math.prod(parameter.shape[1:]) ** -0.5)
     return network.eval().requires_grad_(False)
+
+
+def repeat_into(target: Tensor, values: Tensor) -> None:
+    """Fill a tensor with values (n), again and again: billions of random numbers take minutes on a CPU."""
+    flat = target.view(-1)
+    whole = flat.numel() // values.numel() * values.numel()
+    flat[:whole].view(-1, values.numel()).copy_(values.expand(whole // values.numel(), -1))
+    flat[whole:].copy_(values[: flat.numel() - whole])
 
 
 class RandomText(Prompt):
     """The prompt unit with random embeddings."""
+
+    roles = ("dit",)
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
@@ -88,6 +100,8 @@ class RandomText(Prompt):
 
 class RandomSound(Audio):
     """The audio unit with random feature rows; it sets the length of the video."""
+
+    roles: ClassVar[tuple[str, ...]] = ("audio_adapter",)  # type: ignore[assignment]
 
     def __init__(self, frames: int) -> None:
         super().__init__()
