@@ -103,12 +103,23 @@ class CausalVAE(nn.Module):
         passes = self._decode_passes(latents, latents_per_pass)
         return (frames.clamp_(-1, 1).to(latents.dtype) for frames in passes)
 
-    def _encode_passes(self, video: Tensor, latents_per_pass: int) -> Tensor:
-        """Video -> posterior mean (b z 1+k h w), not normalised."""
+    def moments(self, video: Tensor, latents_per_pass: int = 1) -> Tensor:
+        """Video -> posterior mean and log-variance (b 2z 1+k h w), not normalised; for training."""
         cache = CausalCache()
         groups = frame_groups(video.shape[2], latents_per_pass * self.temporal_factor)
-        moments = [self.conv1(self.encoder(video[:, :, group].to(self._dtype), cache)) for group in groups]
-        return torch.cat([moment[:, : self.z_dim] for moment in moments], dim=2)
+        parts = [self.conv1(self.encoder(video[:, :, group].to(self._dtype), cache)) for group in groups]
+        return torch.cat(parts, dim=2)
+
+    def frames(self, latents: Tensor, latents_per_pass: int = 1) -> Tensor:
+        """Latents (b z 1+k h w), not normalised -> video (b 3 1+4k 8h 8w), not clamped; for training."""
+        z, cache = self.conv2(latents.to(self._dtype)), CausalCache()
+        return torch.cat(
+            [self.decoder(z[:, :, group], cache) for group in frame_groups(z.shape[2], latents_per_pass)], 2
+        )
+
+    def _encode_passes(self, video: Tensor, latents_per_pass: int) -> Tensor:
+        """Video -> posterior mean (b z 1+k h w), not normalised."""
+        return self.moments(video, latents_per_pass)[:, : self.z_dim]
 
     def _decode_passes(self, latents: Tensor, latents_per_pass: int) -> Iterator[Tensor]:
         """Normalised latents -> groups of frames, neither clamped nor cast."""

@@ -59,6 +59,16 @@ class Renderer:
         _fill(draw, head, self._earrings)
         return np.asarray(picture.reduce(self._factor))
 
+    def mouth_box(self, pose: Pose) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of the widest open mouth, lips and chin's edge included, in pixels of a picture."""
+        face = _shifted(self._matrices(pose)[0], pose, 1.0)
+        reach = features.MOUTH_HALF_WIDTH[1] * 1.2
+        top, bottom = features.MOUTH_Y - 0.25, features.MOUTH_Y + features.MOUTH_HEIGHT + 0.1
+        corners = np.array([(-reach, top), (reach, top), (reach, bottom), (-reach, bottom)])
+        left, upper = (moved(face, corners) / self._factor).min(axis=0)
+        right, lower = (moved(face, corners) / self._factor).max(axis=0)
+        return float(left), float(upper), float(right), float(lower)
+
     def _matrices(self, pose: Pose) -> tuple[Matrix, Matrix]:
         """From head units to drawn pixels, for the head and for the shoulders, which follow it a little."""
         side = self.size * self._factor

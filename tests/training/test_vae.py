@@ -1,0 +1,83 @@
+"""Training a VAE: it learns, looks at mouths, and what it saves has normal latents and gives the same pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from omniavatar.models.wan_vae import WanVAE
+from omniavatar.testing.tiny import VAE
+from omniavatar.training.trainer import Settings, Trainer, generator
+from omniavatar.training.vae import Footage, VaeSettings, VaeTask, box_mask, latent_statistics, normalised
+
+SIZE, FRAMES = 32, 9
+
+
+@pytest.fixture(scope="module")
+def footage() -> Footage:
+    generator = torch.Generator().manual_seed(3)
+    pictures = torch.randint(0, 255, (3, 1, SIZE // 8, SIZE // 8, 3), generator=generator, dtype=torch.uint8)
+    pictures = pictures.expand(-1, FRAMES, -1, -1, -1).repeat_interleave(8, 2).repeat_interleave(8, 3).contiguous()
+    return Footage(pictures, torch.tensor([8.0, 16.0, 24.0, 28.0]).expand(3, FRAMES, 4))
+
+
+def vae() -> Any:
+    torch.manual_seed(4)
+    return WanVAE(**{**VAE, "dim": 4})
+
+
+def test_it_learns(footage: Footage, tmp_path: Path) -> None:
+    task = VaeTask(vae(), footage, VaeSettings(lengths=(1, 5), frames=8))
+    before = float(task.loss(generator(9)))
+    Trainer(task, Settings(steps=30, learning_rate=0.01), tmp_path).run()
+    assert float(task.loss(generator(9))) < 0.6 * before
+    assert set(load_file(tmp_path / "vae.safetensors")) == set(vae().state_dict())
+
+
+def test_pieces_are_drawn_with_their_mouths(footage: Footage) -> None:
+    video, mouths = footage.draw(generator(1), 4, 5)
+    assert video.shape == (4, 3, 5, SIZE, SIZE)
+    assert (video.min(), video.max()) > (-1.001, -1.001)
+    assert mouths.shape == (4, 1, 5, SIZE, SIZE)
+    assert mouths[0, 0, 0].sum() == 16 * 12
+    assert mouths[0, 0, 0, 16:28, 8:24].min() == 1
+
+
+def test_errors_in_the_mouth_count_more(footage: Footage) -> None:
+    losses = [
+        float(VaeTask(vae(), footage, VaeSettings(lengths=(5,), mouth=mouth)).loss(generator(2)))
+        for mouth in (0.0, 4.0)
+    ]
+    assert losses[1] > 1.2 * losses[0]
+
+
+def test_masks_of_boxes_cover_pixel_centres() -> None:
+    mask = box_mask(torch.tensor([1.4, 0.0, 3.0, 1.0]), (2, 4))
+    assert mask.tolist() == [[0, 1, 1, 0], [0, 0, 0, 0]]
+
+
+def test_normalised_weights_give_normal_latents_and_the_same_pictures(footage: Footage) -> None:
+    network = vae().eval()
+    mean, deviation = latent_statistics(network, footage)
+    other = vae().eval()
+    other.load_state_dict(normalised(network.state_dict(), mean, deviation))
+    new_mean, new_deviation = latent_statistics(other, footage)
+    torch.testing.assert_close(new_mean, torch.zeros_like(mean), atol=1e-3, rtol=0)
+    torch.testing.assert_close(new_deviation, torch.ones_like(mean), atol=1e-3, rtol=0)
+    video = footage.draw(generator(1), 1, 5)[0]
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            other.decode(other.encode(video)), network.decode(network.encode(video)), atol=1e-4, rtol=0
+        )
+
+
+def test_groups_do_not_change_what_training_sees(footage: Footage) -> None:
+    network, video = vae(), footage.draw(generator(1), 1, 9)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(network.moments(video, 9), network.moments(video, 1), atol=1e-4, rtol=1e-4)
+        latents = network.moments(video)[:, :16]
+        torch.testing.assert_close(network.frames(latents, 3), network.frames(latents, 1), atol=1e-4, rtol=1e-4)
