@@ -113,9 +113,8 @@ class CausalVAE(nn.Module):
     def frames(self, latents: Tensor, latents_per_pass: int = 1) -> Tensor:
         """Latents (b z 1+k h w), not normalised -> video (b 3 1+4k 8h 8w), not clamped; for training."""
         z, cache = self.conv2(latents.to(self._dtype)), CausalCache()
-        return torch.cat(
-            [self.decoder(z[:, :, group], cache) for group in frame_groups(z.shape[2], latents_per_pass)], 2
-        )
+        groups = frame_groups(z.shape[2], latents_per_pass)
+        return torch.cat([self.decoder(z[:, :, group], cache) for group in groups], dim=2)
 
     def _encode_passes(self, video: Tensor, latents_per_pass: int) -> Tensor:
         """Video -> posterior mean (b z 1+k h w), not normalised."""

@@ -60,7 +60,7 @@ class Renderer:
         return np.asarray(picture.reduce(self._factor))
 
     def mouth_box(self, pose: Pose) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of the widest open mouth, lips and chin's edge included, in pixels of a picture."""
+        """Left, top, right and bottom of the widest open mouth, lips included, in pixels of a picture."""
         face = _shifted(self._matrices(pose)[0], pose, 1.0)
         reach = features.MOUTH_HALF_WIDTH[1] * 1.2
         top, bottom = features.MOUTH_Y - 0.25, features.MOUTH_Y + features.MOUTH_HEIGHT + 0.1
