@@ -1,6 +1,7 @@
 """Discovery: the built-in units and what installed packages bring through the entry-point group `omniavatar`.
 
-A package that cannot be imported, or whose hooks fail, is reported in `Plugins.failures` and the rest works.
+What is broken in a package (it cannot be imported, a hook fails, a unit does not fit, a table cannot be read) is left
+out and reported in `Plugins.failures`; the rest works.
 """
 
 from __future__ import annotations
@@ -16,17 +17,22 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from omniavatar import __version__, builtin
+from omniavatar.errors import CheckpointError
 from omniavatar.hookspecs import PROJECT, Discovery
 
 if TYPE_CHECKING:
     import click
 
+    from omniavatar.checkpoints import Registry
     from omniavatar.engine.plan import Catalog
+
+BROKEN = (Exception, SystemExit)
+"""What a package's code may raise without harm to others; a module that calls `exit` is one of them."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A plugin that was left out, and why."""
+    """Something that was left out, of which plugin, and why."""
 
     plugin: str
     reason: str
@@ -34,11 +40,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Description:
-    """A plugin that works: its name, the version of its package, the hooks it implements."""
+    """A plugin: its name, version and place, the hooks it implements, what of it was left out and why."""
 
     name: str
     version: str
+    source: str
     hooks: tuple[str, ...]
+    faults: tuple[str, ...] = ()
+    is_active: bool = True
 
 
 @dataclass
@@ -46,42 +55,73 @@ class Plugins:
     """The plugin packages of one process or test, and what they bring."""
 
     manager: pluggy.PluginManager
+    entries: dict[str, EntryPoint] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
 
     def catalog(self) -> Catalog:
-        """All units and presets. A name that a second package brings again is left out and reported."""
+        """All units and presets. A unit that does not fit, or a name that a second package brings, is left out."""
         from omniavatar.engine.plan import Catalog
 
         units: dict[str, Any] = {}
         presets: dict[str, str] = {}
-        for plugin, classes in self._each("omni_units"):
+        for plugin, classes in self._each("omni_units", list):
             for unit_class in classes:
-                self._add(plugin, "unit", unit_class.name, unit_class, units)
-        for plugin, named in self._each("omni_presets"):
+                self._guarded(plugin, partial(self._add_unit, plugin, unit_class, units))
+        for plugin, named in self._each("omni_presets", dict):
             for name, expression in named.items():
                 self._add(plugin, "preset", name, expression, units if name in units else presets)
         return Catalog(units, presets)
 
+    def registry(self) -> Registry:
+        """All known checkpoints. A table that cannot be read, or has a row that is known already, is left out."""
+        from omniavatar.checkpoints import Registry
+
+        owners = {table: plugin for plugin, tables in self._each("omni_checkpoints", list) for table in tables}
+
+        def leave_out(table: Path | Traversable, error: CheckpointError) -> None:
+            if owners[table] == builtin.__name__:
+                raise error
+            self._report(owners[table], f"{error}; it was left out")
+
+        return Registry(owners, leave_out)
+
     def checkpoint_tables(self) -> list[Path | Traversable]:
         """The checkpoint tables of all packages, the built-in ones first."""
-        return [table for _, tables in self._each("omni_checkpoints") for table in tables]
+        return [table for _, tables in self._each("omni_checkpoints", list) for table in tables]
 
     def add_commands(self, cli: click.Group) -> None:
-        """Let every package add its commands."""
+        """Let every package add its commands. One whose name is taken is left out."""
+        import click
+
         for plugin, add in self._implementations("omni_commands"):
-            self._guarded(plugin, partial(add, cli=cli))
+            brought = click.Group(cli.name)
+            self._guarded(plugin, partial(add, cli=brought))
+            for name, command in brought.commands.items():
+                if name in cli.list_commands(click.Context(cli)):
+                    self._report(plugin, f"command '{name}' exists already; it was left out")
+                else:
+                    cli.add_command(command, name)
 
     def describe(self) -> list[Description]:
-        """The packages that work, in the order in which they are asked."""
-        versions = {entry.name: entry.dist.version for entry in entry_points(group=PROJECT) if entry.dist is not None}
-        return [
-            Description(name, versions.get(name, __version__), self._hooks_of(plugin))
-            for name, plugin in self.manager.list_name_plugin()
-            if plugin is not None
-        ]
+        """The packages: those that work in the order in which they are asked, then the others."""
+        own = Description(builtin.__name__, __version__, str(Path(builtin.__file__).parent), self._hooks_of(builtin))
+        found = [self._described(name, entry) for name, entry in self.entries.items()]
+        return [own, *sorted(found, key=lambda description: not description.is_active)]
+
+    def _described(self, name: str, entry: EntryPoint) -> Description:
+        failures = [failure for failure in self.failures if failure.plugin == name]
+        plugin = self.manager.get_plugin(name)
+        return Description(
+            name=name,
+            version=entry.dist.version if entry.dist is not None else "",
+            source=place_of(plugin, entry),
+            hooks=self._hooks_of(plugin),
+            faults=tuple(failure.reason for failure in failures),
+            is_active=plugin is not None,
+        )
 
     def _hooks_of(self, plugin: Any) -> tuple[str, ...]:
-        callers = self.manager.get_hookcallers(plugin) or []
+        callers = (self.manager.get_hookcallers(plugin) if plugin is not None else None) or []
         return tuple(sorted(caller.name for caller in callers))
 
     def _implementations(self, hook: str) -> Iterable[tuple[str, Callable[..., Any]]]:
@@ -89,10 +129,14 @@ class Plugins:
         for implementation in getattr(self.manager.hook, hook).get_hookimpls():
             yield implementation.plugin_name, implementation.function
 
-    def _each(self, hook: str) -> Iterable[tuple[str, Any]]:
-        """Each package's answer to a hook without arguments."""
+    def _each(self, hook: str, kind: Callable[[Any], Any]) -> Iterable[tuple[str, Any]]:
+        """Each package's answer to a hook without arguments, as a list or a dict."""
+
+        def answer_of(function: Callable[[], Any]) -> Any:
+            return kind(function())
+
         for plugin, function in self._implementations(hook):
-            answer = self._guarded(plugin, function)
+            answer = self._guarded(plugin, partial(answer_of, function))
             if answer is not None:
                 yield plugin, answer
 
@@ -100,11 +144,18 @@ class Plugins:
         """Run a package's code; what it raises is reported, not raised, except for our own."""
         try:
             return call()
-        except Exception as error:
+        except BROKEN as error:
             if plugin == builtin.__name__:
                 raise
-            self._report(plugin, f"{type(error).__name__}: {error}")
+            self._report(plugin, explained(error))
             return None
+
+    def _add_unit(self, plugin: str, unit_class: Any, units: dict[str, Any]) -> None:
+        fault = unit_fault(unit_class)
+        if fault:
+            self._report(plugin, f"{fault}; it was left out")
+        else:
+            self._add(plugin, "unit", unit_class.name, unit_class, units)
 
     def _add(self, plugin: str, what: str, name: str, value: Any, table: dict[str, Any]) -> None:
         if name in table:
@@ -116,6 +167,33 @@ class Plugins:
         failure = Failure(plugin, reason)
         if failure not in self.failures:
             self.failures.append(failure)
+
+
+def unit_fault(unit_class: Any) -> str:
+    """Why a class is not a unit that the engine could run, in one line; nothing if it is one."""
+    from omniavatar.engine.hooks import hook_faults
+    from omniavatar.engine.plan import NAME
+    from omniavatar.engine.unit import PipelineUnit
+
+    if not (isinstance(unit_class, type) and issubclass(unit_class, PipelineUnit)):
+        return f"{unit_class!r} is not a PipelineUnit"
+    name = getattr(unit_class, "name", None)
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        return f"unit {unit_class.__name__} has no name for plan expressions, but {name!r}"
+    return next((f"unit '{name}': {fault}" for fault in hook_faults(unit_class)), "")
+
+
+def place_of(plugin: Any, entry: EntryPoint) -> str:
+    """The folder of a plugin's module or, if that cannot be imported, where its package is installed."""
+    file = getattr(plugin, "__file__", None)
+    if file is not None:
+        return str(Path(file).parent)
+    return str(entry.dist.locate_file("")) if entry.dist is not None else ""
+
+
+def explained(error: BaseException) -> str:
+    """An error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def discover(extra: Iterable[EntryPoint] = ()) -> Plugins:
@@ -131,10 +209,14 @@ def discover(extra: Iterable[EntryPoint] = ()) -> Plugins:
 
 def _register(plugins: Plugins, entry: EntryPoint) -> None:
     """Import one entry point and check that its hooks fit the specification."""
+    name, manager = entry.name, plugins.manager
+    if name in plugins.entries and entry.dist is not None:
+        name = f"{name} ({entry.dist.name})"
+    plugins.entries[name] = entry
     try:
-        plugin = entry.load()
-        plugins.manager.register(plugin, name=entry.name)
-        plugins.manager.check_pending()
-    except Exception as error:
-        plugins.manager.unregister(name=entry.name)
-        plugins.failures.append(Failure(entry.name, f"{type(error).__name__}: {error}".partition("\n")[0]))
+        manager.register(entry.load(), name=name)
+        manager.check_pending()
+    except BROKEN as error:
+        if manager.has_plugin(name):
+            manager.unregister(name=name)
+        plugins.failures.append(Failure(name, explained(error)))

@@ -1,8 +1,10 @@
-"""The contract itself: documented, typed, of the right kind."""
+"""The contract itself: documented, in the docs too, typed, of the right kind."""
 
 from __future__ import annotations
 
 import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ SPECS = [
     for name, spec in vars(group).items()
     if hasattr(spec, f"{PROJECT}_spec")
 ]
+PAGE = Path(__file__).parents[1] / "docs" / "plugins.md"
 FIRST_RESULT = {"plan_windows", "plan_steps", "guide", "predict", "call", "run_blocks", "advance"}
 
 
@@ -47,3 +50,18 @@ def test_only_hooks_with_one_answer_are_first_result() -> None:
 def test_the_order_of_a_video_is_told_completely() -> None:
     overview = inspect.getdoc(Pipeline) or ""
     assert [name for group, name, _ in SPECS if group == "Pipeline" and name not in overview] == []
+
+
+def test_the_docs_list_every_hook_with_its_exact_signature_in_order() -> None:
+    listed = re.findall(r"^- `(\w+\(.*\) -> .*)` \((plain|first result)\): .", PAGE.read_text(), re.MULTILINE)
+    kinds = {True: "first result", False: "plain"}
+    assert listed == [
+        (f"{name}{signature(spec)}", kinds[getattr(spec, f"{PROJECT}_spec")["firstresult"]]) for _, name, spec in SPECS
+    ]
+
+
+def signature(spec: Any) -> str:
+    """As an implementation in a module writes it, without quotes around types."""
+    found = inspect.signature(spec)
+    parameters = list(found.parameters.values())[1:]
+    return str(found.replace(parameters=parameters)).replace("'", "")

@@ -5,7 +5,7 @@ Only headers are read. The result is a `Detection`; loading.py and bundle.py tak
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,15 +103,23 @@ class Verdict:
 
 
 class Registry:
-    """All known checkpoints, from the tables of this package and of plugins."""
+    """All known checkpoints, from the tables of this package and of plugins.
 
-    def __init__(self, tables: Iterable[Table]) -> None:
+    leave_out: what to do about a table that cannot be read or claims what another one has; default: raise the error.
+    """
+
+    def __init__(
+        self, tables: Iterable[Table], leave_out: Callable[[Table, CheckpointError], None] | None = None
+    ) -> None:
         self._origins: dict[str, Table] = {}
         rows: list[Row] = []
         for table in tables:
-            for row in read_table(table):
-                self._claim(row, table)
-                rows.append(row)
+            try:
+                rows += self._claimed(table)
+            except CheckpointError as error:
+                if leave_out is None:
+                    raise
+                leave_out(table, error)
         self.rows = tuple(rows)
         self._by_hash = {row.hash: row for row in rows if row.hash}
         self._by_type = {row.model_type: row for row in rows if row.model_type}
@@ -122,18 +130,22 @@ class Registry:
         """The tables in `registry/`, then those of plugins."""
         return cls([*registry_tables(), *extra_tables])
 
-    def _claim(self, row: Row, table: Table) -> None:
-        """Each name, hash and model type belongs to one row only."""
-        for key in ("name", "hash", "model_type"):
-            value = getattr(row, key)
-            claim = f"{key} '{value}'"
-            if value is None:
-                continue
-            if claim in self._origins:
-                raise CheckpointError(
-                    f"checkpoint tables {self._origins[claim]} and {table} both have a row with the {claim}"
-                )
-            self._origins[claim] = table
+    def _claimed(self, table: Table) -> list[Row]:
+        """The rows of a table. Each name, hash and model type belongs to one row of all tables only."""
+        rows, claims = read_table(table), dict(self._origins)
+        for row in rows:
+            for key in ("name", "hash", "model_type"):
+                value = getattr(row, key)
+                claim = f"{key} '{value}'"
+                if value is None:
+                    continue
+                if claim in claims:
+                    raise CheckpointError(
+                        f"checkpoint tables {claims[claim]} and {table} both have a row with the {claim}"
+                    )
+                claims[claim] = table
+        self._origins = claims
+        return rows
 
     def detect(self, source: Source) -> Detection:
         """Recognise the one checkpoint that a source names."""

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from omniavatar import __version__
-from omniavatar.cli.console import say
+from omniavatar.cli.console import say, saying_faults
 from omniavatar.distributed.world import word_file
 from omniavatar.errors import OmniError, nearest
 
@@ -65,9 +65,10 @@ def build_cli() -> click.Group:
     cli = Omni("omni", help="A portrait, a voice and a prompt in, a talking video out.", no_args_is_help=True)
     cli = click.version_option(__version__, prog_name="omni")(cli)
     plugins = discover()
-    plugins.add_commands(cli)
     for failure in plugins.failures:
         say(f"plugin '{failure.plugin}' is left out: {failure.reason}")
+    with saying_faults(plugins):
+        plugins.add_commands(cli)
     return cli
 
 

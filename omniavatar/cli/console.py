@@ -5,13 +5,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from omniavatar.plugins import Plugins
 
 
 def say(message: str, error: BaseException | None = None) -> None:
     """Print a message, and what was noted on the error while it came up."""
     click.echo("omni: " + "; ".join([message, *getattr(error, "__notes__", ())]), err=True)
+
+
+@contextmanager
+def saying_faults(plugins: Plugins) -> Iterator[None]:
+    """Say which faults of plugins are found inside a with-block, a line for each."""
+    known = len(plugins.failures)
+    yield
+    for failure in plugins.failures[known:]:
+        say(f"plugin '{failure.plugin}': {failure.reason}")
 
 
 class SayingHandler(logging.Handler):

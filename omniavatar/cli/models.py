@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omniavatar.cli import Commands
+from omniavatar.cli.console import saying_faults
 from omniavatar.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -81,10 +82,11 @@ def verify(folder: Path, as_json: bool) -> None:
 
 def registry() -> Registry:
     """The tables of this package and of every installed plugin."""
-    from omniavatar.checkpoints import Registry
     from omniavatar.plugins import discover
 
-    return Registry(discover().checkpoint_tables())
+    plugins = discover()
+    with saying_faults(plugins):
+        return plugins.registry()
 
 
 # --- what is shown, as plain data

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omniavatar import original
-from omniavatar.cli.console import say
+from omniavatar.cli.console import saying_faults
 from omniavatar.cli.ranks import spread
 from omniavatar.config import RunConfig, find_config, merge_settings, model_entry, parse_config, read_yaml
 from omniavatar.distributed.world import World, place
@@ -93,10 +93,8 @@ def start(early: Mapping[str, Any]) -> Start:
     from omniavatar.plugins import discover
 
     plugins = discover()
-    reported = len(plugins.failures)
-    catalog = plugins.catalog()
-    for failure in plugins.failures[reported:]:
-        say(f"plugin '{failure.plugin}': {failure.reason}")
+    with saying_faults(plugins):
+        catalog = plugins.catalog()
     for name in config.settings:
         if name not in catalog.units:
             raise InputError(
@@ -104,7 +102,9 @@ def start(early: Mapping[str, Any]) -> Start:
             )
     world = place()
     ranks = max(world.size, overrides.top.get("gpus") or early.get("gpus") or config.gpus)
-    chosen = spread(overrides.apply(parse(config.units, catalog)), ranks)
+    chosen = overrides.apply(parse(config.units, catalog))
+    guidance = {**config.settings.get("guidance-parallel", {}), **chosen.get("guidance-parallel", {})}
+    chosen = spread(chosen, ranks, guidance.get("degree", 2))
     return Start(config, overrides, catalog, plugins, chosen, world)
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from omniavatar.cli import Commands
+from omniavatar.cli.console import saying_faults
 from omniavatar.cli.fields import bounds, default, kind
 from omniavatar.errors import PlanError, nearest
 
@@ -31,7 +32,9 @@ def units() -> None:
 def _catalog() -> Catalog:
     from omniavatar.plugins import discover
 
-    return discover().catalog()
+    plugins = discover()
+    with saying_faults(plugins):
+        return plugins.catalog()
 
 
 @units.command("list")
@@ -101,7 +104,7 @@ def _facts(unit: type[PipelineUnit]) -> Table:
         "reads": _reads(unit),
         "makes": ", ".join(unit.provides),
         "models": _models(unit),
-        "conflicts": ", ".join(unit.conflicts),
+        "conflicts": escape("; ".join(f"{what}: {why}" for what, why in unit.conflicts.items())),
         "hooks": _hooks(unit),
     }
     for title, text in facts.items():

@@ -5,13 +5,15 @@ One `Hooks` belongs to one engine. pluggy calls the last registered first, so th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 from torch import Tensor
 
-from omniavatar.errors import PlanError, PluginError
+from omniavatar.engine.plan import hooks_of
+from omniavatar.errors import PlanError, PluginError, nearest
 from omniavatar.hookspecs import PROJECT, Pipeline
 
 if TYPE_CHECKING:
@@ -114,3 +116,32 @@ def _answered(hook: str, remedy: str, result: Any) -> Any:
     if result is None:
         raise PlanError(f"no unit of the plan answers the hook '{hook}'; add {remedy}")
     return result
+
+
+SPECS = {name: spec for name, spec in vars(Pipeline).items() if hasattr(spec, f"{PROJECT}_spec")}
+
+
+def hook_faults(unit_class: type[PipelineUnit]) -> Iterator[str]:
+    """What would keep a unit's hooks from being called as `hookspecs.Pipeline` says, one line each."""
+    marked = hooks_of(unit_class)
+    for name in SPECS:
+        if name not in marked and callable(getattr(unit_class, name, None)):
+            yield f"its method {name} has the name of a hook and is not marked with @hookimpl, so it would never run"
+    for attribute, options in marked.items():
+        name, function = options["specname"] or attribute, getattr(unit_class, attribute)
+        if name in SPECS:
+            yield from _signature_faults(name, function)
+        else:
+            yield f"there is no hook '{name}'{nearest(name, SPECS)}"
+        if (options["wrapper"] or options["hookwrapper"]) != inspect.isgeneratorfunction(function):
+            yield f"its {name} must have a yield if it is marked with wrapper=True, and only then"
+
+
+def _signature_faults(hook: str, function: Any) -> Iterator[str]:
+    """Arguments that pluggy would refuse, or never pass; an implementation may leave some out."""
+    known = list(inspect.signature(SPECS[hook]).parameters)[1:]
+    for parameter in list(inspect.signature(function).parameters.values())[1:]:
+        if parameter.name not in known:
+            yield f"its {hook} takes '{parameter.name}'; the hook is {hook}({', '.join(known)})"
+        elif parameter.default is not inspect.Parameter.empty:
+            yield f"its {hook} has a default for '{parameter.name}', so that pluggy would never pass it"

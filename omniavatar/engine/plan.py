@@ -12,6 +12,7 @@ import heapq
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 from typing import Any
 
 import yaml
@@ -28,6 +29,7 @@ ANSWERED_HOOKS = {
     "plan_steps": "a sampler such as euler",
     "guide": "a guidance rule such as guidance",
     "run_blocks": "a network such as transformer",
+    "unembed": "a network such as transformer",
     "advance": "a sampler such as euler",
 }
 """The hooks that some unit must answer, and what kind of unit does."""
@@ -218,14 +220,11 @@ def make_unit(unit_class: type[PipelineUnit], settings: Mapping[str, Any]) -> Pi
 
 def check_together(units: Sequence[PipelineUnit]) -> None:
     """Refuse conflicts, values that nobody or two units make, and two claims on one exclusive hook."""
-    names = {unit.name for unit in units}
+    check_conflicts(units)
     makers: dict[str, str] = {}
     claims: dict[str, str] = {}
     for unit in units:
-        for other in unit.conflicts:
-            if other in names:
-                raise PlanError(f"units '{unit.name}' and '{other}' cannot work together; leave one out with -{other}")
-        for value in set(unit.provides) - set(unit.needs) - set(unit.uses):
+        for value in made_by(unit):
             if makers.setdefault(value, unit.name) != unit.name:
                 raise PlanError(f"units '{makers[value]}' and '{unit.name}' both provide '{value}'; leave one out")
         for hook in EXCLUSIVE_HOOKS:
@@ -233,6 +232,22 @@ def check_together(units: Sequence[PipelineUnit]) -> None:
                 raise PlanError(f"units '{claims[hook]}' and '{unit.name}' both claim '{hook}'; leave one out")
     check_needs(units, makers)
     check_inputs(units)
+
+
+def made_by(unit: PipelineUnit) -> list[str]:
+    """The values that a unit makes, not those that it only changes."""
+    return [value for value in unit.provides if value not in unit.needs and value not in unit.uses]
+
+
+def check_conflicts(units: Iterable[PipelineUnit]) -> None:
+    """No unit may be, or make, what another one cannot work with."""
+    for unit, other in permutations(units, 2):
+        for what, why in unit.conflicts.items():
+            if what == other.name or what in made_by(other):
+                raise PlanError(
+                    f"units '{unit.name}' and '{other.name}' cannot work together: {why}; "
+                    f"leave one out with -{other.name}"
+                )
 
 
 def check_needs(units: Iterable[PipelineUnit], makers: Mapping[str, str]) -> None:

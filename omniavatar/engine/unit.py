@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from omniavatar.media.paths import input_file
 
 if TYPE_CHECKING:
     from omniavatar.engine.engine import Engine
+
+WORD = re.compile(r"[A-Za-z][\w./-]*")
+"""A text that needs no quotes in a plan expression, unless YAML means something else by it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class PipelineUnit:
         window before: it must be provided, but does not order.
     uses: like needs, but only if some unit of the plan provides it.
     provides: values it stores. A name that is also in needs or uses is changed rather than made.
-    conflicts: units that must not be in the same plan.
+    conflicts: units, or values that another unit makes, that must not be in the same plan, each with the reason.
     roles, optional_roles: models it works with.
     host_roles: those of them that are to be loaded in host memory, because it brings them to the device itself.
     exact: it changes what a video costs, not what it shows (up to rounding).
@@ -61,7 +68,7 @@ class PipelineUnit:
     needs: ClassVar[tuple[str, ...]] = ()
     uses: ClassVar[tuple[str, ...]] = ()
     provides: ClassVar[tuple[str, ...]] = ()
-    conflicts: ClassVar[tuple[str, ...]] = ()
+    conflicts: ClassVar[Mapping[str, str]] = {}
     roles: ClassVar[tuple[str, ...]] = ()
     optional_roles: ClassVar[tuple[str, ...]] = ()
     host_roles: ClassVar[tuple[str, ...]] = ()
@@ -93,6 +100,26 @@ class PipelineUnit:
         return (inspect.getdoc(cls) or "").partition("\n")[0]
 
     def __repr__(self) -> str:
-        changed = self.settings.model_dump(exclude_defaults=True)
-        inner = ", ".join(f"{key}={value}" for key, value in changed.items())
+        """The term of a plan expression that makes the same unit."""
+        changed = self.settings.model_dump(mode="json", exclude_defaults=True)
+        inner = ", ".join(f"{key}={as_term(value)}" for key, value in changed.items())
         return f"{self.name}({inner})" if inner else self.name
+
+
+def as_term(value: Any) -> str:
+    """Plain data as a plan expression writes it: YAML in one line."""
+    match value:
+        case str():
+            return value if WORD.fullmatch(value) and yaml.safe_load(value) == value else quoted(value)
+        case list():
+            return f"[{', '.join(map(as_term, value))}]"
+        case dict():
+            items = ", ".join(f"{as_term(key)}: {as_term(item)}" for key, item in value.items())
+            return f"{{{items}}}"
+    return json.dumps(value)
+
+
+def quoted(text: str) -> str:
+    """A double-quoted YAML string in which no other quote occurs."""
+    letters = (letter if letter.isprintable() and letter not in '"\\' else f"\\U{ord(letter):08x}" for letter in text)
+    return f'"{"".join(letters)}"'

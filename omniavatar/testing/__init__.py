@@ -1,6 +1,20 @@
-"""Helpers for tests of units and plugins."""
+"""Helpers for tests of units and plugins: `check_unit`, networks that compute almost nothing, the tiny model."""
+
+from typing import TYPE_CHECKING, Any
 
 from omniavatar.testing.fakes import FakeAudioAdapter, FakeAudioEncoder, FakeDiT, FakeVAE
 from omniavatar.testing.models import GivenModels, LatentFormat
 
-__all__ = ["FakeAudioAdapter", "FakeAudioEncoder", "FakeDiT", "FakeVAE", "GivenModels", "LatentFormat"]
+if TYPE_CHECKING:
+    from omniavatar.testing.check import check_unit
+
+__all__ = ["FakeAudioAdapter", "FakeAudioEncoder", "FakeDiT", "FakeVAE", "GivenModels", "LatentFormat", "check_unit"]
+
+
+def __getattr__(name: str) -> Any:
+    """`check_unit` when it is asked for, since it imports nearly everything."""
+    if name == "check_unit":
+        from omniavatar.testing.check import check_unit
+
+        return check_unit
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

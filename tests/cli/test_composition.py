@@ -21,6 +21,7 @@ WORK = {
 REFUSED = {
     "default-prompt": "unit 'transformer' needs 'prompt_embedding', which no unit of the plan provides",
     "default-guidance": "no unit of the plan answers 'guide'; add a guidance rule such as guidance",
+    "default+teacache-transformer": "no unit of the plan answers 'unembed'; add a network such as transformer",
     "default-euler": "no unit of the plan answers 'plan_steps'; add a sampler such as euler",
     "default-vae-decode": "unit 'fixed-frames' needs 'previous.frames', which no unit of the plan provides",
 }

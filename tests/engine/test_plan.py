@@ -239,10 +239,10 @@ def test_a_circle() -> None:
 
 
 def test_a_conflict_in_either_order() -> None:
-    rude = unit("rude", conflicts=("a",))
+    rude = unit("rude", conflicts={"a": "they quarrel"})
     for expression in ("a+rude", "rude+a"):
         message = error_of(expression, catalog_of(A, rude))
-        assert message == "units 'rude' and 'a' cannot work together; leave one out with -a"
+        assert message == "units 'rude' and 'a' cannot work together: they quarrel; leave one out with -a"
     assert names(build_plan("rude", catalog_of(A, rude))) == ["rude"]
 
 

@@ -12,12 +12,12 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def randomized(network: Network, seed: int = 0) -> Network:
-    """Fill every parameter with noise of its fan-in's size; one-dimensional weights (norms) lie around 1."""
+    """Fill every parameter with noise of its fan-in's size; weights of one dimension (norms) or none lie around 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 1:
+            if parameter.ndim <= 1:
                 parameter.copy_(0.3 * noise + float(name.endswith("weight")))
             else:
                 parameter.copy_(noise / parameter[0].numel() ** 0.5)

@@ -32,7 +32,7 @@ class FunReference(PipelineUnit):
     needs = ("image_features",)
     provides = ("image_features",)
     roles: ClassVar[tuple[str, ...]] = ("vae", "dit", ROLE)
-    optional_roles: ClassVar[tuple[str, ...]] = (f"{ROLE}2",)
+    optional_roles: ClassVar[tuple[str, ...]] = ("image_encoder", f"{ROLE}2")
 
     class Settings(UnitSettings):
         tiled: bool = Field(False, description="encode in overlapping tiles: less memory, twice the work")

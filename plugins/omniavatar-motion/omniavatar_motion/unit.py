@@ -41,9 +41,9 @@ class Motion(PipelineUnit):
             buckets = torch.tensor([bucket], dtype=torch.float64, device=engine.device)
             job["motion.modulation"] = engine.model("motion_controller")(buckets)
 
-    @hookimpl
+    @hookimpl(trylast=True)
     def embed(self, forward: Forward) -> None:
-        """The blocks' modulation alone; the head keeps that of the time."""
+        """The blocks' modulation alone; the head keeps that of the time. Last, since others may replace it."""
         change = forward["motion.modulation"]
         if change is not None:
             forward.t_mod = forward.t_mod + change

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from omniavatar.engine.windows import audio_rows
 from omniavatar.errors import CheckpointError, InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.audio import load_waveform
+from omniavatar_s2v.adapter import FOR_S2V
 from omniavatar_s2v.clips import LEAD
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class S2VAudio(PipelineUnit):
 
     name = "s2v-audio"
     provides = ("audio_track", "audio_delay", "audio_speech", "audio_silence")
-    conflicts = ("audio",)
+    conflicts: ClassVar = {"transformer": FOR_S2V, "audio": "S2V hears the sound through s2v-audio"}
     roles = ("audio_encoder", "s2v_adapter")
 
     class Settings(UnitSettings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -17,7 +18,7 @@ from omniavatar.hookspecs import hookimpl
 from omniavatar.media.video import probe_video, read_video
 from omniavatar.models.tiling import ENCODE_TILING
 from omniavatar.units.fixed_frames import overwrite
-from omniavatar_s2v.adapter import MOTION_FRAMES
+from omniavatar_s2v.adapter import FOR_S2V, MOTION_FRAMES
 
 LEAD = TEMPORAL_FACTOR - 1
 """Frames that a video begins with and does not show: its first latent frame, the one behind the picture, holds them."""
@@ -34,7 +35,7 @@ class S2VClips(PipelineUnit):
     name = "s2v-clips"
     needs = ("image_latent", "previous.frames")
     provides = ("given_latents", "motion_latents")
-    conflicts = ("fixed-frames",)
+    conflicts: ClassVar = {"transformer": FOR_S2V, "fixed-frames": "S2V continues its videos by s2v-clips"}
     roles = ("vae",)
 
     class Settings(UnitSettings):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field, field_validator
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.image import choose_size, fit_image, load_image
 from omniavatar.models.tiling import ENCODE_TILING
+from omniavatar_s2v.adapter import FOR_S2V
 
 MULTIPLE = 64
 """Pixels of a side that one of the coarsest patches, those of the oldest frames, covers."""
@@ -25,7 +28,7 @@ class S2VImage(PipelineUnit):
 
     name = "s2v-image"
     provides = ("image_latent",)
-    conflicts = ("reference-image",)
+    conflicts: ClassVar = {"transformer": FOR_S2V, "reference-image": "S2V sees the picture through s2v-image"}
     roles = ("vae",)
 
     class Settings(UnitSettings):

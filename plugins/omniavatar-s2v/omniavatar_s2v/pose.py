@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -14,6 +15,7 @@ from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, Video
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.video import read_video
 from omniavatar.models.tiling import ENCODE_TILING
+from omniavatar_s2v.adapter import FOR_S2V
 
 BLACK = -1.0
 
@@ -26,6 +28,7 @@ class S2VPose(PipelineUnit):
 
     name = "s2v-pose"
     provides = ("pose_latents",)
+    conflicts: ClassVar = {"transformer": FOR_S2V}
     roles = ("vae",)
 
     class Settings(UnitSettings):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -26,7 +28,15 @@ class S2VTransformer(Transformer):
     name = "s2v-transformer"
     needs = ("prompt_embedding", "image_latent", "motion_latents")  # type: ignore[assignment]
     uses = ("pose_latents",)
-    conflicts = ("transformer", "reference-image", "audio", "fixed-frames", "vace")
+    conflicts: ClassVar = {
+        "transformer": "s2v-transformer stands in its place",
+        "condition": "S2V takes no channels beside the latents",
+        "audio": "S2V hears the sound through s2v-audio",
+        "fixed-frames": "S2V continues its videos by s2v-clips",
+        "sliding-window": "S2V denoises a clip in one piece",
+        "vace": "its hints are for all frames of a window and S2V denoises the last ones only",
+        "ti2v": "both say which time step the tokens are told",
+    }
     roles = ("dit", "s2v_adapter")  # type: ignore[assignment]
 
     @hookimpl(tryfirst=True)

@@ -198,7 +198,7 @@ def branch_for(forward: Forward) -> Any:
 def hints(forward: Forward) -> Iterator[Tensor]:
     """The hints for a call, from this rank's tokens as the first block gets them."""
     branch = branch_for(forward)
-    control = branch.embed(forward["vace_context"])
+    control = branch.embed(forward.cut(forward["vace_context"]))
     tokens = forward.x.shape[1] if forward.sharding is None else forward.sharding.length
     if control.shape[1] > tokens:
         raise PlanError(
@@ -206,5 +206,11 @@ def hints(forward: Forward) -> Iterator[Tensor]:
             "leave out the unit that makes the call shorter"
         )
     control = forward.shard(functional.pad(control, (0, 0, 0, tokens - control.shape[1])))
-    made: Iterator[Tensor] = branch.hints(control, forward.x, forward.context, forward.t_mod, forward.rope)
+    made: Iterator[Tensor] = branch.hints(control, forward.x, text_of(forward), forward.t_mod, forward.rope)
     return made
+
+
+def text_of(forward: Forward) -> Tensor:
+    """The text (b n d), which is all that the branch attends to, also where the transformer's context holds more."""
+    text: Tensor = getattr(forward.context, "text", forward.context)
+    return text

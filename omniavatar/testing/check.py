@@ -1,0 +1,527 @@
+"""`check_unit(MyUnit)`: does a unit keep the promises on which the engine and all other units rely?
+
+    def test_contract() -> None:
+        check_unit(Motion, networks={"motion_controller": (MotionController, {"freq_dim": 32, "dim": 96})})
+
+`PROMISES` are the checks by name, in the order in which they are made. They run on small networks with random weights
+and take about three seconds. The first broken promise raises AssertionError, which says which one, and where.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+import torch
+from pydantic import ValidationError
+
+from omniavatar.cli.fields import leaves
+from omniavatar.cli.new_plugin import NAME
+from omniavatar.cli.run import run
+from omniavatar.engine.hooks import hook_faults
+from omniavatar.engine.plan import PREVIOUS, Catalog, Plan, build_plan, claims_hook, hooks_of, parse
+from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings
+from omniavatar.errors import OmniError, nearest
+from omniavatar.plugins import discover
+from omniavatar.testing.stage import (
+    FRAMES,
+    ONE_WINDOW,
+    SETTINGS,
+    Backwards,
+    FromSecondWindow,
+    Interruption,
+    Network,
+    OneBatch,
+    Player,
+    Stage,
+    Take,
+    difference,
+    play_on_ranks,
+)
+from omniavatar.testing.watch import Access, Watch, WatchedEngine, frozen
+from omniavatar.units import BUILTIN
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from omniavatar.engine.scopes import Request
+
+SIZE = (48, 16)
+"""Height and width: 3 tokens a frame, 9 a window, which two ranks do not divide."""
+ROUNDING = 1e-4
+"""How far results may be apart, of their size, where the same sums are made in another order."""
+RANKS = 2
+SKELETON = {"dit", "vae"}
+"""Roles that every engine loads, whoever asks for them."""
+
+
+def check_unit(
+    unit_class: type[PipelineUnit],
+    *,
+    plan: str | None = None,
+    networks: Mapping[str, Network] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    size: tuple[int, int] = SIZE,
+    skip: Mapping[str, str] | None = None,
+) -> None:
+    """Raise AssertionError for the first promise that a unit breaks.
+
+    plan: an expression with the unit in it; default: the default plan, without a file, and the unit.
+    networks: class and numbers of a network for each further role, or in place of one of the tiny model.
+    inputs: values for inputs of the plan, so that the unit has something to do; a portrait, a voice and a prompt are
+        given anyway. size: height and width of the videos. skip: promises that are not checked, each with the reason.
+    """
+    skip = skip or {}
+    for name, reason in skip.items():
+        if name not in PROMISES:
+            raise ValueError(f"no promise is called '{name}'{nearest(name, PROMISES)}")
+        if not reason.strip():
+            raise ValueError(f"say why '{name}' is skipped")
+    with TemporaryDirectory() as folder, one_thread():
+        subject = Subject(unit_class, plan, Stage(Path(folder), networks or {}, inputs or {}, size))
+        for name, check in PROMISES.items():
+            if name not in skip:
+                with naming(f"unit '{getattr(unit_class, 'name', unit_class.__name__)}' breaks the promise '{name}'"):
+                    check(subject)
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Say in front of whatever goes wrong inside what it is about."""
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{what}: {error}") from error.__cause__
+    except Exception as error:
+        raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tiny tensors are slower on many threads, and sums may come in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Subject:
+    """A unit, its plan and the stage for it."""
+
+    def __init__(self, unit_class: type[PipelineUnit], expression: str | None, stage: Stage) -> None:
+        self.unit_class = unit_class
+        self.expression = expression or f"default-write-video+{getattr(unit_class, 'name', '')}"
+        self.stage = stage
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """What is installed, and the unit."""
+        found = discover().catalog()
+        return Catalog({**found.units, self.unit_class.name: self.unit_class}, found.presets)
+
+    def plan(self, change: str = "") -> Plan:
+        """A plan of new units. Raises PlanError."""
+        return build_plan(self.expression + change, self.catalog, SETTINGS)
+
+    def unit_of(self, plan: Plan) -> PipelineUnit:
+        """The unit in a plan."""
+        found = [unit for unit in plan.units if type(unit) is self.unit_class]
+        assert found, f"'{self.expression}' has no unit '{self.unit_class.name}'"
+        return found[0]
+
+    def player(self, *observers: Any, change: str = "", **options: Any) -> Player:
+        """A new engine."""
+        plan = self.plan(change)
+        plan.check_complete()
+        return self.stage.player(plan, *observers, **options)
+
+    def play(self, *observers: Any, change: str = "", frames: int = FRAMES) -> Take:
+        """The video, by a new engine."""
+        player = self.player(*observers, change=change)
+        return player.play(self.request(player.engine.plan, frames=frames))
+
+    def request(self, plan: Plan, *, frames: int = FRAMES) -> Request:
+        """The video that all checks begin with."""
+        return self.stage.request(plan, frames=frames, **self.stage.inputs)
+
+    def other(self, plan: Plan) -> Request:
+        """Another video: one window, another seed and prompt, without the inputs of the check that may be left out."""
+        fields = plan.input_fields
+        needed = {name: value for name, value in self.stage.inputs.items() if fields[name].is_required()}
+        return self.stage.request(plan, frames=ONE_WINDOW, seed=2, **{**needed, "prompt": "a quiet lake"})
+
+    @cached_property
+    def first(self) -> tuple[Take, Watch]:
+        """The first video, and what the units did for it."""
+        watch = Watch()
+        player = self.player(make=partial(WatchedEngine, watch))
+        with watch.watching(player.engine):
+            return player.play(self.request(player.engine.plan)), watch
+
+    @property
+    def take(self) -> Take:
+        """The first video."""
+        return self.first[0]
+
+    @cached_property
+    def second(self) -> Again:
+        """The same video by another engine, and the attributes of the unit before and after it."""
+        player = self.player()
+        unit = self.unit_of(player.engine.plan)
+        before = picture(unit)
+        take = player.play(self.request(player.engine.plan))
+        return Again(player, take, before, picture(unit))
+
+
+@dataclass(frozen=True)
+class Again:
+    """A video that was made again, by which engine, and the attributes of the unit before and after it."""
+
+    player: Player
+    take: Take
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
+def same(take: Take, expected: Take, what: str, *, tolerance: float = 0.0, first: int = 0) -> None:
+    """See that two takes are one video."""
+    found = difference(take, expected, tolerance, first)
+    assert not found, f"{what}: {found}"
+
+
+# What its class says --------------------------------------------------------------------------------------------------
+
+
+def documented(subject: Subject) -> None:
+    """It has a name for plan expressions and a docstring of its own: one line, then what a user should know."""
+    unit_class = subject.unit_class
+    assert issubclass(unit_class, PipelineUnit), "it is not a PipelineUnit"
+    name, lines = getattr(unit_class, "name", None), (unit_class.__doc__ or "").splitlines()
+    assert isinstance(name, str), "it has no name"
+    assert NAME.fullmatch(name), f"its name '{name}' is not of lower-case letters, digits and single hyphens"
+    assert "".join(lines[:1]).strip(), "its class has no docstring, which is its help"
+    assert not "".join(lines[1:2]).strip(), "the first line of its docstring is not a sentence by itself"
+
+
+def settings_are_documented(subject: Subject) -> None:
+    """Every setting has a description, every number a bound; unknown and changed settings are errors."""
+    settings = subject.unit_class.Settings
+    assert issubclass(settings, UnitSettings), "its Settings are no UnitSettings"
+    for name, info in settings.model_fields.items():
+        assert info.description, f"the setting '{name}' has no description"
+        if any(leaf in (int, float) for leaf in leaves(info.annotation)):
+            is_bounded = any(hasattr(rule, key) for rule in info.metadata for key in ("ge", "gt", "le", "lt"))
+            assert is_bounded, f"the setting '{name}' is a number without bounds; give its Field ge=, gt=, le= or lt="
+    for key, value in (("extra", "forbid"), ("frozen", True)):
+        assert settings.model_config.get(key) == value, f"its Settings change {key}={value!r} of UnitSettings"
+
+
+def inputs_are_documented(subject: Subject) -> None:
+    """Every input has a description and a name that is free on the command line."""
+    inputs = subject.unit_class.Inputs
+    assert issubclass(inputs, UnitInputs), "its Inputs are no UnitInputs"
+    for name, info in inputs.model_fields.items():
+        assert info.description, f"the input '{name}' has no description"
+        assert name not in {option.name for option in run.params}, f"the input '{name}' is an option of omni run itself"
+
+
+def hooks_fit(subject: Subject) -> None:
+    """Its hooks exist, are marked, and take the arguments that they are called with."""
+    fault = next(hook_faults(subject.unit_class), "")
+    assert not fault, fault
+    assert hooks_of(subject.unit_class), "it implements no hook"
+
+
+# What a video shows --------------------------------------------------------------------------------------------------
+
+
+def makes_a_video(subject: Subject) -> None:
+    """The plan makes a video of finite numbers."""
+    try:
+        take = subject.take
+    except OmniError as error:
+        raise AssertionError(
+            f"'{subject.expression}' makes no video: {error}; see plan=, networks= and inputs="
+        ) from error
+    unknown = set(subject.stage.inputs) - set(subject.plan().input_fields)
+    assert not unknown, f"no unit of '{subject.expression}' takes an input {sorted(unknown)}"
+    for index, tensors in enumerate(take.tensors):
+        for name, value in tensors.items():
+            assert value.isfinite().all(), f"'{name}' of window {index} has numbers that are not finite"
+    for name, result in take.results.items():
+        assert pickle.dumps(result), f"the result '{name}' cannot be pickled"
+
+
+def settings_survive(subject: Subject) -> None:
+    """Written as a plan expression, or pickled, it is the same unit again."""
+    first = subject.unit_of(subject.plan())
+    for unit in [first, *with_other_settings(first)]:
+        text = repr(unit)
+        try:
+            ((name, settings),) = parse(text, subject.catalog).items()
+            again = subject.catalog.units[name](**settings)
+        except (OmniError, ValidationError, ValueError) as error:
+            raise AssertionError(f"its repr {text} is no plan expression: {error}") from error
+        assert again.settings == unit.settings, f"the plan expression {text} makes {again.settings!r}"
+        assert type(again) is type(unit), f"the plan expression {text} makes a {type(again).__name__}"
+    if "<locals>" not in subject.unit_class.__qualname__:
+        copy = pickle.loads(pickle.dumps(first))
+        assert copy.settings == first.settings, f"pickling makes {copy.settings!r} of {first.settings!r}"
+
+
+def with_other_settings(unit: PipelineUnit) -> Iterator[PipelineUnit]:
+    """The unit with each of its settings changed, as far as values can be guessed."""
+    values = dict(unit.settings)
+    for name, info in type(unit.settings).model_fields.items():
+        for guess in guesses(info, values[name]):
+            with suppress(ValidationError):
+                yield type(unit)(**{**values, name: guess})
+
+
+def guesses(info: FieldInfo, value: Any) -> Iterator[Any]:
+    """Values that a setting may accept."""
+    for leaf in leaves(info.annotation):
+        if leaf is bool:
+            yield not value
+        elif leaf in (int, float):
+            limits = [getattr(rule, key) for rule in info.metadata for key in ("ge", "le") if hasattr(rule, key)]
+            yield from [*limits, sum(limits) / 2, (value or 0) + 1, 0.0625, 3]
+        elif leaf is str:
+            yield from ("two words", "1, 'b' (c) \"d\" + e: [é]\n", "no", "")
+        elif leaf is Path:
+            yield Path("a folder/model-1.0, b")
+        elif get_origin(leaf) is Literal:
+            yield from get_args(leaf)
+        elif isinstance(value, tuple | list):
+            yield from (value[::-1], value[:1], value * 2)
+    if NoneType in get_args(info.annotation):
+        yield None
+
+
+def values_are_declared(subject: Subject) -> None:
+    """It reads what needs, uses and provides name, stores what provides names, and keeps the rest private."""
+    unit_class, (_, watch) = subject.unit_class, subject.first
+    told = (*unit_class.needs, *unit_class.uses, *unit_class.conflicts)
+    known = {*unit_class.provides, *(name.removeprefix(PREVIOUS) for name in told)}
+    for access in of_unit(unit_class, watch.reads):
+        check_private(unit_class, access, "reads")
+        assert "." in access.name or access.name in known, (
+            f"its {access.hook} reads '{access.name}', which neither needs nor uses names"
+        )
+    stored = list(of_unit(unit_class, watch.writes))
+    for access in stored:
+        check_private(unit_class, access, "stores")
+        assert "." in access.name or access.name in unit_class.provides, (
+            f"its {access.hook} stores '{access.name}', which provides does not name; "
+            f"call it '{unit_class.name}.{access.name}' if it is its own affair"
+        )
+    for name in unit_class.provides:
+        assert any(access.name == name for access in stored), f"it provides '{name}' and has never stored it"
+
+
+def check_private(unit_class: type[PipelineUnit], access: Access, verb: str) -> None:
+    """Names with a dot belong to the unit, or to one that it is derived from."""
+    owner, dot, _ = access.name.partition(".")
+    owners = {base.name for base in unit_class.__mro__ if issubclass(base, PipelineUnit) and "name" in vars(base)}
+    assert not dot or owner in owners, (
+        f"its {access.hook} {verb} '{access.name}', which is private to a unit '{owner}'; its own begin with "
+        f"'{unit_class.name}.'"
+    )
+
+
+def of_unit(unit_class: type[PipelineUnit], accesses: Iterable[Access]) -> Iterator[Access]:
+    """What this unit has done."""
+    return (access for access in accesses if access.unit == unit_class.name)
+
+
+def roles_are_declared(subject: Subject) -> None:
+    """It asks the engine for the models that it names, and for no others."""
+    unit_class = subject.unit_class
+    known = {*unit_class.roles, *unit_class.optional_roles}
+    # Making a step asks for the transformer.
+    allowed = known | ({"dit"} if claims_hook(unit_class, "plan_steps") else set())
+    asked = list(of_unit(unit_class, subject.first[1].models))
+    for access in asked:
+        assert access.name in allowed, (
+            f"its {access.hook} asks for the model '{access.name}', which neither roles nor optional_roles name"
+        )
+    for role in set(unit_class.roles) - SKELETON - {access.name for access in asked}:
+        raise AssertionError(f"it names the role '{role}', without which no plan with it works, and has never asked")
+    surplus = set(unit_class.host_roles) - known
+    assert not surplus, f"its host_roles name {sorted(surplus)}, which roles and optional_roles do not"
+
+
+# What must not change a video ----------------------------------------------------------------------------------------
+
+
+def nothing_stays_on_the_unit(subject: Subject) -> None:
+    """After a video the unit is as it was made: what it remembers lies in the scopes."""
+    before, after = subject.second.before, subject.second.after
+    for name in before.keys() | after.keys():
+        assert before.get(name) == after.get(name), (
+            f"a video has changed its attribute '{name}'; keep that in the job, window, branch or forward.memory"
+        )
+
+
+def picture(unit: PipelineUnit) -> dict[str, Any]:
+    """The attributes of a unit and the data among those of its classes."""
+    classes = type(unit).__mro__[: type(unit).__mro__.index(PipelineUnit)]
+    shared = {name: value for base in reversed(classes) for name, value in vars(base).items()}
+    data = {name: value for name, value in shared.items() if not (name.startswith("__") or is_code(value))}
+    return {name: frozen(value) for name, value in {**data, **vars(unit)}.items()}
+
+
+def is_code(value: Any) -> bool:
+    """Whether an attribute of a class is a method, a property or another class."""
+    return callable(value) or inspect.isdatadescriptor(value) or isinstance(value, classmethod | staticmethod)
+
+
+def same_again(subject: Subject) -> None:
+    """Another engine makes the same video."""
+    same(subject.second.take, subject.take, "a second engine makes another video of the same request")
+
+
+def jobs_are_apart(subject: Subject) -> None:
+    """Two videos of one engine are those of two engines, in either order; the other one lacks inputs if it can."""
+    what = "a video is another one when the engine has made one before"
+    player = subject.player()
+    plan = player.engine.plan
+    between = subject.other
+    try:
+        other = player.play(between(plan))
+    except OmniError:  # the unit cannot do without them
+        between = partial(subject.request, frames=ONE_WINDOW)
+        other = player.play(between(plan))
+    same(player.play(subject.request(plan)), subject.take, what)
+    same(subject.second.player.play(between(plan)), other, what)
+
+
+def interruption_leaves_nothing(subject: Subject) -> None:
+    """A video that was broken off changes nothing in the next one."""
+    player = subject.player(Interruption())
+    request = partial(subject.request, player.engine.plan)
+    with suppress(KeyboardInterrupt):
+        player.play(request())
+    same(player.play(request()), subject.take, "a video is another one after one that was interrupted")
+
+
+def windows_are_apart(subject: Subject) -> None:
+    """A window knows of those before it what `window.previous` holds, and nothing else."""
+    change = "" if len(subject.take.windows) > 1 else "+fixed-frames"
+    try:
+        take = subject.play(change=change) if change else subject.take
+    except OmniError:
+        return  # it makes videos of one window only
+    if len(take.windows) > 1:
+        again = subject.play(FromSecondWindow(take), change=change)
+        same(again, take, "a window is another one when the job begins with it", first=1)
+
+
+def branches_are_apart(subject: Subject) -> None:
+    """The order in which guidance branches are run does not matter."""
+    what = "a video is another one when its guidance branches run one by one, in reverse order"
+    same(subject.play(Backwards()), subject.take, what, tolerance=ROUNDING)
+
+
+def branches_can_be_joined(subject: Subject) -> None:
+    """Guidance branches may come in one batch; see `forward.stacked` and `forward.repeated`."""
+    what = "a video is another one when its guidance branches are joined in one batch"
+    same(subject.play(OneBatch()), subject.take, what, tolerance=ROUNDING)
+
+
+def ranks_can_share(subject: Subject) -> None:
+    """The tokens of a call may be spread over ranks; see `forward.frame_index` and `forward.shard`."""
+    if subject.unit_class.degrees is not PipelineUnit.degrees:
+        return  # it spreads work itself, over real ranks
+    plans = [subject.plan() for _ in range(RANKS)]
+    takes = play_on_ranks(subject.stage, plans, lambda: subject.request(plans[0]))
+    for rank, take in enumerate(takes):
+        what = f"a video is another one on rank {rank} of {RANKS} that share the tokens of each call"
+        same(take, subject.take, what, tolerance=ROUNDING)
+
+
+def exact_is_exact(subject: Subject) -> None:
+    """A unit that says exact changes what a video costs, not what it shows."""
+    if subject.unit_class.exact:
+        without = subject.play(change=f"-{subject.unit_class.name}")
+        same(subject.take, without, "it says exact and changes the video", tolerance=ROUNDING)
+
+
+def goes_with_built_in_units(subject: Subject) -> None:
+    """With each built-in unit more, and without each, the plan makes a video or is refused with a reason."""
+    present, more = set(parse(subject.expression, subject.catalog)), []
+    for unit in BUILTIN:
+        if unit.name in present:
+            if unit.name != subject.unit_class.name:
+                works_or_is_refused(subject, f"-{unit.name}")
+        elif not refusal(subject, f"+{unit.name}"):
+            more.append(f"+{unit.name}")
+    try:
+        finite(subject.play(change="".join(more)))
+    except OmniError:
+        for change in more:
+            works_or_is_refused(subject, change)
+
+
+def works_or_is_refused(subject: Subject, change: str) -> None:
+    """A video, or an error for the user in one line."""
+    with naming(f"with '{subject.expression}{change}'"):
+        try:
+            finite(subject.play(change=change, frames=ONE_WINDOW))
+        except OmniError as error:
+            one_line(error)
+
+
+def refusal(subject: Subject, change: str) -> str:
+    """Why the plan is refused before anything is loaded."""
+    try:
+        subject.player(change=change).engine.check_split()
+    except OmniError as error:
+        return one_line(error)
+    return ""
+
+
+def one_line(error: OmniError) -> str:
+    """The reason that a refusal gives."""
+    assert str(error), f"it is refused with {type(error).__name__} and no reason"
+    assert "\n" not in str(error), f"the reason has more than one line: {error}"
+    return str(error)
+
+
+def finite(take: Take) -> None:
+    """See that a video has no NaN and no infinity."""
+    assert all(value.isfinite().all() for tensors in take.tensors for value in tensors.values()), (
+        "the video has numbers that are not finite"
+    )
+
+
+PROMISES: dict[str, Callable[[Subject], None]] = {
+    "documented": documented,
+    "settings": settings_are_documented,
+    "inputs": inputs_are_documented,
+    "hooks": hooks_fit,
+    "video": makes_a_video,
+    "saved": settings_survive,
+    "values": values_are_declared,
+    "roles": roles_are_declared,
+    "state": nothing_stays_on_the_unit,
+    "again": same_again,
+    "jobs": jobs_are_apart,
+    "interrupted": interruption_leaves_nothing,
+    "windows": windows_are_apart,
+    "branches": branches_are_apart,
+    "batch": branches_can_be_joined,
+    "ranks": ranks_can_share,
+    "exact": exact_is_exact,
+    "together": goes_with_built_in_units,
+}

@@ -1,0 +1,162 @@
+"""Who reads and writes which values of the scopes, and who asks for which model, while a video is made."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+
+from omniavatar.engine.engine import Adapter, Engine, Models
+from omniavatar.engine.plan import Plan
+from omniavatar.engine.scopes import Scope
+
+
+@dataclass(frozen=True)
+class Access:
+    """A unit at a value or model, in one of its hooks."""
+
+    unit: str
+    hook: str
+    name: str
+
+
+class Watch:
+    """Notes what units do, by the order in which their hooks run inside each other."""
+
+    def __init__(self) -> None:
+        self.reads: list[Access] = []
+        self.writes: list[Access] = []
+        self.models: list[Access] = []
+        self._running: list[tuple[str, str]] = []
+
+    @contextmanager
+    def watching(self, engine: Engine) -> Iterator[None]:
+        """Note what the units of this engine do for the time of a with-block."""
+        manager = engine.hooks.manager
+        for unit in engine.plan.units:
+            for caller in manager.get_hookcallers(unit) or []:
+                for implementation in caller.get_hookimpls():
+                    if implementation.plugin is unit:
+                        around = self._around((unit.name, caller.name), implementation.function)
+                        implementation.function = around  # type: ignore[misc]
+        notes = {"__getitem__": self.reads, "__contains__": self.reads, "__setitem__": self.writes, "once": self.writes}
+        with ExitStack() as stack:
+            for method, accesses in notes.items():
+                stack.enter_context(mock.patch.object(Scope, method, self._noting(method, accesses)))
+            yield
+
+    def _around(self, who: tuple[str, str], function: Callable[..., Any]) -> Callable[..., Any]:
+        """A hook of a unit, with a note of it while it runs; of a wrapper on both sides of its yield."""
+
+        def plain(*arguments: Any) -> Any:
+            with self._inside(who):
+                return function(*arguments)
+
+        def wrapper(*arguments: Any) -> Any:
+            inner = function(*arguments)
+            with self._inside(who):
+                next(inner)
+            try:
+                result = yield
+            except BaseException as error:
+                resume, value = inner.throw, error
+            else:
+                resume, value = inner.send, result
+            try:
+                with self._inside(who):
+                    resume(value)
+            except StopIteration as stop:
+                return stop.value
+
+        return wrapper if inspect.isgeneratorfunction(function) else plain
+
+    @contextmanager
+    def _inside(self, who: tuple[str, str]) -> Iterator[None]:
+        self._running.append(who)
+        try:
+            yield
+        finally:
+            self._running.pop()
+
+    def _note(self, notes: list[Access], name: str) -> None:
+        """Put down who runs; nothing while the engine itself does."""
+        if self._running:
+            notes.append(Access(*self._running[-1], name))
+
+    def note_model(self, role: str) -> None:
+        """Put down that a unit asks for a model."""
+        self._note(self.models, role)
+
+    def _noting(self, method: str, notes: list[Access]) -> Callable[..., Any]:
+        """A method of scopes, with a note."""
+        original = getattr(Scope, method)
+
+        def noting(scope: Scope, name: str, *value: Any) -> Any:
+            self._note(notes, name)
+            return original(scope, name, *value)
+
+        return noting
+
+
+class WatchedModels:
+    """The models of an engine, with a note of who asks for the numbers or files of a role."""
+
+    def __init__(self, watch: Watch, models: Models) -> None:
+        self._watch, self._models = watch, models
+
+    def __contains__(self, role: object) -> bool:
+        return role in self._models
+
+    def load(self, role: str, **options: Any) -> nn.Module:
+        return self._models.load(role, **options)
+
+    def config(self, role: str) -> Mapping[str, Any]:
+        self._watch.note_model(role)
+        return self._models.config(role)
+
+    def beside(self, role: str, path: Path) -> Path:
+        self._watch.note_model(role)
+        return self._models.beside(role, path)
+
+    def adapters(self) -> Sequence[Adapter]:
+        return self._models.adapters()
+
+
+class WatchedEngine(Engine):
+    """An engine that notes which unit asks for which model."""
+
+    def __init__(self, watch: Watch, plan: Plan, models: Models, **options: Any) -> None:
+        self._watch = watch
+        super().__init__(plan, WatchedModels(watch, models), **options)
+
+    def model(self, role: str) -> Any:
+        self._watch.note_model(role)
+        return super().model(role)
+
+
+def frozen(value: Any, inside: frozenset[int] = frozenset()) -> Any:
+    """A picture of a value that does not change with it and can be compared."""
+    if id(value) in inside:
+        return "itself"
+    inner: Any = repr(value)
+    inside = inside | {id(value)}
+    if isinstance(value, torch.Tensor):
+        inner = value.shape, value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, nn.Module):
+        inner = frozen(dict(value.state_dict()), inside)
+    elif isinstance(value, Mapping):
+        inner = [(frozen(key, inside), frozen(item, inside)) for key, item in value.items()]
+    elif isinstance(value, list | tuple):
+        inner = [frozen(item, inside) for item in value]
+    elif isinstance(value, set | frozenset):
+        inner = sorted(map(repr, value))
+    elif hasattr(value, "__dict__") and not callable(value):
+        inner = frozen(vars(value), inside)
+    return type(value).__name__, inner

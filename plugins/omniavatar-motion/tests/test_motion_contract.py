@@ -1,0 +1,14 @@
+"""The unit keeps its promises."""
+
+from __future__ import annotations
+
+from omniavatar_motion.network import MotionController
+from omniavatar_motion.unit import Motion
+
+from omniavatar.testing import check_unit
+from omniavatar.testing.tiny import DIT
+
+
+def test_contract() -> None:
+    controller = (MotionController, {"freq_dim": 32, "dim": DIT["dim"]})
+    check_unit(Motion, networks={"motion_controller": controller}, inputs={"motion_bucket_id": 80})

@@ -1,0 +1,77 @@
+"""`docs/plugins.md` is true: its files make a package that installs and passes, its commands work."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from omniavatar.media.video import probe_video
+from omniavatar.testing.check import PROMISES
+
+PAGE = Path(__file__).parents[1] / "docs" / "plugins.md"
+BLOCK = re.compile(r"^```(?P<language>\w+)(?: (?P<file>\S+))?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Somebody who does what the page says, in a folder of their own; pip installs into `site` from what is here."""
+
+    folder: Path
+
+    @property
+    def site(self) -> Path:
+        return self.folder / "site"
+
+    def follow(self, page: str) -> list[str]:
+        """Write the page's files and run its commands and scripts, in order; returns what the commands printed."""
+        printed = []
+        for block in BLOCK.finditer(page):
+            if block["file"]:
+                path = self.folder / block["file"]
+                assert path.parent.is_dir(), f"nothing before {block['file']} makes its folder"
+                path.write_text(block["text"])
+            elif block["language"] == "python":
+                printed.append(self.run(sys.executable, "-c", block["text"]))
+            else:
+                printed += [self.run(*self.command(line)) for line in block["text"].splitlines()]
+        return printed
+
+    def command(self, line: str) -> list[str]:
+        """What stands for a line of shell here."""
+        program, *arguments = shlex.split(line)
+        if program == "pip":
+            kept = [argument for argument in arguments if argument != "--editable"]
+            offline = ["--no-index", "--no-deps", "--no-build-isolation", "--quiet", "--target", str(self.site)]
+            return [sys.executable, "-m", "pip", *kept, *offline]
+        return [sys.executable, "-m", {"omni": "omniavatar", "pytest": "pytest"}[program], *arguments]
+
+    def run(self, *command: str) -> str:
+        """Run a command that must succeed."""
+        environment = {**os.environ, "PYTHONPATH": str(self.site), "COLUMNS": "200"}
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=100, check=False
+        )
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+
+@pytest.mark.slow
+def test_the_page_works_from_beginning_to_end(tmp_path: Path) -> None:
+    reader = Reader(tmp_path)
+    printed = "\n".join(reader.follow(PAGE.read_text()))
+    for found in ("1 passed", "omni_presets", "how much of the mood", "mood(strength=1.5)", "mood-table"):
+        assert found in printed
+    assert probe_video(tmp_path / "happy.mp4").frames == 13
+
+
+def test_every_promise_is_listed_in_its_own_words() -> None:
+    promises = {name: (inspect.getdoc(check) or "").partition("\n")[0] for name, check in PROMISES.items()}
+    assert dict(re.findall(r"^- `(\w+)`: (.+)$", PAGE.read_text(), re.MULTILINE)) == promises
