@@ -1,16 +1,20 @@
-# make demo: a talking video in out/demo.mp4.  make test: the tests.  Both set up .venv on first use.
+# make demo: a talking video in out/demo.mp4.  make test: the tests (make test-all: the slow ones too).
+# All set up .venv on first use.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PLUGGED := .venv/.plugged
 PLUGINS := $(wildcard plugins/*)
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test test-all lint format bench clean
 
 demo: $(READY)
 	$(BIN)/omni run
 
 test: $(PLUGGED)
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+
+test-all: $(PLUGGED)
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(PLUGGED)

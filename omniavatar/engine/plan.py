@@ -240,10 +240,10 @@ def made_by(unit: PipelineUnit) -> list[str]:
 
 
 def check_conflicts(units: Iterable[PipelineUnit]) -> None:
-    """No unit may be, or make, what another one cannot work with."""
+    """No unit may be, or provide, what another one cannot work with."""
     for unit, other in permutations(units, 2):
         for what, why in unit.conflicts.items():
-            if what == other.name or what in made_by(other):
+            if what == other.name or what in other.provides:
                 raise PlanError(
                     f"units '{unit.name}' and '{other.name}' cannot work together: {why}; "
                     f"leave one out with -{other.name}"

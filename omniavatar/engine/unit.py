@@ -55,7 +55,7 @@ class PipelineUnit:
         window before: it must be provided, but does not order.
     uses: like needs, but only if some unit of the plan provides it.
     provides: values it stores. A name that is also in needs or uses is changed rather than made.
-    conflicts: units, or values that another unit makes, that must not be in the same plan, each with the reason.
+    conflicts: units, or values that others provide, that must not be in the same plan, each with the reason.
     roles, optional_roles: models it works with.
     host_roles: those of them that are to be loaded in host memory, because it brings them to the device itself.
     exact: it changes what a video costs, not what it shows (up to rounding).

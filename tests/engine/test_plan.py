@@ -246,6 +246,16 @@ def test_a_conflict_in_either_order() -> None:
     assert names(build_plan("rude", catalog_of(A, rude))) == ["rude"]
 
 
+def test_a_conflict_with_a_value_is_one_with_whoever_provides_it() -> None:
+    plain = unit("plain", conflicts={"value": "it has no place for one"})
+    maker, changer = unit("maker", provides=("value",)), unit("changer", needs=("value",), provides=("value",))
+    for other in (maker, changer):
+        message = error_of(f"{other.name}+plain", catalog_of(maker, changer, plain))
+        assert message.startswith(f"units 'plain' and '{other.name}' cannot work together: it has no place for one;")
+    both = unit("both", provides=("value",), conflicts={"value": "there is one already"})
+    assert names(build_plan("both", catalog_of(both))) == ["both"]
+
+
 def test_two_makers_of_one_value() -> None:
     one, two = unit("one", provides=("x",)), unit("two", provides=("x",))
     assert error_of("one+two", catalog_of(one, two)) == "units 'one' and 'two' both provide 'x'; leave one out"

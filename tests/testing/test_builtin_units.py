@@ -8,6 +8,8 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.testing import check_unit
 from omniavatar.units import BUILTIN, GuidanceParallel, WriteVideo
 
+pytestmark = pytest.mark.slow
+
 SPREADS_ONLY = {GuidanceParallel: "it takes two ranks or more, see tests/distributed"}
 
 

@@ -18,6 +18,8 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.testing import check_unit
 from tests.media.samples import write_lossless
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("unit", [AnimateImage, AnimateMotion])
 def test_contract(unit: type[PipelineUnit], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from omniavatar.engine.unit import InputKind, PipelineUnit, UnitInputs, UnitSett
 from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.paths import input_file
-from omniavatar_fun.shared import check_width, picture_channels, role_for
+from omniavatar_fun.shared import OTHER_CHANNELS, check_width, picture_channels, role_for
 from omniavatar_fun.trajectory import ENTRY, ORIGIN, SPEED, Direction, directed, folded_rays, read_trajectory
 
 ROLE = "fun_camera"
@@ -35,6 +35,11 @@ class FunCamera(PipelineUnit):
     name = "fun-camera"
     needs = ("condition",)
     provides = ("condition",)
+    conflicts: ClassVar = {
+        "reference-image": OTHER_CHANNELS,
+        "animate-image": OTHER_CHANNELS,
+        "fun-control": "no Fun model takes both a camera and a control video",
+    }
     roles: ClassVar[tuple[str, ...]] = ("vae", "dit", ROLE)
     optional_roles: ClassVar[tuple[str, ...]] = (f"{ROLE}2",)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import sqrt
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -17,7 +17,7 @@ from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, Video
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.video import probe_video, read_video
 from omniavatar.units.reference_image import MULTIPLE
-from omniavatar_fun.shared import encode, picture_channels
+from omniavatar_fun.shared import OTHER_CHANNELS, encode, picture_channels
 
 
 class FunControl(PipelineUnit):
@@ -31,6 +31,7 @@ class FunControl(PipelineUnit):
     name = "fun-control"
     needs = ("condition",)
     provides = ("condition",)
+    conflicts: ClassVar = {"reference-image": OTHER_CHANNELS, "animate-image": OTHER_CHANNELS}
     roles = ("vae", "dit")
 
     class Settings(UnitSettings):

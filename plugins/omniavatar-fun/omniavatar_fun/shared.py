@@ -10,6 +10,9 @@ from omniavatar.engine.windows import TEMPORAL_FACTOR
 from omniavatar.errors import CheckpointError, InputError, PlanError
 from omniavatar.models.tiling import ENCODE_TILING
 
+OTHER_CHANNELS = "Fun models take the channels that image-to-video makes"
+"""Why they go with no other unit for pictures."""
+
 
 def encode(engine: Engine, pictures: Tensor, *, tiled: bool) -> Tensor:
     """Pictures (1 3 f H W) in [-1, 1] to latents (1 z t h w), float32."""

@@ -20,6 +20,8 @@ from omniavatar.resources import asset
 from omniavatar.testing import check_unit
 from tests.media.samples import write_lossless
 
+pytestmark = pytest.mark.slow
+
 AVATAR = "i2v-avatar-write-video"
 
 

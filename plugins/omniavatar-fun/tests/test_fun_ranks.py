@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from omniavatar_fun.networks import CameraAdapter, ReferenceEmbedding
 from omniavatar_fun.testing import CAMERA, CAMERA_DIT_22, CONTROL_DIT_22, REFERENCE
@@ -33,6 +34,8 @@ from tests.distributed.conftest import free_port
 from tests.distributed.scenes import worst_error
 from tests.media.samples import write_lossless
 from tests.models.networks import randomized
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 RANKS = 2

@@ -13,6 +13,8 @@ from omniavatar_i2v.unit import ImageToVideo
 from omniavatar.resources import asset
 from omniavatar.testing import check_unit
 
+pytestmark = pytest.mark.slow
+
 ENDING = {"end_image": asset("demo", "portrait.png")}
 
 

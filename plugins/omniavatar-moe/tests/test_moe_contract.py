@@ -11,6 +11,8 @@ from omniavatar.models.wan_dit import WanDiT
 from omniavatar.testing import check_unit
 from omniavatar.testing.tiny import DIT
 
+pytestmark = pytest.mark.slow
+
 PLAN = "default-write-video-guidance+moe(boundary=0.95)+moe-guidance(scale=3, low_scale=2, audio_scale=4)"
 
 

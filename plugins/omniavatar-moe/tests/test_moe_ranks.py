@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from omniavatar_moe.unit import Moe
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ from tests.distributed.checks import caching, local_share
 from tests.distributed.conftest import free_port
 from tests.distributed.scenes import RandomModels, Recorder, Texts, Video, build, worst_error
 from tests.models.networks import randomized
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 RANKS = 2

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from omniavatar_motion.network import MotionController
 from omniavatar_motion.unit import Motion
 
 from omniavatar.testing import check_unit
 from omniavatar.testing.tiny import DIT
+
+pytestmark = pytest.mark.slow
 
 
 def test_contract() -> None:

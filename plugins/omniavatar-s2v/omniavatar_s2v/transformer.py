@@ -35,6 +35,7 @@ class S2VTransformer(Transformer):
         "fixed-frames": "S2V continues its videos by s2v-clips",
         "sliding-window": "S2V denoises a clip in one piece",
         "vace": "its hints are for all frames of a window and S2V denoises the last ones only",
+        "animate-motion": "S2V follows poses by s2v-pose, and no face",
         "ti2v": "both say which time step the tokens are told",
     }
     roles = ("dit", "s2v_adapter")  # type: ignore[assignment]

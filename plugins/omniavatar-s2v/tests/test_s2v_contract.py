@@ -19,6 +19,8 @@ from omniavatar.models.wan_dit import WanDiT
 from omniavatar.testing import FakeVAE, check_unit
 from tests.media.samples import write_lossless
 
+pytestmark = pytest.mark.slow
+
 NETWORKS = {
     "dit": (WanDiT, {**DIT, "in_dim": 4, "out_dim": 4}),
     "s2v_adapter": (S2VAdapter, {**ADAPTER, "in_dim": 4, "cond_dim": 4}),

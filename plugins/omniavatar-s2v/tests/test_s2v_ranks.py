@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from omniavatar_s2v.adapter import S2VAdapter
 from omniavatar_s2v.testing import ADAPTER, DIT
@@ -31,6 +32,8 @@ from omniavatar.testing import FakeVAE, tiny
 from tests.distributed.conftest import free_port
 from tests.distributed.scenes import worst_error
 from tests.models.networks import randomized
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 RANKS = 2

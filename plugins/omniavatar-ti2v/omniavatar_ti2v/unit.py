@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from pydantic import Field, field_validator
@@ -28,6 +30,7 @@ class Ti2v(PipelineUnit):
     # Of its own window; but it is read when all values are there, and fixed-frames in turn waits for the picture.
     needs = ("previous.given_latents",)
     provides = ("image_latent",)
+    conflicts: ClassVar = {"condition": "TI2V takes no channels beside the latents; its picture is one of them"}
     roles = ("dit", "vae")
 
     class Settings(UnitSettings):

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from omniavatar_ti2v.testing import DIT, VAE38
 from omniavatar_ti2v.wan_vae38 import WanVAE38
@@ -31,6 +32,8 @@ from omniavatar.testing import tiny
 from tests.distributed.conftest import free_port
 from tests.distributed.scenes import worst_error
 from tests.models.networks import randomized
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 RANKS = 2

@@ -200,7 +200,7 @@ def test_a_size_that_does_not_divide_is_named() -> None:
     ("expression", "message"),
     [
         (f"{PLAN}-fixed-frames", "unit 'ti2v' needs 'previous.given_latents', which no unit of the plan provides"),
-        ("default+ti2v", "units 'reference-image' and 'ti2v' both provide 'image_latent'; leave one out"),
+        ("default+ti2v", "units 'ti2v' and 'reference-image' cannot work together: TI2V takes no channels beside"),
         ("wan-ti2v+ti2v(sizes=[[48, 64]])", "unit 'ti2v': sizes = [[48, 64]]: [48, 64] is not made of positive"),
     ],
 )

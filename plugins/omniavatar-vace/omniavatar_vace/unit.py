@@ -134,13 +134,13 @@ class VaceUnit(PipelineUnit):
     def begin_window(self, window: Window) -> None:
         video, mask, references = (window[f"vace.{name}"] for name in ("video", "mask", "references"))
         window["vace_context"] = None
-        if len(references) != window.job.leading:
-            raise PlanError(
-                f"vace puts {len(references)} frames in front of the video and another unit more of them; "
-                "leave one of the two out"
-            )
         if video is None and mask is None and not references:
             return
+        if (count := len(references)) != window.job.leading:
+            raise PlanError(
+                f"vace puts {count} frame{'s' * (count != 1)} in front of the video and another unit more of them; "
+                "leave one of the two out"
+            )
         engine = window.engine
         given = frames_of(video, window)
         pictures = shown(given, window, GREY).to(engine.device) * 2 - 1

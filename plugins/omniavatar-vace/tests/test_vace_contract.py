@@ -15,6 +15,8 @@ from omniavatar.testing import check_unit
 from omniavatar.testing.tiny import DIT
 from tests.media.samples import write_lossless
 
+pytestmark = pytest.mark.slow
+
 BRANCH: dict[str, Any] = {
     **{key: DIT[key] for key in ("dim", "ffn_dim", "num_heads", "eps", "patch_size")},
     "in_dim": 96,
