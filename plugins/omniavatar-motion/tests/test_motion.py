@@ -116,10 +116,16 @@ def make(controller: MotionController) -> Any:
     units: list[type[PipelineUnit]] = [*builtin.omni_units(), Motion, Merged]
     catalog = Catalog({unit.name: unit for unit in units}, builtin.omni_presets())
 
-    def make(expression: str, *first: PipelineUnit, network: nn.Module = controller, **inputs: Any) -> Look:
+    def make(
+        expression: str,
+        *first: PipelineUnit,
+        last: Sequence[PipelineUnit] = (),
+        network: nn.Module = controller,
+        **inputs: Any,
+    ) -> Look:
         look = Look()
         plan = build_plan(expression, catalog, TINY_SETTINGS, {"prompt": {"length": 16}})
-        engine = Engine(Plan((*first, look, *plan.units)), TinyModels(motion_controller=network))
+        engine = Engine(Plan((*first, look, *plan.units, *last)), TinyModels(motion_controller=network))
         inputs = {"image": asset("demo", "portrait.png"), "audio": asset("demo", "speech.flac"), **inputs}
         engine.generate(Request(inputs, height=32, width=32, seconds=0.48))
         return look
@@ -177,6 +183,14 @@ def test_a_time_for_every_token_and_a_part_of_the_tokens(make: Any, controller: 
     assert plain.modulations[0].shape == (1, 4, 6, 96)
     change = controller(torch.tensor([100.0]))
     torch.testing.assert_close(fast.modulations[0] - plain.modulations[0], change.expand(1, 4, 6, 96))
+
+
+def test_the_order_of_units_that_replace_the_modulation_does_not_matter(make: Any) -> None:
+    before, behind = (
+        make(DEFAULT, TokenTimes(), motion_bucket_id=100),
+        make(DEFAULT, last=[TokenTimes()], motion_bucket_id=100),
+    )
+    torch.testing.assert_close(behind.modulations[0], before.modulations[0])
 
 
 @pytest.mark.parametrize(("bucket", "reason"), [(-1, "motion_bucket_id = -1"), (101, "motion_bucket_id = 101")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from omniavatar_vace.context import folded_mask, on_white
 from omniavatar_vace.network import Vace
-from omniavatar_vace.unit import VaceUnit, footage_length, size_near
+from omniavatar_vace.unit import VaceUnit, footage_length, size_near, text_of
 from PIL import Image
 from torch import Tensor
 
@@ -351,6 +352,24 @@ def test_merged_branches_are_separate_ones(catalog: Catalog, avatar: Networks, f
     plan = "default-write-video+vace"
     separate, merged = (make(catalog, avatar, units, inputs=inputs).video for units in (plan, f"{plan}+merged"))
     assert relative_error(merged, separate) < 1e-4
+
+
+def test_a_piece_of_a_window_gets_its_part_of_the_context(
+    catalog: Catalog, networks: Networks, files: dict[str, Path]
+) -> None:
+    seen: list[Tensor] = []
+    hook = networks["vace"].vace_patch_embedding.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    plan = f"{TEXT_ONLY}+vace+sliding-window(size=2, stride=1)"
+    context = make(catalog, networks, plan, inputs={"reference_images": files["a"]}).context
+    hook.remove()
+    for piece, start in zip(seen, (0, 1, 2), strict=False):
+        torch.testing.assert_close(piece, context[:, :, start : start + 2])
+
+
+def test_the_branch_attends_to_the_text_of_a_context_that_holds_more() -> None:
+    text = torch.zeros(1, 2, 3)
+    for context in (text, SimpleNamespace(text=text, image=torch.zeros(1, 5, 3))):
+        assert text_of(SimpleNamespace(context=context)) is text  # type: ignore[arg-type]
 
 
 def test_the_branch_rests_where_a_cache_skips_the_blocks(
