@@ -125,7 +125,7 @@ def averages(sizes: Sizes) -> Any:
 
 
 def vae(sizes: Sizes) -> Any:
-    return WanVAE(**{**tiny.VAE, "dim": 4})
+    return WanVAE(**tiny.VAE)
 
 
 def vae38(sizes: Sizes) -> Any:

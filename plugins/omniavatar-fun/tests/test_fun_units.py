@@ -560,7 +560,7 @@ def test_the_parts_of_all_ranks_are_the_whole(files: dict[str, Path], plan: str,
         (CAMERA_VIDEO, {"camera_speed": -1}, InputError, "unit 'fun-camera': camera_speed = -1"),
         (CAMERA_VIDEO, {"camera_trajectory": "no.txt"}, InputError, "trajectory 'no.txt' does not exist"),
         (CAMERA_VIDEO, {"camera": "In", "camera_trajectory": "poses"}, InputError, "a direction or along a trajectory"),
-        (f"{CONTROL}+fun-camera", {}, PlanError, "the transformer takes 32 channels, and this plan makes 48 or 52"),
+        (f"{CONTROL}+fun-camera", {}, PlanError, "no Fun model takes both a camera and a control video"),
     ],
 )
 def test_what_cannot_be_used_is_named(
