@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from omniavatar import builtin
 from omniavatar.checkpoints import Bundle, Registry
@@ -14,15 +12,6 @@ from omniavatar.engine.plan import Catalog
 from omniavatar.resources import asset
 
 TINY_FILES = ("transformer.safetensors", "vae.safetensors", "text_encoder.safetensors", "wav2vec2")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors are slower on many threads, and other tests may run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

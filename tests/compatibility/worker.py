@@ -18,7 +18,7 @@ from tests.compatibility.cases import Pair, cases, catalog, needs_ranks, pairs, 
 from tests.compatibility.outcomes import Outcome, outcome, outcome_of
 from tests.compatibility.studio import Studio, reading_once
 
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 """Seconds after which a rank gives up waiting for the other."""
 
 
