@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.errors import InputError
+from omniavatar.training.gradients import Batch, Gradients, GraphedGradients, Precision
 
 STATE = "state.pt"
 LOG = "log.jsonl"
@@ -36,8 +37,12 @@ class Task(Protocol):
         """The weights to train, in float32, by the names they are saved under."""
         ...
 
-    def loss(self, draw: torch.Generator) -> Tensor:
-        """The mean loss of a micro-batch; `draw` (on the CPU) decides everything random about it."""
+    def batch(self, draw: torch.Generator) -> Batch:
+        """The tensors of a micro-batch; `draw` (on the CPU) decides everything random about it, noise included."""
+        ...
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean loss of a micro-batch."""
         ...
 
     def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
@@ -60,7 +65,8 @@ class Settings(BaseModel):
     betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's averages")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradients; none: as they are")
     ema: float | None = Field(None, gt=0, lt=1, description="keep an exponential average of the weights, and save that")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the arithmetic; the trained weights stay fp32")
+    precision: Precision = Field("fp32", description="of the arithmetic; the trained weights stay fp32")
+    cuda_graph: bool = Field(False, description="on CUDA: launch all kernels of a micro-batch at once")
     save_every: int = Field(1000, ge=1, description="updates between checkpoints")
     log_every: int = Field(10, ge=1, description="updates between lines of the log")
     max_minutes: float | None = Field(None, gt=0, description="stop after this time, with a checkpoint to go on from")
@@ -105,6 +111,10 @@ class Trainer:
         if not self.parameters:
             raise InputError("nothing is trained: no weight fits the patterns of what to train")
         self.optimizer = optimizer_for(self.parameters.values(), settings)
+        graphed = settings.cuda_graph and self.device.type == "cuda"
+        self.gradients = (GraphedGradients if graphed else Gradients)(
+            task.loss, list(self.parameters.values()), settings.precision, 1 / settings.accumulate
+        )
         self.ema: dict[str, Tensor] = {}
         if settings.ema is not None:
             self.ema = {name: weight.detach().clone() for name, weight in self.parameters.items()}
@@ -139,16 +149,12 @@ class Trainer:
             group["lr"] = rate
         total = torch.zeros((), device=self.device)
         for micro in range(settings.accumulate):
-            draw = generator(settings.seed, self.step, self.world.rank, micro)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                loss = self.task.loss(draw) / settings.accumulate
-            loss.backward()
-            total += loss.detach()
+            total += self.gradients(self.task.batch(generator(settings.seed, self.step, self.world.rank, micro)))
         gradients = [weight.grad for weight in self.parameters.values() if weight.grad is not None]
         share(gradients, self.world)
         gradient = nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip or math.inf)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.gradients.clear()
         if self.ema:
             decay = settings.ema or 0.0
             torch._foreach_lerp_(list(self.ema.values()), [w.detach() for w in self.parameters.values()], 1 - decay)
@@ -248,7 +254,10 @@ def optimizer_for(parameters: Any, settings: Settings) -> torch.optim.Optimizer:
         {"params": [weight for weight in parameters if weight.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=settings.learning_rate, betas=settings.betas, foreach=True
+        [group for group in groups if group["params"]],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        fused=parameters[0].device.type == "cuda" or None,
     )
 
 

@@ -18,9 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from omniavatar.models.wan_vae import CausalVAE
+from omniavatar.models.wan_vae import CausalConv3d, CausalVAE
 from omniavatar.training.clips import Clip
 from omniavatar.training.faces import Renderer
+from omniavatar.training.gradients import Batch
 
 
 class VaeSettings(BaseModel):
@@ -90,14 +91,23 @@ class VaeTask:
     def parameters(self) -> Mapping[str, nn.Parameter]:
         return dict(self.vae.named_parameters())
 
-    def loss(self, draw: torch.Generator) -> Tensor:
+    def batch(self, draw: torch.Generator) -> Batch:
+        """`video` and `mouths` as `Footage.draw` gives them, and the `noise` (b z t h w) of the latents."""
         settings = self.settings
         length = settings.lengths[int(torch.randint(0, len(settings.lengths), (), generator=draw))]
         video, mouths = self.footage.draw(draw, max(1, settings.frames // length), length)
+        count, _, _, height, width = video.shape
+        side = self.vae.spatial_factor
+        shape = (count, self.vae.z_dim, 1 + length // self.vae.temporal_factor, height // side, width // side)
+        return {"video": video, "mouths": mouths, "noise": torch.randn(shape, generator=draw).to(video.device)}
+
+    def loss(self, batch: Batch) -> Tensor:
+        settings, video, mouths = self.settings, batch["video"], batch["mouths"]
+        length = video.shape[2]
         mean, log_variance = self.vae.moments(video, latents_per_pass=length).float().chunk(2, dim=1)
         log_variance = log_variance.clamp(-30, 20)
-        noise = torch.randn(mean.shape, generator=draw).to(mean.device)
-        made = self.vae.frames(mean + torch.exp(0.5 * log_variance) * noise, latents_per_pass=length).float()
+        latents = mean + torch.exp(0.5 * log_variance) * batch["noise"]
+        made = self.vae.frames(latents, latents_per_pass=length).float()
         weight = 1 + settings.mouth * mouths
         error = made - video
         loss = (weight * error.abs()).mean()
@@ -116,6 +126,22 @@ class VaeTask:
         mean, deviation = latent_statistics(self.vae.eval(), self.footage)
         state = normalised(state, mean.cpu(), deviation.cpu())
         save_file({name: weight.half().contiguous() for name, weight in state.items()}, folder / "vae.safetensors")
+
+
+@torch.no_grad()
+def start_as_pictures(vae: nn.Module) -> None:
+    """Let a VAE treat every frame as a picture of its own, so that clips begin where pictures have come to.
+
+    Temporal kernels see the present only; frames are dropped and repeated where there are fewer of them.
+    """
+    for module in vae.modules():
+        if isinstance(module, CausalConv3d):
+            module.weight[:, :, :-1] = 0
+            if module.kernel_size[1] == 1:  # over time only
+                once = torch.eye(module.in_channels, device=module.weight.device)
+                module.weight[:, :, -1, 0, 0] = once.repeat(module.out_channels // module.in_channels, 1)
+                if module.bias is not None:
+                    module.bias.zero_()
 
 
 @torch.inference_mode()

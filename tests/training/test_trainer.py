@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from omniavatar.errors import InputError
+from omniavatar.training.gradients import Batch
 from omniavatar.training.trainer import LOG, STATE, Report, Settings, Trainer, generator, learning_rate
 
 
@@ -29,10 +30,12 @@ class Line:
     def parameters(self) -> Mapping[str, nn.Parameter]:
         return dict(self.network.named_parameters())
 
-    def loss(self, draw: torch.Generator) -> Tensor:
+    def batch(self, draw: torch.Generator) -> Batch:
         x = torch.rand(16, 1, generator=draw) * 2 - 1
-        target = 3 * x - 1 + 0.1 * torch.randn(16, 1, generator=draw)
-        loss: Tensor = (self.network(x) - target).square().mean()
+        return {"x": x, "target": 3 * x - 1 + 0.1 * torch.randn(16, 1, generator=draw)}
+
+    def loss(self, batch: Batch) -> Tensor:
+        loss: Tensor = (self.network(batch["x"]) - batch["target"]).square().mean()
         self.seen.append(float(loss.detach()))
         return loss
 
@@ -75,10 +78,10 @@ class Stopped(Line):
         super().__init__()
         self.stop = stop
 
-    def loss(self, draw: torch.Generator) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         if len(self.seen) == self.stop:
             raise KeyboardInterrupt
-        return super().loss(draw)
+        return super().loss(batch)
 
 
 def test_the_time_limit_leaves_something_to_go_on_from(tmp_path: Path) -> None:
@@ -144,8 +147,8 @@ def test_nothing_to_train_is_refused(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_stops_it(tmp_path: Path) -> None:
     class Broken(Line):
-        def loss(self, draw: torch.Generator) -> Tensor:
-            return super().loss(draw) * math.nan
+        def loss(self, batch: Batch) -> Tensor:
+            return super().loss(batch) * math.nan
 
     with pytest.raises(InputError, match="the loss is nan at step 10; lower the learning rate"):
         Trainer(Broken(), settings(), tmp_path).run()

@@ -32,9 +32,9 @@ def vae() -> Any:
 
 def test_it_learns(footage: Footage, tmp_path: Path) -> None:
     task = VaeTask(vae(), footage, VaeSettings(lengths=(1, 5), frames=8))
-    before = float(task.loss(generator(9)).detach())
+    before = float(task.loss(task.batch(generator(9))).detach())
     Trainer(task, Settings(steps=30, learning_rate=0.01), tmp_path).run()
-    assert float(task.loss(generator(9)).detach()) < 0.6 * before
+    assert float(task.loss(task.batch(generator(9))).detach()) < 0.6 * before
     assert set(load_file(tmp_path / "vae.safetensors")) == set(vae().state_dict())
 
 
@@ -49,7 +49,7 @@ def test_pieces_are_drawn_with_their_mouths(footage: Footage) -> None:
 
 def test_errors_in_the_mouth_count_more(footage: Footage) -> None:
     tasks = [VaeTask(vae(), footage, VaeSettings(lengths=(5,), mouth=mouth)) for mouth in (0.0, 4.0)]
-    losses = [float(task.loss(generator(2)).detach()) for task in tasks]
+    losses = [float(task.loss(task.batch(generator(2))).detach()) for task in tasks]
     assert losses[1] > 1.2 * losses[0]
 
 
