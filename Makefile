@@ -1,4 +1,4 @@
-# make demo: a talking video in out/demo.mp4.  make test: the tests (make test-all: the slow ones too).
+# make demo: a talking video in out/demo.mp4.  make test: the tests (make test-slow: the slow ones; make test-all: both).
 # All set up .venv on first use.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,13 +6,16 @@ READY := .venv/.ready
 PLUGGED := .venv/.plugged
 PLUGINS := $(wildcard plugins/*)
 
-.PHONY: demo test test-all lint format bench clean
+.PHONY: demo test test-slow test-all lint format bench clean
 
 demo: $(READY)
 	$(BIN)/omni run
 
 test: $(PLUGGED)
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+
+test-slow: $(PLUGGED)
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m slow
 
 test-all: $(PLUGGED)
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile

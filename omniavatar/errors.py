@@ -39,6 +39,10 @@ class PluginError(OmniError):
     """A plugin package is broken."""
 
 
+class Ended(SystemExit):
+    """A signal ends the program; the code is 128 + its number."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """A hint for a misspelt name: "; did you mean 'x'?" when one choice is near, else the list of choices."""
     known = sorted(choices)

@@ -133,10 +133,11 @@ class Pipeline:
     def embed(self, forward: Forward) -> None:
         """Once per transformer call: from `forward.latents` to tokens and modulation.
 
-        The transformer comes first (`tryfirst`) and sets `x` (b s d), `grid` (f gh gw), `time` (b d) or (b s d),
-        `t_mod` (b 6 d) or (b s 6 d), `rope` (s hd/2 2) and `frame_index` (s), the latent frame of the video of every
-        token, -1 for a token that belongs to none. Others then add to `x` (its grid form is `rearrange(x, "b (f h w) d
-        -> b d f h w", ...)`), put tokens in front (and extend grid, rope and frame_index), or change `context`
+        The transformer comes first (`tryfirst`) and sets `x` (b s d), `grid` (f gh gw), `time` (b d) and `t_mod`
+        (b 6 d), or both as a `models.wan_dit.PerToken` where tokens have time steps of their own, `rope` (s hd/2 2)
+        and `frame_index` (s), the latent frame of the video of every token, -1 for a token that belongs to none. Others
+        then add to `x` (its grid form is `rearrange(x, "b (f h w) d -> b d f h w", ...)`), put tokens in front (and
+        extend grid, rope and frame_index), or change `context`
         (b n d, or whatever else the network's blocks take, which then has the text's b n d as its `text`).
         After `embed` there may be only this rank's tokens: add to them by `frame_index`, or pass values per token
         through `forward.shard`.

@@ -6,18 +6,19 @@ out and reported in `Plugins.failures`; the rest works.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources.abc import Traversable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from omniavatar import __version__, builtin
-from omniavatar.errors import CheckpointError
+from omniavatar.errors import CheckpointError, Ended, PluginError
 from omniavatar.hookspecs import PROJECT, Discovery
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from omniavatar.checkpoints import Registry
     from omniavatar.engine.plan import Catalog
 
-BROKEN = (Exception, SystemExit)
-"""What a package's code may raise without harm to others; a module that calls `exit` is one of them."""
+LONGEST = 500
+"""Letters of an error that are shown."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Plugins:
         for plugin, classes in self._each("omni_units", list):
             for unit_class in classes:
                 self._guarded(plugin, partial(self._add_unit, plugin, unit_class, units))
-        for plugin, named in self._each("omni_presets", dict):
+        for plugin, named in self._each("omni_presets", presets_in):
             for name, expression in named.items():
                 self._add(plugin, "preset", name, expression, units if name in units else presets)
         return Catalog(units, presets)
@@ -76,7 +77,7 @@ class Plugins:
         """All known checkpoints. A table that cannot be read, or has a row that is known already, is left out."""
         from omniavatar.checkpoints import Registry
 
-        owners = {table: plugin for plugin, tables in self._each("omni_checkpoints", list) for table in tables}
+        owners = {table: plugin for plugin, tables in self._each("omni_checkpoints", tables_in) for table in tables}
 
         def leave_out(table: Path | Traversable, error: CheckpointError) -> None:
             if owners[table] == builtin.__name__:
@@ -87,7 +88,7 @@ class Plugins:
 
     def checkpoint_tables(self) -> list[Path | Traversable]:
         """The checkpoint tables of all packages, the built-in ones first."""
-        return [table for _, tables in self._each("omni_checkpoints", list) for table in tables]
+        return [table for _, tables in self._each("omni_checkpoints", tables_in) for table in tables]
 
     def add_commands(self, cli: click.Group) -> None:
         """Let every package add its commands. One whose name is taken is left out."""
@@ -97,14 +98,16 @@ class Plugins:
             brought = click.Group(cli.name)
             self._guarded(plugin, partial(add, cli=brought))
             for name, command in brought.commands.items():
-                if name in cli.list_commands(click.Context(cli)):
+                if not isinstance(command, click.Command):
+                    self._report(plugin, f"command '{name}' is {command!r} and no click.Command; it was left out")
+                elif name in cli.list_commands(click.Context(cli)):
                     self._report(plugin, f"command '{name}' exists already; it was left out")
                 else:
                     cli.add_command(command, name)
 
     def describe(self) -> list[Description]:
         """The packages: those that work in the order in which they are asked, then the others."""
-        own = Description(builtin.__name__, __version__, str(Path(builtin.__file__).parent), self._hooks_of(builtin))
+        own = Description(builtin.__name__, __version__, str(Path(builtin.__file__).parent), self.hooks_of(builtin))
         found = [self._described(name, entry) for name, entry in self.entries.items()]
         return [own, *sorted(found, key=lambda description: not description.is_active)]
 
@@ -115,12 +118,13 @@ class Plugins:
             name=name,
             version=entry.dist.version if entry.dist is not None else "",
             source=place_of(plugin, entry),
-            hooks=self._hooks_of(plugin),
+            hooks=self.hooks_of(plugin),
             faults=tuple(failure.reason for failure in failures),
             is_active=plugin is not None,
         )
 
-    def _hooks_of(self, plugin: Any) -> tuple[str, ...]:
+    def hooks_of(self, plugin: Any) -> tuple[str, ...]:
+        """The names of the hooks that a plugin implements."""
         callers = (self.manager.get_hookcallers(plugin) if plugin is not None else None) or []
         return tuple(sorted(caller.name for caller in callers))
 
@@ -144,8 +148,8 @@ class Plugins:
         """Run a package's code; what it raises is reported, not raised, except for our own."""
         try:
             return call()
-        except BROKEN as error:
-            if plugin == builtin.__name__:
+        except BaseException as error:
+            if plugin == builtin.__name__ or not is_fault(error):
                 raise
             self._report(plugin, explained(error))
             return None
@@ -173,14 +177,44 @@ def unit_fault(unit_class: Any) -> str:
     """Why a class is not a unit that the engine could run, in one line; nothing if it is one."""
     from omniavatar.engine.hooks import hook_faults
     from omniavatar.engine.plan import NAME
-    from omniavatar.engine.unit import PipelineUnit
+    from omniavatar.engine.unit import PipelineUnit, declaration_faults
 
     if not (isinstance(unit_class, type) and issubclass(unit_class, PipelineUnit)):
         return f"{unit_class!r} is not a PipelineUnit"
     name = getattr(unit_class, "name", None)
     if not isinstance(name, str) or not NAME.fullmatch(name):
         return f"unit {unit_class.__name__} has no name for plan expressions, but {name!r}"
-    return next((f"unit '{name}': {fault}" for fault in hook_faults(unit_class)), "")
+    faults = chain(declaration_faults(unit_class), hook_faults(unit_class))
+    return next((f"unit '{name}': {fault}" for fault in faults), "")
+
+
+def check_marks(plugin: Any, hooks: Sequence[str]) -> None:
+    """Raise PluginError for a hook that would never be called, and for a plugin without any."""
+    known = [name for name, spec in vars(Discovery).items() if hasattr(spec, f"{PROJECT}_spec")]
+    for name in known:
+        if name not in hooks and callable(getattr(plugin, name, None)):
+            raise PluginError(f"its {name} is not marked with @hookimpl")
+    if not hooks:
+        raise PluginError(f"it has none of the hooks {', '.join(known)}")
+
+
+def presets_in(answer: Any) -> dict[str, str]:
+    """What `omni_presets` gives. Raises TypeError if that is no mapping of names to plan expressions."""
+    from omniavatar.engine.plan import NAME
+
+    if not isinstance(answer, Mapping):
+        raise TypeError(f"omni_presets gives {answer!r} and no plan expressions by name")
+    for name, expression in answer.items():
+        if not (isinstance(name, str) and NAME.fullmatch(name) and isinstance(expression, str)):
+            raise TypeError(f"omni_presets gives {name!r}: {expression!r}, which is no name and plan expression")
+    return dict(answer)
+
+
+def tables_in(answer: Any) -> list[Path | Traversable]:
+    """What `omni_checkpoints` gives. Raises TypeError if that is no list of paths."""
+    if not isinstance(answer, list | tuple) or not all(isinstance(table, Traversable) for table in answer):
+        raise TypeError(f"omni_checkpoints gives {answer!r} and no list of pathlib.Path or of files() of importlib")
+    return list(answer)
 
 
 def place_of(plugin: Any, entry: EntryPoint) -> str:
@@ -191,9 +225,15 @@ def place_of(plugin: Any, entry: EntryPoint) -> str:
     return str(entry.dist.locate_file("")) if entry.dist is not None else ""
 
 
+def is_fault(error: BaseException) -> bool:
+    """Whether a package's code is to blame, which may also call `exit`; it is not for Ctrl-C and other signals."""
+    return not isinstance(error, KeyboardInterrupt | Ended)
+
+
 def explained(error: BaseException) -> str:
-    """An error in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """An error in one line of bounded length."""
+    line = " ".join(f"{type(error).__name__}: {error}".split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
 
 
 def discover(extra: Iterable[EntryPoint] = ()) -> Plugins:
@@ -214,9 +254,13 @@ def _register(plugins: Plugins, entry: EntryPoint) -> None:
         name = f"{name} ({entry.dist.name})"
     plugins.entries[name] = entry
     try:
-        manager.register(entry.load(), name=name)
+        plugin = entry.load()
+        manager.register(plugin, name=name)
         manager.check_pending()
-    except BROKEN as error:
+        check_marks(plugin, plugins.hooks_of(plugin))
+    except BaseException as error:
+        if not is_fault(error):
+            raise
         if manager.has_plugin(name):
             manager.unregister(name=name)
         plugins.failures.append(Failure(name, explained(error)))

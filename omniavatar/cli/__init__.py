@@ -14,7 +14,7 @@ import click
 from omniavatar import __version__
 from omniavatar.cli.console import say, saying_faults
 from omniavatar.distributed.world import word_file
-from omniavatar.errors import OmniError, nearest
+from omniavatar.errors import Ended, OmniError, nearest
 
 COMMANDS = {
     "run": "omniavatar.cli.run:run",
@@ -65,6 +65,7 @@ def build_cli() -> click.Group:
     cli = Omni("omni", help="A portrait, a voice and a prompt in, a talking video out.", no_args_is_help=True)
     cli = click.version_option(__version__, prog_name="omni")(cli)
     plugins = discover()
+    cli.context_settings["obj"] = plugins
     for failure in plugins.failures:
         say(f"plugin '{failure.plugin}' is left out: {failure.reason}")
     with saying_faults(plugins):
@@ -87,7 +88,7 @@ def main() -> None:
 
 
 def _end(number: int, _: Any) -> None:
-    raise SystemExit(128 + number)
+    raise Ended(SIGNALLED + number)
 
 
 def run_cli(arguments: Sequence[str]) -> int:
@@ -127,7 +128,7 @@ def diagnosis(error: BaseException) -> tuple[str, int]:
             return error.format_message(), BAD_INPUT
         case KeyboardInterrupt() | click.Abort():
             return "interrupted", INTERRUPTED
-        case SystemExit(code=int(code)) if code > SIGNALLED:
+        case Ended(code=int(code)):
             return f"ended by {signal.Signals(code - SIGNALLED).name}", code
         case _ if is_out_of_memory(error):
             reason = str(error).partition("\n")[0] or "the system gave no more"

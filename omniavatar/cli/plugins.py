@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -11,6 +13,9 @@ from rich.table import Table
 
 from omniavatar.cli import Commands
 
+if TYPE_CHECKING:
+    from omniavatar.plugins import Plugins
+
 
 @click.group(cls=Commands)
 def plugins() -> None:
@@ -18,14 +23,14 @@ def plugins() -> None:
 
 
 @plugins.command("list")
-def list_plugins() -> None:
+@click.pass_obj
+def list_plugins(found: Plugins) -> None:
     """Name, version, place, hooks and state of every plugin package."""
-    from omniavatar.plugins import discover
-
-    found = discover()
     found.catalog()  # its faults and those of the tables are shown as well
     found.registry()
-    table = Table("plugin", "version", "source", "hooks", "state", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("plugin", "version", "source", "hooks", "state"):
+        table.add_column(column, overflow="fold")
     for entry in found.describe():
         state = "active" if entry.is_active else "left out"
         reasons = f"[red]{state}: {escape('; '.join(entry.faults))}[/]" if entry.faults else state
@@ -36,22 +41,24 @@ def list_plugins() -> None:
 @plugins.command()
 @click.argument("name")
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
-def new(name: str, folder: Path | None) -> None:
+@click.pass_obj
+def new(found: Plugins, name: str, folder: Path | None) -> None:
     """Write a package with a unit called NAME into FOLDER (default: omniavatar-NAME here).
 
     It installs with pip and passes its tests; from there on it is yours.
     """
     from omniavatar.cli.new_plugin import check_name, write_package
-    from omniavatar.plugins import discover
 
-    catalog = discover().catalog()
-    check_name(name, taken=catalog.names)
+    catalog = found.catalog()
+    roles = (role for unit in catalog.units.values() for role in (*unit.roles, *unit.optional_roles))
+    taken = {**dict.fromkeys(roles, "role of models"), **dict.fromkeys(found.entries, "plugin package")}
+    check_name(name, {**taken, **dict.fromkeys(catalog.names, "unit or preset")})
     folder = folder or Path(f"omniavatar-{name}")
     write_package(name, folder)
     click.echo(f"wrote {folder}; go on with:")
     for command in (
-        f"pip install --editable {folder if folder.is_absolute() else f'./{folder}'}",
-        f"omni run --units default+{name} --{name}.strength 0.5",
-        f"pytest {folder}",
+        ("pip", "install", "--editable", str(folder) if folder.is_absolute() else f"./{folder}"),
+        ("omni", "run", "--units", f"default+{name}", f"--{name}.strength", "0.5"),
+        ("pytest", str(folder)),
     ):
-        click.echo(f"  {command}")
+        click.echo(f"  {shlex.join(command)}")

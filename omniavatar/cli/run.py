@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,8 +17,16 @@ from omniavatar.distributed.world import place
 from omniavatar.errors import InputError, OmniError, PlanError, nearest
 from omniavatar.resources import asset
 
+if TYPE_CHECKING:
+    from omniavatar.engine.unit import PipelineUnit
+
 ARGUMENTS = "omniavatar.arguments"
 LONGEST = 24 * 60 * 60
+DEMO = {
+    "image": asset("demo", "portrait.png"),
+    "audio": asset("demo", "speech.flac"),
+    "output": Path("out", "demo.mp4"),
+}
 FLAGS = ("seed", "fps", "device", "dtype", "gpus")
 """Options that stand for the field of this name in the configuration."""
 
@@ -141,7 +150,10 @@ def run(ctx: click.Context, **options: Any) -> int:
     begin: Start = ctx.obj
     inputs, settings = split_values(options, begin.units)
     config = begin.final({key: options[key] for key in FLAGS if options[key] is not None}, settings)
-    videos = planned_videos({**config.inputs, **inputs}, options["input_file"], options["seconds"])
+    given = {**config.inputs, **inputs}
+    if options["input_file"] is None and options["seconds"] is None and asks_for_the_demo(given, begin.units):
+        given = {**DEMO, **given}
+    videos = planned_videos(given, options["input_file"])
     shape = {name: options[name] for name in ("size", "seconds", "quiet", "as_json")}
     check_ranks(begin.world, config)
     maker = VideoMaker(begin, config, **shape)
@@ -151,12 +163,15 @@ def run(ctx: click.Context, **options: Any) -> int:
     return as_rank(begin.world, maker.device, options["timeout"], lambda: maker.make(videos), maker.rescue)
 
 
-def planned_videos(inputs: dict[str, Any], input_file: str | None, seconds: float | None) -> list[Video]:
-    """One video, or one a line of the list; the demo's inputs if nothing was given."""
+def asks_for_the_demo(inputs: Mapping[str, Any], units: Mapping[str, type[PipelineUnit]]) -> bool:
+    """Whether nothing says what to show, and the units take what the demo shows."""
+    taken = {name for unit in units.values() for name in unit.Inputs.model_fields}
+    return not set(inputs) - {"output"} and set(DEMO) - {"output"} <= taken
+
+
+def planned_videos(inputs: dict[str, Any], input_file: str | None) -> list[Video]:
+    """One video, or one a line of the list."""
     if input_file is None:
-        if seconds is None and not {"prompt", "image", "audio"} & set(inputs):
-            inputs = {"image": asset("demo", "portrait.png"), "audio": asset("demo", "speech.flac"), **inputs}
-            inputs.setdefault("output", "out/demo.mp4")
         return [Video(inputs)]
     from omniavatar.original import read_samples
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 from rich.console import Console
 
 from omniavatar.cli.console import say, saying_faults
-from omniavatar.cli.fields import marks
+from omniavatar.cli.fields import inner_marks
 from omniavatar.cli.progress import Watcher, display_for
 from omniavatar.cli.ranks import Rescue
 from omniavatar.distributed.world import World, common, tells_for_all
@@ -21,6 +23,7 @@ from omniavatar.errors import InputError, OmniError
 
 if TYPE_CHECKING:
     import torch
+    from pydantic import BaseModel
 
     from omniavatar.cli.start import Start
     from omniavatar.config import RunConfig
@@ -127,8 +130,7 @@ class VideoMaker:
         inputs = dict(video.inputs)
         if "output" not in engine.plan.input_fields:
             inputs.pop("output", None)
-        engine.plan.parse_inputs(inputs)
-        check_media(engine.plan, inputs)
+        check_media(engine.plan, engine.plan.parse_inputs(inputs))
         height, width = self.size or (None, None)
         return Request(inputs, self.config.seed, height, width, self.seconds, self.config.fps)
 
@@ -168,18 +170,31 @@ class VideoMaker:
             click.echo(f"{place}  ({length:.2f} s of video in {took:.1f} s)")
 
 
-def check_media(plan: Plan, inputs: Mapping[str, Any]) -> None:
+def check_media(plan: Plan, inputs: Mapping[str, BaseModel]) -> None:
     """Look into the media files among the inputs, so that a bad one is found before any model is loaded."""
     from omniavatar.media.audio import probe_audio
     from omniavatar.media.image import load_image
     from omniavatar.media.video import probe_video
 
-    checks: dict[str, Callable[[Any], Any]] = {"image": load_image, "audio": probe_audio, "video": probe_video}
-    for name, info in plan.input_fields.items():
-        for mark in (*info.metadata, *marks(info.annotation)):
-            check = checks.get(getattr(mark, "kind", ""))
-            if check is not None and inputs.get(name) is not None:
-                check(inputs[name])
+    checks: dict[str, Callable[[Path], Any]] = {"image": load_image, "audio": probe_audio, "video": probe_video}
+    looked_at = set()
+    for unit in plan.units:
+        for name, info in unit.Inputs.model_fields.items():
+            kinds = {getattr(mark, "kind", "") for mark in (*info.metadata, *inner_marks(info.annotation))}
+            for look in product(kinds & checks.keys(), paths(getattr(inputs[unit.name], name))):
+                if look not in looked_at:
+                    looked_at.add(look)
+                    kind, path = look
+                    checks[kind](path)
+
+
+def paths(value: Any) -> Iterator[Path]:
+    """The paths in an input, which may be one, a list of them, or none."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from paths(item)
 
 
 def figures(engine: Engine, watcher: Watcher, job: Job) -> dict[str, Any]:

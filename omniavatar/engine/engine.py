@@ -111,7 +111,7 @@ class Engine:
     def model(self, role: str) -> Any:
         """The network of this role, loaded on first use: on the device, or in host memory if a unit wants that."""
         if role not in self._networks:
-            in_host_memory = any(role in unit.host_roles for unit in self.plan.units)
+            in_host_memory = any(unit.hosts(role) for unit in self.plan.units)
             device = torch.device("cpu") if in_host_memory else self.device
             self._networks[role] = self.models.load(
                 role, device=device, dtype=self.dtype, attention=self.attention

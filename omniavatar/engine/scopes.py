@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from omniavatar.engine.windows import Span
 from omniavatar.errors import InputError
+from omniavatar.models.wan_dit import PerToken, TimeValue
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -237,8 +238,8 @@ class Forward(Scope):
 
     x: Tensor
     context: Any
-    time: Tensor
-    t_mod: Tensor
+    time: TimeValue
+    t_mod: TimeValue
     rope: Tensor
     grid: tuple[int, int, int]
     frame_index: Tensor
@@ -287,5 +288,6 @@ class Forward(Scope):
         self.x = sharding.shard(self.x)
         self.rope = sharding.shard(self.rope, dim=0)
         self.frame_index = sharding.shard(self.frame_index, dim=0, fill=-1)
-        if self.t_mod.ndim == 4:  # a timestep for every token
-            self.time, self.t_mod = sharding.shard(self.time), sharding.shard(self.t_mod)
+        if isinstance(self.time, PerToken) and isinstance(self.t_mod, PerToken):
+            self.time = replace(self.time, index=sharding.shard(self.time.index))
+            self.t_mod = replace(self.t_mod, index=sharding.shard(self.t_mod.index))

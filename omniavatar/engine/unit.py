@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,8 @@ from omniavatar.media.paths import input_file
 if TYPE_CHECKING:
     from omniavatar.engine.engine import Engine
 
+ALL = "*"
+"""In `host_roles`: every role."""
 WORD = re.compile(r"[A-Za-z][\w./-]*")
 """A text that needs no quotes in a plan expression, unless YAML means something else by it."""
 
@@ -57,7 +59,8 @@ class PipelineUnit:
     provides: values it stores. A name that is also in needs or uses is changed rather than made.
     conflicts: units, or values that others provide, that must not be in the same plan, each with the reason.
     roles, optional_roles: models it works with.
-    host_roles: those of them that are to be loaded in host memory, because it brings them to the device itself.
+    host_roles: those that are to be loaded in host memory, because it brings them to the device itself: some of its
+        roles, or `ALL` that the plan works with.
     exact: it changes what a video costs, not what it shows (up to rounding).
     fills_ranks: it spreads its work over the ranks that the other units leave; see `degrees`.
     main_rank_only: of several ranks only the first runs the unit's hooks, because it writes a file, say.
@@ -87,6 +90,11 @@ class PipelineUnit:
     def __init__(self, **settings: Any) -> None:
         self.settings = self.Settings(**settings)
 
+    @classmethod
+    def hosts(cls, role: str) -> bool:
+        """Whether the network of this role is to be loaded in host memory."""
+        return role in cls.host_roles or ALL in cls.host_roles
+
     def degrees(self, engine: Engine, ranks: int) -> dict[str, int]:
         """Over how many ranks the unit spreads work, by axis of `distributed.groups.AXES`, if `ranks` are left for it.
 
@@ -104,6 +112,23 @@ class PipelineUnit:
         changed = self.settings.model_dump(mode="json", exclude_defaults=True)
         inner = ", ".join(f"{key}={as_term(value)}" for key, value in changed.items())
         return f"{self.name}({inner})" if inner else self.name
+
+
+def declaration_faults(unit_class: type[PipelineUnit]) -> Iterator[str]:
+    """What a class says about itself in another form than `PipelineUnit` does, one line each."""
+    for attribute in ("needs", "uses", "provides", "roles", "optional_roles", "host_roles"):
+        names = getattr(unit_class, attribute)
+        if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+            yield f"its {attribute} are {names!r} and not names in a tuple, such as ('frames',)"
+    reasons = unit_class.conflicts
+    if not isinstance(reasons, Mapping) or not all(isinstance(text, str) for pair in reasons.items() for text in pair):
+        yield f"its conflicts are {reasons!r} and not names with reasons, such as {{'audio': 'it has a voice already'}}"
+    for attribute, base in (("Settings", UnitSettings), ("Inputs", UnitInputs)):
+        fields = getattr(unit_class, attribute)
+        if not (isinstance(fields, type) and issubclass(fields, base)):
+            yield f"its {attribute} are {fields!r} and no class derived from {base.__name__}"
+        elif fields.model_rebuild(raise_errors=False) is False:
+            yield f"its {attribute} have a field of a type that does not exist"
 
 
 def as_term(value: Any) -> str:

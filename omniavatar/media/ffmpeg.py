@@ -87,11 +87,11 @@ class Ffmpeg:
         assert self._process.stdin is not None
         return self._process.stdin
 
-    def read(self) -> bytearray:
-        """All it writes to its standard output, in one buffer that grows in place."""
+    def read(self, count: int | None = None) -> bytearray:
+        """The next `count` bytes that it writes to its standard output, or all; fewer only where it ends."""
         assert self._process.stdout is not None
         output = bytearray()
-        while chunk := self._process.stdout.read(_CHUNK):
+        while chunk := self._process.stdout.read(_CHUNK if count is None else min(_CHUNK, count - len(output))):
             output += chunk
         return output
 

@@ -68,6 +68,12 @@ def choose_size(height: int, width: int, sizes: Sequence[Sequence[int]]) -> tupl
     return chosen[0], chosen[1]
 
 
+def size_near(height: int, width: int, pixels: int, multiple: int) -> tuple[int, int]:
+    """The (H, W) of about this shape and number of pixels whose sides are multiples of `multiple`."""
+    scale = math.sqrt(pixels / (height * width)) / multiple
+    return max(1, round(height * scale)) * multiple, max(1, round(width * scale)) * multiple
+
+
 def fit_image(image: np.ndarray, size: tuple[int, int], *, original_rounding: bool = False) -> Tensor:
     """Scale a (h, w, 3) uint8 picture until it covers `size` = (H, W), crop the centre: (1, 3, H, W) in [-1, 1].
 
@@ -79,6 +85,12 @@ def fit_image(image: np.ndarray, size: tuple[int, int], *, original_rounding: bo
     x = rearrange(torch.from_numpy(image), "h w c -> 1 c h w").float() / 255
     x = F.interpolate(x, size=scaled, mode="bilinear", align_corners=False, antialias=True)
     return _pad_or_crop(x, size) * 2 - 1
+
+
+def placement(height: int, width: int, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Where `fit_image` puts a picture: the (h, w) it is scaled to, and the (row, column) at which `size` is cut out."""
+    scaled = _cover(height, width, size)
+    return scaled, (math.ceil((scaled[0] - size[0]) / 2), math.ceil((scaled[1] - size[1]) / 2))
 
 
 def _check_size(image: Image.Image, path: str | os.PathLike[str]) -> None:

@@ -58,6 +58,19 @@ class VideoInfo:
     duration: float | None
     has_audio: bool
 
+    @property
+    def is_still(self) -> bool:
+        """Whether it is one picture."""
+        return self.frames == 1
+
+    def frames_at(self, fps: float) -> int | None:
+        """Frames at another rate; None for a still, which has no length, or where they cannot be counted."""
+        if self.is_still:
+            return None
+        if self.frames is not None:
+            return max(1, round(self.frames * fps / self.fps))
+        return None if self.duration is None else max(1, round(self.duration * fps))
+
 
 def check_output(path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
     """Make sure, before any work is done, that a video can be written to `path`; returns it resolved.
@@ -239,20 +252,33 @@ def read_video(
     if size is None:
         info = probe_video(path)
         size = info.height, info.width
+    arguments = decoding(path, fps=fps, size=size, start=start, max_frames=max_frames)
+    input_file(path, "video")
+    try:
+        frames = np.frombuffer(ffmpeg.run(arguments), dtype=np.uint8)
+    except ffmpeg.FfmpegError as error:
+        raise InputError(f"video {shown(path)} cannot be decoded: {error}") from None
+    if frames.size == 0 and start == 0:
+        raise InputError(f"video {shown(path)} holds no frames")
+    return frames.reshape(-1, size[0], size[1], 3)
+
+
+def decoding(
+    path: str | os.PathLike[str],
+    *,
+    fps: float | None,
+    size: tuple[int, int],
+    start: int = 0,
+    max_frames: int | None = None,
+) -> list[str]:
+    """The arguments of `read_video` as those with which ffmpeg writes the frames to its standard output."""
     cover = f"scale={size[1]}:{size[0]}:force_original_aspect_ratio=increase:flags=bicubic+accurate_rnd+full_chroma_int"
     filters = [f"fps={Fraction(fps).limit_denominator(1001)}"] if fps else []
     filters += [f"trim=start_frame={start}"] if start else []
     filters += [cover, f"crop={size[1]}:{size[0]}", "format=rgb24"]
     limit = ["-frames:v", str(max_frames)] if max_frames is not None else []
     output = ["-map", "0:V:0", "-vf", ",".join(filters), "-fps_mode", "passthrough", *limit, "-f", "rawvideo", "pipe:1"]
-    input_file(path, "video")
-    try:
-        frames = np.frombuffer(ffmpeg.run([*ffmpeg.source(path), *output]), dtype=np.uint8)
-    except ffmpeg.FfmpegError as error:
-        raise InputError(f"video {shown(path)} cannot be decoded: {error}") from None
-    if frames.size == 0 and start == 0:
-        raise InputError(f"video {shown(path)} holds no frames")
-    return frames.reshape(-1, size[0], size[1], 3)
+    return [*ffmpeg.source(path), *output]
 
 
 def _workspace_beside(target: Path) -> tempfile.TemporaryDirectory[str]:

@@ -10,6 +10,7 @@ Conditions that come as channels (reference latents, masks) are concatenated to 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -23,6 +24,32 @@ from omniavatar.models.rope import apply_rope, axis_dims, grid_positions, rope_t
 Grid = tuple[int, int, int]
 
 
+@dataclass(frozen=True)
+class PerToken:
+    """A value for every token, few of which differ: the distinct ones, and which of them each token has.
+
+    A modulation takes six times the memory of the tokens if it is written out for all of them; this one takes nothing.
+
+    rows: the distinct values (k ...). index: the row of every token (b s) int64; (1 s) if all samples agree.
+    """
+
+    rows: Tensor
+    index: Tensor
+
+    @property
+    def values(self) -> Tensor:
+        """Written out for all tokens (b s ...)."""
+        return self.rows[self.index]
+
+    def __add__(self, change: Tensor) -> PerToken:
+        """The same change (1 ...) for all tokens."""
+        return PerToken(self.rows + change, self.index)
+
+
+TimeValue = Tensor | PerToken
+"""What comes from the time step: one value for every sample (b ...), or one for every token."""
+
+
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding in float64: (...) -> (..., dim), cosines first, frequencies 10000^(-2j/dim)."""
     exponents = torch.arange(dim // 2, dtype=torch.float64, device=timestep.device) / (dim // 2)
@@ -33,6 +60,18 @@ def sinusoid(timestep: Tensor, dim: int) -> Tensor:
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Adaptive layer norm's affine part (Peebles and Xie 2022, arXiv:2212.09748): (b s d) by (b 1 d) or (b s d)."""
     return x * (1 + scale) + shift
+
+
+def parts(modulation: Tensor, time: TimeValue) -> list[TimeValue]:
+    """The m parts (b d) of a learned modulation (1 m d) plus that of the time, (b m d) or (b d) for all parts alike."""
+    rows = time.rows if isinstance(time, PerToken) else time
+    sums = (modulation + rows.reshape(len(rows), -1, rows.shape[-1])).unbind(1)
+    return [PerToken(part, time.index) if isinstance(time, PerToken) else part for part in sums]
+
+
+def each(part: TimeValue) -> Tensor:
+    """A part (b d) as tokens take it: (b 1 d), or (b s d) if they differ."""
+    return part.values if isinstance(part, PerToken) else rearrange(part, "b d -> b 1 d")
 
 
 class AttentionLayer(nn.Module):
@@ -104,15 +143,13 @@ class WanBlock(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU("tanh"), nn.Linear(ffn_dim, dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
-    def forward(self, x: Tensor, context: Tensor, t_mod: Tensor, rope: Tensor) -> Tensor:
-        """x (b s d), context (b n d), t_mod (b 6 d) or per token (b s 6 d), rope (s, head_dim/2, 2) -> (b s d)."""
-        if t_mod.ndim == 3:
-            t_mod = rearrange(t_mod, "b m d -> b 1 m d")
-        shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = (self.modulation + t_mod).unbind(-2)
-        x = x + gate_attn * self.self_attn(modulate(self.norm1(x), shift_attn, scale_attn), rope)
+    def forward(self, x: Tensor, context: Tensor, t_mod: TimeValue, rope: Tensor) -> Tensor:
+        """x (b s d), context (b n d), t_mod (b 6 d) or per token, rope (s, head_dim/2, 2) -> (b s d)."""
+        shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = parts(self.modulation, t_mod)
+        x = x + self.self_attn(modulate(self.norm1(x), each(shift_attn), each(scale_attn)), rope) * each(gate_attn)
         x = x + self.cross_attn(self.norm3(x), context)
-        residual: Tensor = self.ffn(modulate(self.norm2(x), shift_ffn, scale_ffn))
-        return x + gate_ffn * residual
+        residual: Tensor = self.ffn(modulate(self.norm2(x), each(shift_ffn), each(scale_ffn)))
+        return x + residual * each(gate_ffn)
 
 
 class Head(nn.Module):
@@ -124,12 +161,10 @@ class Head(nn.Module):
         self.head = nn.Linear(dim, patch_values)
         self.modulation = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
 
-    def forward(self, x: Tensor, t_emb: Tensor) -> Tensor:
-        """x (b s d), t_emb (b d) or per token (b s d) -> (b s patch_values)."""
-        if t_emb.ndim == 2:
-            t_emb = rearrange(t_emb, "b d -> b 1 d")
-        shift, scale = (self.modulation + rearrange(t_emb, "b s d -> b s 1 d")).unbind(-2)
-        values: Tensor = self.head(modulate(self.norm(x), shift, scale))
+    def forward(self, x: Tensor, t_emb: TimeValue) -> Tensor:
+        """x (b s d), t_emb (b d) or per token -> (b s patch_values)."""
+        shift, scale = parts(self.modulation, t_emb)
+        values: Tensor = self.head(modulate(self.norm(x), each(shift), each(scale)))
         return values
 
 
@@ -189,13 +224,19 @@ class WanDiT(nn.Module):
         return rearrange(x, "b d f h w -> b (f h w) d").contiguous(), (frames, rows, columns)
 
     def embed_time(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """Time step in 0..1000, (b) or per token (b s) -> embedding (b d) or (b s d), modulation (b 6 d) or (b s 6 d).
+        """Time step in 0..1000 (b) -> embedding (b d), modulation (b 6 d).
 
         The sinusoid sees the time step as given; only its result takes the type of the weights.
         """
         t_emb: Tensor = self.time_embedding(sinusoid(timestep, self.freq_dim).to(self.dtype))
         t_mod: Tensor = self.time_projection(t_emb)
         return t_emb, t_mod.unflatten(-1, (6, self.dim))
+
+    def embed_token_times(self, timesteps: Tensor) -> tuple[PerToken, PerToken]:
+        """A time step for every token (b s) -> embedding and modulation of every token, of rows (k d) and (k 6 d)."""
+        distinct, index = timesteps.unique(return_inverse=True)
+        t_emb, t_mod = self.embed_time(distinct)
+        return PerToken(t_emb, index), PerToken(t_mod, index)
 
     def embed_text(self, context: Tensor) -> Tensor:
         """Text encoder rows (b n text_dim) -> (b n d)."""
@@ -206,8 +247,8 @@ class WanDiT(nn.Module):
         """Rotary table of all tokens of a grid, positions from 0: (s, head_dim/2, 2) float32."""
         return rope_table(grid_positions(grid, device), self.head_dim)
 
-    def unembed(self, x: Tensor, t_emb: Tensor, grid: Grid) -> Tensor:
-        """Tokens (b s d), t_emb (b d) or (b s d), grid (f, h, w) with s = f*h*w -> (b out t h w)."""
+    def unembed(self, x: Tensor, t_emb: TimeValue, grid: Grid) -> Tensor:
+        """Tokens (b s d), t_emb (b d) or per token, grid (f, h, w) with s = f*h*w -> (b out t h w)."""
         return self.unpatchify(self.head(x, t_emb), grid)
 
     def unpatchify(self, values: Tensor, grid: Grid) -> Tensor:
@@ -220,7 +261,8 @@ class WanDiT(nn.Module):
     def forward(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         """Latents (b c t h w), time step (b) or (b s), text rows (b n text_dim) -> velocity (b out t h w)."""
         x, grid = self.embed_patches(latents)
-        t_emb, t_mod = self.embed_time(timestep)
+        embed = self.embed_time if timestep.ndim == 1 else self.embed_token_times
+        t_emb, t_mod = embed(timestep)
         context = self.embed_text(context)
         rope = self.rope(grid, x.device)
         for block in self.blocks:

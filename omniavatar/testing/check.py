@@ -4,7 +4,7 @@
         check_unit(Motion, networks={"motion_controller": (MotionController, {"freq_dim": 32, "dim": 96})})
 
 `PROMISES` are the checks by name, in the order in which they are made. They run on small networks with random weights
-and take about three seconds. The first broken promise raises AssertionError, which says which one, and where.
+and take five to twenty seconds. The first broken promise raises AssertionError, which says which one, and where.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from omniavatar.cli.new_plugin import NAME
 from omniavatar.cli.run import run
 from omniavatar.engine.hooks import hook_faults
 from omniavatar.engine.plan import PREVIOUS, Catalog, Plan, build_plan, claims_hook, hooks_of, parse
-from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings
+from omniavatar.engine.unit import ALL, PipelineUnit, declaration_faults
 from omniavatar.errors import OmniError, nearest
 from omniavatar.plugins import discover
 from omniavatar.testing.stage import (
@@ -124,9 +124,14 @@ class Subject:
         self.stage = stage
 
     @cached_property
+    def installed(self) -> Catalog:
+        """What is installed, with the unit or without."""
+        return discover().catalog()
+
+    @property
     def catalog(self) -> Catalog:
         """What is installed, and the unit."""
-        found = discover().catalog()
+        found = self.installed
         return Catalog({**found.units, self.unit_class.name: self.unit_class}, found.presets)
 
     def plan(self, change: str = "") -> Plan:
@@ -213,10 +218,18 @@ def documented(subject: Subject) -> None:
     assert not "".join(lines[1:2]).strip(), "the first line of its docstring is not a sentence by itself"
 
 
+def declared(subject: Subject) -> None:
+    """No other unit or preset has its name; what its class says has the form in which `PipelineUnit` says it."""
+    unit_class, found = subject.unit_class, subject.installed
+    is_taken = found.units.get(unit_class.name, unit_class) is not unit_class or unit_class.name in found.presets
+    assert not is_taken, f"something that is installed has the name '{unit_class.name}' already; choose another"
+    fault = next(declaration_faults(unit_class), "")
+    assert not fault, fault
+
+
 def settings_are_documented(subject: Subject) -> None:
     """Every setting has a description, every number a bound; unknown and changed settings are errors."""
     settings = subject.unit_class.Settings
-    assert issubclass(settings, UnitSettings), "its Settings are no UnitSettings"
     for name, info in settings.model_fields.items():
         assert info.description, f"the setting '{name}' has no description"
         if any(leaf in (int, float) for leaf in leaves(info.annotation)):
@@ -229,7 +242,6 @@ def settings_are_documented(subject: Subject) -> None:
 def inputs_are_documented(subject: Subject) -> None:
     """Every input has a description and a name that is free on the command line."""
     inputs = subject.unit_class.Inputs
-    assert issubclass(inputs, UnitInputs), "its Inputs are no UnitInputs"
     for name, info in inputs.model_fields.items():
         assert info.description, f"the input '{name}' has no description"
         assert name not in {option.name for option in run.params}, f"the input '{name}' is an option of omni run itself"
@@ -352,12 +364,12 @@ def roles_are_declared(subject: Subject) -> None:
     allowed = known | ({"dit"} if claims_hook(unit_class, "plan_steps") else set())
     asked = list(of_unit(unit_class, subject.first[1].models))
     for access in asked:
-        assert access.name in allowed, (
+        assert access.name in allowed or unit_class.hosts(access.name), (
             f"its {access.hook} asks for the model '{access.name}', which neither roles nor optional_roles name"
         )
     for role in set(unit_class.roles) - SKELETON - {access.name for access in asked}:
         raise AssertionError(f"it names the role '{role}', without which no plan with it works, and has never asked")
-    surplus = set(unit_class.host_roles) - known
+    surplus = set(unit_class.host_roles) - {*known, ALL}
     assert not surplus, f"its host_roles name {sorted(surplus)}, which roles and optional_roles do not"
 
 
@@ -416,14 +428,20 @@ def interruption_leaves_nothing(subject: Subject) -> None:
 
 
 def windows_are_apart(subject: Subject) -> None:
-    """A window knows of those before it what `window.previous` holds, and nothing else."""
+    """A window knows of those before it what `window.previous` holds, from a file if need be, and nothing else."""
     change = "" if len(subject.take.windows) > 1 else "+fixed-frames"
     try:
         take = subject.play(change=change) if change else subject.take
     except OmniError:
         return  # it makes videos of one window only
     if len(take.windows) > 1:
-        again = subject.play(FromSecondWindow(take), change=change)
+        try:
+            first = FromSecondWindow(take)
+        except (AttributeError, TypeError, RuntimeError, pickle.PicklingError) as error:
+            raise AssertionError(
+                f"it stores what no file can hold, so that no video can be resumed: {error}"
+            ) from error
+        again = subject.play(first, change=change)
         same(again, take, "a window is another one when the job begins with it", first=1)
 
 
@@ -448,6 +466,13 @@ def ranks_can_share(subject: Subject) -> None:
     for rank, take in enumerate(takes):
         what = f"a video is another one on rank {rank} of {RANKS} that share the tokens of each call"
         same(take, subject.take, what, tolerance=ROUNDING)
+
+
+def half_precision_will_do(subject: Subject) -> None:
+    """The networks may run in bfloat16, as they do on a GPU; what a unit gives them is of `forward.x.dtype`."""
+    player = subject.player(dtype=torch.bfloat16)
+    with naming("in bfloat16"):
+        finite(player.play(subject.request(player.engine.plan, frames=ONE_WINDOW)))
 
 
 def exact_is_exact(subject: Subject) -> None:
@@ -507,6 +532,7 @@ def finite(take: Take) -> None:
 
 PROMISES: dict[str, Callable[[Subject], None]] = {
     "documented": documented,
+    "declared": declared,
     "settings": settings_are_documented,
     "inputs": inputs_are_documented,
     "hooks": hooks_fit,
@@ -522,6 +548,7 @@ PROMISES: dict[str, Callable[[Subject], None]] = {
     "branches": branches_are_apart,
     "batch": branches_can_be_joined,
     "ranks": ranks_can_share,
+    "precision": half_precision_will_do,
     "exact": exact_is_exact,
     "together": goes_with_built_in_units,
 }

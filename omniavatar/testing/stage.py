@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from omniavatar.models.audio_adapter import AudioAdapter
 from omniavatar.models.umt5 import UMT5Encoder
 from omniavatar.models.wan_dit import WanDiT
 from omniavatar.models.wan_vae import WanVAE
+from omniavatar.models.wav2vec import AudioEncoder
 from omniavatar.resources import asset
 from omniavatar.testing import tiny
 from omniavatar.testing.weights import randomized, relative_error
@@ -59,8 +61,6 @@ PATIENCE = 60.0
 def tiny_audio_encoder() -> nn.Module:
     """wav2vec2 with small numbers."""
     from transformers import Wav2Vec2Config
-
-    from omniavatar.models.wav2vec import AudioEncoder
 
     return AudioEncoder(Wav2Vec2Config(**tiny.WAV2VEC))
 
@@ -109,9 +109,12 @@ class StageModels:
         return role in self.networks
 
     def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
-        """A new network; one whose constructor takes an `attention` gets that of the engine."""
+        """A new network; one whose constructor takes an `attention` gets that of the engine.
+
+        Audio encoders always run in float32, as their rows of the checkpoint tables say.
+        """
         copy: nn.Module = deepcopy(self.original(role), {id(PLACE): constructor.get("attention", sdpa)})
-        return copy.to(device, dtype)
+        return copy.to(device, torch.float32 if isinstance(copy, AudioEncoder) else dtype)
 
     def original(self, role: str) -> nn.Module:
         """The network of which all engines have copies."""
@@ -199,10 +202,12 @@ class Stage:
         self.size = size
         self._files = iter(range(1_000_000))
 
-    def player(self, plan: Plan, *observers: Any, rank: int = 0, make: Callable[..., Engine] = Engine) -> Player:
-        """A new engine with networks of its own."""
+    def player(
+        self, plan: Plan, *observers: Any, rank: int = 0, make: Callable[..., Engine] = Engine, **options: Any
+    ) -> Player:
+        """A new engine with networks of its own; `options` are further ones of `Engine`."""
         recorder = Recorder()
-        engine = make(plan, self.models, observers=[*observers, recorder], world=World(rank=rank))
+        engine = make(plan, self.models, observers=[*observers, recorder], world=World(rank=rank), **options)
         return Player(engine, recorder)
 
     def request(self, plan: Plan, *, frames: int = FRAMES, seed: int = 1, **inputs: Any) -> Request:
@@ -273,10 +278,12 @@ class Interruption:
 
 
 class FromSecondWindow:
-    """Begins with the second window; the first one is that of an earlier take."""
+    """Begins with the second window; the first one is that of an earlier take, as it comes back from a file."""
 
     def __init__(self, before: Take) -> None:
         self.before = before
+        self.file = BytesIO()
+        torch.save((before.windows[0].latents, before.windows[0].values), self.file)
         self.spans: Sequence[Span] = ()
 
     @hookimpl(wrapper=True, tryfirst=True)
@@ -288,8 +295,15 @@ class FromSecondWindow:
     def plan_steps(self, window: Window) -> None:
         window.job.spans = self.spans
         window.index += 1
-        window.previous = window.previous or self.before.windows[0]
+        window.previous = window.previous or self.restored(window.job)
         window.latents = self.before.noise[window.index].clone()
+
+    def restored(self, job: Job) -> Window:
+        """The first window with its latents and what units have stored in it, read from the file."""
+        window = Window(job, 0, self.before.windows[0].span, None)
+        self.file.seek(0)
+        window.latents, window.values = torch.load(self.file, weights_only=False)
+        return window
 
 
 class Exchange:

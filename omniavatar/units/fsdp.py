@@ -10,40 +10,40 @@ from torch import Tensor, nn
 
 from omniavatar.distributed.groups import Group
 from omniavatar.engine.engine import Engine
-from omniavatar.engine.unit import PipelineUnit
+from omniavatar.engine.unit import ALL, PipelineUnit
 from omniavatar.hookspecs import hookimpl
 
 
 class Fsdp(PipelineUnit):
-    """Less memory per GPU: the blocks of transformers and text encoder are sharded over all ranks (torch's FSDP2).
+    """Less memory per GPU: the blocks of all networks that have some are sharded over all ranks (torch's FSDP2).
 
-    Each block's weights are gathered while the block before it computes. They come from host memory block by block, so
-    that no GPU ever holds a whole network.
+    Those are the transformers, the text encoder, and whatever a plugin brings as `blocks`, a list of modules that work
+    one after the other, each within its own call. Each block's weights are gathered while the block before it computes.
+    They come from host memory block by block, so that no GPU ever holds all blocks of a network.
     """
 
     name = "fsdp"
     exact = True
     roles = ("dit",)
-    optional_roles = ("dit2", "text_encoder")
-    host_roles = ("dit", "dit2", "text_encoder")
+    host_roles = (ALL,)
 
     @hookimpl(trylast=True)
     def setup(self, engine: Engine) -> None:
-        for role in self.host_roles:
-            if role in engine.models:
-                network = engine.model(role)
-                if engine.world.size > 1:
-                    shard_blocks(network.blocks, engine.device.type, engine.groups.world)
-                bring_rest(network, engine)
+        for role in engine.roles:
+            network = engine.model(role)
+            blocks = getattr(network, "blocks", None) if engine.world.size > 1 else None
+            if blocks is not None:
+                shard_blocks(blocks, engine.device.type, engine.groups.world)
+            bring_rest(network, blocks, engine.device)
 
 
-def bring_rest(network: nn.Module, engine: Engine) -> None:
+def bring_rest(network: nn.Module, sharded: nn.ModuleList | None, device: torch.device) -> None:
     """Move what is not sharded to the device."""
     for part in network.children():
-        if engine.world.size == 1 or part is not network.blocks:
-            part.to(engine.device)
+        if part is not sharded:
+            part.to(device)
     for weight in network.parameters(recurse=False):
-        weight.data = weight.data.to(engine.device)
+        weight.data = weight.data.to(device)
 
 
 class Together(nn.Module):

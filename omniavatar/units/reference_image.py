@@ -10,14 +10,11 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional
 
+from omniavatar.engine.pictures import encode, settle_size, usable_sizes
 from omniavatar.engine.scopes import Job, Window
 from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
-from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.image import choose_size, fit_image, load_image
-from omniavatar.models.tiling import ENCODE_TILING
-
-MULTIPLE = 16
 
 
 class ReferenceImage(PipelineUnit):
@@ -40,16 +37,12 @@ class ReferenceImage(PipelineUnit):
         fit: Literal["cover", "original"] = Field(
             "cover", description="'original' rounds as the first OmniAvatar program did, which can leave one black line"
         )
-
         tiled: bool = Field(False, description="encode in overlapping tiles: less memory, twice the work")
 
         @field_validator("sizes")
         @classmethod
         def _usable(cls, sizes: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-            for size in sizes:
-                if not is_usable(size):
-                    raise ValueError(f"{list(size)} is not made of positive multiples of {MULTIPLE}")
-            return sizes
+            return usable_sizes(sizes)
 
     class Inputs(UnitInputs):
         image: ImageFile | None = Field(None, description="the portrait, any format that Pillow reads")
@@ -60,12 +53,11 @@ class ReferenceImage(PipelineUnit):
     def begin_job(self, job: Job) -> None:
         path = job.inputs(self).image
         picture = None if path is None else load_image(path)
-        if job.height is None or job.width is None:
-            job.height, job.width = self._size_for(picture)
-        if not is_usable(job.size):
-            height, width = job.size
-            raise InputError(f"the size {height}x{width} is not made of positive multiples of {MULTIPLE}")
-        job["image_latent"] = None if picture is None else self._encode(job, picture)
+        settle_size(job, lambda: self._size_for(picture))
+        job["image_latent"] = None
+        if picture is not None:
+            fitted = self.fitted(picture, job)
+            job["image_latent"] = encode(job.engine, fitted.unsqueeze(2), tiled=self.settings.tiled)
 
     def _size_for(self, picture: np.ndarray | None) -> tuple[int, int]:
         """The size of the table that suits a picture (h w 3); the first one without a picture."""
@@ -74,23 +66,14 @@ class ReferenceImage(PipelineUnit):
         height, width = picture.shape[:2]
         return choose_size(height, width, self.settings.sizes)
 
-    def _encode(self, job: Job, picture: np.ndarray) -> Tensor:
-        """The latent (1 c 1 h w) of a picture (h w 3), fitted to the video's size."""
-        engine = job.engine
-        fitted = fit_image(picture, job.size, original_rounding=self.settings.fit == "original")
-        tiling = ENCODE_TILING if self.settings.tiled else None
-        latent: Tensor = engine.model("vae").encode(fitted.unsqueeze(2).to(engine.device, engine.dtype), tiling=tiling)
-        return latent.float()
+    def fitted(self, picture: np.ndarray, job: Job) -> Tensor:
+        """A picture (h w 3) at the video's size: (1 3 H W) in [-1, 1]."""
+        return fit_image(picture, job.size, original_rounding=self.settings.fit == "original")
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
         channels = condition(window.video_latents, window["image_latent"], window.span.given_latents)
         window["condition"] = behind_leading(channels, window.job.leading)
-
-
-def is_usable(size: tuple[int, int]) -> bool:
-    """Whether VAE and patches divide both sides without a rest."""
-    return all(side >= MULTIPLE and side % MULTIPLE == 0 for side in size)
 
 
 def condition(latents: Tensor, image_latent: Tensor | None, given: int) -> Tensor:

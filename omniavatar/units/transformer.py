@@ -55,7 +55,8 @@ def model_input(forward: Forward) -> Tensor:
     if latents.shape[1] != forward.network.in_dim:
         raise PlanError(
             f"the transformer takes {forward.network.in_dim} channels and the plan makes {latents.shape[1]}; "
-            "add or leave out the unit that provides 'condition' (such as reference-image)"
+            "add or leave out the unit that provides 'condition' (such as reference-image), or give the VAE "
+            "that belongs to the transformer"
         )
     return latents
 

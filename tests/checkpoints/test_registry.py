@@ -115,8 +115,18 @@ def test_an_unknown_file_is_compared_with_the_nearest(tmp_path: Path) -> None:
     assert "\n" not in text
 
 
+def test_a_transformer_of_any_size(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"num_heads": 2}))
+    detection = Registry.builtin().detect(write_base(tmp_path))
+    (component,) = detection.components
+    assert (detection.row.name, component.role, component.config) == ("Wan", "dit", DIT)
+    assert component.spec.growable
+
+
 def test_a_published_model_of_another_width_is_recognised_as_similar(tmp_path: Path) -> None:
-    file = write_base(tmp_path, dit_state(num_layers=30))
+    state = dit_state(num_layers=30)
+    state["blocks.0.extra"] = torch.zeros(1)
+    file = write_base(tmp_path, state)
     with pytest.raises(UnknownCheckpoint, match=r"nearest is 'Wan2.1-T2V-1.3B', of whose 825 keys .* other shape: "):
         Registry.builtin().detect(file)
 

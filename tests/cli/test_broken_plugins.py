@@ -54,6 +54,13 @@ LEFT_OUT = {
         "Argument(s) {'app'} are declared in the hookimpl but can not be found in the hookspec",
     ),
     "a hook that does not exist": (HEAD + "@hookimpl\ndef omni_unit(): ...", "unknown hook 'omni_unit'"),
+    "a hook without its mark": (
+        HEAD + COMMANDS.format("wave") + "\ndef omni_units(): ...",
+        "PluginError: its omni_units is not marked with @hookimpl",
+    ),
+    "no hook at all": ("def units(): ...", "PluginError: it has none of the hooks omni_units, omni_presets, "),
+    "a panic": ("class Panic(BaseException): ...\nraise Panic('at the disco')", "Panic: at the disco"),
+    "an endless complaint": ("raise ValueError('no' * 10_000)", "nono..."),
 }
 """By fault, the module and what is said of it when anything is done: nothing of the package is used."""
 
@@ -78,10 +85,45 @@ UNIT_FAULTS = {
         HEAD + SPARKLE.replace('name = "sparkle"', "") + UNITS.format("Sparkle"),
         "unit Sparkle has no name for plan expressions, but None; it was left out",
     ),
+    "roles that are none": (
+        HEAD + SPARKLE + "    roles = None\n" + UNITS.format("Sparkle"),
+        "unit 'sparkle': its roles are None and not names in a tuple, such as ('frames',); it was left out",
+    ),
+    "a text for a list of names": (
+        HEAD + SPARKLE + "    needs = ('frames')\n" + UNITS.format("Sparkle"),
+        "unit 'sparkle': its needs are 'frames' and not names in a tuple, such as ('frames',); it was left out",
+    ),
+    "conflicts without a reason": (
+        HEAD + SPARKLE + "    conflicts = ('audio',)\n" + UNITS.format("Sparkle"),
+        "unit 'sparkle': its conflicts are ('audio',) and not names with reasons, such as {'audio': ",
+    ),
+    "settings that are none": (
+        HEAD + SPARKLE + "    Settings = dict\n" + UNITS.format("Sparkle"),
+        "unit 'sparkle': its Settings are <class 'dict'> and no class derived from UnitSettings; it was left out",
+    ),
+    "a setting of an unknown type": (
+        HEAD
+        + SPARKLE
+        + "    class Settings(PipelineUnit.Settings):\n        size: 'Size' = 1\n"
+        + UNITS.format("Sparkle"),
+        "unit 'sparkle': its Settings have a field of a type that does not exist; it was left out",
+    ),
     "something that is no unit": (HEAD + UNITS.format("Path"), "<class 'pathlib.Path'> is not a PipelineUnit"),
     "units that are no list": (
         HEAD + "@hookimpl\ndef omni_units():\n    return Euler",
         "TypeError: 'type' object is not iterable",
+    ),
+    "presets that are a list": (
+        HEAD + "@hookimpl\ndef omni_presets():\n    return ['default']",
+        "TypeError: omni_presets gives ['default'] and no plan expressions by name",
+    ),
+    "a preset that is a number": (
+        HEAD + "@hookimpl\ndef omni_presets():\n    return {'mine': 4}",
+        "TypeError: omni_presets gives 'mine': 4, which is no name and plan expression",
+    ),
+    "a preset that no expression can name": (
+        HEAD + "@hookimpl\ndef omni_presets():\n    return {'my own': 'default'}",
+        "TypeError: omni_presets gives 'my own': 'default', which is no name and plan expression",
     ),
     "a preset whose name is taken": (
         HEAD + "@hookimpl\ndef omni_presets():\n    return {'default': 'euler'}",
@@ -188,6 +230,33 @@ def test_a_broken_table_is_left_out(
     assert reason in said
     assert said.endswith("; it was left out")
     assert reason in line_of("omniavatar_table", omni("plugins", "list").out)
+
+
+@pytest.mark.parametrize("answer", ["'mine.toml'", "['mine.toml']", "[['mine.toml']]", "Path('mine.toml')"])
+def test_tables_that_are_no_list_of_paths_are_left_out(omni: Omni, install: Install, answer: str) -> None:
+    install("omniavatar_table", HEAD + f"@hookimpl\ndef omni_checkpoints():\n    return {answer}")
+    outcome = omni("models", "list")
+    assert outcome.code == 0
+    assert "Wan2.1" in outcome.out
+    (said,) = outcome.err.splitlines()
+    assert said.startswith("omni: plugin 'omniavatar_table': TypeError: omni_checkpoints gives ")
+    assert said.endswith(" and no list of pathlib.Path or of files() of importlib")
+
+
+def test_a_command_that_is_none_is_left_out(omni: Omni, install: Install) -> None:
+    install("omniavatar_odd", HEAD + "@hookimpl\ndef omni_commands(cli):\n    cli.commands['odd'] = 3")
+    outcome = omni("--help")
+    assert outcome.code == 0
+    reason = "command 'odd' is 3 and no click.Command; it was left out"
+    assert outcome.err == f"omni: plugin 'omniavatar_odd': {reason}\n"
+    assert f"active: {reason}" in line_of("omniavatar_odd", omni("plugins", "list").out)
+
+
+@pytest.mark.parametrize("place", ["{}", HEAD + "@hookimpl\ndef omni_units():\n    {}"], ids=["import", "hook"])
+def test_a_signal_that_ends_the_program_is_no_fault_of_a_package(omni: Omni, install: Install, place: str) -> None:
+    install("omniavatar_slow", place.format("from omniavatar.errors import Ended; raise Ended(143)"))
+    outcome = omni("units", "list")
+    assert (outcome.code, outcome.error) == (143, "ended by SIGTERM")
 
 
 def test_a_command_that_exists_is_left_out(omni: Omni, install: Install) -> None:

@@ -68,6 +68,12 @@ def test_it_says_what_to_do_next(omni: Omni, folder: Path) -> None:
     assert "$" not in "".join(path.read_text() for path in (folder / "here").rglob("*") if path.is_file())
 
 
+def test_what_to_do_next_can_be_pasted(omni: Omni) -> None:
+    printed = omni("plugins", "new", "slow-glow", "my plugins/glow").out
+    assert "  pip install --editable './my plugins/glow'\n" in printed
+    assert "  pytest 'my plugins/glow'\n" in printed
+
+
 @pytest.mark.parametrize(
     ("name", "error"),
     [
@@ -81,7 +87,13 @@ def test_it_says_what_to_do_next(omni: Omni, folder: Path) -> None:
         ("äö", "such as 'slow-motion'"),
         ("", "such as 'slow-motion'"),
         ("none", "a class 'None' cannot be; choose another name than 'none'"),
+        ("window", "a class 'Window' cannot be; choose another name than 'window'"),
+        ("look", "a class 'Look' cannot be; choose another name than 'look'"),
+        ("tint", "a class 'Tint' cannot be; choose another name than 'tint'"),
         ("teacache", "'teacache' is a unit or preset already; choose another name"),
+        ("vae", "'vae' is a role of models already; choose another name"),
+        ("fun", "'fun' is a plugin package already; choose another name"),
+        ("x" * 300, f"the name '{'x' * 60}...' has 300 letters; take up to 60"),
         ("default", "'default' is a unit or preset already; choose another name"),
     ],
 )

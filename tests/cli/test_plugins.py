@@ -9,7 +9,8 @@ import pytest
 
 import omniavatar
 from omniavatar import __version__
-from tests.cli.conftest import Omni
+from omniavatar.resources import asset
+from tests.cli.conftest import Omni, tree
 
 COMMAND = '''
 import click
@@ -23,6 +24,24 @@ def omni_commands(cli):
         """Wave to somebody."""
         click.echo(f"waving to {name}")
 '''
+PICTURES = """
+from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs
+from omniavatar.hookspecs import hookimpl
+from pydantic import Field
+
+class Album(PipelineUnit):
+    name = "album"
+
+    class Inputs(UnitInputs):
+        pictures: tuple[ImageFile, ...] = Field((), description="pictures that nobody looks at")
+
+    @hookimpl
+    def begin_job(self, job): ...
+
+@hookimpl
+def omni_units():
+    return [Album]
+"""
 Install = Callable[[str, str], None]
 
 
@@ -40,9 +59,26 @@ def test_list_shows_the_built_in_package(omni: Omni) -> None:
     assert line.split()[-1] == "active"
 
 
+def test_a_narrow_list_is_complete(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert "…" not in omni("plugins", "list").out
+
+
 def test_a_plugin_adds_a_command(omni: Omni, install: Install, tmp_path: Path) -> None:
     install("omniavatar_wave", COMMAND)
     assert "Wave to somebody." in omni("--help").out
     assert omni("wave", "Ada").out == "waving to Ada\n"
     line = next(line for line in omni("plugins", "list").out.splitlines() if line.startswith("omniavatar_wave"))
     assert line.split() == ["omniavatar_wave", "1.2", str(tmp_path / "site"), "omni_commands", "active"]
+
+
+def test_every_picture_of_a_list_is_looked_at_before_anything_is_made(
+    omni: Omni, install: Install, folder: Path
+) -> None:
+    install("omniavatar_album", PICTURES)
+    (folder / "garbage.png").write_bytes(b"this is no picture")
+    pictures = f"[{asset('demo', 'portrait.png')}, garbage.png]"
+    outcome = omni("run", "--units", "default+album", "--pictures", pictures, "-o", "talk.mp4")
+    assert outcome.code == 2
+    assert outcome.error.startswith("image 'garbage.png' is not a picture")
+    assert tree(folder) == {"garbage.png"}

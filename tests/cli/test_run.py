@@ -63,6 +63,19 @@ def test_the_demo_needs_no_arguments(omni: Omni, folder: Path) -> None:
     assert [re.sub(", about.*", "", line) for line in chunks] == [f"chunk {number}/3 done" for number in (1, 2, 3)]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--units", "default-audio-reference-image"), "the size of the video is unknown; give one with --size"),
+        (("--units", "default-audio"), "the length of the video is unknown; give one with --seconds"),
+    ],
+)
+def test_the_demo_is_for_who_asks_for_nothing_else(omni: Omni, arguments: tuple[str, ...], complaint: str) -> None:
+    outcome = omni("run", *arguments)
+    assert outcome.code == 2
+    assert complaint in outcome.err
+
+
 def test_json_is_one_line_of_figures(omni: Omni, folder: Path) -> None:
     outcome = omni("run", *SMALL, "-o", "a.mp4", "--json", "--units", "default+teacache(threshold=10)", "--quiet")
     (line,) = outcome.out.splitlines()

@@ -112,3 +112,4 @@ def test_one_pair_for_real(tmp_path: Path) -> None:
     studio = Studio(tmp_path / "files", tmp_path)
     assert outcome_of(("teacache", "motion"), studio) == Outcome(WORKS)
     assert outcome_of(("guidance", "moe-guidance"), studio).verdict == REFUSED
+    assert outcome_of(("moe", "moe-guidance"), studio) == Outcome(WORKS), "no plan has the second without the first"

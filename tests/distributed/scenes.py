@@ -32,7 +32,7 @@ LAYERS = 4
 class RandomModels:
     """The networks of the tiny model with random weights, the same ones in every process."""
 
-    roles = ("dit", "vae", "text_encoder", "audio_encoder", "audio_adapter")
+    roles: tuple[str, ...] = ("dit", "vae", "text_encoder", "audio_encoder", "audio_adapter")
 
     def __contains__(self, role: object) -> bool:
         return role in self.roles
@@ -140,7 +140,7 @@ class TokenTimes(PipelineUnit):
     @hookimpl
     def embed(self, forward: Forward) -> None:
         times = forward.step.timestep * (1 + forward.frame_index.double()) / 4
-        forward.time, forward.t_mod = forward.network.embed_time(times[None])
+        forward.time, forward.t_mod = forward.network.embed_token_times(times[None])
 
 
 class Merged(PipelineUnit):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from omniavatar.errors import InputError
-from omniavatar.media.image import choose_size, fit_image, load_image
+from omniavatar.media.image import choose_size, fit_image, load_image, size_near
 from tests.media.samples import single_line
 
 SIZES_720 = ((400, 720), (720, 720), (720, 400))
@@ -173,3 +173,19 @@ def test_the_centre_is_cropped_without_distortion() -> None:
     rows, columns = torch.nonzero(fitted, as_tuple=True)
     assert (rows.min().item(), rows.max().item()) == (40, 59)
     assert (columns.min().item(), columns.max().item()) == (40, 59)
+
+
+@pytest.mark.parametrize(
+    ("shape", "multiple", "size"),
+    [
+        ((480, 832), 16, (480, 832)),
+        ((1080, 1920), 16, (480, 848)),
+        ((1920, 1080), 16, (848, 480)),
+        ((1080, 1920), 32, (480, 832)),
+        ((1, 100_000), 16, (16, 199_840)),
+    ],
+)
+def test_a_size_near_a_number_of_pixels_keeps_the_shape(
+    shape: tuple[int, int], multiple: int, size: tuple[int, int]
+) -> None:
+    assert size_near(*shape, 480 * 832, multiple) == size

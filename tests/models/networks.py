@@ -1,27 +1,15 @@
-"""What the tests of the networks share: random weights that leave no default in place, and the hash of a file."""
+"""What the tests of the networks share: random weights and noise, and the hash of a file."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-Network = TypeVar("Network", bound=nn.Module)
+from omniavatar.testing.weights import randomized, relative_error
 
-
-def randomized(network: Network, seed: int = 0) -> Network:
-    """Fill every parameter with noise of its fan-in's size; weights of one dimension (norms) or none lie around 1."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim <= 1:
-                parameter.copy_(0.3 * noise + float(name.endswith("weight")))
-            else:
-                parameter.copy_(noise / parameter[0].numel() ** 0.5)
-    return network.eval()
+__all__ = ["checkpoint_hash", "noise", "randomized", "relative_error"]
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -33,9 +21,3 @@ def checkpoint_hash(state: dict[str, Tensor]) -> str:
     """The md5 by which published files are told apart: names and shapes, sorted."""
     items = [f"{name}:{'_'.join(map(str, tensor.shape))}" for name, tensor in state.items()]
     return hashlib.md5(",".join(sorted([*items, *state])).encode()).hexdigest()
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest expected value."""
-    actual, expected = actual.detach().double(), expected.detach().double()
-    return float((actual - expected).abs().max() / expected.abs().max())

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from omniavatar.models.attention import sdpa
-from omniavatar.models.wan_dit import CrossAttention, WanBlock, WanDiT
+from omniavatar.models.wan_dit import CrossAttention, PerToken, WanBlock, WanDiT
 from tests.models.networks import checkpoint_hash, noise, randomized, relative_error
 
 TINY: dict[str, Any] = {
@@ -129,6 +131,62 @@ def test_equal_time_steps_for_all_tokens_are_one_time_step(dit: WanDiT) -> None:
         assert relative_error(per_token, dit(latents, timestep, context)) < ROUNDING
 
 
+def written_out(block: Any, x: Tensor, context: Tensor, t_mod: Tensor, rope: Tensor) -> Tensor:
+    """A block's arithmetic with the modulation of all tokens written out (b s 6 d)."""
+    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (block.modulation + t_mod).unbind(-2)
+    x = x + gate * block.self_attn(block.norm1(x) * (1 + scale) + shift, rope)
+    x = x + block.cross_attn(block.norm3(x), context)
+    residual: Tensor = block.ffn(block.norm2(x) * (1 + ffn_scale) + ffn_shift)
+    made: Tensor = x + ffn_gate * residual
+    return made
+
+
+def own_times(dit: WanDiT, batch: int = 2) -> tuple[PerToken, PerToken]:
+    """Every second token of the first sample, and every third of the second, is told time step 0."""
+    places = torch.arange(TOKENS)
+    return dit.embed_token_times(torch.stack([500.0 * (places % (2 + sample) > 0) for sample in range(batch)]))
+
+
+def test_tokens_may_have_time_steps_of_their_own(dit: WanDiT) -> None:
+    latents, _, context = example(batch=2)
+    with torch.no_grad():
+        x, grid = dit.embed_patches(latents)
+        t_emb, t_mod = own_times(dit)
+        assert (t_emb.rows.shape, t_mod.rows.shape, t_mod.index.shape) == ((2, 48), (2, 6, 48), (2, TOKENS))
+        block, text, rope = dit.blocks[0], dit.embed_text(context), dit.rope(grid)
+        assert torch.equal(block(x, text, t_mod, rope), written_out(block, x, text, t_mod.values, rope))
+        shift, scale = (dit.head.modulation + t_emb.values[:, :, None]).unbind(-2)
+        assert torch.equal(dit.head(x, t_emb), dit.head.head(dit.head.norm(x) * (1 + scale) + shift))
+
+
+def test_the_same_change_for_all_tokens(dit: WanDiT) -> None:
+    _, t_mod = own_times(dit)
+    change = torch.randn(1, 6, 48)
+    assert torch.equal((t_mod + change).values, t_mod.values + change)
+
+
+class Largest(TorchDispatchMode):
+    """The size of the largest tensor that is made meanwhile."""
+
+    numbers: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.numbers = max(self.numbers, *(leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, Tensor)), 0)
+        return made
+
+
+def test_modulations_of_their_own_take_no_memory() -> None:
+    """Nothing is larger than the feed-forward's middle, although the modulations of all tokens would be."""
+    with torch.device("meta"):
+        dit = WanDiT(**{**TINY, "ffn_dim": 4 * TINY["dim"]}, attention=lambda q, k, v: v)
+        x, text, rope = torch.empty(1, 1000, 48), torch.empty(1, 1, 48), torch.empty(1000, 6, 2)
+        t_mod = PerToken(torch.empty(2, 6, 48), torch.empty(1, 1000, dtype=torch.int64))
+        with torch.no_grad(), Largest() as largest:
+            dit.blocks[0](x, text, t_mod, rope)
+    assert largest.numbers == 1000 * 4 * 48
+
+
 def test_forward_is_the_composition_of_the_public_methods(dit: WanDiT) -> None:
     latents, timestep, context = example(batch=2)
     with torch.no_grad():
@@ -211,7 +269,8 @@ def test_a_subclass_brings_its_own_cross_attention() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_a_block_compiles_into_one_graph_for_all_blocks(dit: WanDiT) -> None:
+@pytest.mark.parametrize("per_token", [False, True])
+def test_a_block_compiles_into_one_graph_for_all_blocks(dit: WanDiT, *, per_token: bool) -> None:
     graphs: list[torch.fx.GraphModule] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
@@ -222,7 +281,8 @@ def test_a_block_compiles_into_one_graph_for_all_blocks(dit: WanDiT) -> None:
     latents, timestep, context = example(batch=2)
     with torch.no_grad():
         x, grid = dit.embed_patches(latents)
-        rest = dit.embed_text(context), dit.embed_time(timestep)[1], dit.rope(grid)
+        t_mod = own_times(dit)[1] if per_token else dit.embed_time(timestep)[1]
+        rest = dit.embed_text(context), t_mod, dit.rope(grid)
         expected = x
         for block in dit.blocks:
             compiled = torch.compile(block, fullgraph=True, backend=backend)

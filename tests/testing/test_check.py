@@ -66,7 +66,7 @@ class Sound(PipelineUnit):
     @hookimpl
     def before_block(self, forward: Forward, index: int) -> None:
         warmth = forward.memory.once("sound.warmth", lambda: forward.stacked(warmth_of))
-        forward.x = forward.x + warmth * (forward.frame_index >= 0)[:, None]
+        forward.x = forward.x + warmth.to(forward.x) * (forward.frame_index >= 0)[:, None]
 
     @hookimpl
     def end_window(self, window: Window) -> None:
@@ -102,6 +102,24 @@ class Misnamed(Broken):
 class RunOn(Broken):
     """A first line that does not end where
     it should."""
+
+
+class Namesake(Broken):
+    """A unit whose name is taken."""
+
+    name = "euler"
+
+
+class PresetNamesake(Broken):
+    """A unit that is called as a preset is."""
+
+    name = "original"
+
+
+class Scattered(Broken):
+    """A name where a tuple of names is due."""
+
+    needs = "frames"  # type: ignore[assignment]
 
 
 class SilentSetting(Broken):
@@ -321,6 +339,32 @@ class Nostalgic(Broken):
         window.latents = window.latents + first
 
 
+class Unsavable(Broken):
+    """Something that no file can hold, left for the next window."""
+
+    provides = ("sparkle",)
+
+    @hookimpl
+    def begin_window(self, window: Window) -> None:
+        window["sparkle"] = lambda: 1
+
+
+class Recognising(Broken):
+    """The window before, known by its tensors and not by what is in them."""
+
+    provides = ("sparkle",)
+
+    @hookimpl
+    def begin_window(self, window: Window) -> None:
+        window["sparkle"] = shared = torch.ones(())
+        kept = window.job.once("broken.kept", list)
+        kept.append(shared)
+        is_known = window.previous is None or any(window.previous["sparkle"] is one for one in kept)
+        window.latents = window.latents + 0.1 * is_known
+
+    uses = ("previous.sparkle",)
+
+
 class Partial(Broken):
     """What the first branch of a step was told, told to all."""
 
@@ -354,6 +398,14 @@ class Blunt(Broken):
         forward.x = forward.x + torch.ones(frames * rows * columns, 1)
 
 
+class Stubborn(Broken):
+    """Numbers of the precision that the computer likes."""
+
+    @hookimpl
+    def before_block(self, forward: Forward, index: int) -> None:
+        forward.x = forward.x + WAVE
+
+
 class Inexact(Broken):
     """A saving that is seen."""
 
@@ -380,9 +432,12 @@ BROKEN: list[tuple[str, type[PipelineUnit], str]] = [
     ("documented", Undocumented, "its class has no docstring"),
     ("documented", Misnamed, "its name 'Not_a_name' is not of lower-case letters"),
     ("documented", RunOn, "the first line of its docstring is not a sentence by itself"),
+    ("declared", Namesake, "something that is installed has the name 'euler' already; choose another"),
+    ("declared", PresetNamesake, "something that is installed has the name 'original' already; choose another"),
+    ("declared", Scattered, "its needs are 'frames' and not names in a tuple, such as ('frames',)"),
+    ("declared", LooseSettings, "and no class derived from UnitSettings"),
     ("settings", SilentSetting, "the setting 'size' has no description"),
     ("settings", BoundlessSetting, "the setting 'size' is a number without bounds"),
-    ("settings", LooseSettings, "its Settings are no UnitSettings"),
     ("inputs", SilentInput, "the input 'mood' has no description"),
     ("inputs", TakenInput, "the input 'seed' is an option of omni run itself"),
     ("hooks", UnmarkedHook, "its method begin_job has the name of a hook and is not marked with @hookimpl"),
@@ -407,10 +462,13 @@ BROKEN: list[tuple[str, type[PipelineUnit], str]] = [
     ("jobs", Grudge, "a video is another one when the engine has made one before"),
     ("interrupted", Untidy, "a video is another one after one that was interrupted"),
     ("windows", Nostalgic, "a window is another one when the job begins with it: 'latents' of window 1 differs by"),
+    ("windows", Unsavable, "it stores what no file can hold"),
+    ("windows", Recognising, "a window is another one when the job begins with it: 'latents' of window 1 differs by"),
     ("branches", Partial, "a video is another one when its guidance branches run one by one, in reverse order"),
     ("batch", Loner, "a video is another one when its guidance branches are joined in one batch"),
     ("ranks", Counter, "a video is another one on rank 0 of 2 that share the tokens of each call"),
     ("ranks", Blunt, "RuntimeError: The size of tensor a"),
+    ("precision", Stubborn, "in bfloat16: RuntimeError: mat1 and mat2 must have the same dtype"),
     ("exact", Inexact, "it says exact and changes the video"),
     ("together", Trusting, "KeyError"),
 ]

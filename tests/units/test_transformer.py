@@ -105,5 +105,6 @@ def test_a_wrong_number_of_channels_names_both_and_the_cause(forward: Forward) -
         model_input(forward)
     assert str(caught.value) == (
         "the transformer takes 6 channels and the plan makes 4; "
-        "add or leave out the unit that provides 'condition' (such as reference-image)"
+        "add or leave out the unit that provides 'condition' (such as reference-image), or give the VAE "
+        "that belongs to the transformer"
     )

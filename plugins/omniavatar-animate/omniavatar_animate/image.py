@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from omniavatar.engine.engine import Engine
+from omniavatar.engine.pictures import MULTIPLE, is_usable
 from omniavatar.engine.scopes import Job, Window
 from omniavatar.engine.unit import ImageFile, UnitInputs, VideoFile
 from omniavatar.errors import InputError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.image import choose_size, fit_image, load_image
 from omniavatar.models.tiling import ENCODE_TILING
-from omniavatar.units.reference_image import MULTIPLE, is_usable
 from omniavatar_animate.footage import Footage, open_footage
 
 BLACK = -1.0

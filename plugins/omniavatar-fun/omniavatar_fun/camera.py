@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 import torch
 from omniavatar_i2v.condition import behind_leading
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,7 +19,16 @@ from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.paths import input_file
 from omniavatar_fun.shared import OTHER_CHANNELS, check_width, picture_channels, role_for
-from omniavatar_fun.trajectory import ENTRY, ORIGIN, SPEED, Direction, directed, folded_rays, read_trajectory
+from omniavatar_fun.trajectory import (
+    ENTRY,
+    ORIGIN,
+    SPEED,
+    Direction,
+    check_entry,
+    directed,
+    folded_rays,
+    read_trajectory,
+)
 
 ROLE = "fun_camera"
 TrajectoryFile = Annotated[Path, AfterValidator(partial(input_file, what="trajectory")), InputKind("text file")]
@@ -50,6 +59,12 @@ class FunCamera(PipelineUnit):
             max_length=ENTRY,
             description="the camera that a direction starts from, as a line of a trajectory",
         )
+
+        @field_validator("origin")
+        @classmethod
+        def _usable(cls, origin: tuple[float, ...]) -> tuple[float, ...]:
+            check_entry(origin)
+            return origin
 
     class Inputs(UnitInputs):
         camera: Direction | None = Field(None, description="where the camera goes")

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from omniavatar.engine.engine import Engine
+from omniavatar.engine.pictures import encode
 from omniavatar.engine.scopes import Forward, Job
 from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.image import fit_image, load_image
-from omniavatar_fun.shared import check_width, encode, role_for
+from omniavatar_fun.shared import check_width, role_for
 
 ROLE = "fun_reference"
 

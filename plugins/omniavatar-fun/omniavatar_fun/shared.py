@@ -1,4 +1,4 @@
-"""What the units share: encoding, the condition channels that a network has room for, parts of a second transformer."""
+"""What the units share: the condition channels that a network has room for, parts of a second transformer."""
 
 from __future__ import annotations
 
@@ -8,17 +8,9 @@ from omniavatar.engine.engine import Engine
 from omniavatar.engine.scopes import Forward, Window
 from omniavatar.engine.windows import TEMPORAL_FACTOR
 from omniavatar.errors import CheckpointError, InputError, PlanError
-from omniavatar.models.tiling import ENCODE_TILING
 
 OTHER_CHANNELS = "Fun models take the channels that image-to-video makes"
 """Why they go with no other unit for pictures."""
-
-
-def encode(engine: Engine, pictures: Tensor, *, tiled: bool) -> Tensor:
-    """Pictures (1 3 f H W) in [-1, 1] to latents (1 z t h w), float32."""
-    tiling = ENCODE_TILING if tiled else None
-    latents: Tensor = engine.model("vae").encode(pictures.to(engine.device, engine.dtype), tiling=tiling)
-    return latents.float()
 
 
 def picture_channels(window: Window, before: int, *, grey: bool = False) -> Tensor:

@@ -11,7 +11,7 @@ Letters in shapes: t frames, H W pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -95,11 +95,19 @@ def entry(line: str, place: str) -> list[float]:
         raise InputError(
             f"{place} has {len(numbers)} numbers; it needs {ENTRY}: time, fx, fy, cx, cy, 0, 0, 3x4 matrix"
         )
-    if not all(map(math.isfinite, numbers)) or min(numbers[1:3]) <= 0:
-        raise InputError(f"{place}: focal lengths must be above 0, and all numbers finite")
-    if abs(torch.tensor(numbers[MATRIX:]).view(3, 4)[:, :3].det()) < 1e-6:
-        raise InputError(f"{place}: the matrix does not turn, it flattens; it must be one from world to camera")
+    try:
+        check_entry(numbers)
+    except ValueError as error:
+        raise InputError(f"{place}: {error}") from None
     return numbers
+
+
+def check_entry(numbers: Sequence[float]) -> None:
+    """Raise ValueError if the numbers of an entry (19) are of no camera."""
+    if not all(map(math.isfinite, numbers)) or min(numbers[1:3]) <= 0:
+        raise ValueError("focal lengths must be above 0, and all numbers finite")
+    if abs(torch.tensor(numbers[MATRIX:]).view(3, 4)[:, :3].det()) < 1e-6:
+        raise ValueError("the matrix does not turn, it flattens; it must be one from world to camera")
 
 
 def relative_poses(entries: Tensor) -> Tensor:

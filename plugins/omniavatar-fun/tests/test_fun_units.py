@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from omniavatar_fun.camera import token_places
-from omniavatar_fun.control import size_near
 from omniavatar_fun.networks import CameraAdapter, ReferenceEmbedding
 from omniavatar_fun.testing import CAMERA, CAMERA_DIT, CAMERA_DIT_22, CONTROL_DIT, CONTROL_DIT_22, REFERENCE
 from omniavatar_fun.trajectory import ORIGIN, directed, folded_rays
@@ -225,6 +224,14 @@ def test_behind_its_end_the_last_picture_stays(files: dict[str, Path]) -> None:
         torch.testing.assert_close(window["condition"][:, :16], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_picture_as_control_holds_and_sets_no_length(files: dict[str, Path]) -> None:
+    job, watch = make(CONTROL, control_video=files["first"])
+    pictures = fit_image(load_image(files["first"]), (32, 32))[:, :, None].expand(-1, -1, 9, -1, -1)
+    torch.testing.assert_close(watch.condition[:, :16], encoded(job, pictures), atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match="the length of the video is unknown; give one with --seconds"):
+        make(CONTROL, control_video=files["first"], frames=None)
+
+
 def test_a_network_without_mask_sees_the_picture_in_its_frame_alone(files: dict[str, Path]) -> None:
     job, watch = make(CONTROL, control_video=files["control"], image=files["first"])
     picture = watch.condition[:, 16:]
@@ -274,7 +281,6 @@ def test_size_and_length_are_those_of_the_control_video(files: dict[str, Path]) 
     assert watch.latents[0].shape == (1, 16, 4, 6, 6)
     job, _ = make(CONTROL, frames=5, size=None, image=files["first"])
     assert (job.size, job.frames) == ((32, 32), 5)
-    assert size_near(1080, 1920, 480 * 832) == (480, 848)
 
 
 def control(files: dict[str, Path], **more: Any) -> dict[str, Any]:
@@ -582,6 +588,16 @@ def test_parts_must_be_there_and_fit(files: dict[str, Path], plan: str, role: st
     del models.networks[role]
     with pytest.raises(CheckpointError, match=f"needs a model for the role '{role}'"):
         make(plan, models)
+
+
+@pytest.mark.parametrize(
+    ("number", "value", "reason"),
+    [(1, 0.0, "focal lengths must be above 0"), (7, float("nan"), "all numbers finite"), (7, 0.0, "it flattens")],
+)
+def test_the_origin_must_be_a_camera(number: int, value: float, reason: str) -> None:
+    origin = [*ORIGIN[:number], value, *ORIGIN[number + 1 :]]
+    with pytest.raises(PlanError, match=f"unit 'fun-camera': origin = .*{reason}"):
+        build_plan(f"{CAMERA_VIDEO}-write-video", catalog(), {"fun-camera": {"origin": origin}})
 
 
 def test_the_units_stand_beside_image_to_video() -> None:

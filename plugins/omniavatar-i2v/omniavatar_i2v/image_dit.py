@@ -135,7 +135,8 @@ class ImageDiT(WanDiT):
     def forward(self, latents: Tensor, timestep: Tensor, context: Tensor, features: Tensor | None = None) -> Tensor:
         """As `WanDiT.forward`, with CLIP tokens (b m clip_dim)."""
         x, grid = self.embed_patches(latents)
-        t_emb, t_mod = self.embed_time(timestep)
+        embed = self.embed_time if timestep.ndim == 1 else self.embed_token_times
+        t_emb, t_mod = embed(timestep)
         text = self.embed_text(context)
         tokens = text if features is None else ImageContext(text, self.embed_image(features))
         rope = self.rope(grid, x.device)

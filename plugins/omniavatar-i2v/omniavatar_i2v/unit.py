@@ -13,7 +13,7 @@ from omniavatar.engine.scopes import Forward, Job, Window
 from omniavatar.engine.unit import ImageFile
 from omniavatar.errors import CheckpointError, InputError
 from omniavatar.hookspecs import hookimpl
-from omniavatar.media.image import fit_image, load_image
+from omniavatar.media.image import load_image
 from omniavatar.models.tiling import ENCODE_TILING
 from omniavatar.units import ReferenceImage
 from omniavatar_i2v.condition import behind_leading, image_condition, no_condition
@@ -72,11 +72,8 @@ class ImageToVideo(ReferenceImage):
         if inputs.end_image is not None and inputs.image is None:
             raise InputError("an end image needs a picture to start from; give one with --image")
         super().begin_job(job)
-        rounding = self.settings.fit == "original"
         job["image-to-video.pictures"] = [
-            fit_image(load_image(path), job.size, original_rounding=rounding)
-            for path in (inputs.image, inputs.end_image)
-            if path is not None
+            self.fitted(load_image(path), job) for path in (inputs.image, inputs.end_image) if path is not None
         ]
         job["image_features"] = image_features(job.engine, job["image-to-video.pictures"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from omniavatar.cli import run_cli
 from omniavatar.media.video import read_video
 from omniavatar.models.audio_adapter import AudioAdapter
+from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing.tiny import ADAPTER, weights
 
@@ -120,6 +122,27 @@ def test_an_avatar_on_an_image_to_video_transformer(models: Models) -> None:
     assert video.shape == (9, 32, 32, 3)
     without = models.video(files, *arguments, *short, "--lora.scale", "0")
     assert (video - without).abs().max() > 2
+
+
+@pytest.mark.parametrize("config", [{"num_heads": 2}, {"model_config": {"num_heads": 2}}])
+def test_a_folder_as_published_is_all_that_it_needs(models: Models, config: dict[str, Any]) -> None:
+    """Shards of the transformer, the other networks and the number of heads in one folder."""
+    _, *others = models.files()
+    folder = models.folder / "published"
+    tensors = weights(ImageDiT(**IMAGE_DIT))
+    for number in (1, 2):
+        part = {name: tensors[name] for name in sorted(tensors)[number - 1 :: 2]}
+        saved(folder / f"diffusion_pytorch_model-0000{number}-of-00002.safetensors", part)
+    for file in others:
+        shutil.copy(file, folder)
+    shutil.copytree(asset("tiny", "tokenizer"), folder / "tokenizer")
+    (folder / "config.json").write_text(json.dumps(config))
+    heads = {
+        detection.row.name: detection.components[0].config.get("num_heads")
+        for detection in discover().registry().detect_all(folder)
+    }
+    assert heads["Wan-I2V"] == 2
+    assert len(models.video([folder], "--units", "i2v", "--image", PORTRAIT)) == 9
 
 
 def test_without_the_image_encoder_it_says_which_file_is_missing(models: Models) -> None:

@@ -355,6 +355,19 @@ def test_sound_drives_an_image_to_video_transformer(first: Path) -> None:
     assert not talking.latents[0][:, :, 1:].equal(silent.latents[0][:, :, 1:])
 
 
+def test_sound_and_an_end_picture(first: Path, last: Path) -> None:
+    """13 frames are two windows, of which the second one ends with the picture."""
+    models, speech = random_models(), asset("demo", "speech.flac")
+    inputs: dict[str, Any] = {"image": first, "frames": 13, "settings": {"audio": {"silence": 0}}}
+    _, open_end = make("i2v-avatar", models, **inputs, audio=speech)
+    _, ended = make("i2v-avatar", models, **inputs, audio=speech, end_image=last)
+    _, silent = make("i2v-avatar", models, **inputs, end_image=last)
+    assert [marked(window["condition"]) for window in ended.windows] == [[4, 0, 0], [4, 4, 1]]
+    assert ended.latents[0].equal(open_end.latents[0])
+    for other in (open_end, silent):
+        assert relative_error(other.latents[1], ended.latents[1]) > 1e-4
+
+
 def test_tokens_of_a_part_attend_as_those_of_the_whole() -> None:
     layer = randomized(ImageCrossAttention(24, 2, 1e-6))
     x, context = noise(1, 6, 24), ImageContext(noise(1, 3, 24, seed=1), noise(1, 4, 24, seed=2))

@@ -7,11 +7,13 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
+from omniavatar.engine.engine import Engine
 from omniavatar.engine.scopes import Step
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
+from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.units import Guidance
-from omniavatar_moe.unit import LOW
+from omniavatar_moe.unit import LOW, Moe
 
 
 class MoeGuidance(PipelineUnit):
@@ -39,6 +41,14 @@ class MoeGuidance(PipelineUnit):
         audio_scale = self.settings.audio_scale
         self.high = Guidance(scale=self.settings.scale, audio_scale=audio_scale)
         self.low = Guidance(scale=self.settings.low_scale, audio_scale=audio_scale)
+
+    @hookimpl
+    def setup(self, engine: Engine) -> None:
+        if Moe.name not in engine.plan:
+            raise PlanError(
+                f"unit '{self.name}' has a scale for each of two transformers and only '{Moe.name}' changes between "
+                f"them; add it, or take guidance instead"
+            )
 
     @hookimpl
     def guide(self, step: Step) -> Tensor:

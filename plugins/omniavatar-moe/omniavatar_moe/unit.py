@@ -13,7 +13,7 @@ from omniavatar.engine.engine import Engine
 from omniavatar.engine.flow_match import TIMESTEPS
 from omniavatar.engine.scopes import Job, Step, Window
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
-from omniavatar.errors import PlanError
+from omniavatar.errors import CheckpointError, PlanError
 from omniavatar.hookspecs import hookimpl
 
 HIGH, LOW = "dit", "dit2"
@@ -40,14 +40,15 @@ class Moe(PipelineUnit):
 
     settings: Settings
 
-    @hookimpl
+    @hookimpl(tryfirst=True)
     def setup(self, engine: Engine) -> None:
-        placed = [unit.name for unit in engine.plan.units if unit is not self and HIGH in unit.host_roles]
+        placed = [unit.name for unit in engine.plan.units if unit is not self and unit.hosts(HIGH)]
         if self.settings.offload and placed:
             raise PlanError(
                 f"units 'moe' and '{placed[0]}' both move the transformers between host memory and device; "
                 f"switch one off with moe(offload=false) or -{placed[0]}"
             )
+        check_alike(*(engine.model(role) for role in self.roles))
 
     @hookimpl(tryfirst=True)
     def begin_job(self, job: Job) -> None:
@@ -69,6 +70,21 @@ class Moe(PipelineUnit):
         """Have this one of the networks on the device."""
         waiting = [engine.model(role) for role in self.roles] if self.settings.offload else ()
         place(waiting, network, engine.device)
+
+
+def check_alike(high: nn.Module, low: nn.Module) -> None:
+    """Raise CheckpointError if two transformers differ in the names or shapes of their weights.
+
+    What other units make for one of them would not fit the other, which may show after half of the steps or never.
+    """
+    shapes = [{name: tuple(weight.shape) for name, weight in network.named_parameters()} for network in (high, low)]
+    for name in shapes[0] | shapes[1]:
+        first, second = (shape.get(name, "missing") for shape in shapes)
+        if first != second:
+            raise CheckpointError(
+                f"the transformers for high and low noise differ: '{name}' is {first} in '{HIGH}' and {second} in "
+                f"'{LOW}'; give two of one model"
+            )
 
 
 def place(waiting: Iterable[nn.Module], working: nn.Module, device: torch.device) -> None:

@@ -164,6 +164,40 @@ def test_only_the_first_is_loaded_on_the_device() -> None:
     assert devices == {"dit": "meta", "dit2": "cpu"}
 
 
+class Movable(FakeDiT):
+    """A transformer that keeps a list of where it and another one come to lie; nothing can be copied off 'meta'."""
+
+    def __init__(self, role: str, moves: list[tuple[str, str]]) -> None:
+        super().__init__()
+        self.role, self.moves = role, moves
+        self.weight = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def to(self, device: Any, *_: Any, **__: Any) -> Any:  # type: ignore[override]
+        self.weight = nn.Parameter(torch.zeros(1, device=device), requires_grad=False)
+        self.moves.append((self.role, self.weight.device.type))
+        return self
+
+
+class TextHere:
+    """Puts the texts of a scene where the latents are."""
+
+    @hookimpl(trylast=True)
+    def embed(self, forward: Forward) -> None:
+        forward.context = forward.context.to(forward.x.device)
+
+
+def test_one_leaves_the_device_before_the_other_comes() -> None:
+    moves: list[tuple[str, str]] = []
+    networks = fake_models(dit=Movable("dit", moves), dit2=Movable("dit2", moves))
+    units = [Scene(frames=9), Moe(), FixedFrames(window_frames=5, overlap=1), Guidance(scale=1), Euler(steps=STEPS)]
+    engine = fake_engine([*units, Transformer(), VaeDecode()], models=networks, device="meta", observers=[TextHere()])
+    engine.generate(request())
+    loaded = [("dit", "meta"), ("dit2", "cpu")]
+    second = [("dit", "cpu"), ("dit2", "meta")]
+    first = [("dit2", "cpu"), ("dit", "meta")]
+    assert moves == [*loaded, *second, *first, *second]
+
+
 class Places(Look):
     """Where both transformers lie in every step, beside what it keeps anyway."""
 
@@ -227,6 +261,29 @@ def test_real_networks_take_turns() -> None:
 def test_without_a_second_transformer_it_says_what_to_give() -> None:
     with pytest.raises(CheckpointError, match="unit 'moe' needs a model for the role 'dit2' and no given file has one"):
         Engine(Plan((Moe(),)), fake_models())
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ({"in_dim": 36}, r"'patch_embedding.weight' is \(96, 16, 1, 2, 2\) in 'dit' and \(96, 36, 1, 2, 2\) in 'dit2'"),
+        ({"num_layers": 1}, r"'blocks.1.modulation' is \(1, 6, 96\) in 'dit' and missing in 'dit2'"),
+        ({"num_layers": 3}, r"'blocks.2.modulation' is missing in 'dit' and \(1, 6, 96\) in 'dit2'"),
+    ],
+)
+def test_two_transformers_that_are_not_alike_are_refused_before_the_first_step(
+    other: dict[str, int], difference: str
+) -> None:
+    sizes = {**tiny.DIT, "in_dim": tiny.BASE_IN_DIM, "num_layers": 2}
+    pair = tiny.TinyModels(dit=WanDiT(**sizes), dit2=WanDiT(**{**sizes, **other}))
+    with pytest.raises(CheckpointError, match=f"for high and low noise differ: {difference}; give two of one model"):
+        Engine(build_plan(PRESET, CATALOG, SETTINGS), pair).set_up()
+
+
+def test_two_scales_without_two_transformers_are_refused() -> None:
+    engine = Engine(build_plan(f"{PRESET}-moe", CATALOG, SETTINGS), models())
+    with pytest.raises(PlanError, match=r"'moe-guidance' has a scale for each of two .* only 'moe' changes between"):
+        engine.set_up()
 
 
 def test_sharded_weights_stay_where_they_are() -> None:

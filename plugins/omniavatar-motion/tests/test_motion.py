@@ -29,6 +29,7 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.video import read_video
+from omniavatar.models.wan_dit import PerToken, TimeValue
 from omniavatar.resources import asset
 from omniavatar.testing.tiny import DIT, TinyModels, save, weights
 from tests.models.networks import randomized, relative_error
@@ -53,8 +54,8 @@ class Look(PipelineUnit):
 
     @hookimpl
     def run_blocks(self, forward: Forward) -> None:
-        self.modulations.append(forward.t_mod)
-        self.times.append(forward.time)
+        self.modulations.append(written_out(forward.t_mod))
+        self.times.append(written_out(forward.time))
 
     @hookimpl(trylast=True)
     def end_window(self, window: Window) -> None:
@@ -63,6 +64,10 @@ class Look(PipelineUnit):
     @property
     def video(self) -> Tensor:
         return torch.cat(self.windows, dim=2)
+
+
+def written_out(value: TimeValue) -> Tensor:
+    return value.values if isinstance(value, PerToken) else value
 
 
 class Merged(PipelineUnit):
@@ -94,7 +99,7 @@ class TokenTimes(PipelineUnit):
 
     @hookimpl(specname="embed")
     def times(self, forward: Forward) -> None:
-        forward.time, forward.t_mod = forward.network.embed_time(forward.frame_index[None].double() * 100)
+        forward.time, forward.t_mod = forward.network.embed_token_times(forward.frame_index[None].double() * 100)
 
 
 @pytest.fixture(scope="module", autouse=True)

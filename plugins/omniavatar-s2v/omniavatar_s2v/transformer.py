@@ -52,7 +52,7 @@ class S2VTransformer(Transformer):
         forward.rope = torch.cat([forward.rope, positions])
         forward.frame_index = functional.pad(forward.frame_index + given, (0, extra), value=-1)
         is_video = torch.arange(video + extra, device=forward.x.device) < video
-        forward.time, forward.t_mod = times(forward, is_video.long())
+        forward.time, forward.t_mod = forward.network.embed_token_times(forward.step.timestep * is_video[None].double())
 
     @hookimpl(trylast=True)
     def unembed(self, forward: Forward) -> None:
@@ -84,13 +84,3 @@ def tokens_beside(forward: Forward) -> tuple[Tensor, Tensor]:
         tokens.append(packed + adapter.kind(MOTION))
         positions.append(places)
     return torch.cat(tokens, dim=1), rope_table(torch.cat(positions), network.head_dim)
-
-
-def times(forward: Forward, is_noisy: Tensor) -> tuple[Tensor, Tensor]:
-    """Time embedding (1 s d) and modulation (1 s 6 d) of every token: those of the step, or of time step 0.
-
-    is_noisy: 1 or 0 for every token (s).
-    """
-    both = forward.step.timestep * torch.arange(2, dtype=torch.float64, device=is_noisy.device)
-    t_emb, t_mod = forward.network.embed_time(both)
-    return t_emb[None, is_noisy], t_mod[None, is_noisy]

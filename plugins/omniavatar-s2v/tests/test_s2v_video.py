@@ -28,7 +28,7 @@ from omniavatar.errors import CheckpointError, InputError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.audio import load_waveform
 from omniavatar.media.video import probe_video, read_video
-from omniavatar.models.wan_dit import WanDiT
+from omniavatar.models.wan_dit import PerToken, WanDiT
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing import FakeVAE, tiny
@@ -197,14 +197,18 @@ def test_tokens_of_picture_and_past_stand_behind_those_of_the_clip(talk: Look) -
     for forward, given, count in ((first, 1, video + picture), (second, 19, video + picture + past)):
         assert forward.x.shape[1] == len(forward.rope) == count
         assert forward.frame_index.tolist() == [given] * 16 + [given + 1] * 16 + [-1] * (count - video)
-        assert forward.time.shape == (1, count, DIT["dim"])
-        assert forward.t_mod.shape == (1, count, 6, DIT["dim"])
+        assert isinstance(forward.time, PerToken)
+        assert isinstance(forward.t_mod, PerToken)
+        assert forward.time.values.shape == (1, count, DIT["dim"])
+        assert forward.t_mod.values.shape == (1, count, 6, DIT["dim"])
 
 
 def test_only_tokens_of_the_clip_are_told_the_time(talk: Look) -> None:
     dit: Any = models().networks["dit"]
     now = dit.embed_time(torch.tensor([0, talk.forwards[2].step.timestep], dtype=torch.float64))[0]
-    time = talk.forwards[2].time[0]
+    told = talk.forwards[2].time
+    assert isinstance(told, PerToken)
+    time = told.values[0]
     torch.testing.assert_close(time[:32], now[1].expand(32, -1))
     torch.testing.assert_close(time[32:], now[0].expand(16, -1))
 

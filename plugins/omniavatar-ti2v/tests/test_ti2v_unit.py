@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from omniavatar_ti2v.testing import DIT, VAE38
+from omniavatar_ti2v.unit import times
 from omniavatar_ti2v.wan_vae38 import WanVAE38
 from PIL import Image
 from torch import Tensor
@@ -20,7 +21,7 @@ from omniavatar.engine.scopes import Branch, Forward, Request, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import InputError, PlanError
 from omniavatar.hookspecs import hookimpl
-from omniavatar.models.wan_dit import WanDiT
+from omniavatar.models.wan_dit import PerToken, WanDiT
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing import tiny
@@ -68,12 +69,11 @@ class Look(PipelineUnit):
     @hookimpl(trylast=True)
     def embed(self, forward: Forward) -> None:
         self.inputs.append(forward.latents.clone())
-        self.times.append(forward.time)
+        self.times.append(forward.time.values if isinstance(forward.time, PerToken) else forward.time)
         self.frames.append(forward.frame_index)
 
     @hookimpl
     def before_block(self, forward: Forward, index: int) -> None:
-        assert forward.t_mod.ndim == forward.time.ndim + 1
         self.blocks += 1
 
     @hookimpl(trylast=True)
@@ -156,7 +156,7 @@ def test_the_picture_and_what_its_tokens_are_told_change_the_other_frames(monkey
     told, empty = made(), made(image=None)
     others = told.windows[0].latents[:, :, 1:]
     assert not torch.allclose(others, empty.windows[0].latents[:, :, 1:], atol=1e-2)
-    monkeypatch.setattr("omniavatar_ti2v.unit.times", lambda forward, given: (forward.time, forward.t_mod))
+    monkeypatch.setattr("omniavatar_ti2v.unit.times", lambda forward, given: times(forward, 0))
     assert not torch.allclose(others, made().windows[0].latents[:, :, 1:], atol=1e-2)
 
 
@@ -212,5 +212,5 @@ def test_plans_that_do_not_fit_are_refused(expression: str, message: str) -> Non
 
 def test_the_other_vae_is_refused() -> None:
     engine = Engine(build_plan(PLAN, discover().catalog(), SETTINGS), tiny.TinyModels(dit=models().networks["dit"]))
-    with pytest.raises(PlanError, match="takes 48 channels and the plan makes 16"):
+    with pytest.raises(PlanError, match=r"takes 48 channels and the plan makes 16; .* or give the VAE that belongs to"):
         engine.generate(Request(seconds=0.3))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,37 +10,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
-from omniavatar.media.video import probe_video, read_video
-
 Encode = Callable[[Tensor], Tensor]
 """Pictures (1 3 t H W) in [-1, 1] to latents (1 c t' h w)."""
-
-
-@dataclass(frozen=True)
-class Footage:
-    """A video file at a rate and size, of which each window reads its own frames; a still shows its one for ever."""
-
-    path: Path
-    fps: int
-    size: tuple[int, int]
-    is_still: bool = False
-
-    def frames(self, start: int, stop: int) -> Tensor:
-        """Frames [start, stop) as far as there are any: (1 3 n H W) float32 in [0, 1]."""
-        begin, count = (0, 1) if self.is_still else (start, stop - start)
-        pictures = torch.from_numpy(
-            read_video(self.path, fps=self.fps, size=self.size, start=begin, max_frames=count).copy()
-        )
-        video = rearrange(pictures, "t h w c -> 1 c t h w").float() / 255
-        return video.expand(-1, -1, stop - start, -1, -1) if self.is_still else video
-
-
-def footage_length(path: Path, fps: int) -> int | None:
-    """Frames that a video file has at this rate, if they can be counted."""
-    info = probe_video(path)
-    if info.frames is not None:
-        return max(1, round(info.frames * fps / info.fps))
-    return None if info.duration is None else max(1, round(info.duration * fps))
 
 
 def filled(frames: Tensor, length: int, total: int, value: float) -> Tensor:

@@ -17,17 +17,32 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from omniavatar.models.attention import Attention, sdpa
-from omniavatar.models.wan_dit import Grid, WanBlock, check_patch_size
+from omniavatar.models.wan_dit import Grid, TimeValue, WanBlock, check_patch_size
 
 
 class VaceBlock(WanBlock):
-    """A block of the transformer whose output also becomes a hint; the first one takes in the video tokens."""
+    """A block of the transformer whose output also becomes a hint; the first one takes in the video tokens.
+
+    All its layers work within `forward`, so that its weights need to be there for that call alone.
+    """
 
     def __init__(self, *, dim: int, takes_tokens: bool, **numbers: Any) -> None:
         super().__init__(dim=dim, **numbers)
         if takes_tokens:
             self.before_proj = nn.Linear(dim, dim)
         self.after_proj = nn.Linear(dim, dim)
+
+    def forward(  # type: ignore[override]  # two results instead of one
+        self, control: Tensor, context: Tensor, t_mod: TimeValue, rope: Tensor, tokens: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The control for the next block and the hint, each (b s d).
+
+        control (b s d), or (1 s d) with the video tokens (b s d) that the first block gets; the rest as in `WanBlock`.
+        """
+        if tokens is not None:
+            control = self.before_proj(control) + tokens
+        control = super().forward(control, context, t_mod, rope)
+        return control, self.after_proj(control)
 
 
 class Vace(nn.Module):
@@ -60,18 +75,21 @@ class Vace(nn.Module):
             for index in range(num_layers)
         )
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks, under the name that those of a transformer have."""
+        return self.vace_blocks
+
     def embed(self, vace_context: Tensor) -> Tensor:
         """Control channels (b in_dim t h w) -> tokens (b s d) in frame-row-column order."""
         tokens: Tensor = self.vace_patch_embedding(vace_context.to(self.vace_patch_embedding.weight.dtype))
         return rearrange(tokens, "b d f h w -> b (f h w) d").contiguous()
 
-    def hints(self, control: Tensor, x: Tensor, context: Tensor, t_mod: Tensor, rope: Tensor) -> Iterator[Tensor]:
+    def hints(self, control: Tensor, x: Tensor, context: Tensor, t_mod: TimeValue, rope: Tensor) -> Iterator[Tensor]:
         """One hint (b s d) for each of `layers`, each made when it is asked for, so that one at a time is in memory.
 
         control (1 s d) or (b s d) from `embed`; the rest is what the base transformer's first block gets.
         """
-        blocks: list[Any] = list(self.vace_blocks)
-        control = blocks[0].before_proj(control) + x
-        for block in blocks:
-            control = block(control, context, t_mod, rope)
-            yield block.after_proj(control)
+        for index, block in enumerate(self.vace_blocks):
+            control, hint = block(control, context, t_mod, rope, tokens=x if index == 0 else None)
+            yield hint

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from math import sqrt
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,16 +13,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from omniavatar.engine.engine import Engine
+from omniavatar.engine.pictures import MULTIPLE, encode, settle_size
 from omniavatar.engine.scopes import Forward, Job, Window
 from omniavatar.engine.unit import ImageFile, InputKind, PipelineUnit, UnitInputs, UnitSettings, VideoFile
 from omniavatar.errors import CheckpointError, InputError, PlanError
 from omniavatar.hookspecs import hookimpl
-from omniavatar.media.image import fit_image, load_image
+from omniavatar.media.footage import Footage
+from omniavatar.media.image import fit_image, load_image, size_near
 from omniavatar.media.paths import input_file
 from omniavatar.media.video import probe_video
-from omniavatar.models.tiling import ENCODE_TILING
-from omniavatar.units.reference_image import MULTIPLE, is_usable
-from omniavatar_vace.context import Footage, filled, footage_length, on_white, vace_context
+from omniavatar_vace.context import filled, on_white, vace_context
 
 GREY = 0.5
 MaskFile = Annotated[Path, AfterValidator(partial(input_file, what="mask")), InputKind("video")]
@@ -92,19 +91,11 @@ class VaceUnit(PipelineUnit):
     def begin_job(self, job: Job) -> None:
         """Last, since other units may set size and length."""
         inputs = job.inputs(self)
-        if job.height is None or job.width is None:
-            job.height, job.width = self._size_for(inputs)
-        if not is_usable(job.size):
-            height, width = job.size
-            raise InputError(f"the size {height}x{width} is not made of positive multiples of {MULTIPLE}")
-        if job.frames is None and inputs.control_video is not None:
-            job.frames = footage_length(inputs.control_video, job.fps)
-        job["vace.video"] = job["vace.mask"] = None
-        if inputs.control_video is not None:
-            job["vace.video"] = Footage(inputs.control_video, job.fps, job.size)
-        if inputs.control_mask is not None:
-            is_still = probe_video(inputs.control_mask).frames == 1
-            job["vace.mask"] = Footage(inputs.control_mask, job.fps, job.size, is_still)
+        settle_size(job, lambda: self._size_for(inputs))
+        video = job["vace.video"] = opened(inputs.control_video, job)
+        job["vace.mask"] = opened(inputs.control_mask, job)
+        if job.frames is None and video is not None:
+            job.frames = video.length
         job["vace.references"] = [self._reference(job, path) for path in inputs.reference_images]
         job.leading += len(inputs.reference_images)
 
@@ -113,22 +104,16 @@ class VaceUnit(PipelineUnit):
         for path in (inputs.control_video, inputs.control_mask):
             if path is not None:
                 info = probe_video(path)
-                return size_near(info.height, info.width, self.settings.pixels)
+                return size_near(info.height, info.width, self.settings.pixels, MULTIPLE)
         if not inputs.reference_images:
             raise InputError("the size of the video is unknown; give one with --size, or something to follow")
         height, width = load_image(inputs.reference_images[0]).shape[:2]
-        return size_near(height, width, self.settings.pixels)
+        return size_near(height, width, self.settings.pixels, MULTIPLE)
 
     def _reference(self, job: Job, path: Path) -> Tensor:
         """The latent of a reference picture (1 c 1 h w)."""
         fit = fit_image if self.settings.reference_fit == "cover" else on_white
-        return self._encode(job.engine, fit(load_image(path), job.size).unsqueeze(2))
-
-    def _encode(self, engine: Engine, video: Tensor) -> Tensor:
-        """Pictures (1 3 t H W) in [-1, 1] to latents, float32."""
-        tiling = ENCODE_TILING if self.settings.tiled else None
-        latents: Tensor = engine.model("vae").encode(video.to(engine.device, engine.dtype), tiling=tiling)
-        return latents.float()
+        return encode(job.engine, fit(load_image(path), job.size).unsqueeze(2), tiled=self.settings.tiled)
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
@@ -144,14 +129,21 @@ class VaceUnit(PipelineUnit):
         engine = window.engine
         given = frames_of(video, window)
         pictures = shown(given, window, GREY).to(engine.device) * 2 - 1
-        held = frames_of(mask, window)[:, :1]  # what the mask protects must be there
+        held = frames_of(mask, window, hold=mask is not None and mask.is_still)[
+            :, :1
+        ]  # what the mask protects must be there
         changes = shown(held if video is None else held[:, :, : given.shape[2]], window, 1.0).to(engine.device)
         if self.settings.extend and window.previous is not None and "frames" in window.previous:
-            count = window.span.given
-            pictures[:, :, :count] = window.previous["frames"][:, :, -count:] * 2 - 1
+            count, frames = window.span.given, window.previous["frames"]
+            pictures[:, :, :count] = frames[:, :, frames.shape[2] - count :] * 2 - 1
             changes[:, :, :count] = 0
-        encode = partial(self._encode, engine)
-        window["vace_context"] = vace_context(pictures, changes, references, encode, engine.model("vae").spatial_factor)
+        window["vace_context"] = vace_context(
+            pictures,
+            changes,
+            references,
+            partial(encode, engine, tiled=self.settings.tiled),
+            engine.model("vae").spatial_factor,
+        )
 
     @hookimpl(tryfirst=True)
     def before_block(self, forward: Forward, index: int) -> None:
@@ -165,18 +157,17 @@ class VaceUnit(PipelineUnit):
             forward.x = forward.x + self.settings.scale * next(forward["vace.hints"])
 
 
-def size_near(height: int, width: int, pixels: int) -> tuple[int, int]:
-    """The size of about this shape and number of pixels that VAE and patches divide."""
-    scale = sqrt(pixels / (height * width)) / MULTIPLE
-    return max(1, round(height * scale)) * MULTIPLE, max(1, round(width * scale)) * MULTIPLE
+def opened(path: Path | None, job: Job) -> Footage | None:
+    """A file that is read along with the video, until the job ends."""
+    return None if path is None else job.resources.enter_context(Footage(path, fps=job.fps, size=job.size))
 
 
-def frames_of(footage: Footage | None, window: Window) -> Tensor:
-    """The frames of a window (1 3 n H W) in [0, 1], as far as there are any and the video goes."""
+def frames_of(footage: Footage | None, window: Window, *, hold: bool = False) -> Tensor:
+    """The frames of a window (1 3 n H W) in [0, 1], as far as there are any, or all, and the video goes."""
     span, job = window.span, window.job
     if footage is None:
         return torch.empty(1, 3, 0, *job.size)
-    return footage.frames(span.start, min(span.stop, job.length))
+    return footage.read(span.start, min(span.stop, job.length), hold=hold)
 
 
 def shown(frames: Tensor, window: Window, nothing: float) -> Tensor:

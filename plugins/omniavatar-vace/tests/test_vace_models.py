@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,21 @@ def test_an_avatar_by_command(pretrained: Path, controls: Path, tmp_path: Path) 
     assert both.shape == (9, 32, 32, 3)
     assert probe_video(tmp_path / "out.mp4").has_audio
     assert not np.array_equal(both, run(tmp_path, "--units", "default+vace+teacache", *common))
+
+
+def test_what_to_follow_is_all_that_must_be_given(pretrained: Path, controls: Path, tmp_path: Path) -> None:
+    """One folder with all networks, as published; no prompt, portrait or sound."""
+    folder = tmp_path / "VACE-all"
+    shutil.copytree(pretrained / "VACE-tiny", folder)
+    for name in ("vae.safetensors", "text_encoder.safetensors"):
+        shutil.copy(asset("tiny", name), folder)
+    shutil.copytree(asset("tiny", "tokenizer"), folder / "tokenizer")
+    words = ("run", "--units", "vace-video", "--model", folder, "--control-video", controls / "pose.mkv")
+    code = run_cli(
+        [str(word) for word in (*words, "--vace.pixels", "1024", *SMALL[2:], "--quiet", "-o", tmp_path / "o.mp4")]
+    )
+    assert code == 0
+    assert len(read_video(tmp_path / "o.mp4")) == 13
 
 
 def test_bad_files_are_named_before_anything_is_loaded(
