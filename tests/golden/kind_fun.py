@@ -157,9 +157,10 @@ def prepared(
     request = Request(inputs, height=call["height"], width=call["width"], seconds=(call["num_frames"] - 1) / FPS)
     job = Job(engine, request, engine.plan.parse_inputs(inputs))
     job.values.update(given or {})
-    engine.hooks.begin_job(job)
-    job.spans = [whole_video(job)]
-    window = Window(job, 0, job.spans[0], None)
-    window.latents = torch.zeros(case.inputs["latents"].shape)
-    engine.hooks.begin_window(window)
+    with job.resources:
+        engine.hooks.begin_job(job)
+        job.spans = [whole_video(job)]
+        window = Window(job, 0, job.spans[0], None)
+        window.latents = torch.zeros(case.inputs["latents"].shape)
+        engine.hooks.begin_window(window)
     return window

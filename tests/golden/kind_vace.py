@@ -92,9 +92,10 @@ def prepared(case: Case, inputs: dict[str, Any]) -> Window:
     frames = call["num_frames"]
     request = Request(inputs, height=call["height"], width=call["width"], seconds=(frames - 1) / FPS, fps=FPS)
     job = Job(engine, request, engine.plan.parse_inputs(inputs))
-    engine.hooks.begin_job(job)
-    window = Window(job, 0, Span(0, frames, 0, 0, frames), None)
-    engine.hooks.begin_window(window)
+    with job.resources:
+        engine.hooks.begin_job(job)
+        window = Window(job, 0, Span(0, frames, 0, 0, frames), None)
+        engine.hooks.begin_window(window)
     return window
 
 
