@@ -21,13 +21,17 @@ MIN_SIDE = 16
 _FULL_SCALES = (1.0, 255.0, 65535.0, float(2**31 - 1))
 
 
-def load_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a picture: (height, width, 3) uint8, RGB, upright as its EXIF orientation says.
+def load_image(path: str | os.PathLike[str] | np.ndarray) -> np.ndarray:
+    """Read a picture: (height, width, 3) uint8, RGB, upright as its EXIF orientation says; one in memory stays as it is.
 
     Transparent pictures are laid on white, as a viewer shows them (dropping the alpha channel alone would uncover
     whatever colours the editor left beneath it). 16-bit, 32-bit and float greys are scaled, not clipped. Of an
     animation the first frame counts. Colour profiles are not applied.
     """
+    if isinstance(path, np.ndarray):
+        if path.ndim != 3 or path.shape[2] != 3 or path.dtype != np.uint8 or path.size == 0:
+            raise InputError(f"a picture in memory is (h, w, 3) uint8, not {path.shape} {path.dtype}")
+        return path
     input_file(path, "image")
     try:
         with warnings.catch_warnings():
@@ -88,7 +92,7 @@ def fit_image(image: np.ndarray, size: tuple[int, int], *, original_rounding: bo
 
 
 def placement(height: int, width: int, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Where `fit_image` puts a picture: the (h, w) it is scaled to, and the (row, column) at which `size` is cut out."""
+    """Where `fit_image` puts a picture: the (h, w) it is scaled to, and the (row, column) where `size` is cut out."""
     scaled = _cover(height, width, size)
     return scaled, (math.ceil((scaled[0] - size[0]) / 2), math.ceil((scaled[1] - size[1]) / 2))
 
