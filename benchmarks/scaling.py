@@ -37,7 +37,16 @@ from omniavatar.engine.scopes import Request, Step
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import latent_frames
 from omniavatar.hookspecs import hookimpl
-from omniavatar.units import Euler, Fsdp, Guidance, GuidanceParallel, SequenceParallel, Transformer, VaeParallel
+from omniavatar.units import (
+    AudioAdapter,
+    Euler,
+    Fsdp,
+    Guidance,
+    GuidanceParallel,
+    SequenceParallel,
+    Transformer,
+    VaeParallel,
+)
 
 HEIGHT, WIDTH, FRAMES = 400, 720, 105
 STEPS = 4
@@ -142,9 +151,9 @@ def measure(world: World, strategy: Strategy, size: str, device: torch.device) -
     """One strategy on this rank."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     frames, height, width = (FRAMES, HEIGHT, WIDTH) if device.type == "cuda" else (9, 64, 64)
-    units: list[PipelineUnit] = [RandomText(), RandomCondition(), RandomSound(frames), Guidance(), Euler(steps=STEPS)]
+    conditions: list[PipelineUnit] = [RandomText(), RandomCondition(), RandomSound(frames), AudioAdapter()]
     timer = StepTimer(device)
-    plan = Plan([*units, Transformer(), *strategy.units()])
+    plan = Plan([*conditions, Guidance(), Euler(steps=STEPS), Transformer(), *strategy.units()])
     models = RandomModels(size)
     engine = Engine(plan, models, device=device, dtype=dtype, observers=[timer], world=world)
     engine.generate(Request(height=height, width=width, inputs={}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,7 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.audio_adapter import AudioAdapter
 from omniavatar.testing import LatentFormat
-from omniavatar.units import Audio, Prompt
-from omniavatar.units.audio import framed
+from omniavatar.units import Prompt
 
 ROWS = {"tiny": "omniavatar-tiny", "1.3b": "Wan2.1-T2V-1.3B", "14b": "Wan2.1-T2V-14B"}
 AUDIO = {"audio_in_dim": 10752, "audio_hidden_size": 32}
@@ -98,10 +97,11 @@ class RandomText(Prompt):
             job[name] = torch.randn(1, TEXT_TOKENS, width, device=job.engine.device, dtype=job.engine.dtype)
 
 
-class RandomSound(Audio):
-    """The audio unit with random feature rows; it sets the length of the video."""
+class RandomSound(PipelineUnit):
+    """Random feature rows; it sets the length of the video."""
 
-    roles: ClassVar[tuple[str, ...]] = ("audio_adapter",)  # type: ignore[assignment]
+    name = "random-sound"
+    provides = ("audio_rows",)
 
     def __init__(self, frames: int) -> None:
         super().__init__()
@@ -113,11 +113,8 @@ class RandomSound(Audio):
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
-        engine = window.engine
-        rows = torch.randn(1, window.span.frames, AUDIO["audio_in_dim"], device=engine.device, dtype=engine.dtype)
-        adapter = engine.model("audio_adapter")
-        window["audio_residuals"] = framed(adapter(rows))
-        window["audio_silence"] = framed(adapter(torch.zeros_like(rows)))
+        engine, shape = window.engine, (1, window.span.frames, AUDIO["audio_in_dim"])
+        window["audio_rows"] = torch.randn(shape, device=engine.device, dtype=engine.dtype)
 
 
 class RandomCondition(PipelineUnit):

@@ -12,7 +12,9 @@ from omniavatar.hookspecs import hookimpl
 if TYPE_CHECKING:
     from omniavatar.engine.unit import PipelineUnit
 
-DEFAULT = "prompt+reference-image+audio+fixed-frames+guidance+euler+transformer+lora+vae-decode+write-video"
+DEFAULT = (
+    "prompt+reference-image+audio+audio-adapter+fixed-frames+guidance+euler+transformer+lora+vae-decode+write-video"
+)
 # The rounding and tiles of the first OmniAvatar program, for results that agree with it frame by frame.
 ORIGINAL = (
     "default+reference-image(fit=original, tiled=true)+audio(frame_count=original, segment=0)"

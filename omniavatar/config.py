@@ -16,7 +16,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -25,6 +25,7 @@ from omniavatar.errors import CheckpointError, InputError, explain, nearest
 from omniavatar.resources import PACKAGE, data_folder
 
 PACKAGED = "package:"
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
 class ModelEntry(BaseModel):
@@ -188,12 +189,17 @@ def find_config(name: str) -> Path:
 
 def parse_config(content: Mapping[str, Any], source: Path | str) -> RunConfig:
     """Validate a mapping in our schema. Raises InputError that names the field."""
-    known = RunConfig.model_fields
+    return validated(RunConfig, content, source)
+
+
+def validated(schema: type[Schema], content: Mapping[str, Any], source: Path | str) -> Schema:
+    """The values of a schema. Raises InputError that names the field."""
+    known = schema.model_fields
     for key in content:
         if key not in known:
             raise InputError(f"{source}: unknown field '{key}'{nearest(str(key), known)}")
     try:
-        return RunConfig(**content)
+        return schema(**content)
     except ValidationError as error:
         raise InputError(f"{source}: {explain(error)}") from None
 

@@ -8,6 +8,7 @@ Opening reads headers only; weights are read when a role is loaded.
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -110,6 +111,17 @@ class Bundle:
     def beside(self, role: str, path: Path | str) -> Path:
         """A path relative to the folder of the role's (base) files; an absolute one stays as it is."""
         return self.components(role)[0].folder.absolute() / path
+
+    def identity(self, role: str) -> str:
+        """A fingerprint of the role's files: names, shapes, sizes, and a part of their content."""
+        from omniavatar.checkpoints.hashing import content_sample
+
+        content = hashlib.blake2b(digest_size=16)
+        for component in self.components(role):
+            content.update(repr([(name, tuple(info.shape)) for name, info in component.tensors.items()]).encode())
+            for path in sorted({info.file for info in component.tensors.values()}):
+                content.update(content_sample(path))
+        return content.hexdigest()
 
     def adapters(self) -> tuple[LoraFile, ...]:
         """The LoRA files, in the order given; none is fine."""

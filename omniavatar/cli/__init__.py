@@ -18,6 +18,7 @@ from omniavatar.errors import Ended, OmniError, nearest
 
 COMMANDS = {
     "run": "omniavatar.cli.run:run",
+    "train": "omniavatar.cli.train:train",
     "units": "omniavatar.cli.units:units",
     "models": "omniavatar.cli.models:models",
     "plugins": "omniavatar.cli.plugins:plugins",

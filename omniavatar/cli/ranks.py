@@ -50,11 +50,11 @@ def check_ranks(world: World, config: RunConfig) -> None:
         raise InputError(f"--gpus is {asked} and there are {found} GPUs here; to try it without, add --device cpu")
 
 
-def start_ranks(ranks: int, arguments: Sequence[str]) -> int:
-    """Run the same command in `ranks` processes on this host; returns the exit code."""
+def start_ranks(ranks: int, command: str, arguments: Sequence[str]) -> int:
+    """Run the command with these arguments in `ranks` processes on this host; returns the exit code."""
     from omniavatar.distributed.launch import launch
 
-    end = launch(ranks, ["run", *arguments])
+    end = launch(ranks, [command, *arguments])
     if end.causes or end.notes:
         cause = end.causes[0] if end.causes else ""
         say(("\n" if "\n" in cause else "; ").join(filter(None, [cause, *end.notes])))

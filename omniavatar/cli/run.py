@@ -159,7 +159,7 @@ def run(ctx: click.Context, **options: Any) -> int:
     maker = VideoMaker(begin, config, **shape)
     if config.gpus > begin.world.size:
         maker.check(videos)
-        return start_ranks(config.gpus, ctx.meta[ARGUMENTS])
+        return start_ranks(config.gpus, "run", ctx.meta[ARGUMENTS])
     return as_rank(begin.world, maker.device, options["timeout"], lambda: maker.make(videos), maker.rescue)
 
 

@@ -64,6 +64,10 @@ class Hooks:
     def begin_window(self, window: Window) -> None:
         self._call.begin_window(window=window)
 
+    def begin_window_without(self, units: Iterable[PipelineUnit], window: Window) -> None:
+        """`begin_window` of all but some units, whose values the window has already."""
+        self.manager.subset_hook_caller("begin_window", list(units))(window=window)
+
     def before_step(self, step: Step) -> None:
         self._call.before_step(step=step)
 

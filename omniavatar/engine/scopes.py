@@ -197,9 +197,14 @@ class Branch(Scope):
 
 
 class Step(Scope):
-    """One denoising step from noise level `sigma` to `sigma_next`; `timestep` (0..1000) is what the network is told."""
+    """One denoising step from noise level `sigma` to `sigma_next`; `timestep` (0..1000) is what the network is told.
 
-    def __init__(self, window: Window, index: int, timestep: float, sigma: float, sigma_next: float) -> None:
+    In training every sample of the window's batch has a noise level of its own: (b) float64 each.
+    """
+
+    def __init__(
+        self, window: Window, index: int, timestep: float | Tensor, sigma: float | Tensor, sigma_next: float
+    ) -> None:
         super().__init__(window)
         self.window = window
         self.engine = window.engine
@@ -270,6 +275,15 @@ class Forward(Scope):
     def repeated(self, tensor: Tensor) -> Tensor:
         """A tensor that all branches share, repeated along the batch once per branch."""
         return self.stacked(lambda _: tensor)
+
+    @property
+    def timesteps(self) -> Tensor:
+        """What the network is told about each sample of the batch (branches*b) float64."""
+        timestep = self.step.timestep
+        if isinstance(timestep, Tensor):
+            return self.repeated(timestep)
+        count = len(self.branches) * len(self.window.latents)
+        return torch.full((count,), timestep, dtype=torch.float64, device=self.latents.device)
 
     def shard(self, tokens: Tensor) -> Tensor:
         """This rank's part of something that has a value for every token (b s ...); all of it on one rank.

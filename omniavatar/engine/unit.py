@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+import numpy as np
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, InstanceOf
 
 from omniavatar.media.paths import input_file
 
@@ -32,8 +33,17 @@ class InputKind:
     kind: str
 
 
-ImageFile = Annotated[Path, AfterValidator(partial(input_file, what="image")), InputKind("image")]
-AudioFile = Annotated[Path, AfterValidator(partial(input_file, what="audio")), InputKind("audio")]
+InMemory = InstanceOf[np.ndarray]
+"""What a file holds, where a program has it already: a picture (h w 3) uint8, or a sound (n,) float32 at 16 kHz."""
+
+
+def given(value: Path | np.ndarray, what: str) -> Path | np.ndarray:
+    """The path of a file that can be read, or what is in memory."""
+    return value if isinstance(value, np.ndarray) else input_file(value, what)
+
+
+ImageFile = Annotated[Path | InMemory, AfterValidator(partial(given, what="image")), InputKind("image")]
+AudioFile = Annotated[Path | InMemory, AfterValidator(partial(given, what="audio")), InputKind("audio")]
 VideoFile = Annotated[Path, AfterValidator(partial(input_file, what="video")), InputKind("video")]
 
 
@@ -58,6 +68,8 @@ class PipelineUnit:
     uses: like needs, but only if some unit of the plan provides it.
     provides: values it stores. A name that is also in needs or uses is changed rather than made.
     conflicts: units, or values that others provide, that must not be in the same plan, each with the reason.
+    nulls: for every condition that it brings and branches may drop: values that it provides, each with the value that
+        stands for nothing, or None for zeros; training drops conditions by them.
     roles, optional_roles: models it works with.
     host_roles: those that are to be loaded in host memory, because it brings them to the device itself: some of its
         roles, or `ALL` that the plan works with.
@@ -72,6 +84,7 @@ class PipelineUnit:
     uses: ClassVar[tuple[str, ...]] = ()
     provides: ClassVar[tuple[str, ...]] = ()
     conflicts: ClassVar[Mapping[str, str]] = {}
+    nulls: ClassVar[Mapping[str, Mapping[str, str | None]]] = {}
     roles: ClassVar[tuple[str, ...]] = ()
     optional_roles: ClassVar[tuple[str, ...]] = ()
     host_roles: ClassVar[tuple[str, ...]] = ()

@@ -13,6 +13,7 @@ from omniavatar.media import ffmpeg
 from omniavatar.media.paths import shown
 
 _STREAM = re.compile(r"^ +Stream #0:\d+.*?: Audio: (\w+).*?, (\d+) Hz, ([^,\n]+)", re.MULTILINE)
+_GAP = 0.02
 _NAMED_LAYOUTS = {
     "mono": 1,
     "stereo": 2,
@@ -51,15 +52,27 @@ def probe_audio(path: str | os.PathLike[str]) -> AudioInfo:
     )
 
 
-def load_waveform(path: str | os.PathLike[str], sample_rate: int = 16000) -> np.ndarray:
+def load_waveform(
+    path: str | os.PathLike[str] | np.ndarray, sample_rate: int = 16000, *, since: float | None = None
+) -> np.ndarray:
     """Decode the first audio track: (samples,) float32 in [-1, 1] at `sample_rate` Hz, the mean of its channels.
 
-    Samples are counted from the track's first one: gaps in its time stamps are closed. A floating-point file that goes
-    beyond 1 is scaled to a peak of 1 rather than clipped.
+    Samples are counted from the track's first one: gaps in its time stamps are closed. With `since`, a time of the
+    file's own clock in seconds, the first sample is that of this time, and silence fills the gaps (to 20 ms). A
+    floating-point file that goes beyond 1 is scaled to a peak of 1 rather than clipped. What is in memory already,
+    (samples,) at `sample_rate`, stays as it is.
     """
+    if isinstance(path, np.ndarray):
+        if path.ndim != 1 or path.dtype.kind != "f" or path.size == 0 or not np.isfinite(path).all():
+            raise InputError(f"a sound in memory is (samples,) of finite numbers, not {path.shape} {path.dtype}")
+        return path.astype(np.float32, copy=False)
     info = probe_audio(path)
-    filters = f"{mean_of_channels(info.channels)},aresample={sample_rate}"
-    arguments = [*ffmpeg.source(path), "-map", "0:a:0", "-af", filters, "-c:a", "pcm_f32le", "-f", "f32le", "pipe:1"]
+    filters, clock = f"{mean_of_channels(info.channels)},aresample={sample_rate}", []
+    if since is not None:
+        filters = f"asetpts=PTS-({since:.9f})/TB,{filters}:async=1:min_hard_comp={_GAP}:first_pts=0"
+        clock = ["-copyts"]
+    output = ["-map", "0:a:0", "-af", filters, "-c:a", "pcm_f32le", "-f", "f32le", "pipe:1"]
+    arguments = [*clock, *ffmpeg.source(path), *output]
     try:
         waveform = np.frombuffer(ffmpeg.run(arguments), dtype="<f4")
     except ffmpeg.FfmpegError as error:

@@ -23,6 +23,7 @@ _CHUNK = 1 << 20
 _PREFIX = re.compile(r"^(\[[^\]]*\] )+")
 _AFTERMATH = (
     "Conversion failed",
+    "Decode error rate",
     "Error closing file",
     "Error opening input file",
     "Error opening output file",

@@ -22,7 +22,7 @@ _FULL_SCALES = (1.0, 255.0, 65535.0, float(2**31 - 1))
 
 
 def load_image(path: str | os.PathLike[str] | np.ndarray) -> np.ndarray:
-    """Read a picture: (height, width, 3) uint8, RGB, upright as its EXIF orientation says; one in memory stays as it is.
+    """Read a picture: (height, width, 3) uint8, RGB, upright as its EXIF orientation says. One in memory stays itself.
 
     Transparent pictures are laid on white, as a viewer shows them (dropping the alpha channel alone would uncover
     whatever colours the editor left beneath it). 16-bit, 32-bit and float greys are scaled, not clipped. Of an

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,13 @@ class GivenModels:
     def config(self, role: str) -> Mapping[str, Any]:
         """The attributes of the network."""
         return vars(self.networks[role])
+
+    def identity(self, role: str) -> str:
+        """A fingerprint of the weights."""
+        content = hashlib.blake2b(digest_size=16)
+        for name, weight in self.networks[role].state_dict().items():
+            content.update(name.encode() + weight.detach().double().cpu().numpy().tobytes())
+        return content.hexdigest()
 
     def beside(self, role: str, path: Path) -> Path:
         """The path as it is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import wave
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +38,11 @@ class Clip:
         fitted = np.pad(waveform[:length], (0, max(0, length - len(waveform)))).astype(np.float32)
         return cls(who, performance, fitted, mouth_frames(fitted, frames), caption(who, performance))
 
-    def pictures(self, size: int) -> np.ndarray:
-        """All frames (t size size 3) uint8."""
+    def pictures(self, size: int, frames: Sequence[int] | None = None) -> np.ndarray:
+        """All frames, or those of these numbers: (t size size 3) uint8."""
         renderer = Renderer(self.who, size)
-        return np.stack([renderer.draw(self.performance.pose(n), tuple(row)) for n, row in enumerate(self.mouth)])
+        numbers = range(len(self.mouth)) if frames is None else frames
+        return np.stack([renderer.draw(self.performance.pose(n), tuple(self.mouth[n])) for n in numbers])
 
 
 def write_wave(path: Path, waveform: np.ndarray) -> None:

@@ -1,8 +1,8 @@
 """What training minimises: the error of the predicted velocity at a random noise level, through the engine's hooks.
 
     objective = FlowMatching()
-    index = objective.draw(generator)
-    loss = objective.loss(window, clean, noise, index, window.branch("positive"))
+    levels = objective.levels(objective.draw(len(clean), generator))
+    loss = objective.loss(window, clean, noise, levels, window.branch("positive"))
 
 The window is one that `begin_window` has prepared, as for making a video; so every unit takes part as it does there.
 """
@@ -18,6 +18,14 @@ from torch.nn import functional
 
 from omniavatar.engine.flow_match import TIMESTEPS, add_noise, shifted_sigmas, training_weights, velocity_target
 from omniavatar.engine.scopes import Branch, Step, Window
+
+
+@dataclass(frozen=True)
+class Levels:
+    """For every sample of a batch its noise level and the weight of its error, (b) float64 each."""
+
+    sigma: Tensor
+    weight: Tensor
 
 
 @dataclass(frozen=True)
@@ -43,27 +51,31 @@ class FlowMatching:
         """Their weights in the loss (steps)."""
         return training_weights(self.sigmas)
 
-    def draw(self, generator: torch.Generator) -> int:
-        """The index of a random noise level."""
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random noise levels (count), as indices."""
         low, high = int(self.first * self.steps), int(self.last * self.steps)
-        return int(torch.randint(low, high, (), generator=generator))
+        return torch.randint(low, high, (count,), generator=generator)
 
-    def loss(self, window: Window, clean: Tensor, noise: Tensor, index: int, branch: Branch) -> Tensor:
+    def levels(self, indices: Tensor) -> Levels:
+        """The noise levels of these indices (b)."""
+        return Levels(self.sigmas[indices], self.weights[indices])
+
+    def loss(self, window: Window, clean: Tensor, noise: Tensor, levels: Levels, branch: Branch) -> Tensor:
         """The weighted mean squared error, float32, of the velocity for clean latents (b c t h w) with noise.
 
         Frames that are given stay as they are in the input and are left out of the error.
         """
-        sigma = float(self.sigmas[index])
-        window.latents = add_noise(clean, noise, sigma)
-        step = Step(window, 0, sigma * TIMESTEPS, sigma, 0.0)
+        sigma = levels.sigma.view(-1, 1, 1, 1, 1)
+        window.latents = add_noise(clean, noise, sigma.to(clean.dtype))
+        step = Step(window, 0, levels.sigma * TIMESTEPS, levels.sigma, 0.0)
         window.steps = [step]
         window.engine.hooks.before_step(step)
         (velocity,) = step.predict([branch])
         given: Tensor | None = window.get("given_latents")
         start = window.job.leading + (0 if given is None else given.shape[2])
         target = velocity_target(clean, noise)
-        error = functional.mse_loss(velocity[:, :, start:].float(), target[:, :, start:].float())
-        return error * float(self.weights[index])
+        error = (velocity[:, :, start:].float() - target[:, :, start:].float()).square().flatten(1).mean(dim=1)
+        return (error * levels.weight.to(error.dtype)).mean()
 
 
 def distillation_loss(window: Window, target: Tensor) -> Tensor:

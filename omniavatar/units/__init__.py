@@ -1,10 +1,12 @@
 """The built-in units, one feature a file."""
 
 from omniavatar.units.audio import Audio
+from omniavatar.units.audio_adapter import AudioAdapter
 from omniavatar.units.cfg_merge import CfgMerge
 from omniavatar.units.euler import Euler
 from omniavatar.units.fixed_frames import FixedFrames
 from omniavatar.units.fsdp import Fsdp
+from omniavatar.units.gradient_checkpointing import GradientCheckpointing
 from omniavatar.units.guidance import Guidance
 from omniavatar.units.guidance_parallel import GuidanceParallel
 from omniavatar.units.lora import Lora
@@ -22,6 +24,7 @@ BUILTIN = (
     Prompt,
     ReferenceImage,
     Audio,
+    AudioAdapter,
     FixedFrames,
     Guidance,
     TeaCache,
@@ -36,4 +39,5 @@ BUILTIN = (
     GuidanceParallel,
     VaeParallel,
     Fsdp,
+    GradientCheckpointing,
 )

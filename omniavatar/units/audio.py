@@ -1,8 +1,8 @@
-"""The sound: wav2vec2 features per video frame, projected once per window, added to the tokens of their frame."""
+"""The sound: wav2vec2 features per video frame."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from omniavatar.engine.scopes import Branch, Forward, Job, Window
+from omniavatar.engine.scopes import Job, Window
 from omniavatar.engine.unit import AudioFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.engine.windows import audio_rows
 from omniavatar.errors import InputError
@@ -24,12 +24,13 @@ class Audio(PipelineUnit):
     """Speech that the mouth follows; it also sets the length of the video.
 
     Frame 0 is the picture itself; frame n goes with row n-1 of the features. Without a sound the mouth rests and the
-    length comes from --seconds. Guidance branches that drop the condition "audio" see rows of zeros.
+    length comes from --seconds.
     """
 
     name = "audio"
-    provides = ("audio_track", "audio_delay", "audio_residuals", "audio_silence")
-    roles = ("audio_encoder", "audio_adapter")
+    provides = ("audio_track", "audio_delay", "audio_rows")
+    nulls: ClassVar = {"audio": {"audio_rows": None}}
+    roles = ("audio_encoder",)
 
     class Settings(UnitSettings):
         silence: float = Field(0.3, ge=0, le=10, description="silence put in front of the sound, seconds")
@@ -61,33 +62,11 @@ class Audio(PipelineUnit):
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
-        engine, span, track = window.engine, window.span, window["audio_track"]
-        adapter = engine.model("audio_adapter")
-        silent = torch.zeros(1, 1, adapter.audio_in_dim, device=engine.device, dtype=engine.dtype)
-        window["audio_silence"] = framed(adapter(silent).expand(-1, -1, span.latent_frames, -1))
-        window["audio_residuals"] = window["audio_silence"]
+        span, track = window.span, window["audio_track"]
+        window["audio_rows"] = None
         if track is not None:
-            total = window.job.spans[-1].stop - 1
-            rows = track.rows(span.start - 1, span.stop - 1, total).to(engine.dtype)
-            window["audio_residuals"] = framed(adapter(rows[None]))
-
-    @hookimpl
-    def before_block(self, forward: Forward, index: int) -> None:
-        entry: range = forward.engine.model("audio_adapter").entry_blocks
-        if index in entry:
-            residuals = forward.memory.once("audio.residuals", lambda: forward.stacked(residuals_of))
-            forward.x = forward.x + residuals[:, entry.index(index)][:, forward.frame_index]
-
-
-def residuals_of(branch: Branch) -> Tensor:
-    """What a branch adds (b p t+1 d): for entry block p and latent frame t."""
-    residuals: Tensor = branch["audio_silence" if branch.drops("audio") else "audio_residuals"]
-    return residuals
-
-
-def framed(residuals: Tensor) -> Tensor:
-    """Append a frame of zeros, which `frame_index` -1 (tokens that belong to no frame) selects."""
-    return functional.pad(residuals, (0, 0, 0, 1))
+            rows = track.rows(span.start - 1, span.stop - 1, window.job.spans[-1].stop - 1)
+            window["audio_rows"] = rows[None].to(window.engine.dtype)
 
 
 class AudioTrack:

@@ -25,7 +25,7 @@ class FixedFrames(PipelineUnit):
     needs = ("previous.frames",)
     uses = ("image_latent",)
     provides = ("given_latents",)
-    roles = ("vae", "dit")
+    roles = ("vae",)
 
     class Settings(UnitSettings):
         overlap: int = Field(13, ge=1, description="frames that a window takes over from the one before, 4n+1")
@@ -60,7 +60,7 @@ class FixedFrames(PipelineUnit):
     def begin_window(self, window: Window) -> None:
         given = window.span.given
         if window.previous is None:
-            window["given_latents"] = window.get("image_latent")
+            window["given_latents"] = window.get("image_latent") if given else None
         else:
             frames = window.previous["frames"][:, :, -given:] * 2 - 1
             vae, tiling = window.engine.model("vae"), ENCODE_TILING if self.settings.tiled else None
@@ -79,7 +79,7 @@ class FixedFrames(PipelineUnit):
 
 def pixels_per_token(engine: Engine) -> int:
     """The pixels, of all frames together, that a token of the transformer stands for."""
-    vae, (frames, rows, columns) = engine.model("vae"), engine.model("dit").patch_size
+    vae, (frames, rows, columns) = engine.model("vae"), engine.models.config("dit")["patch_size"]
     pixels: int = TEMPORAL_FACTOR * frames * rows * columns * vae.spatial_factor**2
     return pixels
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ftfy
 from pydantic import Field
@@ -30,6 +30,7 @@ class Prompt(PipelineUnit):
 
     name = "prompt"
     provides = ("prompt_embedding", "negative_embedding")
+    nulls: ClassVar = {"text": {"prompt_embedding": "negative_embedding"}}
     roles = ("text_encoder",)
 
     class Settings(UnitSettings):

@@ -25,8 +25,7 @@ class Transformer(PipelineUnit):
         network = forward.network
         latents = model_input(forward).to(forward.engine.dtype)
         forward.x, forward.grid = network.embed_patches(latents)
-        timestep = torch.full((len(latents),), forward.step.timestep, dtype=torch.float64, device=latents.device)
-        forward.time, forward.t_mod = network.embed_time(timestep)
+        forward.time, forward.t_mod = network.embed_time(forward.timesteps)
         forward.rope, forward.frame_index = forward.window.once(
             f"transformer.positions.{forward.grid}.{forward.frames.start}", lambda: positions(forward)
         )

@@ -12,7 +12,9 @@ from tests.cli.conftest import Omni, tree
 SMALL = ("--seconds", "0.32", "--size", "32x32", "--euler.steps", "2")
 
 WORK = {
-    "no sound": "default-audio",
+    "silence": "default-audio",
+    "no audio layers": "default-audio-adapter",
+    "no sound": "default-audio-audio-adapter",
     "no picture limits": "default-fixed-frames",
     "no LoRA": "default-lora",
     "cached": "default+teacache(threshold=5)",
@@ -52,5 +54,5 @@ def test_a_plan_that_writes_nothing_says_so(omni: Omni, folder: Path) -> None:
 
 
 def test_a_model_that_no_unit_uses_is_named(omni: Omni, folder: Path) -> None:
-    outcome = omni("run", "--units", "default-audio", "--prompt", "hi", *SMALL, "-o", "talk.mp4")
+    outcome = omni("run", "--units", "default-audio-audio-adapter", "--prompt", "hi", *SMALL, "-o", "talk.mp4")
     assert "no unit of the plan uses what the model files have for: audio_adapter, audio_encoder" in outcome.err

@@ -93,6 +93,7 @@ class Scenario:
 
 
 OTHER_PICTURE = Change(inputs={"image": File("other.png")})
+NO_VOICE = Change(inputs={"audio": None})
 ATTENTION = AttentionSlot()
 """Stands for the attention of an engine in networks that are made before it."""
 NUMBERS: dict[str, Any] = {"dim": 24, "ffn_dim": 32, "num_heads": 2, "num_layers": 4, "attention": ATTENTION}
@@ -180,6 +181,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 BASE = "default-lora-write-video"
 SEVERAL_RANKS = partial(Scenario, ranks=2)
+VOICED = partial(Scenario, BASE, inputs={"audio": File("voice.wav")})
 
 S2V = partial(
     Scenario,
@@ -202,7 +204,8 @@ SCENARIOS: dict[str, dict[str, Scenario]] = {
     "builtin": {
         "prompt": Scenario(BASE, changes=Change(inputs={"prompt": "Rain."})),
         "reference-image": Scenario(BASE, condition=lambda latents: latents + 1, changes=OTHER_PICTURE),
-        "audio": Scenario(BASE, inputs={"audio": File("voice.wav")}, changes=Change(inputs={"audio": None})),
+        "audio": VOICED(off=NO_VOICE),
+        "audio-adapter": VOICED(changes=NO_VOICE),
         "fixed-frames": Scenario(BASE, changes=Change({"window_frames": 13})),
         "guidance": Scenario(BASE, changes=Change({"scale": 1.0})),
         "teacache": Scenario(
@@ -219,6 +222,7 @@ SCENARIOS: dict[str, dict[str, Scenario]] = {
         "guidance-parallel": SEVERAL_RANKS(f"{BASE}+guidance-parallel"),
         "vae-parallel": SEVERAL_RANKS(f"{BASE}+guidance-parallel+vae-parallel", alters=True),
         "fsdp": SEVERAL_RANKS(f"{BASE}+guidance-parallel+fsdp", alters=True),
+        "gradient-checkpointing": Scenario(f"{BASE}+gradient-checkpointing", alters=True),
     },
     "i2v": {
         "image-to-video": Scenario(
@@ -248,7 +252,7 @@ SCENARIOS: dict[str, dict[str, Scenario]] = {
     },
     "s2v": {
         "s2v-image": S2V(changes=OTHER_PICTURE),
-        "s2v-audio": S2V(changes=Change(inputs={"audio": None})),
+        "s2v-audio": S2V(changes=NO_VOICE),
         "s2v-pose": S2V(changes=Change(inputs={"pose": None})),
         "s2v-clips": S2V(changes=Change({"clip_frames": 16})),
         "s2v-transformer": S2V(),

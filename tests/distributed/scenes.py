@@ -16,12 +16,12 @@ from omniavatar.engine.plan import Plan
 from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
-from omniavatar.models.audio_adapter import AudioAdapter
+from omniavatar.models import audio_adapter
 from omniavatar.models.umt5 import UMT5Encoder
 from omniavatar.models.wan_dit import WanBlock, WanDiT
 from omniavatar.models.wan_vae import WanVAE
 from omniavatar.testing import tiny
-from omniavatar.units import Audio, Euler, FixedFrames, Guidance, ReferenceImage, Transformer, VaeDecode
+from omniavatar.units import Audio, AudioAdapter, Euler, FixedFrames, Guidance, ReferenceImage, Transformer, VaeDecode
 from tests.models.networks import noise, randomized, relative_error
 
 HEADS = 4
@@ -60,7 +60,7 @@ def build(role: str, **constructor: Any) -> Any:
         "vae": (WanVAE, tiny.VAE),
         "text_encoder": (UMT5Encoder, tiny.TEXT),
         "audio_encoder": (nn.Identity, {}),
-        "audio_adapter": (AudioAdapter, {**tiny.ADAPTER, "audio_in_dim": FEATURES, "num_layers": LAYERS}),
+        "audio_adapter": (audio_adapter.AudioAdapter, {**tiny.ADAPTER, "audio_in_dim": FEATURES, "num_layers": LAYERS}),
     }
     network, sizes = classes[role]
     return randomized(network(**sizes, **constructor))
@@ -220,8 +220,9 @@ class Video:
         voice.frames = self.frames
         windows = [FixedFrames(window_frames=9, overlap=5)] if self.windows else []
         guidance = Guidance(scale=self.scale, audio_scale=self.audio_scale)
-        denoising = [ReferenceImage(), voice, *windows, guidance, Euler(steps=self.steps), Transformer(), VaeDecode()]
-        return Plan((*self.units, *denoising, *more))
+        conditions = [ReferenceImage(), voice, AudioAdapter(), *windows]
+        denoising = [guidance, Euler(steps=self.steps), Transformer(), VaeDecode()]
+        return Plan((*self.units, *conditions, *denoising, *more))
 
     def made(self, *more: PipelineUnit, world: World = ALONE, ahead: bool = False) -> tuple[Engine, Recorder]:
         """Make the video; returns the engine and what it did. ahead: set the units up before, as `omni run` does."""

@@ -86,9 +86,17 @@ def test_the_built_in_plan_with_a_unit_out_and_one_in(catalog: Catalog) -> None:
     plan = build_plan("default-reference-image+teacache(threshold=0.2)", catalog)
     assert "reference-image" not in plan
     assert plan.units[-1].settings.threshold == 0.2
-    assert names(build_plan("default-audio", catalog)) == [
-        name for name in names(build_plan("default", catalog)) if name != "audio"
-    ]
+
+
+@pytest.mark.parametrize("out", [["audio"], ["audio-adapter"], ["audio", "audio-adapter"]])
+def test_the_sound_and_who_hears_it_can_be_left_out(catalog: Catalog, out: list[str]) -> None:
+    everything = names(build_plan("default", catalog))
+    assert names(build_plan("-".join(["default", *out]), catalog)) == [name for name in everything if name not in out]
+
+
+def test_audio_layers_come_behind_the_sound_wherever_they_are_written(catalog: Catalog) -> None:
+    plan = names(build_plan("audio-adapter+default", catalog))
+    assert plan.index("audio") < plan.index("audio-adapter")
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from omniavatar.models.wav2vec import AudioEncoder
 from omniavatar.testing import GivenModels, LatentFormat
 from omniavatar.units import (
     Audio,
+    AudioAdapter,
     Euler,
     FixedFrames,
     Guidance,
@@ -38,7 +39,6 @@ from omniavatar.units import (
     Transformer,
     VaeDecode,
 )
-from omniavatar.units.audio import framed
 from omniavatar.units.prompt import clean
 from omniavatar.units.teacache import Schedule, decide, relative_changes
 from tests.golden.cases import Case, group, kind
@@ -224,18 +224,6 @@ def guidance_of(scale: float, audio_scale: float) -> Guidance:
     return Guidance(scale=scale, audio_scale=None if scale == 1 else audio_scale)
 
 
-class GivenAudio(Audio):
-    """The audio unit with feature rows in place of a sound."""
-
-    begin_job = None  # type: ignore[assignment]
-
-    @hookimpl
-    def begin_window(self, window: Window) -> None:
-        rows, adapter = window["audio_rows"], window.engine.model("audio_adapter")
-        window["audio_residuals"] = framed(adapter(rows))
-        window["audio_silence"] = framed(adapter(torch.zeros_like(rows)))
-
-
 class HeldLatents(FixedFrames):
     """The fixed-frames unit with given latents in place of an image."""
 
@@ -257,7 +245,7 @@ def denoise(case: Case) -> None:
         audio_rows=inputs["audio_emb"],
         given_latents=inputs["lat"][:, :, :fixed] if fixed else None,
     )
-    units = [given, GivenPrompt(), GivenAudio(), HeldLatents(), *denoising_units(call)]
+    units = [given, GivenPrompt(), AudioAdapter(), HeldLatents(), *denoising_units(call)]
     height, width = (side * 8 for side in inputs["noise"].shape[-2:])
     generate(units, Request(height=height, width=width), dit=dit, audio_adapter=adapter, vae=LatentFormat())
     window = given.windows[0]
@@ -306,6 +294,7 @@ def whole_program(case: Case) -> None:
         GivenPrompt(),
         ReferenceImage(sizes=call["sizes"], fit="original", tiled=call["tiled"]),
         Audio(silence=0, frame_count="original", segment=0),
+        AudioAdapter(),
         FixedFrames(
             overlap=call["overlap_frame"] if call["random_prefix_frames"] else 1,
             max_tokens=64,

@@ -32,7 +32,7 @@ class Roles(PipelineUnit):
     @hookimpl
     def guide(self, step: Step) -> Tensor:
         is_second = step.network is not step.engine.model("dit")
-        self.timesteps.append(step.timestep)
+        self.timesteps.append(float(step.timestep))
         self.experts.append("dit2" if is_second else "dit")
         return torch.zeros_like(step.window.latents)
 

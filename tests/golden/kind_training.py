@@ -88,7 +88,8 @@ def loss(case: Case) -> None:
     for number, index in enumerate(indices):
         window = one_window(case, units, networks, latents=clean)
         noise = case.inputs[f"noise_{number}"]
-        losses.append(objective.loss(window, clean, noise, index, window.branch("positive")))
+        levels = objective.levels(torch.tensor([index]))
+        losses.append(objective.loss(window, clean, noise, levels, window.branch("positive")))
     case.compare("loss", torch.stack(losses), rtol=2e-5)
     case.compare("sigma", objective.sigmas[indices], rtol=2e-5)
     case.compare("weight", objective.weights[indices], rtol=2e-5)

@@ -70,3 +70,16 @@ def single_line(error: BaseException) -> str:
     assert message
     assert "\n" not in message
     return message
+
+
+def numbered_frames(count: int, height: int, width: int) -> np.ndarray:
+    """Frames that show their number as eight black or white bars: (count, height, width, 3) uint8."""
+    bits = (np.arange(count)[:, None] >> np.arange(8)) & 1
+    bars = np.repeat(bits * 200 + 28, width // 8, axis=1).astype(np.uint8)
+    return np.broadcast_to(bars[:, None, :, None], (count, height, width, 3)).copy()
+
+
+def numbers_in(frames: np.ndarray) -> list[int]:
+    """The numbers that frames (t, height, width, 3) of `numbered_frames` show, whatever an encoder made of them."""
+    bars = np.stack([bar.mean(1) for bar in np.array_split(frames.mean((1, 3)), 8, axis=1)], axis=1)
+    return [int(number) for number in (bars > 128) @ (1 << np.arange(8))]

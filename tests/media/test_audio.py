@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from omniavatar.errors import InputError
+from omniavatar.media import ffmpeg
 from omniavatar.media.audio import load_waveform, probe_audio
-from tests.media.samples import convert, single_line, tone, write_float_wav, write_wav
+from tests.media.samples import convert, noise_burst, single_line, tone, write_float_wav, write_wav
 
 
 @pytest.mark.parametrize("sample_rate", [8000, 16000, 44100, 48000])
@@ -129,3 +130,22 @@ def test_a_truncated_recording_gives_what_is_there(tmp_path: Path) -> None:
     path = write_wav(tmp_path / "cut.wav", tone(1.0, 16000), 16000)
     path.write_bytes(path.read_bytes()[: 44 + 16000])
     assert load_waveform(path).size == 8000
+
+
+@pytest.mark.parametrize("since", [-0.5, 0.0, 0.75])
+def test_the_first_sample_can_be_that_of_a_time(tmp_path: Path, since: float) -> None:
+    for rate in (16000, 44100):
+        burst = write_wav(tmp_path / "burst.wav", noise_burst(2.0, rate, start=1.0), rate)
+        late = tmp_path / "late.mka"
+        ffmpeg.run(["-i", ffmpeg.url(burst), "-af", "asetpts=PTS+0.25/TB", "-c:a", "flac", ffmpeg.url(late)])
+        loud = np.flatnonzero(np.abs(load_waveform(late, since=since)) > 0.05)
+        assert loud[0] / 16000 == pytest.approx(1.25 - since, abs=0.002)
+
+
+def test_a_gap_in_the_time_stamps_is_silence_where_times_count(tmp_path: Path) -> None:
+    burst = write_wav(tmp_path / "burst.wav", noise_burst(4.0, 16000, start=3.0), 16000)
+    gap = tmp_path / "gap.mka"
+    ffmpeg.run(["-i", ffmpeg.url(burst), "-af", "aselect='not(between(t,1,2))'", "-c:a", "pcm_s16le", ffmpeg.url(gap)])
+    for since, expected in ((None, 2.0), (0.0, 3.0)):
+        loud = np.flatnonzero(np.abs(load_waveform(gap, since=since)) > 0.05)
+        assert loud[0] / 16000 == pytest.approx(expected, abs=0.08 if since is None else 0.02)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from omniavatar.errors import InputError
-from omniavatar.media.image import choose_size, fit_image, load_image, size_near
+from omniavatar.media.image import choose_size, fit_image, load_image, placement, size_near
 from tests.media.samples import single_line
 
 SIZES_720 = ((400, 720), (720, 720), (720, 400))
@@ -189,3 +189,13 @@ def test_a_size_near_a_number_of_pixels_keeps_the_shape(
     shape: tuple[int, int], multiple: int, size: tuple[int, int]
 ) -> None:
     assert size_near(*shape, 480 * 832, multiple) == size
+
+
+@pytest.mark.parametrize("size", [(32, 48), (48, 32), (40, 40), (31, 33)])
+@pytest.mark.parametrize("shape", [(57, 101), (101, 57), (64, 64), (20, 21)])
+def test_the_placement_is_that_of_the_fit(shape: tuple[int, int], size: tuple[int, int]) -> None:
+    ramp = np.add.outer(np.arange(shape[0]) * 2, np.arange(shape[1])).astype(np.uint8) // 2
+    picture = np.repeat(ramp[..., None], 3, axis=2)
+    scaled, (top, left) = placement(*shape, size)
+    whole = fit_image(picture, scaled)
+    assert torch.equal(fit_image(picture, size), whole[..., top : top + size[0], left : left + size[1]])

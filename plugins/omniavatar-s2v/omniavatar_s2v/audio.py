@@ -29,6 +29,8 @@ FEATURE_RATE = 30
 """Rows a second to which hidden states are resampled before each video frame takes the nearest."""
 TRAINED_FPS = 16
 
+HEARS = "S2V hears the sound through s2v-audio"
+
 
 class S2VAudio(PipelineUnit):
     """Speech that the mouth follows; it also sets the length of the video.
@@ -39,7 +41,7 @@ class S2VAudio(PipelineUnit):
 
     name = "s2v-audio"
     provides = ("audio_track", "audio_delay", "audio_speech", "audio_silence")
-    conflicts: ClassVar = {"transformer": FOR_S2V, "audio": "S2V hears the sound through s2v-audio"}
+    conflicts: ClassVar = {"transformer": FOR_S2V, "audio": HEARS, "audio-adapter": HEARS}
     roles = ("audio_encoder", "s2v_adapter")
 
     class Settings(UnitSettings):

@@ -13,6 +13,7 @@ from omniavatar.hookspecs import hookimpl
 from omniavatar.models.rope import grid_positions, rope_table
 from omniavatar.units.transformer import Transformer
 from omniavatar_s2v.adapter import MOTION, REFERENCE, VIDEO, tokens_of
+from omniavatar_s2v.audio import HEARS
 
 REFERENCE_TIME = 30
 """The frame at which the reference picture stands, behind those of any clip."""
@@ -31,7 +32,8 @@ class S2VTransformer(Transformer):
     conflicts: ClassVar = {
         "transformer": "s2v-transformer stands in its place",
         "condition": "S2V takes no channels beside the latents",
-        "audio": "S2V hears the sound through s2v-audio",
+        "audio": HEARS,
+        "audio-adapter": HEARS,
         "fixed-frames": "S2V continues its videos by s2v-clips",
         "sliding-window": "S2V denoises a clip in one piece",
         "vace": "its hints are for all frames of a window and S2V denoises the last ones only",

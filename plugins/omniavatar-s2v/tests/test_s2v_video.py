@@ -387,7 +387,7 @@ class Gathering(Group):
 # What is refused
 
 
-@pytest.mark.parametrize("other", ["audio", "reference-image", "fixed-frames", "transformer"])
+@pytest.mark.parametrize("other", ["audio", "audio-adapter", "reference-image", "fixed-frames", "transformer"])
 def test_what_s2v_replaces_cannot_stand_beside_it(other: str) -> None:
     with pytest.raises(PlanError, match=f"units 's2v-[a-z]+' and '{other}' cannot work together: .*; leave one out"):
         build_plan(f"s2v+{other}", discover().catalog())

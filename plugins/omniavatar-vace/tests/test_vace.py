@@ -41,7 +41,7 @@ BRANCH: dict[str, Any] = {
     "every": 2,
 }
 Networks = dict[str, Any]
-TEXT_ONLY = "default-reference-image-audio-write-video"
+TEXT_ONLY = "default-reference-image-audio-audio-adapter-write-video"
 
 
 class Look(PipelineUnit):

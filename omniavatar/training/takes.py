@@ -1,0 +1,226 @@
+"""What a training sample is made of: a piece of a clip, its reference picture, and how much of it is given.
+
+The choice follows the authors of OmniAvatar: the reference is any frame of the clip; the first 1, 5, 9 or 13 frames are
+given; now and then none are, or the sound is silent. A piece of which one frame is given is the beginning of a video,
+as when one is made: it is the clip's beginning, and its first frame is the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from omniavatar.engine.windows import TEMPORAL_FACTOR
+from omniavatar.media.audio import load_waveform
+from omniavatar.training.clips import Clip as Drawn
+from omniavatar.training.data import Clips
+from omniavatar.training.data_clip import FRAME_SAMPLES, Clip
+from omniavatar.training.trainer import generator
+
+
+class TakeSettings(BaseModel):
+    """How samples are drawn from clips."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    frames: int = Field(81, ge=5, description="frames of a sample, 4n+1; shorter clips give what they have")
+    prefixes: tuple[int, ...] = Field((1, 5, 9, 13), min_length=1, description="given frames, one drawn, each 4n+1")
+    no_prefix: float = Field(0.1, ge=0, le=1, description="how often nothing is given")
+    no_reference: float = Field(0.0, ge=0, le=1, description="how often there is no reference picture either")
+    silent: float = Field(0.0, ge=0, le=1, description="how often the sound is silence, the pictures as they are")
+
+    @field_validator("frames", "prefixes")
+    @classmethod
+    def _four_n_plus_one(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        for frames in value if isinstance(value, tuple) else (value,):
+            if frames < 1 or frames % TEMPORAL_FACTOR != 1:
+                raise ValueError(f"{frames} is not 4n+1 frames")
+        return value
+
+    def narrowed(self, draw: torch.Generator) -> TakeSettings:
+        """The same with what decides the shapes of a sample drawn, so that several of one shape can be joined."""
+        chances = torch.rand(2, generator=draw).tolist()
+        without, nothing = chances[0] < self.no_reference, chances[1] < self.no_prefix
+        prefix = self.prefixes[int(torch.randint(len(self.prefixes), (), generator=draw))]
+        return self.model_copy(
+            update={"prefixes": (prefix,), "no_reference": float(without), "no_prefix": float(nothing)}
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Frames [start, start + count) of a clip, of which the first `given` are; the frame of the reference, or None."""
+
+    start: int
+    count: int
+    given: int
+    reference: int | None
+    is_silent: bool = False
+
+    @classmethod
+    def draw(cls, frames: int, settings: TakeSettings, draw: torch.Generator) -> Choice:
+        """One of a clip of so many frames."""
+
+        def number(end: int) -> int:
+            return int(torch.randint(end, (), generator=draw))
+
+        def chance(probability: float) -> bool:
+            return float(torch.rand((), generator=draw)) < probability
+
+        count = min(settings.frames, frames - (frames - 1) % TEMPORAL_FACTOR)
+        start, reference = number(frames - count + 1), number(frames)
+        given = settings.prefixes[number(len(settings.prefixes))]
+        nothing, without, silent = (chance(p) for p in (settings.no_prefix, settings.no_reference, settings.silent))
+        if without:
+            return cls(start, count, 0, None, silent)
+        if nothing or given >= count:
+            return cls(start, count, 0, reference, silent)
+        if given == 1:
+            return cls(0, count, 1, 0, silent)
+        return cls(start, count, given, reference, silent)
+
+
+class Filmed(Protocol):
+    """A clip at 25 frames/s: of a file, or drawn."""
+
+    @property
+    def frames(self) -> int: ...
+
+    @property
+    def prompt(self) -> str: ...
+
+    def pictures(self, start: int, count: int) -> np.ndarray:
+        """(count h w 3) uint8."""
+        ...
+
+    def sound(self) -> np.ndarray:
+        """(n,) float32 at 16 kHz; frame k goes with samples [640 k, 640 (k + 1))."""
+        ...
+
+
+@dataclass(frozen=True)
+class Take:
+    """A sample before any network has seen it.
+
+    pictures (t h w 3) and reference (h w 3) uint8; sound: that of the whole clip from its frame 1 on, so that row n-1
+    of its features goes with frame n; start and clip_frames say where in the clip the pictures are.
+    """
+
+    pictures: np.ndarray
+    reference: np.ndarray | None
+    sound: np.ndarray
+    prompt: str
+    start: int
+    given: int
+    clip_frames: int
+
+    @classmethod
+    def of(cls, clip: Filmed, choice: Choice) -> Take:
+        """Read what was chosen."""
+        pictures = clip.pictures(choice.start, choice.count)
+        reference = None
+        if choice.reference is not None:
+            inside = choice.reference - choice.start
+            is_inside = 0 <= inside < choice.count
+            reference = pictures[inside] if is_inside else clip.pictures(choice.reference, 1)[0]
+        sound = clip.sound()[FRAME_SAMPLES:]
+        return cls(
+            pictures=pictures,
+            reference=reference,
+            sound=np.zeros_like(sound) if choice.is_silent else sound,
+            prompt=clip.prompt,
+            start=choice.start,
+            given=choice.given,
+            clip_frames=clip.frames,
+        )
+
+
+class Source(Protocol):
+    """Where takes come from."""
+
+    def take(self, settings: TakeSettings, draw: torch.Generator) -> Take:
+        """A random take of a random clip."""
+        ...
+
+    def takes(self, settings: TakeSettings, variants: int) -> Iterator[Take]:
+        """So many takes of every clip, the same ones in every call."""
+        ...
+
+
+@dataclass(frozen=True)
+class FilmedSource:
+    """Clips of files."""
+
+    clips: Clips
+
+    def take(self, settings: TakeSettings, draw: torch.Generator) -> Take:
+        return self.clips.draw(draw, lambda clip, own: Take.of(clip, Choice.draw(clip.frames, settings, own)))
+
+    def takes(self, settings: TakeSettings, variants: int) -> Iterator[Take]:
+        numbers = {entry: number for number, entry in enumerate(self.clips.entries)}
+
+        def read(clip: Clip, variant: int) -> Take:
+            draw = generator(numbers[clip.entry], variant)
+            return Take.of(clip, Choice.draw(clip.frames, settings, draw))
+
+        for variant in range(variants):
+            for _, take in self.clips.each(partial(read, variant=variant)):
+                yield take
+
+
+@dataclass(frozen=True)
+class DrawnSource:
+    """Procedural talking heads: the clips of these numbers, `frames` long, `side` pixels wide and high.
+
+    sounds: files to take speech from, a random one for each clip; without any espeak-ng speaks.
+    """
+
+    seeds: Sequence[int]
+    frames: int
+    side: int
+    sounds: tuple[Path, ...] = ()
+
+    def take(self, settings: TakeSettings, draw: torch.Generator) -> Take:
+        number = int(torch.randint(len(self.seeds), (), generator=draw))
+        return Take.of(self.clip(self.seeds[number]), Choice.draw(self.frames, settings, draw))
+
+    def takes(self, settings: TakeSettings, variants: int) -> Iterator[Take]:
+        for seed in self.seeds:
+            clip = self.clip(seed)
+            for variant in range(variants):
+                yield Take.of(clip, Choice.draw(self.frames, settings, generator(seed, variant)))
+
+    def clip(self, seed: int) -> DrawnClip:
+        """The clip of this number."""
+        waveform = load_waveform(self.sounds[seed % len(self.sounds)]) if self.sounds else None
+        return DrawnClip(Drawn.from_seed(seed, self.frames, waveform), self.side)
+
+
+@dataclass(frozen=True)
+class DrawnClip:
+    """A procedural clip as one of a file."""
+
+    drawn: Drawn
+    side: int
+
+    @property
+    def frames(self) -> int:
+        return len(self.drawn.mouth)
+
+    @property
+    def prompt(self) -> str:
+        return self.drawn.caption
+
+    def pictures(self, start: int, count: int) -> np.ndarray:
+        return self.drawn.pictures(self.side, range(start, start + count))
+
+    def sound(self) -> np.ndarray:
+        """Its frame 1 goes with the first sample of the waveform, so silence goes with frame 0."""
+        return np.pad(self.drawn.waveform, (FRAME_SAMPLES, 0))

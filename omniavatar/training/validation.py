@@ -1,0 +1,180 @@
+"""Validation videos: what the weights of a run make now and then, by the run's own plan.
+
+    validation = run.validation(task.engine)
+    Trainer(task, ..., visits=[Visit(every, validation)]).run()
+
+The networks in training are lent for the time of it, with the averaged weights in them if there are some. All others
+are loaded for it and let go afterwards.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from omniavatar.engine.engine import Adapter, Engine, Models
+from omniavatar.engine.plan import Plan, make_unit
+from omniavatar.engine.scopes import Request
+from omniavatar.errors import InputError, OmniError, PlanError, nearest
+from omniavatar.training.split import hooks
+from omniavatar.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+FOLDER = "validation"
+
+
+class ValidationSettings(BaseModel):
+    """Videos that are made in the course of training."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    every: int = Field(500, ge=1, description="updates between them")
+    videos: tuple[dict[str, Any], ...] = Field(
+        min_length=1, description="the inputs of each, as of omni run, such as image, audio and prompt"
+    )
+    seconds: float | None = Field(None, gt=0, description="longest length; none: that of the sound")
+    settings: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="settings by unit that differ from those of the run"
+    )
+
+
+def plan_of_videos(plan: Plan, changes: Mapping[str, Mapping[str, Any]]) -> Plan:
+    """The plan with some settings changed. Raises PlanError for a unit that it does not have."""
+    for name in changes:
+        if name not in plan:
+            known = [unit.name for unit in plan.units]
+            raise PlanError(f"validation.settings: the plan has no unit '{name}'{nearest(name, known)}")
+    return Plan(
+        tuple(
+            make_unit(type(unit), {**unit.settings.model_dump(exclude_unset=True), **changes.get(unit.name, {})})
+            for unit in plan.units
+        )
+    )
+
+
+def check_requests(plan: Plan, requests: Sequence[Request]) -> None:
+    """Raise InputError if one of the videos cannot be made of its inputs, and PlanError if the plan writes none."""
+    if "output" not in plan.input_fields:
+        raise PlanError("validation videos need a unit that writes them; add write-video")
+    for number, request in enumerate(requests, start=1):
+        place = f"validation video {number}"
+        try:
+            plan.parse_inputs(request.inputs)
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from None
+        if request.seconds is None and request.inputs.get("audio") is None and "audio" in plan.input_fields:
+            raise InputError(f"{place} has no sound, so its length is unknown; give validation.seconds")
+
+
+class Validation:
+    """Makes the videos of `requests`; a visit of `omniavatar.training.trainer.Trainer`.
+
+    lenders: engines of the training, the networks of which are set up already; the first one's are trained.
+    models: where others come from. observers: of the engine that makes the videos.
+    Every rank makes all videos, so that weights which are sharded can be gathered; the first rank writes them.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        models: Models,
+        requests: Sequence[Request],
+        lenders: Sequence[Engine],
+        observers: Sequence[Any] = (),
+    ) -> None:
+        self.models, self.requests, self.lenders, self.observers = models, requests, lenders, observers
+        is_main = lenders[0].world.is_main
+        units = [unit for unit in plan.units if is_main or not unit.main_rank_only]
+        # What only sets networks up has done so with those that are lent, and the others do without.
+        self.plan = Plan(tuple(unit for unit in units if hooks(unit) != {"setup"}))
+
+    def __call__(self, trainer: Trainer) -> None:
+        """Make the videos; one that cannot be made does not end the training."""
+        lender = self.lenders[0]
+        devices = [lender.device] if lender.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), self._borrowed(trainer):
+            engine = Engine(
+                self.plan,
+                Lent(self.models, self.lenders),
+                device=lender.device,
+                dtype=lender.dtype,
+                observers=self.observers,
+            )
+            engine.attention = lender.attention
+            for number, request in enumerate(self.requests, start=1):
+                path = trainer.folder / FOLDER / f"step-{trainer.step:06}-{number}.mp4"
+                try:
+                    engine.generate(self._to(path, request))
+                except OmniError as error:
+                    log.warning("%s cannot be made: %s", path, error)
+            del engine
+        gc.collect()
+        if devices:
+            torch.cuda.empty_cache()
+
+    def _to(self, path: Path, request: Request) -> Request:
+        """The request with its output, if this rank writes it."""
+        if "output" not in self.plan.input_fields:
+            return request
+        return replace(request, inputs={**request.inputs, "output": path})
+
+    @contextmanager
+    def _borrowed(self, trainer: Trainer) -> Iterator[None]:
+        """The trained networks in the state in which videos are made of them."""
+        lender = self.lenders[0]
+        with ExitStack() as stack:
+            for network in {role: lender.model(role) for role in lender.roles}.values():
+                stack.callback(network.train, network.training)
+            stack.enter_context(holding(trainer.parameters, trainer.result(), lender.dtype))
+            yield
+
+
+@contextmanager
+def holding(
+    parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor], dtype: torch.dtype
+) -> Iterator[None]:
+    """Let parameters hold other values, in another precision, for the time of a with-block."""
+    own = {name: weight.data for name, weight in parameters.items()}
+    try:
+        for name, weight in parameters.items():
+            weight.data = values[name].to(weight.device, dtype)
+        yield
+    finally:
+        for name, weight in parameters.items():
+            weight.data = own[name]
+
+
+class Lent:
+    """The networks that engines hold already, and those of `models`; see `omniavatar.engine.engine.Models`."""
+
+    def __init__(self, models: Models, lenders: Sequence[Engine]) -> None:
+        self.models, self.lenders = models, lenders
+
+    def __contains__(self, role: object) -> bool:
+        return role in self.models
+
+    def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
+        for lender in self.lenders:
+            if role in lender.roles:
+                network: nn.Module = lender.model(role)
+                return network
+        return self.models.load(role, device=device, dtype=dtype, **constructor)
+
+    def config(self, role: str) -> Mapping[str, Any]:
+        return self.models.config(role)
+
+    def beside(self, role: str, path: Path) -> Path:
+        return self.models.beside(role, path)
+
+    def adapters(self) -> Sequence[Adapter]:
+        return self.models.adapters()

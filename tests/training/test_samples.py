@@ -1,0 +1,144 @@
+"""Caches: what goes in comes out, once for all that samples share, and one of something else is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from omniavatar.errors import InputError
+from omniavatar.testing.tiny import TinyModels
+from omniavatar.training.preparation import CLEAN, Shapes
+from omniavatar.training.samples import CachedSamples, CacheWriter, LiveSamples, read_shard, write_origin
+from omniavatar.training.takes import Choice, Take, TakeSettings
+from omniavatar.training.trainer import generator
+from tests.training.scenes import Striped, diffusion
+
+ORIGIN = {"units": {"audio": "audio(silence=0)"}, "weights": {"vae": "abc"}, "samples": {"frames": 9}}
+
+
+def sample(number: int, frames: int = 3) -> dict[str, Tensor]:
+    return {CLEAN: torch.full((1, 2, frames, 1, 1), float(number)), "text": torch.ones(1, 4, 8)}
+
+
+def cache(folder: Path, samples: list[dict[str, Tensor]], **options: Any) -> Path:
+    with CacheWriter(folder, **options) as writer:
+        for one in samples:
+            writer.add(one)
+    write_origin(folder, ORIGIN)
+    return folder
+
+
+def test_what_goes_in_comes_out(tmp_path: Path) -> None:
+    samples = [sample(n) for n in range(5)]
+    cache(tmp_path, samples, shard_bytes=150)
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 1
+    found = [one for shard in shards for one in read_shard(shard)]
+    assert len(found) == 5
+    assert all(a[name].equal(b[name]) for a, b in zip(found, samples, strict=True) for name in a)
+
+
+def test_what_samples_share_is_stored_once(tmp_path: Path) -> None:
+    big = torch.randn(1, 1000)
+    one = cache(tmp_path / "one", [{CLEAN: torch.zeros(1, 1), "text": big}])
+    many = cache(tmp_path / "many", [{CLEAN: torch.full((1, 1), float(n)), "text": big} for n in range(20)])
+    sizes = [sum(path.stat().st_size for path in folder.glob("*.safetensors")) for folder in (one, many)]
+    assert sizes[1] < sizes[0] + 4000
+
+
+def test_a_batch_has_one_shape_and_each_sample_its_chance(tmp_path: Path) -> None:
+    folder = cache(tmp_path, [*(sample(n) for n in range(6)), *(sample(n, frames=5) for n in range(6, 8))])
+    samples = CachedSamples.open(folder, ORIGIN, "cpu")
+    assert len(samples) == 8
+    assert sorted(samples.sizes) == [2, 6]
+    seen = [0] * 8
+    for seed in range(400):
+        batch = samples.draw(generator(seed), 3)
+        assert batch[CLEAN].shape[2] in (3, 5)
+        assert batch["text"].shape == (3, 4, 8)
+        for value in batch[CLEAN][:, 0, 0, 0, 0].tolist():
+            seen[int(value)] += 1
+    assert min(seen) > 0.7 * 150
+    assert max(seen) < 1.3 * 150
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"weights": {"vae": "xyz"}}, 'another weights.vae: "abc", and now it is "xyz"'),
+        ({"samples": {"frames": 17}}, "another samples.frames: 9, and now it is 17"),
+        ({"units": {"audio": "audio"}}, "another units.audio"),
+        ({"more": 1}, "another more: null, and now it is 1"),
+    ],
+)
+def test_a_cache_of_something_else_is_refused_by_name(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    folder = cache(tmp_path, [sample(0)])
+    with pytest.raises(InputError, match="was made with") as caught:
+        CachedSamples.open(folder, {**ORIGIN, **change}, "cpu")
+    assert words in str(caught.value)
+
+
+def test_an_unfinished_empty_or_damaged_cache_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no cache, or one that was not finished"):
+        CachedSamples.open(tmp_path, ORIGIN, "cpu")
+    write_origin(tmp_path, ORIGIN)
+    with pytest.raises(InputError, match="has no samples"):
+        CachedSamples.open(tmp_path, ORIGIN, "cpu")
+    (tmp_path / "000-00000.safetensors").write_bytes(b"torn")
+    with pytest.raises(InputError, match="is damaged"):
+        CachedSamples.open(tmp_path, ORIGIN, "cpu")
+
+
+def interrupted(folder: Path) -> None:
+    with CacheWriter(folder) as writer:
+        writer.add(sample(0))
+        raise KeyboardInterrupt
+
+
+def test_nothing_half_written_counts(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+class Clips:
+    """Striped clips of several lengths."""
+
+    def take(self, settings: TakeSettings, draw: torch.Generator) -> Take:
+        frames = 25 if int(torch.randint(2, (), generator=draw)) else 7
+        return Take.of(Striped(frames=frames), Choice.draw(frames, settings, draw))
+
+    def takes(self, settings: TakeSettings, variants: int) -> Any:
+        raise NotImplementedError
+
+
+def test_live_samples_of_one_shape_are_found(tmp_path: Path) -> None:
+    run = diffusion(tmp_path)
+    samples = LiveSamples(run.preparation(), Clips(), run.config.samples)
+    first, again = (samples.draw(generator(3), 2) for _ in range(2))
+    assert len(first[CLEAN]) == 2
+    assert all(first[name].equal(again[name]) for name in first)
+
+
+def test_cached_and_live_samples_are_the_same(tmp_path: Path) -> None:
+    run = diffusion(tmp_path)
+    taken = Take.of(Striped(), Choice(4, 9, 5, 20))
+    live = run.preparation().sample(taken)
+    with CacheWriter(tmp_path / "cache") as writer:
+        writer.add(diffusion(tmp_path).preparation().sample(taken))
+    write_origin(tmp_path / "cache", run.origin())
+    cached = CachedSamples.open(tmp_path / "cache", run.origin(), "cpu").draw(generator(0), 1)
+    assert Shapes.of(live) == Shapes.of(cached)
+    assert all(cached[name].equal(live[name]) for name in live)
+
+
+def test_other_weights_make_another_origin(tmp_path: Path) -> None:
+    origin = json.loads(json.dumps(diffusion(tmp_path).origin()))
+    assert set(origin["weights"]) == {"vae", "text_encoder", "audio_encoder"}
+    models, other = TinyModels(), TinyModels(seed=21)
+    assert models.identity("vae") == TinyModels().identity("vae") != other.identity("vae")

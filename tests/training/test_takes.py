@@ -1,0 +1,106 @@
+"""Which piece of a clip becomes a sample, what is given of it, and that sound and pictures stay together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from omniavatar.training.clips import write_wave
+from omniavatar.training.takes import Choice, DrawnSource, Take, TakeSettings
+from omniavatar.training.trainer import generator
+from tests.training.scenes import Striped, take
+
+
+def choices(count: int = 400, frames: int = 60, **settings: object) -> list[Choice]:
+    wanted = TakeSettings(**{"frames": 17, **settings})
+    return [Choice.draw(frames, wanted, generator(n)) for n in range(count)]
+
+
+def test_prefixes_are_drawn_alike_and_left_out_now_and_then() -> None:
+    drawn = Counter(choice.given for choice in choices(2000))
+    assert set(drawn) == {0, 1, 5, 9, 13}
+    assert 0.07 < drawn[0] / 2000 < 0.13
+    assert all(0.19 < drawn[given] / 2000 < 0.26 for given in (1, 5, 9, 13))
+
+
+def test_one_given_frame_is_the_beginning_of_a_video() -> None:
+    for choice in choices():
+        if choice.given == 1:
+            assert (choice.start, choice.reference) == (0, 0)
+
+
+def test_pieces_and_references_come_from_all_over_the_clip() -> None:
+    others = [choice for choice in choices() if choice.given != 1]
+    assert {choice.start for choice in others} >= {0, 43}
+    assert max(choice.start for choice in others) == 60 - 17
+    references = {choice.reference for choice in others if choice.reference is not None}
+    assert min(references) < 5
+    assert max(references) > 54
+
+
+def test_a_short_clip_gives_the_longest_piece_that_it_has() -> None:
+    for choice in choices(frames=12):
+        assert choice.count == 9
+        assert choice.given < 9, "something is left to learn"
+
+
+def test_without_reference_nothing_is_given() -> None:
+    drawn = choices(no_reference=1.0, silent=1.0)
+    assert {(choice.given, choice.reference, choice.is_silent) for choice in drawn} == {(0, None, True)}
+
+
+def test_what_decides_the_shape_can_be_settled_for_a_batch() -> None:
+    settings = TakeSettings(frames=17, no_reference=0.2)
+    seen = set()
+    for seed in range(60):
+        narrow = settings.narrowed(generator(seed))
+        given = {Choice.draw(60, narrow, generator(seed, n)).given for n in range(20)}
+        assert len(given) == 1
+        seen |= given
+    assert seen == {0, 1, 5, 9, 13}
+
+
+@pytest.mark.parametrize("wrong", [{"frames": 16}, {"prefixes": (1, 4)}, {"prefixes": ()}])
+def test_frames_are_4n_plus_1(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        TakeSettings(**wrong)
+
+
+def test_a_take_reads_its_frames_and_the_sound_from_frame_1_on() -> None:
+    clip = Striped(frames=25)
+    chosen = take(start=4, given=5, reference=20, clip=clip)
+    assert chosen.pictures[:, 0, 0, 0].tolist() == [3 * n for n in range(4, 13)]
+    assert chosen.reference is not None
+    assert chosen.reference[0, 0, 0] == 60
+    np.testing.assert_array_equal(chosen.sound, clip.sound()[640:])
+    inside = take(start=4, reference=6, clip=clip).reference
+    assert inside is not None
+    assert inside[0, 0, 0] == 18
+
+
+def test_a_silent_take_keeps_its_pictures() -> None:
+    chosen = Take.of(Striped(), Choice(0, 9, 1, 0, is_silent=True))
+    assert not chosen.sound.any()
+    assert chosen.pictures.any()
+
+
+def test_procedural_clips_of_a_sound(tmp_path: Path) -> None:
+    path = tmp_path / "tone.wav"
+    times = np.arange(32000) / 16000
+    write_wave(path, (0.5 * np.sin(2 * np.pi * 500 * times)).astype(np.float32))
+    source = DrawnSource(range(7, 9), frames=25, side=32, sounds=(path,))
+    settings = TakeSettings(frames=9, prefixes=(1, 5))
+    one, again = (list(source.takes(settings, variants=2)) for _ in range(2))
+    assert len(one) == 4
+    assert all(np.array_equal(a.pictures, b.pictures) for a, b in zip(one, again, strict=True))
+    assert len({taken.prompt for taken in one}) == 2
+    clip = source.clip(7)
+    assert clip.drawn.mouth[2:, 0].max() > 0.3, "the mouth follows the tone"
+    taken = source.take(settings, torch.Generator().manual_seed(1))
+    assert len(taken.pictures) == 9
+    assert len(taken.sound) == 24 * 640
