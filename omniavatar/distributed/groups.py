@@ -1,8 +1,12 @@
-"""Groups of ranks: the world as a grid guidance x ring x ulysses, neighbours (one host, one link) in the last axis."""
+"""Groups of ranks: the world as a grid, neighbours (one host, one link) in its last axis.
+
+The axes are samples (of training) x guidance x ring x ulysses.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +17,7 @@ from torch import Tensor, distributed
 from omniavatar.distributed.world import World
 from omniavatar.errors import PlanError
 
-AXES = ("guidance", "ring", "ulysses")
+AXES = ("samples", "guidance", "ring", "ulysses")
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Groups:
     """The groups that this rank belongs to; `sequence` is ring x ulysses, the ranks that share one transformer call."""
 
     world: Group = Group()
+    samples: Group = Group()
     guidance: Group = Group()
     ring: Group = Group()
     ulysses: Group = Group()
@@ -76,7 +81,7 @@ class Groups:
     def wait_as_long_as_the_world(self, device: torch.device) -> None:
         """Give all groups the time-out of the world; torch gives new ones its default."""
         timeout = self.world.handle._get_backend(device).options._timeout
-        for group in (self.guidance, self.ring, self.ulysses, self.sequence):
+        for group in (self.samples, self.guidance, self.ring, self.ulysses, self.sequence):
             distributed.distributed_c10d._set_pg_timeout(timeout, group.handle)
 
     @classmethod
@@ -90,11 +95,12 @@ class Groups:
     def _by_xfuser(cls, world: World, shape: Sequence[int], device: torch.device) -> Groups:
         from xfuser.core.distributed import parallel_state
 
-        guidance, ring, ulysses = shape
+        samples, guidance, ring, ulysses = shape
         parallel_state.init_distributed_environment(
             world_size=world.size, rank=world.rank, local_rank=device.index or 0
         )
         parallel_state.initialize_model_parallel(
+            data_parallel_degree=samples,
             classifier_free_guidance_degree=guidance,
             sequence_parallel_degree=ring * ulysses,
             ring_degree=ring,
@@ -103,6 +109,7 @@ class Groups:
         sequence = parallel_state.get_sp_group()
         return cls(
             world=Group.of(distributed.group.WORLD),
+            samples=Group.of(parallel_state.get_dp_group().device_group),
             guidance=Group.of(parallel_state.get_cfg_group().device_group),
             ring=Group.of(sequence.ring_group),
             ulysses=Group.of(sequence.ulysses_group),
@@ -113,7 +120,7 @@ class Groups:
 def grid_shape(degrees: Mapping[str, int], ranks: int) -> tuple[int, ...]:
     """The degrees of all axes. Raises PlanError if they do not multiply to the number of ranks."""
     shape = tuple(degrees.get(axis, 1) for axis in AXES)
-    used = shape[0] * shape[1] * shape[2]
+    used = math.prod(shape)
     if used != ranks:
         asked = " x ".join(f"{axis} {degree}" for axis, degree in zip(AXES, shape, strict=True) if degree > 1)
         raise PlanError(

@@ -39,6 +39,12 @@ def split(plan: Plan, trained: Collection[str]) -> Split:
     A unit can be prepared if it makes values with other networks only, and reads nothing that is made live.
     Raises PlanError for a unit that cannot be prepared although it takes inputs or looks at the job.
     """
+    for unit in plan.units:
+        if type(unit).degrees is not PipelineUnit.degrees:
+            raise PlanError(
+                f"unit '{unit.name}' spreads one video over ranks, and training gives each rank samples of its own; "
+                f"leave it out with -{unit.name}"
+            )
     taking_part = participants(plan)
     prepared: list[PipelineUnit] = []
     live: list[PipelineUnit] = []

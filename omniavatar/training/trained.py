@@ -60,6 +60,7 @@ class Trained(PipelineUnit):
     """
 
     name = "trained"
+    fills_ranks = True
 
     class Settings(WhatSettings):
         pass
@@ -69,7 +70,16 @@ class Trained(PipelineUnit):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.networks: dict[str, nn.Module] = {}
-        self.parameters: dict[str, nn.Parameter] = {}
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The trained weights, "role.name" each."""
+        named = [(role, name, w) for role, net in self.networks.items() for name, w in net.named_parameters()]
+        return {f"{role}.{plain(name)}": weight for role, name, weight in named if weight.requires_grad}
+
+    def degrees(self, engine: Engine, ranks: int) -> dict[str, int]:
+        """Every rank has samples of its own."""
+        return {"samples": ranks}
 
     @hookimpl
     def setup(self, engine: Engine) -> None:
@@ -86,9 +96,9 @@ class Trained(PipelineUnit):
                 if ".lora_" in name or any(fnmatchcase(full, pattern) for pattern in settings.weights):
                     weight.data = weight.data.float()
                     weight.requires_grad_(True)
-                    self.parameters[full] = weight
+        chosen = self.parameters
         for pattern in settings.weights:
-            if not any(fnmatchcase(name, pattern) for name in self.parameters):
+            if not any(fnmatchcase(name, pattern) for name in chosen):
                 raise InputError(f"no weight fits the pattern '{pattern}' of train.weights{self._near(pattern)}")
 
     def save(self, folder: Path, weights: Mapping[str, Tensor], *, merged: bool, dtype: torch.dtype) -> None:

@@ -21,13 +21,19 @@ from typing import Any, Literal, Protocol
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.errors import InputError
 from omniavatar.training.gradients import Batch, Gradients, GraphedGradients, Precision
+from omniavatar.training.sharded import any_of, average, clip, local, mapped, shared_like, whole
 
 STATE = "state.pt"
 LOG = "log.jsonl"
+
+
+class NotFinite(InputError):
+    """The loss is no number any more."""
 
 
 class Task(Protocol):
@@ -84,11 +90,20 @@ class Report:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Visit:
+    """Something to be done after every n-th update, on every rank; it must leave the weights as they are."""
+
+    every: int
+    work: Callable[[Trainer], None]
+
+
 class Trainer:
     """Trains a task and leaves checkpoints, a log and the result in a folder; goes on from a checkpoint found there.
 
     world: the ranks that train together, each on micro-batches of its own.
     listeners: called with every report, on the first rank.
+    visits: made between two updates.
     """
 
     def __init__(
@@ -100,6 +115,7 @@ class Trainer:
         device: torch.device | str = "cpu",
         world: World = ALONE,
         listeners: Sequence[Callable[[Report], None]] = (),
+        visits: Sequence[Visit] = (),
     ) -> None:
         self.task = task
         self.settings = settings
@@ -107,6 +123,7 @@ class Trainer:
         self.device = torch.device(device)
         self.world = world
         self.listeners = listeners
+        self.visits = visits
         self.parameters = dict(task.parameters())
         if not self.parameters:
             raise InputError("nothing is trained: no weight fits the patterns of what to train")
@@ -126,7 +143,7 @@ class Trainer:
         deadline = time.monotonic() + 60 * (self.settings.max_minutes or math.inf)
         reports = Averages(self.settings.log_every)
         try:
-            while self.step < self.settings.steps and time.monotonic() < deadline:
+            while self.step < self.settings.steps and not self.is_late(deadline):
                 begin = time.perf_counter()
                 loss, gradient, rate = self.update()
                 report = reports.add(self.step, loss, gradient, rate, begin)
@@ -134,12 +151,32 @@ class Trainer:
                     self.tell(report)
                 if self.step % self.settings.save_every == 0:
                     self.checkpoint()
-        finally:
-            self.checkpoint()
+                for visit in self.visits:
+                    if self.step % visit.every == 0:
+                        visit.work(self)
+        except BaseException as error:
+            # What several ranks have parts of cannot be saved by one that fails, nor what is broken.
+            if not isinstance(error, NotFinite) and not self.is_sharded:
+                self.checkpoint()
+            raise
+        self.checkpoint()
         is_done = self.step == self.settings.steps
-        if is_done and self.world.is_main:
-            self.task.save(self.folder, self.result())
+        if is_done:
+            result = mapped(self.result(), whole)
+            if self.world.is_main:
+                self.task.save(self.folder, result)
         return is_done
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether ranks have parts of weights only."""
+        return any(isinstance(weight, DTensor) for weight in self.parameters.values())
+
+    def is_late(self, deadline: float) -> bool:
+        """Whether the time is up, on any rank."""
+        if math.isinf(deadline):
+            return False
+        return any_of(time.monotonic() >= deadline, self.world, self.device)
 
     def update(self) -> tuple[Tensor, Tensor, float]:
         """One update of the weights: its loss, the norm of its gradients, and the learning rate."""
@@ -151,13 +188,14 @@ class Trainer:
         for micro in range(settings.accumulate):
             total += self.gradients(self.task.batch(generator(settings.seed, self.step, self.world.rank, micro)))
         gradients = [weight.grad for weight in self.parameters.values() if weight.grad is not None]
-        share(gradients, self.world)
-        gradient = nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip or math.inf)
+        average(gradients, self.world)
+        gradient = clip(gradients, settings.clip)
         self.optimizer.step()
         self.gradients.clear()
         if self.ema:
             decay = settings.ema or 0.0
-            torch._foreach_lerp_(list(self.ema.values()), [w.detach() for w in self.parameters.values()], 1 - decay)
+            now = [local(weight.detach()) for weight in self.parameters.values()]
+            torch._foreach_lerp_([local(mean) for mean in self.ema.values()], now, 1 - decay)
         self.step += 1
         return total, gradient, rate
 
@@ -170,7 +208,7 @@ class Trainer:
         if not self.world.is_main:
             return
         if not math.isfinite(report.loss):
-            raise InputError(
+            raise NotFinite(
                 f"the loss is {report.loss} at step {report.step}; lower the learning rate or clip the gradients"
             )
         with (self.folder / LOG).open("a", encoding="utf-8") as log:
@@ -179,16 +217,17 @@ class Trainer:
             listener(report)
 
     def checkpoint(self) -> None:
-        """Write everything to go on from; the file before is replaced at once or not at all."""
-        if not self.world.is_main:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write everything to go on from; the file before is replaced at once or not at all. All ranks call it."""
         state = {
             "step": self.step,
             "weights": {name: weight.detach() for name, weight in self.parameters.items()},
             "ema": self.ema,
             "optimizer": self.optimizer.state_dict(),
         }
+        state = mapped(state, whole)
+        if not self.world.is_main:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f"{STATE}.partial"
         torch.save(state, partial)
         os.replace(partial, self.folder / STATE)
@@ -205,10 +244,14 @@ class Trainer:
             raise InputError(f"{path} is a checkpoint of other weights; give another folder, or remove it")
         with torch.no_grad():
             for name, weight in self.parameters.items():
-                weight.copy_(state["weights"][name])
+                weight.copy_(shared_like(weight, state["weights"][name]))
         if self.ema and state["ema"]:
-            self.ema = state["ema"]
-        self.optimizer.load_state_dict(state["optimizer"])
+            self.ema = {name: shared_like(self.parameters[name], mean) for name, mean in state["ema"].items()}
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        optimizer = state["optimizer"]
+        for index, values in optimizer["state"].items():
+            optimizer["state"][index] = {key: shared_like(weights[index], value) for key, value in values.items()}
+        self.optimizer.load_state_dict(optimizer)
         self.step = state["step"]
         if self.world.is_main:
             forget_after(self.folder / LOG, self.step)
@@ -250,8 +293,12 @@ def optimizer_for(parameters: Any, settings: Settings) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101); vectors such as biases and norms do not decay."""
     parameters = list(parameters)
     groups = [
-        {"params": [weight for weight in parameters if weight.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [weight for weight in parameters if weight.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [w for w in parameters if (w.ndim > 1) == decays and isinstance(w, DTensor) == is_sharded],
+            "weight_decay": settings.weight_decay if decays else 0.0,
+        }
+        for decays in (True, False)
+        for is_sharded in (True, False)  # torch updates the two in calls of their own
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
@@ -270,19 +317,6 @@ def learning_rate(step: int, settings: Settings) -> float:
     progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return settings.learning_rate * (settings.final_rate + (1 - settings.final_rate) * cosine)
-
-
-def share(gradients: Sequence[Tensor], world: World) -> None:
-    """Replace gradients by their mean over all ranks; those of sharded weights are that already."""
-    if world.size == 1:
-        return
-    from torch import distributed
-    from torch.distributed.tensor import DTensor
-
-    for gradient in gradients:
-        if not isinstance(gradient, DTensor):
-            distributed.all_reduce(gradient)
-            gradient.div_(world.size)
 
 
 def forget_after(log: Path, step: int) -> None:

@@ -51,3 +51,8 @@ def test_what_reads_live_values_is_live() -> None:
     """The given latents come from the frames' latents; if the VAE changes, the condition made of them does too."""
     with pytest.raises(PlanError, match="'reference-image' cannot be trained with: it works with vae"):
         split(plan(), {"vae"})
+
+
+def test_a_unit_that_spreads_one_video_over_ranks_is_refused() -> None:
+    with pytest.raises(PlanError, match="unit 'sequence-parallel' spreads one video over ranks, and training gives"):
+        split(plan("default+sequence-parallel"), {"dit"})

@@ -1,0 +1,146 @@
+"""Two ranks learn what one learns from the same samples, with whole and with sharded weights, and go on when stopped.
+
+This file is also the program of each rank: RANK, WORLD_SIZE and MASTER_* in the environment, the way and a folder as
+arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from omniavatar.distributed.world import ALONE, World, joined, place
+from omniavatar.testing.tiny import TinyModels
+from omniavatar.training.diffusion import Diffusion, DiffusionTask
+from omniavatar.training.gradients import Batch
+from omniavatar.training.samples import CachedSamples, CacheWriter, write_origin
+from omniavatar.training.takes import Choice, Take
+from omniavatar.training.trained import WHOLE
+from omniavatar.training.trainer import LOG, Settings, Trainer, generator
+from tests.distributed.conftest import free_port
+from tests.training.scenes import Striped, config, plan
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+EVERYTHING = {"weights": ["dit.*", "audio_adapter.*"]}
+WAYS = {
+    "whole": ("default", EVERYTHING),
+    "sharded": ("default+fsdp", EVERYTHING),
+    "sharded with LoRA": ("default+fsdp", {"lora": {"rank": 4, "alpha": 4}, "weights": ["audio_adapter.*"]}),
+}
+STEPS = 4
+
+
+class Numbered(DiffusionTask):
+    """Ranks take turns with the numbered batches that one rank takes one after the other."""
+
+    taken = 0
+
+    def batch(self, draw: torch.Generator) -> Batch:
+        world = self.engine.world
+        number = self.taken * world.size + world.rank
+        self.taken += 1
+        return super().batch(generator(99, number))
+
+
+def task(way: str, folder: Path, world: World, taken: int = 0) -> Numbered:
+    expression, train = WAYS[way]
+    settings = config(folder, train=train)
+    cpu = torch.device("cpu")
+    run = Diffusion.open(settings, plan(expression), TinyModels(), device=cpu, dtype=torch.float32, world=world)
+    made = run.task(CachedSamples.open(folder / "cache", run.origin(), "cpu"))
+    numbered = Numbered(made.engine, made.split, made.samples, made.trained, made.config)
+    numbered.taken = taken
+    return numbered
+
+
+def learn(way: str, folder: Path, world: World) -> None:
+    """In one piece and in two; the results lie in the folders "whole" and "parts"."""
+    accumulate = 2 // world.size
+    settings: dict[str, Any] = {"learning_rate": 1e-3, "log_every": 1, "ema": 0.8, "accumulate": accumulate}
+    name = "ranks" if world.size > 1 else "one"
+    output = folder / way / name
+    Trainer(task(way, folder, world), Settings(steps=STEPS, **settings), output / "whole", world=world).run()
+    first = Trainer(task(way, folder, world), Settings(steps=STEPS, **settings), output / "parts", world=world)
+    for _ in range(2):
+        first.update()
+    first.checkpoint()
+    rest = task(way, folder, world, taken=2 * accumulate)
+    Trainer(rest, Settings(steps=STEPS, **settings), output / "parts", world=world).run()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one rank and what two ranks learn, in every way."""
+    folder = tmp_path_factory.mktemp("ranks")
+    run = Diffusion.open(
+        config(folder, train=EVERYTHING), plan(), TinyModels(), device=torch.device("cpu"), dtype=torch.float32
+    )
+    with CacheWriter(folder / "cache") as writer:
+        for number in range(4):
+            writer.add(run.preparation().sample(Take.of(Striped(), Choice(number + 4, 9, 5, 20))))
+    write_origin(folder / "cache", run.origin())
+    for way in WAYS:
+        learn(way, folder, ALONE)
+    port = free_port()
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.training.test_several_ranks", str(folder)],
+            cwd=ROOT,
+            env={**os.environ, **environment, "RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    complaints = [rank.communicate(timeout=240)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(complaints)
+    return folder
+
+
+def results(folder: Path) -> dict[str, torch.Tensor]:
+    """What was saved."""
+    if (folder / WHOLE).exists():
+        return load_file(folder / WHOLE)
+    delta: dict[str, torch.Tensor] = torch.load(folder / "pytorch_model.pt", weights_only=True)
+    return delta
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("pieces", ["whole", "parts"])
+def test_two_ranks_learn_what_one_learns(folder: Path, way: str, pieces: str) -> None:
+    one, two = (results(folder / way / name / pieces) for name in ("one", "ranks"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=2e-5, rtol=2e-2, msg=f"{name} differs")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_stopped_run_of_two_ranks_goes_on_bit_by_bit(folder: Path, way: str) -> None:
+    whole, parts = (results(folder / way / "ranks" / pieces) for pieces in ("whole", "parts"))
+    assert all(parts[name].equal(value) for name, value in whole.items())
+    lines = [json.loads(line)["loss"] for line in (folder / way / "ranks" / "whole" / LOG).read_text().splitlines()]
+    rest = [json.loads(line)["loss"] for line in (folder / way / "ranks" / "parts" / LOG).read_text().splitlines()]
+    assert rest == lines[2:]
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    world = place()
+    with joined(world, torch.device("cpu"), 60):
+        for way in WAYS:
+            learn(way, folder, world)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
