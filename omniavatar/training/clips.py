@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from omniavatar.training.faces import FPS, Identity, Performance, Renderer, caption
-from omniavatar.training.mouth import SAMPLE_RATE, mouth_frames
+from omniavatar.training.mouth import REST_WIDTH, SAMPLE_RATE, mouth_frames
 from omniavatar.training.speech import utterance
 
 
@@ -38,11 +38,29 @@ class Clip:
         fitted = np.pad(waveform[:length], (0, max(0, length - len(waveform)))).astype(np.float32)
         return cls(who, performance, fitted, mouth_frames(fitted, frames), caption(who, performance))
 
+    @classmethod
+    def babbling(cls, seed: int, frames: int) -> Clip:
+        """Clip number `seed` with a mouth that moves at random and no sound: for learning pictures alone."""
+        random = np.random.Generator(np.random.PCG64([seed, 0xBAB]))
+        opening = np.clip(1.5 * _wandering(frames, 3, random) - 0.4, 0, 1) * (_wandering(frames, 25, random) > 0.3)
+        opening[0] = 0
+        width = np.where(opening > 0, _wandering(frames, 4, random), REST_WIDTH)
+        who, performance = Identity.from_seed(seed), Performance.from_seed(seed)
+        silence = np.zeros((frames - 1) * SAMPLE_RATE // FPS, np.float32)
+        mouth = np.stack([opening, width], axis=1).astype(np.float32)
+        return cls(who, performance, silence, mouth, caption(who, performance))
+
     def pictures(self, size: int, frames: Sequence[int] | None = None) -> np.ndarray:
         """All frames, or those of these numbers: (t size size 3) uint8."""
         renderer = Renderer(self.who, size)
         numbers = range(len(self.mouth)) if frames is None else frames
         return np.stack([renderer.draw(self.performance.pose(n), tuple(self.mouth[n])) for n in numbers])
+
+
+def _wandering(frames: int, period: int, random: np.random.Generator) -> np.ndarray:
+    """A curve (frames) in 0..1 that goes in straight lines between random points, `period` frames apart."""
+    points = random.uniform(0, 1, frames // period + 2)
+    return np.interp(np.arange(frames) / period, np.arange(len(points)), points)
 
 
 def write_wave(path: Path, waveform: np.ndarray) -> None:

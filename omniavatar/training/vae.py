@@ -1,4 +1,9 @@
-"""Training a causal video VAE on procedural talking heads: pictures first, then clips of growing length.
+"""Training a causal video VAE on procedural talking heads: pictures first, then clips.
+
+    python -m omniavatar.training.vae out/vae --minutes 10
+
+writes `out/vae/vae.safetensors`, the logs and checkpoints of both parts, and tells how well the VAE gives unseen clips
+back. A run that was stopped goes on when it is started again.
 
 The loss is the absolute error of pixels and of their differences between neighbours (which keeps edges sharp), more
 where the mouth is, and a small divergence of the latents from a normal distribution (Kingma and Welling 2013,
@@ -7,21 +12,31 @@ arXiv:1312.6114), which keeps them smooth.
 
 from __future__ import annotations
 
+import json
+import math
+import multiprocessing
+import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from omniavatar.models.wan_vae import CausalConv3d, CausalVAE
+from omniavatar.models.wan_vae import CausalConv3d, CausalVAE, WanVAE
 from omniavatar.training.clips import Clip
 from omniavatar.training.faces import Renderer
 from omniavatar.training.gradients import Batch
+from omniavatar.training.trainer import Report, Settings, Trainer
+
+FILE = "vae.safetensors"
 
 
 class VaeSettings(BaseModel):
@@ -45,10 +60,15 @@ class Footage:
     mouths: Tensor
 
     @classmethod
-    def render(cls, seeds: Sequence[int], frames: int, size: int) -> Footage:
-        """The clips of these numbers."""
-        rendered = [render(Clip.from_seed(seed, frames), size) for seed in seeds]
-        pictures, mouths = (np.stack(values) for values in zip(*rendered, strict=True))
+    def render(cls, seeds: Sequence[int], frames: int, size: int, workers: int = 1) -> Footage:
+        """The babbling clips of these numbers."""
+        draw = partial(rendered, frames=frames, size=size)
+        if workers == 1:
+            found = [draw(seed) for seed in seeds]
+        else:
+            with multiprocessing.get_context("spawn").Pool(workers) as pool:
+                found = pool.map(draw, seeds, chunksize=8)
+        pictures, mouths = (np.stack(values) for values in zip(*found, strict=True))
         return cls(torch.from_numpy(pictures), torch.from_numpy(mouths))
 
     def to(self, device: torch.device | str) -> Footage:
@@ -65,8 +85,9 @@ class Footage:
         return video, box_mask(self.mouths[index[:, None], times], (height, width))[:, None]
 
 
-def render(clip: Clip, size: int) -> tuple[np.ndarray, np.ndarray]:
+def rendered(seed: int, frames: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The pictures (t size size 3) uint8 of a clip and its mouth boxes (t 4) float32."""
+    clip = Clip.babbling(seed, frames)
     renderer = Renderer(clip.who, size)
     boxes = [renderer.mouth_box(clip.performance.pose(n)) for n in range(len(clip.mouth))]
     return clip.pictures(size), np.array(boxes, dtype=np.float32)
@@ -125,7 +146,7 @@ class VaeTask:
         self.vae.load_state_dict(state)
         mean, deviation = latent_statistics(self.vae.eval(), self.footage)
         state = normalised(state, mean.cpu(), deviation.cpu())
-        save_file({name: weight.half().contiguous() for name, weight in state.items()}, folder / "vae.safetensors")
+        save_file({name: weight.half().contiguous() for name, weight in state.items()}, folder / FILE)
 
 
 @torch.no_grad()
@@ -174,3 +195,101 @@ def normalised(state: Mapping[str, Tensor], mean: Tensor, deviation: Tensor) -> 
         "conv2.bias": first_bias + first.flatten(1) @ mean,
     }
     return {**{name: value.cpu() for name, value in state.items()}, **changed}
+
+
+CONFIG: dict[str, Any] = {
+    "dim": 16,
+    "z_dim": 16,
+    "dim_mult": (1, 2, 4, 4),
+    "num_res_blocks": 1,
+    "attn_scales": (),
+    "temporal_downsample": (False, True, True),
+    "latent_mean": (0.0,) * 16,
+    "latent_std": (1.0,) * 16,
+}
+"""The VAE of Wan 2.1 with a sixth of its width and half its blocks."""
+HELD_OUT = 1000
+"""Clips of numbers below this one are not trained on."""
+
+
+@torch.inference_mode()
+def fidelity(vae: WanVAE, footage: Footage, lengths: Sequence[int] = (1, 17, 49, 65)) -> dict[int, float]:
+    """By length of a clip in frames: the peak signal-to-noise ratio of what comes back, dB."""
+    device, found = next(vae.parameters()).device, {}
+    for length in lengths:
+        errors = []
+        for clip in footage.pictures[:, :length]:
+            video = clip[None].permute(0, 4, 1, 2, 3).to(device).float() / 127.5 - 1
+            back = vae.decode(vae.encode(video, latents_per_pass=length), latents_per_pass=length)
+            errors.append((back - video).square().mean())
+        found[length] = round(float(-10 * torch.log10(torch.stack(errors).mean() / 4)), 2)
+    return found
+
+
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--start", type=click.Path(exists=True, dir_okay=False), help="weights to begin clips with")
+@click.option("--clips", default=2000, show_default=True, type=click.IntRange(2), help="to train on, of 65 frames each")
+@click.option("--side", default=128, show_default=True, type=click.IntRange(16), help="pixels")
+@click.option("--picture-steps", default=2200, show_default=True, type=click.IntRange(1), help="updates on pictures")
+@click.option("--steps", default=8000, show_default=True, type=click.IntRange(1), help="updates on clips")
+@click.option("--rate", default=1e-3, show_default=True, type=float, help="highest learning rate on clips")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="stop after this time; start again to go on")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="processes that draw clips")
+@click.option("--tested", default=64, show_default=True, type=click.IntRange(1, HELD_OUT), help="unseen clips")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ...")
+def main(folder: Path, start: str | None, device: str, **options: Any) -> None:
+    """Train the tiny VAE and write it into FOLDER."""
+    torch.manual_seed(0)
+    vae, footage = WanVAE(**CONFIG), Footage.render
+    seeds = range(HELD_OUT, HELD_OUT + options["clips"])
+    clips = footage(seeds, 65, options["side"], options["workers"]).to(device)
+    deadline = time.monotonic() + 60 * (options["minutes"] or math.inf)
+    if start is None:
+        start_as_pictures(vae)
+        settings = Settings(steps=options["picture_steps"], learning_rate=2e-3, warmup=200, ema=0.995, **FAST)
+        learn(vae.to(device), clips, VaeSettings(lengths=(1,), frames=48), settings, folder / "pictures", deadline)
+    else:
+        vae.load_state_dict({name: value.float() for name, value in load_file(start).items()})
+    settings = Settings(steps=options["steps"], learning_rate=options["rate"], warmup=100, ema=0.998, **FAST)
+    lengths = VaeSettings(lengths=(1, 17, 49), frames=68)
+    if learn(vae.to(device), clips, lengths, settings, folder / "clips", deadline):
+        held_out = footage(range(options["tested"]), 65, options["side"], options["workers"])
+        vae.load_state_dict({name: value.float() for name, value in load_file(folder / "clips" / FILE).items()})
+        os.replace(folder / "clips" / FILE, folder / FILE)
+        click.echo(json.dumps(fidelity(vae.eval(), held_out)))
+
+
+FAST: dict[str, Any] = {
+    "schedule": "cosine",
+    "final_rate": 0.02,
+    "precision": "bf16",
+    "cuda_graph": True,
+    "weight_decay": 0.0,
+    "save_every": 100_000,
+    "log_every": 100,
+}
+
+
+def learn(
+    vae: WanVAE, footage: Footage, lengths: VaeSettings, settings: Settings, folder: Path, deadline: float
+) -> bool:
+    """Train until the end or the deadline, leave the averaged weights in the VAE; returns whether it is the end."""
+    left = max(0.01, (deadline - time.monotonic()) / 60)
+    settings = settings.model_copy(update={"max_minutes": None if math.isinf(left) else left})
+    device = next(vae.parameters()).device
+    trainer = Trainer(VaeTask(vae, footage, lengths), settings, folder, device=device, listeners=[_tell])
+    is_done = trainer.run()
+    with torch.no_grad():
+        for name, weight in trainer.result().items():
+            trainer.parameters[name].copy_(weight)
+    return is_done
+
+
+def _tell(report: Report) -> None:
+    if report.step % 500 == 0:
+        click.echo(f"step {report.step}  loss {report.loss:.5f}  {report.seconds:.3f} s")
+
+
+if __name__ == "__main__":
+    main()

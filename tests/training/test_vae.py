@@ -7,12 +7,23 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from omniavatar.models.wan_vae import WanVAE
 from omniavatar.testing.tiny import VAE
 from omniavatar.training.trainer import Settings, Trainer, generator
-from omniavatar.training.vae import Footage, VaeSettings, VaeTask, box_mask, latent_statistics, normalised
+from omniavatar.training.vae import (
+    FILE,
+    Footage,
+    VaeSettings,
+    VaeTask,
+    box_mask,
+    latent_statistics,
+    main,
+    normalised,
+    start_as_pictures,
+)
 
 SIZE, FRAMES = 32, 9
 
@@ -78,3 +89,30 @@ def test_groups_do_not_change_what_training_sees(footage: Footage) -> None:
         torch.testing.assert_close(network.moments(video, 9), network.moments(video, 1), atol=1e-4, rtol=1e-4)
         latents = network.moments(video)[:, :16]
         torch.testing.assert_close(network.frames(latents, 3), network.frames(latents, 1), atol=1e-4, rtol=1e-4)
+
+
+def test_a_new_vae_treats_every_frame_as_a_picture() -> None:
+    network = vae().eval()
+    start_as_pictures(network)
+    still = torch.rand(1, 3, 1, SIZE, SIZE).expand(-1, -1, 9, -1, -1) * 2 - 1
+    with torch.inference_mode():
+        picture = network.decode(network.encode(still[:, :, :1]))
+        torch.testing.assert_close(
+            network.decode(network.encode(still)), picture.expand(-1, -1, 9, -1, -1), atol=1e-4, rtol=0
+        )
+
+
+def test_drawn_footage_has_moving_mouths_where_the_masks_are() -> None:
+    drawn = Footage.render(range(2), 9, 64)
+    assert drawn.pictures.shape == (2, 9, 64, 64, 3)
+    changes = (drawn.pictures[:, 1:].float() - drawn.pictures[:, :-1].float()).abs().mean(-1)
+    inside = box_mask(drawn.mouths[:, 1:], (64, 64)) > 0
+    assert changes[inside].mean() > 3 * changes[~inside].mean()
+
+
+def test_the_command_trains_both_parts_and_says_how_well(tmp_path: Path) -> None:
+    arguments = ["--clips", "2", "--side", "32", "--picture-steps", "1", "--steps", "1", "--tested", "1"]
+    outcome = CliRunner().invoke(main, [str(tmp_path), *arguments], catch_exceptions=False)
+    assert outcome.exit_code == 0
+    assert '"49":' in outcome.output
+    assert set(load_file(tmp_path / FILE)) == set(load_file(tmp_path / "pictures" / FILE))
