@@ -19,7 +19,7 @@ from omniavatar.models.audio_adapter import AudioAdapter
 from omniavatar.testing import LatentFormat
 from omniavatar.units import Prompt
 
-ROWS = {"tiny": "omniavatar-tiny", "1.3b": "Wan2.1-T2V-1.3B", "14b": "Wan2.1-T2V-14B"}
+ROWS = {"tiny": "omniavatar-test", "1.3b": "Wan2.1-T2V-1.3B", "14b": "Wan2.1-T2V-14B"}
 AUDIO = {"audio_in_dim": 10752, "audio_hidden_size": 32}
 TEXT_TOKENS = 512
 

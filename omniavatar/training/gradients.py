@@ -66,6 +66,7 @@ class GraphedGradients(Gradients):
     def __init__(self, loss: Loss, parameters: Sequence[nn.Parameter], precision: Precision, part: float = 1.0) -> None:
         super().__init__(loss, parameters, precision, part)
         self.recordings: dict[tuple[tuple[str, torch.Size], ...], Recording] = {}
+        self.stream = torch.cuda.Stream()
 
     def __call__(self, batch: Batch) -> Tensor:
         shapes = tuple((name, value.shape) for name, value in batch.items())
@@ -90,14 +91,13 @@ class GraphedGradients(Gradients):
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
         before = [weight.grad.clone() for weight in self.parameters if weight.grad is not None]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             for _ in range(self.WARM_UP):
                 self.add(held)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
+        with torch.cuda.graph(graph, stream=self.stream):
             loss = self.add(held).detach()
         for weight, gradient in zip(self.parameters, before, strict=True):
             if weight.grad is not None:
