@@ -81,7 +81,7 @@ def utterance(
         pieces += _with_a_pause(speak(sentence(voice.accent[:2], random), voice), random)
         pieces.append(_silence(random.uniform(0.3, 1.5) if random.random() < 0.75 else 0.08))
     wave = np.concatenate(pieces)[:total]
-    tail = round(random.uniform(0.3, 1.5) * SAMPLE_RATE) if random.random() < 0.25 else 0
+    tail = min(total, round(random.uniform(0.3, 1.5) * SAMPLE_RATE)) if random.random() < 0.25 else 0
     wave[total - tail :] = 0
     wave = _faded(wave, total - tail)
     return wear(wave, random) if worn else wave
