@@ -18,6 +18,8 @@ from omniavatar.units.prompt import NEGATIVE_PROMPT, Prompt
 Words = Mapping[str, tuple[str, ...]]
 """Wordings of every value; the first are those of captions. Braces stand for a colour."""
 
+ROLES = ("speaker", "teacher", "news presenter", "presenter", "singer", "doctor")
+"""What somebody may be, whoever it is."""
 PERSON: Words = {
     "woman": ("woman", "lady", "girl", "female", "young woman", "young lady", "old woman", "businesswoman", "mother"),
     "man": ("man", "guy", "gentleman", "boy", "male", "young man", "old man", "fellow", "businessman", "father"),
@@ -344,8 +346,11 @@ class _Writer:
 
 def _person(who: Identity, performance: Performance, writer: _Writer) -> str:
     if writer.chance(0.08):
-        return writer.one(("person", "someone", "speaker", "teacher", "news presenter"))
+        return writer.one(("person", "someone", *ROLES))
     person = writer.word("person", PERSON, who.person)
+    if writer.chance(0.15):
+        role, word = writer.one(ROLES), "female" if who.person == "woman" else "male"
+        person = writer.one((f"{word} {role}", f"{role}, a {who.person}", f"{role}: {who.person}"))
     if writer.chance(0.2):
         person = f"{writer.word('skin', SKIN, who.skin.name)}-skinned {person}"
     elif who.hair_colour.name in HAIRED and who.hair != "bald" and writer.chance(0.12):

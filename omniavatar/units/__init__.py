@@ -3,6 +3,7 @@
 from omniavatar.units.audio import Audio
 from omniavatar.units.audio_adapter import AudioAdapter
 from omniavatar.units.cfg_merge import CfgMerge
+from omniavatar.units.compile import Compile
 from omniavatar.units.euler import Euler
 from omniavatar.units.fixed_frames import FixedFrames
 from omniavatar.units.fsdp import Fsdp
@@ -40,4 +41,5 @@ BUILTIN = (
     VaeParallel,
     Fsdp,
     GradientCheckpointing,
+    Compile,
 )

@@ -23,10 +23,11 @@ class GradientCheckpointing(PipelineUnit):
     exact = True
     roles = ("dit",)
 
-    @hookimpl
+    @hookimpl(trylast=True)
     def setup(self, engine: Engine) -> None:
-        for role in engine.roles:
-            for block in getattr(engine.model(role), "blocks", ()):
+        networks = {"dit": engine.model("dit"), **engine.networks}
+        for network in networks.values():
+            for block in getattr(network, "blocks", ()):
                 recompute(block)
 
 

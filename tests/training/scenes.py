@@ -21,9 +21,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+def catalog() -> Catalog:
+    """The built-in units and presets."""
+    return Catalog({unit.name: unit for unit in builtin.omni_units()}, builtin.omni_presets())
+
+
 def plan(expression: str = "default") -> Plan:
-    catalog = Catalog({unit.name: unit for unit in builtin.omni_units()}, builtin.omni_presets())
-    return build_plan(expression, catalog, SETTINGS)
+    return build_plan(expression, catalog(), SETTINGS)
 
 
 def config(folder: Path, **fields: Any) -> DiffusionConfig:

@@ -1,0 +1,57 @@
+"""Compiled blocks make the same video, whatever acts between them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from omniavatar.engine.engine import Engine
+from omniavatar.engine.plan import build_plan
+from omniavatar.engine.scopes import Request, Window
+from omniavatar.errors import PlanError
+from omniavatar.hookspecs import hookimpl
+from omniavatar.testing.tiny import TinyModels
+from omniavatar.units import Compile
+from tests.training.scenes import SETTINGS, catalog
+
+SMALL = {**SETTINGS, "euler": {"steps": 2}, "fixed-frames": {"window_frames": 9, "overlap": 5}}
+
+
+class Frames:
+    """Keeps what the windows show."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    @hookimpl(trylast=True)
+    def end_window(self, window: Window) -> None:
+        self.seen.append(window["frames"].clone())
+
+
+def video(expression: str) -> Tensor:
+    """The frames of a video of two windows."""
+    watch = Frames()
+    engine = Engine(build_plan(expression, catalog(), SMALL), TinyModels(), observers=[watch])
+    engine.generate(Request({"prompt": "hi"}, seconds=0.48))
+    assert len(watch.seen) == 2
+    return torch.cat(watch.seen, dim=2)
+
+
+def test_it_changes_nothing() -> None:
+    plain = video("default-write-video")
+    torch.testing.assert_close(video("default-write-video+compile(backend=aot_eager)"), plain, atol=1e-5, rtol=1e-5)
+
+
+def test_only_the_named_networks_are_compiled() -> None:
+    models = TinyModels()
+    engine = Engine(build_plan("default+compile(backend=eager)", catalog(), SMALL), models)
+    engine.set_up()
+    assert all(block._compiled_call_impl is not None for block in models.networks["dit"].blocks)
+    assert all(block._compiled_call_impl is None for block in models.networks["text_encoder"].blocks)
+
+
+def test_a_backend_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(PlanError, match="backend"):
+        build_plan("default+compile(backend=magic)", catalog(), SMALL)
+    assert Compile.exact
