@@ -14,9 +14,9 @@ from __future__ import annotations
 import glob
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -175,14 +175,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def find_config(name: str) -> Path:
-    """The file of this name, or the packaged configuration, such as "omniavatar-14b"."""
+def packaged_configs(kind: str = "") -> dict[str, Path]:
+    """The packaged configurations by name; those of another kind lie in a folder of its name."""
+    return {file.stem: file for file in (data_folder("configs") / kind).glob("*.yaml")}
+
+
+def find_config(name: str, kind: str = "") -> Path:
+    """The file of this name, or the packaged configuration of a kind, such as "omniavatar-14b"."""
     path = Path(name)
     if path.is_file():
         return path
-    packaged = {file.stem: file for file in data_folder("configs").glob("*.yaml")}
+    packaged = packaged_configs(kind)
     stem = path.name.removesuffix(".yaml")
-    if stem in packaged and path.parent in (Path(), Path("configs")):
+    if stem in packaged and path.parent in (Path(), Path(kind), Path("configs", kind)):
         return packaged[stem]
     raise InputError(f"there is no configuration {name}{nearest(stem, packaged)}")
 
@@ -201,7 +206,28 @@ def validated(schema: type[Schema], content: Mapping[str, Any], source: Path | s
     try:
         return schema(**content)
     except ValidationError as error:
-        raise InputError(f"{source}: {explain(error)}") from None
+        raise InputError(f"{source}: {unknown_field(schema, error) or explain(error)}") from None
+
+
+def unknown_field(schema: type[BaseModel], error: ValidationError) -> str:
+    """What is wrong if the first problem is a name that an inner schema does not know; nothing otherwise."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] != "extra_forbidden":
+        return ""
+    *path, last = first["loc"]
+    for part in path:
+        if isinstance(part, str):
+            schema = next(schemas_in(schema.model_fields[part].annotation))
+    where = ".".join(str(part) for part in first["loc"])
+    return f"unknown field '{where}'{nearest(str(last), schema.model_fields)}"
+
+
+def schemas_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The schemas in a type such as `tuple[Schema, ...] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from schemas_in(inner)
 
 
 def merge_settings(*layers: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+LORA = "lora"
+"""Under this role are bare tensor sets, which change networks and are none."""
+
+
 @dataclass(frozen=True)
 class LoraFile:
     """One LoRA: pairs `<module>.lora_A.weight` (rank in), `<module>.lora_B.weight` (out rank), maybe `<module>.alpha`.
@@ -84,7 +88,8 @@ class Bundle:
         return frozenset(self._by_role)
 
     def __contains__(self, role: object) -> bool:
-        return role in self._by_role
+        """Whether the files have a network of this role; LoRA files are none."""
+        return role != LORA and role in self._by_role
 
     def components(self, role: str) -> tuple[Component, ...]:
         """What the files provide for a role, the base first; overlays and tensor sets in the order given."""
@@ -125,7 +130,7 @@ class Bundle:
 
     def adapters(self) -> tuple[LoraFile, ...]:
         """The LoRA files, in the order given; none is fine."""
-        return tuple(LoraFile(component) for component in self._by_role.get("lora", ()))
+        return tuple(LoraFile(component) for component in self._by_role.get(LORA, ()))
 
     def load(
         self,
@@ -143,8 +148,13 @@ class Bundle:
 
 
 def _ordered(role: str, components: list[Component]) -> tuple[Component, ...]:
-    """The base before its overlays; two bases are an error that names both."""
+    """The base before its overlays; two bases are an error that names both.
+
+    What a delta brings along whole, such as audio layers, replaces that of files before it.
+    """
     bases = [component for component in components if component.spec.network is not None]
+    if len(bases) > 1 and all(base.row.is_delta for base in bases[1:]):
+        bases = bases[-1:]
     if len(bases) > 1:
         files = " and ".join(f"{base.files[0]} ({base.row.name})" for base in bases)
         raise CheckpointError(

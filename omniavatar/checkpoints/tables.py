@@ -88,6 +88,11 @@ class Row(BaseModel):
             raise ValueError("give exactly one of 'hash', 'match' and 'model_type'")
         return self
 
+    @property
+    def is_delta(self) -> bool:
+        """Whether it changes networks of other files."""
+        return any(spec.network is None for spec in self.components.values())
+
     def owner(self, name: str) -> str | None:
         """The role of the first component that a name of the file belongs to."""
         return next((role for role, spec in self.components.items() if matches(name, spec.keys)), None)

@@ -108,6 +108,11 @@ class Engine:
         wanted = [role for unit in self.plan.units for role in (*unit.roles, *unit.optional_roles)]
         return [role for role in dict.fromkeys(wanted) if role in self.models]
 
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The networks that are loaded by now, by role."""
+        return self._networks
+
     def model(self, role: str) -> Any:
         """The network of this role, loaded on first use: on the device, or in host memory if a unit wants that."""
         if role not in self._networks:

@@ -18,6 +18,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -32,7 +33,10 @@ from omniavatar.training.preparation import Preparation, Sample, Shapes, joined
 from omniavatar.training.takes import Source, TakeSettings
 
 ORIGIN = "origin.json"
+UNFINISHED = "unfinished.json"
+"""In place of `ORIGIN` in a cache that is not complete."""
 SHARD_BYTES = 256 * 2**20
+HOLD_GIB = 16.0
 Origin = Mapping[str, Any]
 """What a cache was made of, as JSON values: units, weights by role, settings of the samples."""
 
@@ -72,25 +76,51 @@ class LiveSamples:
 
 
 @dataclass(frozen=True)
-class CachedSamples:
-    """Samples of a cache, in memory, those of equal shapes together: name to (n ...)."""
+class Place:
+    """A sample in a cache: its shard, and under which name the shard has each value."""
 
-    groups: tuple[Mapping[str, Tensor], ...]
+    shard: Path
+    names: Mapping[str, str]
+
+    def read(self) -> Sample:
+        """Raises InputError if the shard is damaged."""
+        with opened(self.shard) as shard:
+            return {name: shard.get_tensor(key) for name, key in self.names.items()}
+
+
+@dataclass(frozen=True)
+class CachedSamples:
+    """Samples of a cache, those of equal shapes together.
+
+    held: for every group its values (n ...) on the device; none: they are read from the disk batch by batch.
+    """
+
+    groups: tuple[Sequence[Place], ...]
     device: torch.device
+    held: tuple[Mapping[str, Tensor], ...] = ()
 
     @classmethod
-    def open(cls, folder: Path, origin: Origin, device: torch.device | str) -> CachedSamples:
-        """All samples of a cache. Raises InputError if it was made of something else, naming what."""
+    def open(
+        cls, folder: Path, origin: Origin, device: torch.device | str, *, hold_gib: float = HOLD_GIB
+    ) -> CachedSamples:
+        """All samples of a cache; one of up to `hold_gib` GiB is held on the device.
+
+        Raises InputError if it was made of something else, naming what.
+        """
         check_origin(folder, origin)
-        groups: dict[Shapes, list[Sample]] = defaultdict(list)
-        for path in sorted(folder.glob("*.safetensors")):
-            for sample in read_shard(path):
-                groups[Shapes.of(sample)].append(sample)
+        groups: dict[Shapes, list[Place]] = defaultdict(list)
+        shards = sorted(folder.glob("*.safetensors"))
+        for path in shards:
+            for shapes, place in places(path):
+                groups[shapes].append(place)
         if not groups:
             raise InputError(f"the cache {folder} has no samples; make it with omni train prepare")
-        place = torch.device(device)
-        together = [{name: value.to(place) for name, value in joined(group).items()} for group in groups.values()]
-        return cls(tuple(together), place)
+        target = torch.device(device)
+        held: list[dict[str, Tensor]] = []
+        if sum(path.stat().st_size for path in shards) <= hold_gib * 2**30:
+            together = (joined([place.read() for place in group]) for group in groups.values())
+            held = [{name: value.to(target) for name, value in group.items()} for group in together]
+        return cls(tuple(groups.values()), target, tuple(held))
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -98,24 +128,35 @@ class CachedSamples:
     @property
     def sizes(self) -> list[int]:
         """Samples in every group."""
-        return [len(next(iter(group.values()))) for group in self.groups]
+        return [len(group) for group in self.groups]
 
     def draw(self, draw: torch.Generator, count: int) -> dict[str, Tensor]:
         """A group, with the chance that its size gives it, and samples of it."""
         group = int(torch.multinomial(torch.tensor(self.sizes, dtype=torch.float64), 1, generator=draw))
-        chosen = torch.randint(self.sizes[group], (count,), generator=draw).to(self.device)
-        return {name: values[chosen] for name, values in self.groups[group].items()}
+        chosen = torch.randint(self.sizes[group], (count,), generator=draw)
+        if self.held:
+            where = chosen.to(self.device)
+            return {name: values[where] for name, values in self.held[group].items()}
+        batch = joined([self.groups[group][index].read() for index in chosen.tolist()])
+        return {name: value.to(self.device) for name, value in batch.items()}
 
 
 class CacheWriter:
-    """Adds samples to a cache in shards of about `shard_bytes`; `part` keeps several writers apart."""
+    """Adds samples to a cache in shards of about `shard_bytes`; `part` keeps several writers apart.
+
+    Its length is the number of samples, with those that this part of the cache had before.
+    """
 
     def __init__(self, folder: Path, part: int = 0, shard_bytes: int = SHARD_BYTES) -> None:
         self.folder, self.part, self.shard_bytes = folder, part, shard_bytes
-        self.shards = 0
+        before = sorted(folder.glob(f"{part:03}-*.safetensors"))
+        self.shards, self._written = len(before), sum(len(samples_in(path)) for path in before)
         self._tensors: dict[str, Tensor] = {}
         self._samples: list[dict[str, str]] = []
         folder.mkdir(parents=True, exist_ok=True)
+
+    def __len__(self) -> int:
+        return self._written + len(self._samples)
 
     def add(self, sample: Sample) -> None:
         """Keep a sample; a shard is written when there is enough for one."""
@@ -136,14 +177,14 @@ class CacheWriter:
             save_file(self._tensors, partial, metadata={"samples": json.dumps(self._samples)})
             os.replace(partial, path)
             self.shards += 1
+            self._written += len(self._samples)
             self._tensors, self._samples = {}, []
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.flush()
+    def __exit__(self, *_: object) -> None:
+        self.flush()  # what was added is whole, however the work ends
 
 
 def digest(tensor: Tensor) -> str:
@@ -153,35 +194,57 @@ def digest(tensor: Tensor) -> str:
     return content.hexdigest()
 
 
-def read_shard(path: Path) -> Iterator[Sample]:
-    """The samples of a shard. Raises InputError if it is damaged."""
+def samples_in(path: Path) -> Sequence[Mapping[str, str]]:
+    """The samples of a shard: for each its values by name, as names of tensors. Raises InputError if it is damaged."""
     try:
         with safe_open(path, framework="pt") as shard:
             samples: Sequence[Mapping[str, str]] = json.loads(shard.metadata()["samples"])
-            tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"shard {path} is damaged: {error}; make the cache anew with omni train prepare") from None
+    return samples
+
+
+def read_shard(path: Path) -> Iterator[Sample]:
+    """The samples of a shard. Raises InputError if it is damaged."""
+    return (place.read() for _, place in places(path))
+
+
+def places(path: Path) -> Iterator[tuple[Shapes, Place]]:
+    """The samples of a shard without their values. Raises InputError if it is damaged."""
+    samples = samples_in(path)
+    with opened(path) as shard:
+        shapes = {key: tuple(shard.get_slice(key).get_shape()) for names in samples for key in names.values()}
     for names in samples:
-        yield {name: tensors[key] for name, key in names.items()}
+        yield Shapes(tuple((name, shapes[key]) for name, key in sorted(names.items()))), Place(path, names)
 
 
-def write_origin(folder: Path, origin: Origin) -> None:
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A shard to read from. Raises InputError if it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as shard:
+            yield shard
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"shard {path} is damaged: {error}; make the cache anew with omni train prepare") from None
+
+
+def write_origin(folder: Path, origin: Origin, name: str = ORIGIN) -> None:
     """Say what a cache was made of."""
-    (folder / ORIGIN).write_text(json.dumps(origin, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / name).write_text(json.dumps(origin, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def check_origin(folder: Path, origin: Origin) -> None:
+def check_origin(folder: Path, origin: Origin, name: str = ORIGIN) -> None:
     """Raise InputError if a cache was made of something else, naming the first difference."""
-    path = folder / ORIGIN
+    path = folder / name
     if not path.is_file():
         raise InputError(f"{folder} holds no cache, or one that was not finished; make it with omni train prepare")
     found = dict(flat(json.loads(path.read_text(encoding="utf-8"))))
     wanted = dict(flat(json.loads(json.dumps(origin))))
-    for name in sorted({*found, *wanted}):
-        if found.get(name) != wanted.get(name):
+    for field in sorted({*found, *wanted}):
+        if found.get(field) != wanted.get(field):
             raise InputError(
-                f"the cache {folder} was made with another {name}: {short(found.get(name))}, and now it is "
-                f"{short(wanted.get(name))}; make it anew with omni train prepare, or name another folder"
+                f"the cache {folder} was made with another {field}: {short(found.get(field))}, and now it is "
+                f"{short(wanted.get(field))}; make it anew with omni train prepare, or name another folder"
             )
 
 

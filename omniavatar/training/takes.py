@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from omniavatar.engine.windows import TEMPORAL_FACTOR
+from omniavatar.engine.windows import TEMPORAL_FACTOR, frames_for_budget
 from omniavatar.media.audio import load_waveform
 from omniavatar.training.clips import Clip as Drawn
 from omniavatar.training.data import Clips
@@ -36,6 +36,10 @@ class TakeSettings(BaseModel):
     no_reference: float = Field(0.0, ge=0, le=1, description="how often there is no reference picture either")
     silent: float = Field(0.0, ge=0, le=1, description="how often the sound is silence, the pictures as they are")
 
+    max_tokens: int | None = Field(
+        None, ge=64, description="tokens of a sample at most; larger pictures have fewer frames"
+    )
+
     @field_validator("frames", "prefixes")
     @classmethod
     def _four_n_plus_one(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
@@ -43,6 +47,13 @@ class TakeSettings(BaseModel):
             if frames < 1 or frames % TEMPORAL_FACTOR != 1:
                 raise ValueError(f"{frames} is not 4n+1 frames")
         return value
+
+    def at(self, height: int, width: int) -> TakeSettings:
+        """The same for pictures of this size: no more frames than `max_tokens` allow."""
+        if self.max_tokens is None:
+            return self
+        most = max(1 + TEMPORAL_FACTOR, frames_for_budget(self.max_tokens, height, width))
+        return self.model_copy(update={"frames": min(self.frames, most)})
 
     def narrowed(self, draw: torch.Generator) -> TakeSettings:
         """The same with what decides the shapes of a sample drawn, so that several of one shape can be joined."""
@@ -143,7 +154,9 @@ class Take:
 
 
 class Source(Protocol):
-    """Where takes come from."""
+    """Where takes come from; its length is the number of clips."""
+
+    def __len__(self) -> int: ...
 
     def take(self, settings: TakeSettings, draw: torch.Generator) -> Take:
         """A random take of a random clip."""
@@ -161,18 +174,24 @@ class FilmedSource:
     clips: Clips
 
     def take(self, settings: TakeSettings, draw: torch.Generator) -> Take:
-        return self.clips.draw(draw, lambda clip, own: Take.of(clip, Choice.draw(clip.frames, settings, own)))
+        return self.clips.draw(draw, lambda clip, own: self._taken(clip, settings, own))
+
+    def __len__(self) -> int:
+        return len(self.clips)
 
     def takes(self, settings: TakeSettings, variants: int) -> Iterator[Take]:
         numbers = {entry: number for number, entry in enumerate(self.clips.entries)}
 
         def read(clip: Clip, variant: int) -> Take:
             draw = generator(numbers[clip.entry], variant)
-            return Take.of(clip, Choice.draw(clip.frames, settings, draw))
+            return self._taken(clip, settings, draw)
 
         for variant in range(variants):
             for _, take in self.clips.each(partial(read, variant=variant)):
                 yield take
+
+    def _taken(self, clip: Clip, settings: TakeSettings, draw: torch.Generator) -> Take:
+        return Take.of(clip, Choice.draw(clip.frames, settings.at(*clip.bucket), draw))
 
 
 @dataclass(frozen=True)
@@ -189,13 +208,19 @@ class DrawnSource:
 
     def take(self, settings: TakeSettings, draw: torch.Generator) -> Take:
         number = int(torch.randint(len(self.seeds), (), generator=draw))
-        return Take.of(self.clip(self.seeds[number]), Choice.draw(self.frames, settings, draw))
+        return self._taken(self.clip(self.seeds[number]), settings, draw)
+
+    def __len__(self) -> int:
+        return len(self.seeds)
 
     def takes(self, settings: TakeSettings, variants: int) -> Iterator[Take]:
         for seed in self.seeds:
             clip = self.clip(seed)
             for variant in range(variants):
-                yield Take.of(clip, Choice.draw(self.frames, settings, generator(seed, variant)))
+                yield self._taken(clip, settings, generator(seed, variant))
+
+    def _taken(self, clip: DrawnClip, settings: TakeSettings, draw: torch.Generator) -> Take:
+        return Take.of(clip, Choice.draw(self.frames, settings.at(self.side, self.side), draw))
 
     def clip(self, seed: int) -> DrawnClip:
         """The clip of this number."""

@@ -136,6 +136,7 @@ class Trainer:
         if settings.ema is not None:
             self.ema = {name: weight.detach().clone() for name, weight in self.parameters.items()}
         self.step = 0
+        self.is_torn = False
 
     def run(self) -> bool:
         """Train to the end or until the time is up; returns whether it has reached the end."""
@@ -156,7 +157,7 @@ class Trainer:
                         visit.work(self)
         except BaseException as error:
             # What several ranks have parts of cannot be saved by one that fails, nor what is broken.
-            if not isinstance(error, NotFinite) and not self.is_sharded:
+            if not isinstance(error, NotFinite) and not self.is_sharded and not self.is_torn:
                 self.checkpoint()
             raise
         self.checkpoint()
@@ -190,6 +191,7 @@ class Trainer:
         gradients = [weight.grad for weight in self.parameters.values() if weight.grad is not None]
         average(gradients, self.world)
         gradient = clip(gradients, settings.clip)
+        self.is_torn = True
         self.optimizer.step()
         self.gradients.clear()
         if self.ema:
@@ -197,6 +199,7 @@ class Trainer:
             now = [local(weight.detach()) for weight in self.parameters.values()]
             torch._foreach_lerp_([local(mean) for mean in self.ema.values()], now, 1 - decay)
         self.step += 1
+        self.is_torn = False
         return total, gradient, rate
 
     def result(self) -> Mapping[str, Tensor]:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from omniavatar.engine.engine import Adapter, Engine, Models
 from omniavatar.engine.plan import Plan, make_unit
@@ -133,25 +134,39 @@ class Validation:
         """The trained networks in the state in which videos are made of them."""
         lender = self.lenders[0]
         with ExitStack() as stack:
-            for network in {role: lender.model(role) for role in lender.roles}.values():
+            for network in lender.networks.values():
                 stack.callback(network.train, network.training)
             stack.enter_context(holding(trainer.parameters, trainer.result(), lender.dtype))
             yield
 
 
 @contextmanager
-def holding(
-    parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor], dtype: torch.dtype
-) -> Iterator[None]:
-    """Let parameters hold other values, in another precision, for the time of a with-block."""
-    own = {name: weight.data for name, weight in parameters.items()}
+def holding(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[None]:
+    """Let parameters hold other values, in another precision, for the time of a with-block.
+
+    Sharded ones keep their precision, in which their blocks are gathered.
+    """
+    sharded = {name: weight.detach().clone() for name, weight in parameters.items() if isinstance(weight, DTensor)}
+    own = {name: weight.data for name, weight in parameters.items() if name not in sharded}
     try:
         for name, weight in parameters.items():
-            weight.data = values[name].to(weight.device, dtype)
+            if name in own:
+                weight.data = values[name].to(weight.device, dtype)
+            else:
+                put(weight, values[name])
         yield
     finally:
         for name, weight in parameters.items():
-            weight.data = own[name]
+            if name in own:
+                weight.data = own[name]
+            else:
+                put(weight, sharded[name])
+
+
+@torch.no_grad()
+def put(weight: nn.Parameter, value: Tensor) -> None:
+    """Overwrite a weight."""
+    weight.copy_(value)
 
 
 class Lent:
@@ -165,9 +180,8 @@ class Lent:
 
     def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
         for lender in self.lenders:
-            if role in lender.roles:
-                network: nn.Module = lender.model(role)
-                return network
+            if role in lender.networks:
+                return lender.networks[role]
         return self.models.load(role, device=device, dtype=dtype, **constructor)
 
     def config(self, role: str) -> Mapping[str, Any]:

@@ -57,6 +57,28 @@ def test_two_bases_for_a_role(tmp_path: Path, registry: Registry) -> None:
         Bundle.open(files, registry)
 
 
+def test_of_several_deltas_the_last_brings_the_audio_layers(tmp_path: Path, registry: Registry) -> None:
+    """So what was trained on top of a delta is given behind it; LoRA and overlays of both count."""
+    base, first = write_base(tmp_path / "base"), write_delta(tmp_path / "first")
+    second = write_delta(tmp_path / "second")
+    state = torch.load(second, weights_only=True)
+    torch.save({name: value + 1 for name, value in state.items()}, second)
+    models = Bundle.open([base, first, second], registry)
+    assert len(models.adapters()) == 2
+    for role, name, wanted in (
+        ("audio_adapter", "audio_proj.proj.weight", adapter_state()["audio_proj.proj.weight"] + 1),
+        ("dit", "patch_embedding.weight", delta_state()["patch_embedding.weight"] + 1),
+    ):
+        torch.testing.assert_close(models.load(role, dtype=torch.float32).state_dict()[name], wanted)
+
+
+def test_lora_files_are_no_network(tmp_path: Path, registry: Registry) -> None:
+    """Whoever goes through the networks of all roles does not come upon them."""
+    models = Bundle.open([write_base(tmp_path / "base"), write_delta(tmp_path / "delta")], registry)
+    assert "lora" in models.roles
+    assert "lora" not in models
+
+
 def test_a_second_transformer_and_its_lora_in_a_role_of_their_own(tmp_path: Path, registry: Registry) -> None:
     base = write_base(tmp_path / "a")
     delta = write_delta(tmp_path / "delta", {"lora_rank": 4, "lora_alpha": 2})

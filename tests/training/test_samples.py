@@ -67,6 +67,16 @@ def test_a_batch_has_one_shape_and_each_sample_its_chance(tmp_path: Path) -> Non
     assert max(seen) < 1.3 * 150
 
 
+def test_a_large_cache_is_read_from_the_disk(tmp_path: Path) -> None:
+    folder = cache(tmp_path, [*(sample(n) for n in range(6)), *(sample(n, frames=5) for n in range(6, 8))])
+    held, read = (CachedSamples.open(folder, ORIGIN, "cpu", hold_gib=gib) for gib in (1.0, 0.0))
+    assert held.held
+    assert not read.held
+    for seed in range(20):
+        one, other = held.draw(generator(seed), 3), read.draw(generator(seed), 3)
+        assert all(other[name].equal(value) for name, value in one.items())
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -100,10 +110,17 @@ def interrupted(folder: Path) -> None:
         raise KeyboardInterrupt
 
 
-def test_nothing_half_written_counts(tmp_path: Path) -> None:
+def test_what_was_added_is_kept_and_added_to(tmp_path: Path) -> None:
+    """However the work ends; it becomes a cache with its origin."""
     with pytest.raises(KeyboardInterrupt):
         interrupted(tmp_path)
-    assert not list(tmp_path.glob("*.safetensors"))
+    with pytest.raises(InputError, match="not finished"):
+        CachedSamples.open(tmp_path, ORIGIN, "cpu")
+    with CacheWriter(tmp_path) as writer:
+        assert len(writer) == 1
+        writer.add(sample(1))
+    write_origin(tmp_path, ORIGIN)
+    assert len(CachedSamples.open(tmp_path, ORIGIN, "cpu")) == 2
 
 
 class Clips:

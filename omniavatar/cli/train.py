@@ -1,0 +1,408 @@
+"""`omni train`: train what a configuration says; `omni train prepare`: run the networks that stay as they are, once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import yaml
+from rich.console import Console
+
+from omniavatar.cli.console import logging_to_stderr, say, saying_faults
+from omniavatar.cli.progress import Display, Status, Watcher, display_for
+from omniavatar.cli.ranks import Rescue, as_rank, check_ranks, start_ranks
+from omniavatar.config import RunConfig, find_config, packaged_configs, read_yaml, validated
+from omniavatar.distributed.world import ALONE, World, place
+from omniavatar.errors import Ended, InputError, nearest
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from omniavatar.engine.engine import Engine
+    from omniavatar.training.diffusion import Diffusion, DiffusionConfig
+    from omniavatar.training.samples import Origin, Samples
+    from omniavatar.training.trainer import Report, Trainer
+
+KIND = "train"
+"""The folder of its packaged configurations."""
+PREPARE = "prepare"
+USE = "run.yaml"
+FIELDS = {
+    **{name: name for name in ("models_dir", "output", "device", "gpus")},
+    "max_minutes": "trainer.max_minutes",
+}
+"""Options that stand for a field of the configuration."""
+
+
+@click.command(context_settings={"max_content_width": 120})
+@click.argument("stage", metavar="[prepare]", required=False)
+@click.option("--config", metavar="FILE", help="what to train, and how; or the name of a packaged one")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="a field, such as trainer.steps=2000")
+@click.option("--models-dir", metavar="FOLDER", help="where relative model paths of the configuration start")
+@click.option("--output", metavar="FOLDER", help="folder of checkpoints, log and result; a run found there goes on")
+@click.option("--max-minutes", type=float, metavar="NUMBER", help="stop after this time; the same command goes on")
+@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...  [default: cuda if there is one]")
+@click.option("--gpus", type=click.IntRange(1), metavar="INTEGER", help="ranks to start on this machine  [default: 1]")
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, metavar="INTEGER", help="processes that prepare  [default: 1]"
+)
+@click.option("--timeout", type=float, default=600.0, metavar="SECONDS", help="how long ranks wait  [default: 600]")
+@click.option("--quiet", is_flag=True, help="print errors only")
+@click.pass_context
+def train(ctx: click.Context, **options: Any) -> int:
+    """Train a transformer, its LoRA or its audio layers, on clips of people who talk.
+
+    \b
+    omni train prepare --config FILE    run the networks that stay as they are over all clips, once
+    omni train --config FILE            train on what they made; the same command goes on with a run that was stopped
+
+    Every field of a configuration is explained in docs/training.md.
+    """
+    check_words(options)
+    world = place()
+    ctx.with_resource(logging_to_stderr(-1 if options["quiet"] or not world.is_main else 0))
+    config = read(options)
+    if options["stage"] == PREPARE:
+        return prepare(config, options["workers"], quiet=options["quiet"])
+    check_ranks(world, config)
+    if config.gpus > world.size:
+        return start_ranks(config.gpus, "train", arguments_of(options))
+    return run(config, world, options["timeout"], quiet=options["quiet"])
+
+
+def check_words(options: Mapping[str, Any]) -> None:
+    """Refuse what is no stage, and a missing configuration."""
+    stage = options["stage"]
+    if stage not in (None, PREPARE):
+        is_file = stage.endswith((".yaml", ".yml"))
+        hint = f"give a configuration with --config {stage}" if is_file else f"there is '{PREPARE}', or no word at all"
+        raise InputError(f"'{stage}' is no stage of training; {hint}")
+    if options["config"] is None:
+        known = ", ".join(sorted(path.stem for path in packaged_configs(KIND).values()))
+        raise InputError(f"--config is missing; name a file, or a packaged configuration: {known}")
+
+
+def prepare(config: DiffusionConfig, workers: int, *, quiet: bool) -> int:
+    """Run the networks that stay as they are over all clips, and keep what they make in the configuration's cache."""
+    from omniavatar.training.samples import ORIGIN, UNFINISHED, check_origin, write_origin
+
+    folder = config.cache
+    if folder is None:
+        raise InputError("the configuration names no cache; add: cache: FOLDER")
+    origin = opened(config, ALONE).origin()
+    if (folder / ORIGIN).exists():
+        check_origin(folder, origin)
+        if not quiet:
+            click.echo(f"{folder}  (made before; remove it to make it anew)")
+        return 0
+    begin(folder, {**origin, "workers": workers, "variants": config.variants})
+    if workers == 1:
+        counts = [prepare_part(config, 0, 1, quiet=quiet)]
+    else:
+        parts = [(config, part, workers) for part in range(workers)]
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            counts = pool.starmap(partial(prepare_part, quiet=quiet), parts)
+    if not sum(counts):
+        raise InputError("no clip could be used, so the cache is empty")
+    write_origin(folder, origin)
+    (folder / UNFINISHED).unlink()
+    if not quiet:
+        click.echo(f"{folder}  ({', '.join([f'{sum(counts)} samples', *passed_over(folder)])})")
+    return 0
+
+
+def begin(folder: Path, origin: Origin) -> None:
+    """Begin a cache, or go on with one of the same origin that was not finished."""
+    from omniavatar.training.data_faults import SKIPPED
+    from omniavatar.training.samples import UNFINISHED, check_origin, write_origin
+
+    if any(folder.glob("*.safetensors")):
+        if not (folder / UNFINISHED).exists():
+            raise InputError(f"{folder} holds files that are no cache; name another folder")
+        check_origin(folder, origin, UNFINISHED)
+        return
+    for path in folder.glob(f"*{SKIPPED}"):  # what was bad may have been repaired
+        path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_origin(folder, origin, UNFINISHED)
+
+
+def prepare_part(config: DiffusionConfig, part: int, parts: int, *, quiet: bool) -> int:
+    """Prepare every `parts`-th clip, but for the samples that are there; returns the number of all."""
+    import torch
+
+    from omniavatar.training.samples import CacheWriter
+
+    if parts > 1:
+        torch.set_num_threads(1)
+    assert config.cache is not None
+    diffusion = opened(config, ALONE)
+    source = diffusion.source(config.cache, part, parts)
+    total, started = len(source) * config.variants, time.monotonic()
+    with (
+        display_for(Console(stderr=True), quiet=quiet or part > 0) as display,
+        CacheWriter(config.cache, part) as cache,
+    ):
+        display.show(Status("loading the networks"))
+        preparation, before = diffusion.preparation(), len(cache)
+        for take in islice(source.takes(config.samples, config.variants), before, None):
+            cache.add(preparation.sample(take))
+            left = (time.monotonic() - started) / (len(cache) - before) * (total - len(cache))
+            display.show(Status(f"sample {len(cache) * parts} of about {total * parts}", len(cache), total, left))
+    return len(cache)
+
+
+def passed_over(folder: Path) -> list[str]:
+    """How many clips were not used, in words; nothing if all were."""
+    from omniavatar.training.data_faults import SKIPPED
+
+    count = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in folder.glob(f"*{SKIPPED}"))
+    return [f"bad clips: {count}, see {SKIPPED}"] if count else []
+
+
+def run(config: DiffusionConfig, world: World, timeout: float, *, quiet: bool) -> int:
+    """Train as one rank of the world; returns the exit code."""
+    from omniavatar.cli.videos import torch_device
+
+    device = torch_device(config.device, world.local_rank)
+    rescue = Rescue()
+    return as_rank(world, device, timeout, lambda: trained(config, world, rescue, quiet=quiet), rescue)
+
+
+def trained(config: DiffusionConfig, world: World, rescue: Rescue, *, quiet: bool) -> int:
+    """Train to the end or until the time is up."""
+    from omniavatar.training.trainer import Trainer, Visit
+
+    diffusion = opened(config, world)
+    with display_for(Console(stderr=True), quiet=quiet or not world.is_main) as display, ExitStack() as stack:
+        display.show(Status("loading the networks"))
+        samples, lenders = samples_of(diffusion)
+        task = diffusion.task(samples)
+        course, stop = Course(display, config.trainer.steps, rescue), Stop()
+        visits = [Visit(1, course)]
+        if config.validation is not None:
+            watcher = Watcher(display)
+            watcher.title = "validation, "
+            observers = [watcher, rescue]
+            visits.append(Visit(config.validation.every, diffusion.validation([task.engine, *lenders], observers)))
+        listeners = [course.listen, *(boards(config, stack) if world.is_main else [])]
+        trainer = Trainer(
+            task,
+            config.trainer,
+            config.output,
+            device=diffusion.device,
+            world=world,
+            listeners=listeners,
+            visits=[Visit(1, stop), *visits, Visit(1, stop)],
+        )
+        try:
+            if world.size == 1:
+                stack.enter_context(stop)
+            is_done = trainer.run()
+        except (KeyboardInterrupt, Ended) as error:
+            error.add_note(f"{trainer.step} steps are kept in {config.output}; the same command goes on")
+            raise
+    if world.is_main:
+        hint = use_of(config) if is_done else ""
+        if not quiet:
+            click.echo(f"{config.output}  ({course.summary(trainer.step)}){hint}")
+    return 0
+
+
+def use_of(config: DiffusionConfig) -> str:
+    """Write a configuration with which `omni run` uses the result, beside it; returns what to say about that.
+
+    Only where the result is a change to the model files, which are to be given together with it.
+    """
+    from omniavatar.training.trained import DELTA
+
+    if not (config.output / DELTA).exists():
+        return ""
+    wanted = set(RunConfig.model_fields) - {"models_dir", "device", "gpus"}
+    content = config.model_dump(mode="json", include=wanted, exclude_unset=True)
+    content["models_dir"] = str(config.models_folder.absolute())
+    content["models"] = [*content["models"], {"path": str((config.output / DELTA).absolute())}]
+    path = config.output / USE
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return f"\ntry it: omni run --config {shlex.quote(str(path))} --image FILE --audio FILE --prompt TEXT"
+
+
+def samples_of(diffusion: Diffusion) -> tuple[Samples, list[Engine]]:
+    """Where batches come from, and the engines whose networks make them."""
+    from omniavatar.training.samples import CachedSamples, LiveSamples
+
+    config = diffusion.config
+    if config.cache is not None:
+        return CachedSamples.open(config.cache, diffusion.origin(), diffusion.device, hold_gib=config.hold_gib), []
+    preparation = diffusion.preparation()
+    return LiveSamples(preparation, diffusion.source(config.output), config.samples), [preparation.engine]
+
+
+class Course:
+    """Shows how far a run is, after every update."""
+
+    def __init__(self, display: Display, total: int, rescue: Rescue) -> None:
+        self.display, self.total, self.rescue = display, total, rescue
+        self.report: Report | None = None
+        self.updates = 0
+        self.began = time.monotonic()
+
+    def listen(self, report: Report) -> None:
+        """Take over the loss."""
+        self.report = report
+
+    def __call__(self, trainer: Trainer) -> None:
+        self.rescue.note()
+        self.updates += 1
+        report, step = self.report, trainer.step
+        seconds = report.seconds if report else (time.monotonic() - self.began) / self.updates
+        loss = f", loss {report.loss:.4f}" if report else ""
+        text = f"step {step}/{self.total}{loss}, {seconds:.2f} s a step"
+        self.display.show(Status(text, step, self.total, (self.total - step) * seconds))
+
+    def summary(self, step: int) -> str:
+        """What became of the run."""
+        if step < self.total:
+            return f"stopped after {step} of {self.total} steps; the same command goes on"
+        if not self.updates:
+            return f"trained before, {step} steps; to train on, add --set trainer.steps=NUMBER"
+        return f"trained, {step} steps"
+
+
+class Stop:
+    """Lets Ctrl-C and its like wait for the update in work, so that a checkpoint is one of whole updates.
+
+    A second one does not wait.
+    """
+
+    NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+
+    def __init__(self) -> None:
+        self.before: dict[int, Callable[[int, FrameType | None], Any]] = {}
+        self.asked: int | None = None
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (getattr(signal, name) for name in self.NAMES if hasattr(signal, name)):
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    self.before[number] = handler
+                    signal.signal(number, self._ask)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked is not None:
+            self.before[number](number, frame)
+        self.asked = number
+        say("stopping after this step; once more stops at once")
+
+    def __call__(self, _: Trainer) -> None:
+        """Stop if that was asked for."""
+        if self.asked is not None:
+            self.before[self.asked](self.asked, None)
+
+
+def boards(config: DiffusionConfig, stack: ExitStack) -> list[Callable[[Report], None]]:
+    """A listener that writes for TensorBoard, where that is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return []
+    writers: list[Any] = []
+
+    def write(report: Report) -> None:
+        if not writers:  # what a run wrote beyond the step from which this one goes on does not count
+            writers.append(SummaryWriter(str(config.output / "tensorboard"), purge_step=report.step))
+            stack.callback(writers[0].close)
+        for name in ("loss", "gradient", "learning_rate", "seconds"):
+            writers[0].add_scalar(name, getattr(report, name), report.step)
+        writers[0].flush()
+
+    return [write]
+
+
+def opened(config: DiffusionConfig, world: World) -> Diffusion:
+    """Plan and models of a configuration; headers are read, weights are not. Validation inputs are looked at."""
+    files = config.model_files()  # before torch is imported: this answer should not take seconds
+    from omniavatar.checkpoints import Bundle
+    from omniavatar.cli.videos import check_media, torch_device, torch_dtype
+    from omniavatar.engine.plan import build_plan
+    from omniavatar.plugins import discover
+    from omniavatar.training.diffusion import Diffusion
+
+    plugins = discover()
+    with saying_faults(plugins):
+        catalog, registry = plugins.catalog(), plugins.registry()
+    for name in config.settings:
+        if name not in catalog.units:
+            raise InputError(f"settings: there is no unit '{name}'{nearest(name, catalog.units)}")
+    bundle = Bundle.open(files, registry, [entry.role for entry in config.models])
+    plan = build_plan(config.units, catalog, bundle.settings(), {"audio": {"silence": 0}}, config.settings)
+    device = torch_device(config.device, world.local_rank)
+    dtype = torch_dtype(config.dtype, device)
+    diffusion = Diffusion.open(config, plan, bundle, device=device, dtype=dtype, world=world)
+    for number, request in enumerate(diffusion.requests(), start=1):
+        try:
+            check_media(plan, plan.parse_inputs(request.inputs))
+        except InputError as error:
+            raise InputError(f"validation video {number}: {error}") from None
+    return diffusion
+
+
+def read(options: Mapping[str, Any]) -> DiffusionConfig:
+    """The configuration with the options laid over it."""
+    from omniavatar.training.diffusion import DiffusionConfig
+
+    path = find_config(options["config"], KIND)
+    content = read_yaml(path)
+    for change in options["changes"]:
+        key, value = parse_change(change)
+        lay_over(content, key, value)
+    for option, key in FIELDS.items():
+        if options[option] is not None:
+            lay_over(content, key, options[option])
+    return validated(DiffusionConfig, content, path)
+
+
+def parse_change(change: str) -> tuple[str, Any]:
+    """The field and the value of "a.b.c=value"."""
+    key, equals, text = change.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {change}: give KEY=VALUE, such as trainer.steps=2000")
+    try:
+        return key.strip(), yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {change}: cannot read the value") from None
+
+
+def lay_over(content: dict[str, Any], key: str, value: Any) -> None:
+    """Set the field that "a.b.c" names."""
+    *path, last = key.split(".")
+    for name in path:
+        if content.get(name) is None:
+            content[name] = {}
+        content = content[name]
+        if not isinstance(content, dict):
+            raise InputError(f"{key} cannot be set: '{name}' has no fields")
+    content[last] = value
+
+
+def arguments_of(options: Mapping[str, Any]) -> list[str]:
+    """The options as they are written, for the ranks that are started."""
+    names = ("config", "models_dir", "output", "device", "max_minutes", "gpus", "timeout")
+    given = {name.replace("_", "-"): options[name] for name in names}
+    written = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    return [*written, *(f"--set={change}" for change in options["changes"]), *(["--quiet"] if options["quiet"] else [])]

@@ -1,0 +1,277 @@
+"""Training a transformer over the units with which videos are made: `omni train`.
+
+    run = Diffusion.open(config, device, world)
+    Trainer(run.task(), config.trainer, folder, device=device, world=world).run()
+
+Of a plan's units, those that work with networks that stay as they are prepare samples (`preparation`), and the others
+run in every step (`split`). The loss is that of flow matching (`objective`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from omniavatar.config import RunConfig
+from omniavatar.distributed.world import ALONE, World
+from omniavatar.engine.engine import Engine
+from omniavatar.engine.plan import Plan
+from omniavatar.engine.scopes import Job, Request, Window
+from omniavatar.engine.unit import PipelineUnit
+from omniavatar.engine.windows import TEMPORAL_FACTOR, Span
+from omniavatar.errors import InputError, nearest
+from omniavatar.training.data import Clips
+from omniavatar.training.data_clip import Limits
+from omniavatar.training.data_faults import SKIPPED, Faults
+from omniavatar.training.data_list import read_entries
+from omniavatar.training.gradients import Batch
+from omniavatar.training.objective import FlowMatching, Levels
+from omniavatar.training.preparation import CLEAN, Preparation
+from omniavatar.training.samples import HOLD_GIB, Origin, Samples
+from omniavatar.training.split import Split, split
+from omniavatar.training.start import KnownModels, Starting, StartSettings
+from omniavatar.training.takes import DrawnSource, FilmedSource, Source, TakeSettings
+from omniavatar.training.trained import Trained, WhatSettings
+from omniavatar.training.trainer import Settings
+from omniavatar.training.validation import Validation, ValidationSettings, check_requests, plan_of_videos
+
+
+class FaceSettings(BaseModel):
+    """Procedural talking heads to train on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    clips: int = Field(ge=1, description="how many")
+    first: int = Field(1_000_000, ge=0, description="number of the first; the same number is the same face")
+    frames: int = Field(101, ge=5, description="length of a clip at 25 frames/s")
+    side: int = Field(128, ge=32, le=1024, description="width and height in pixels")
+    sounds: Path | None = Field(None, description="folder of speech to draw from; none: espeak-ng speaks")
+
+
+class DataSettings(BaseModel):
+    """Where clips come from: files, or procedural faces."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: Path | None = Field(None, description="folder of clips, or a CSV or JSONL list of them")
+    faces: FaceSettings | None = Field(None, description="procedural clips instead")
+    prompt: str = Field("A person looks into the camera and talks.", description="of clips that have none")
+    limits: Limits = Field(default_factory=Limits, description="what clips must be like")
+    bad: Literal["skip", "stop"] = Field("skip", description="what a clip that cannot be used does to the run")
+    most_bad: float = Field(0.5, ge=0, le=1, description="part of the clips that may be bad")
+
+
+class ObjectiveSettings(BaseModel):
+    """Noise levels and drops."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shift: float = Field(5.0, gt=0, le=100, description="how much of the levels is high noise")
+    first: float = Field(0.0, ge=0, lt=1, description="where the trained part of the levels begins; 0: all noise")
+    last: float = Field(1.0, gt=0, le=1, description="where it ends")
+    drop: dict[str, float] = Field(
+        default_factory=lambda: {"audio": 0.1}, description="how often a condition is taken for its null form, by name"
+    )
+
+
+class DiffusionConfig(RunConfig):
+    """Everything about a training run."""
+
+    task: Literal["diffusion"] = "diffusion"
+    output: Path = Field(Path("out/train"), description="folder of checkpoints, log and result")
+    data: DataSettings = Field(default_factory=DataSettings, description="the clips")
+    samples: TakeSettings = Field(default_factory=TakeSettings, description="how samples are drawn from them")
+    cache: Path | None = Field(None, description="folder of prepared samples; none: prepare them in every step")
+    hold_gib: float = Field(HOLD_GIB, ge=0, description="a cache of up to this size, GiB, is held on the device")
+    variants: int = Field(1, ge=1, description="samples that are cached of every clip")
+    start: dict[str, StartSettings] = Field(default_factory=dict, description="new or changed networks, by role")
+    train: WhatSettings = Field(description="what is trained")
+    objective: ObjectiveSettings = Field(default_factory=ObjectiveSettings, description="noise levels and drops")
+    batch: int = Field(1, ge=1, description="samples of a micro-batch, on every rank")
+    trainer: Settings = Field(description="steps, learning rate, precision, checkpoints")
+    validation: ValidationSettings | None = Field(None, description="videos made in the course of training")
+    merged: bool = Field(False, description="also write all weights, with LoRA merged into them")
+    save_as: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="type of the weights that are written")
+
+    @property
+    def saved_dtype(self) -> torch.dtype:
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.save_as]
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """A plan and models, divided for training."""
+
+    config: DiffusionConfig
+    plan: Plan
+    split: Split
+    models: Starting
+    device: torch.device
+    dtype: torch.dtype
+    world: World = ALONE
+
+    @classmethod
+    def open(
+        cls,
+        config: DiffusionConfig,
+        plan: Plan,
+        models: KnownModels,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        world: World = ALONE,
+    ) -> Diffusion:
+        """Divide the plan. Raises PlanError or InputError if it cannot be trained so."""
+        for condition in config.objective.drop:
+            known = {name for unit in plan.units for name in unit.nulls}
+            if condition not in known:
+                raise InputError(f"objective.drop names the condition '{condition}'{nearest(condition, known)}")
+        starting = Starting(models, config.start, config.train.seed)
+        return cls(config, plan, split(plan, config.train.roles), starting, device, dtype, world)
+
+    def source(self, folder: Path, part: int = 0, parts: int = 1) -> Source:
+        """The clips, or every `parts`-th of them; bad ones are named in `folder`."""
+        data = self.config.data
+        if data.faces is not None:
+            faces = data.faces
+            seeds = range(faces.first, faces.first + faces.clips)[part::parts]
+            sounds = () if faces.sounds is None else tuple(sorted(path for path in faces.sounds.iterdir()))
+            return DrawnSource(seeds, faces.frames, faces.side, sounds)
+        if data.path is None:
+            raise InputError("data.path is missing; name a folder of clips, or a .csv or .jsonl list of them")
+        entries = read_entries(data.path, data.prompt)[part::parts]
+        name = SKIPPED if parts == 1 else f"{part}-{SKIPPED}"
+        faults = Faults(entries, policy=data.bad, most=data.most_bad, path=folder / name, resume=True)
+        return FilmedSource(Clips(entries, data.limits, faults))
+
+    def preparation(self) -> Preparation:
+        """What makes samples; loads the networks that stay as they are."""
+        return Preparation(self.split, self.models, device=self.device, dtype=self.dtype)
+
+    def origin(self) -> Origin:
+        """What samples are made of: units, their networks' weights, how they are drawn, and from what."""
+        roles = dict.fromkeys(role for unit in self.split.prepared for role in unit.roles)
+        return {
+            "units": {unit.name: repr(unit) for unit in self.split.prepared},
+            "weights": {role: self.models.identity(role) for role in [*roles, "vae"]},
+            "samples": self.config.samples.model_dump(mode="json"),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "clips": self.config.data.model_dump(mode="json"),
+        }
+
+    def task(self, samples: Samples) -> DiffusionTask:
+        """What the trainer needs; loads and sets up the networks that are trained."""
+        trained = Trained(**self.config.train.model_dump())
+        plan = Plan((*self.split.stepping.units, trained))
+        engine = StepEngine(plan, self.models, device=self.device, dtype=self.dtype, world=self.world)
+        engine.live = self.split.live
+        engine.set_up()
+        for role in {role for unit in self.split.live for role in unit.roles}:
+            engine.model(role).train()
+        return DiffusionTask(engine, self.split, samples, trained, self.config)
+
+    @property
+    def plan_of_videos(self) -> Plan:
+        """By which validation videos are made."""
+        settings = self.config.validation
+        return self.plan if settings is None else plan_of_videos(self.plan, settings.settings)
+
+    def requests(self) -> list[Request]:
+        """The validation videos. Raises InputError or PlanError if they cannot be made."""
+        config, settings = self.config, self.config.validation
+        if settings is None:
+            return []
+        shared = Request(seed=config.seed, seconds=settings.seconds, fps=config.fps)
+        requests = [replace(shared, inputs={**config.inputs, **video}) for video in settings.videos]
+        check_requests(self.plan_of_videos, requests)
+        return requests
+
+    def validation(self, lenders: Sequence[Engine], observers: Sequence[Any] = ()) -> Validation:
+        """What makes the validation videos; the networks of these engines are lent for it."""
+        return Validation(self.plan_of_videos, self.models, self.requests(), lenders, observers)
+
+
+class StepEngine(Engine):
+    """An engine for steps alone: it works with the networks of the live units, the others' work being done."""
+
+    live: Sequence[PipelineUnit] = ()
+
+    @property
+    def roles(self) -> list[str]:
+        wanted = {role for unit in self.live for role in (*unit.roles, *unit.optional_roles)}
+        return [role for role in super().roles if role in wanted]
+
+
+class DiffusionTask:
+    """Flow matching on samples; see `omniavatar.training.trainer.Task`."""
+
+    def __init__(
+        self, engine: Engine, split: Split, samples: Samples, trained: Trained, config: DiffusionConfig
+    ) -> None:
+        self.engine, self.split, self.samples, self.trained, self.config = engine, split, samples, trained, config
+        settings = config.objective
+        self.objective = FlowMatching(shift=settings.shift, first=settings.first, last=settings.last)
+        self.nulls = nulls_of(split.prepared)
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        return self.trained.parameters
+
+    def batch(self, draw: torch.Generator) -> Batch:
+        """Samples, noise (b c t h w), and for each its level and the weight of its error (b) float64."""
+        values = self.with_drops(self.samples.draw(draw, self.config.batch), draw)
+        clean = values[CLEAN]
+        levels = self.objective.levels(self.objective.draw(len(clean), draw))
+        noise = torch.randn(clean.shape, generator=draw)
+        step = {"noise": noise, "sigma": levels.sigma, "weight": levels.weight}
+        return {**values, **{name: value.to(clean.device, non_blocking=True) for name, value in step.items()}}
+
+    def with_drops(self, values: dict[str, Tensor], draw: torch.Generator) -> dict[str, Tensor]:
+        """The values with some samples' conditions replaced by their null forms."""
+        count = len(values[CLEAN])
+        for condition, chance in self.config.objective.drop.items():
+            dropped = (torch.rand(count, generator=draw) < chance).to(values[CLEAN].device)
+            for name, null in self.nulls.get(condition, {}).items():
+                if name in values:
+                    value = values[name]
+                    instead = torch.zeros_like(value) if null is None else values[null]
+                    values[name] = torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), instead, value)
+        return values
+
+    def loss(self, batch: Batch) -> Tensor:
+        window = self.window(batch)
+        levels = Levels(batch["sigma"], batch["weight"])
+        return self.objective.loss(window, batch[CLEAN], batch["noise"], levels, window.branch("positive"))
+
+    def window(self, batch: Batch) -> Window:
+        """A window of the samples, with what the live units make for it."""
+        clean = batch[CLEAN]
+        frames = TEMPORAL_FACTOR * (clean.shape[2] - 1) + 1
+        given = batch.get("given_latents")
+        given_frames = 0 if given is None else TEMPORAL_FACTOR * (given.shape[2] - 1) + 1
+        job = Job(self.engine, Request(), {})
+        job.frames = frames
+        window = Window(job, 0, Span(0, frames, given_frames, given_frames, frames), None)
+        job.spans = [window.span]
+        window.latents = clean
+        for name in self.split.values:
+            window[name] = batch.get(name)
+        self.engine.hooks.begin_window_without(self.split.prepared, window)
+        return window
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        self.trained.save(folder, weights, merged=self.config.merged, dtype=self.config.saved_dtype)
+
+
+def nulls_of(units: Sequence[PipelineUnit]) -> dict[str, dict[str, str | None]]:
+    """By condition: the values that it is, each with the one that stands for nothing (None: zeros)."""
+    found: dict[str, dict[str, str | None]] = {}
+    for unit in units:
+        for condition, nulls in unit.nulls.items():
+            found.setdefault(condition, {}).update(nulls)
+    return found

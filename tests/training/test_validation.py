@@ -1,0 +1,122 @@
+"""Validation videos: made of the averaged weights, by the run's networks, without a trace in them."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from omniavatar.engine.engine import Engine
+from omniavatar.engine.scopes import Job, Step
+from omniavatar.errors import InputError, PlanError
+from omniavatar.hookspecs import hookimpl
+from omniavatar.resources import asset
+from omniavatar.training.diffusion import DiffusionTask
+from omniavatar.training.samples import LiveSamples
+from omniavatar.training.trainer import Settings, Trainer, Visit
+from omniavatar.training.validation import holding
+from tests.training.scenes import DRAWS, Striped, diffusion, take
+
+SHOWN: dict[str, Any] = {
+    "every": 2,
+    "videos": [{"image": asset("demo", "portrait.png"), "prompt": "A man."}],
+    "seconds": 0.2,
+    "settings": {"euler": {"steps": 1}},
+}
+
+
+class Stripes:
+    """Takes of one clip."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def take(self, settings: Any, draw: torch.Generator) -> Any:
+        return take(clip=Striped())
+
+    def takes(self, settings: Any, variants: int) -> Any:
+        yield take(clip=Striped())
+
+
+class Spy:
+    """Looks at the networks while a video is made."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, Tensor]] = []
+        self.modes: list[bool] = []
+        self.engine: weakref.ref[Engine] | None = None
+
+    @hookimpl
+    def begin_job(self, job: Job) -> None:
+        self.engine = weakref.ref(job.engine)
+
+    @hookimpl
+    def before_step(self, step: Step) -> None:
+        self.modes.append(step.network.training)
+        adapter = step.engine.model("audio_adapter")
+        self.weights.append({f"audio_adapter.{name}": w.clone() for name, w in adapter.named_parameters()})
+
+
+def run(folder: Path, spy: Spy | None, **fields: Any) -> tuple[Trainer, DiffusionTask]:
+    """Four updates, with validation videos if there is a spy to see them."""
+    made = diffusion(folder, **{"validation": SHOWN, "dtype": "fp32", **fields})
+    preparation = made.preparation()
+    task = made.task(LiveSamples(preparation, Stripes(), DRAWS))
+    visits = [] if spy is None else [Visit(SHOWN["every"], made.validation([task.engine], [spy]))]
+    settings = Settings(steps=4, learning_rate=1e-2, ema=0.5, log_every=1)
+    trainer = Trainer(task, settings, folder / "out", visits=visits)
+    trainer.run()
+    return trainer, task
+
+
+def test_videos_show_the_averaged_weights_and_leave_the_run_as_it_is(tmp_path: Path) -> None:
+    spy = Spy()
+    torch.manual_seed(3)
+    trainer, task = run(tmp_path / "with", spy)
+    drawn = torch.rand(1)
+    assert len(spy.weights) == 2
+    assert all(value.equal(trainer.ema[name]) for name, value in spy.weights[1].items())
+    assert any(not value.equal(trainer.parameters[name]) for name, value in spy.weights[1].items())
+    assert spy.modes == [False, False]
+    assert task.engine.model("audio_adapter").training
+    gc.collect()
+    assert spy.engine is not None
+    assert spy.engine() is None, "networks that only videos need are held"
+    assert set(task.engine.networks) == {"dit", "audio_adapter"}
+
+    torch.manual_seed(3)
+    alone, _ = run(tmp_path / "without", None)
+    assert drawn.equal(torch.rand(1)), "validation draws from the generator of everyone"
+    assert all(value.equal(alone.parameters[name]) for name, value in trainer.parameters.items())
+
+
+def test_weights_are_held_in_another_precision_and_given_back() -> None:
+    weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+    own = weight.data_ptr()
+    with holding({"a": weight}, {"a": torch.tensor([3.0, 4.0])}, torch.bfloat16):
+        assert weight.tolist() == [3.0, 4.0]
+        assert weight.dtype == torch.bfloat16
+    assert weight.tolist() == [1.0, 2.0]
+    assert (weight.dtype, weight.data_ptr()) == (torch.float32, own)
+
+
+@pytest.mark.parametrize(
+    ("expression", "changes", "error", "message"),
+    [
+        ("default-write-video", {}, PlanError, "validation videos need a unit that writes them; add write-video"),
+        ("default", {"seconds": None}, InputError, "validation video 1 has no sound, so its length is unknown"),
+        ("default", {"settings": {"teacache": {}}}, PlanError, "validation.settings: the plan has no unit 'teacache'"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(
+    tmp_path: Path, expression: str, changes: Mapping[str, Any], error: type[Exception], message: str
+) -> None:
+    made = diffusion(tmp_path, expression=expression, validation={**SHOWN, **changes})
+    with pytest.raises(error, match=message):
+        made.requests()
