@@ -126,6 +126,9 @@ def test_what_was_added_is_kept_and_added_to(tmp_path: Path) -> None:
 class Clips:
     """Striped clips of several lengths."""
 
+    def __len__(self) -> int:
+        return 2
+
     def take(self, settings: TakeSettings, draw: torch.Generator) -> Take:
         frames = 25 if int(torch.randint(2, (), generator=draw)) else 7
         return Take.of(Striped(frames=frames), Choice.draw(frames, settings, draw))

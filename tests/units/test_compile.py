@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -44,7 +46,7 @@ def test_it_changes_nothing() -> None:
 
 
 def test_only_the_named_networks_are_compiled() -> None:
-    models = TinyModels()
+    models: Any = TinyModels()
     engine = Engine(build_plan("default+compile(backend=eager)", catalog(), SMALL), models)
     engine.set_up()
     assert all(block._compiled_call_impl is not None for block in models.networks["dit"].blocks)
