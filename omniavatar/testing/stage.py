@@ -46,6 +46,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "prompt": {"length": 16},
     "fixed-frames": {"window_frames": 9, "overlap": 5},
     "guidance": {"scale": 3.0, "audio_scale": 2.0},
+    "compile": {"backend": "aot_eager"},
     "euler": {"steps": 3},
     "teacache": {"threshold": 10.0},
     "sliding-window": {"size": 2, "stride": 1},

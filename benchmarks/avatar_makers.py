@@ -1,0 +1,248 @@
+"""Who makes the videos that `benchmarks.tiny_quality` judges: engines, or oracles that know the truth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omniavatar.checkpoints import Bundle
+from omniavatar.config import RunConfig
+from omniavatar.engine.engine import Engine
+from omniavatar.engine.plan import Catalog, Plan, build_plan, parse
+from omniavatar.engine.scopes import Job, Request, Window
+from omniavatar.engine.unit import PipelineUnit
+from omniavatar.engine.windows import ceil_4k1, plan_spans
+from omniavatar.errors import InputError
+from omniavatar.hookspecs import hookimpl
+from omniavatar.plugins import Plugins
+from omniavatar.training.clips import Clip
+from omniavatar.training.mouth import SAMPLE_RATE
+from omniavatar.units.write_video import to_bytes
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A video that is asked for, with the clip that would be its perfect answer.
+
+    The clip's waveform is the sound as the video plays it; its first `silence` seconds are the engine's own.
+    """
+
+    clip: Clip
+    picture: np.ndarray | None
+    silence: float
+    audio_scale: float | None = None
+
+    @property
+    def frames(self) -> int:
+        return len(self.clip.mouth)
+
+    @property
+    def sound(self) -> np.ndarray:
+        """(n,) float32 at 16 kHz, without the silence in front."""
+        return self.clip.waveform[round(self.silence * SAMPLE_RATE) :]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A video (t h w 3) uint8, the numbers of the frames with which its further chunks begin, and what it took."""
+
+    frames: np.ndarray
+    borders: tuple[int, ...]
+    seconds: float
+
+
+class Maker(Protocol):
+    """side: pixels of the square pictures it wants and makes; silence: seconds that it puts in front of a sound."""
+
+    @property
+    def side(self) -> int: ...
+
+    @property
+    def silence(self) -> float: ...
+
+    @property
+    def description(self) -> dict[str, Any]: ...
+
+    def make(self, asked: Asked) -> Made: ...
+
+
+# Engines --------------------------------------------------------------------------------------------------------------
+
+
+class KeepFrames(PipelineUnit):
+    """The video as an array (t h w 3) uint8, `job.results["frames"]`."""
+
+    name = "keep-frames"
+    needs = ("frames",)
+    uses = ("output_frames",)
+
+    @hookimpl
+    def end_window(self, window: Window) -> None:
+        frames: Tensor = window["output_frames" if "output_frames" in window else "frames"]
+        kept: list[Tensor] = window.job.once("keep-frames.kept", list)
+        kept.append(to_bytes(frames[0, :, window.span.keep]))
+
+    @hookimpl
+    def end_job(self, job: Job) -> None:
+        job.results["frames"] = torch.cat(job["keep-frames.kept"]).numpy()
+
+
+class Engines:
+    """Videos by an engine of each setting that is asked for.
+
+    engine: makes one for these settings by unit, of a plan that has the unit `keep-frames`.
+    """
+
+    def __init__(
+        self, engine: Callable[[dict[str, dict[str, Any]]], Engine], seed: int = 42, files: Sequence[str] = ()
+    ) -> None:
+        self._make_engine, self._seed, self._files = engine, seed, list(files)
+        self._engines: dict[float | None, Engine] = {None: engine({})}
+
+    @classmethod
+    def of(cls, config: RunConfig, plugins: Plugins, device: torch.device, dtype: torch.dtype) -> Engines:
+        """By a configuration, as `omni run` does, without files."""
+        catalog = with_keep_frames(plugins.catalog())
+        roles = [entry.role for entry in config.models]
+        registry = plugins.registry()
+
+        def engine(changes: dict[str, dict[str, Any]]) -> Engine:
+            bundle = Bundle.open(config.model_files(), registry, roles)
+            expression = keeping_frames(config.units, catalog)
+            plan = build_plan(expression, catalog, bundle.settings(), config.settings, changes)
+            return Engine(plan, bundle, device=device, dtype=dtype)
+
+        return cls(engine, config.seed, [str(file) for file in config.model_files()])
+
+    @property
+    def plan(self) -> Plan:
+        """That of videos without special settings."""
+        return self._engines[None].plan
+
+    @property
+    def side(self) -> int:
+        sizes = self._setting("reference-image", "sizes", ())
+        square = [height for height, width in sizes if height == width]
+        if not square:
+            raise InputError(f"reference-image.sizes has no square one, which procedural faces need: {list(sizes)}")
+        return int(square[0])
+
+    @property
+    def silence(self) -> float:
+        return float(self._setting("audio", "silence", 0.0))
+
+    @property
+    def description(self) -> dict[str, Any]:
+        engine = self._engines[None]
+        dtype = str(engine.dtype).removeprefix("torch.")
+        units = [repr(unit) for unit in self.plan.units]
+        return {"maker": "engine", "units": units, "dtype": dtype, "files": self._files, "seed": self._seed}
+
+    def make(self, asked: Asked) -> Made:
+        engine = self._engine(asked.audio_scale)
+        inputs = {"image": asked.picture, "audio": asked.sound, "prompt": asked.clip.caption}
+        given = {name: value for name, value in inputs.items() if value is not None}
+        side = self.side
+        request = Request(given, self._seed + asked.clip.who.seed, side, side, seconds=(asked.frames - 1) / 25)
+        started = time.perf_counter()
+        job = engine.generate(request)
+        seconds = time.perf_counter() - started
+        return Made(job.results["frames"], tuple(span.keep_start for span in job.spans[1:]), seconds)
+
+    def _engine(self, audio_scale: float | None) -> Engine:
+        """Each has networks of its own, since setting one up may change them."""
+        if audio_scale not in self._engines:
+            self._engines[audio_scale] = self._make_engine({"guidance": {"audio_scale": audio_scale}})
+        return self._engines[audio_scale]
+
+    def _setting(self, unit: str, name: str, default: Any) -> Any:
+        return next((getattr(one.settings, name) for one in self.plan.units if one.name == unit), default)
+
+
+def with_keep_frames(catalog: Catalog) -> Catalog:
+    """The catalog and the unit that keeps frames."""
+    return Catalog({**catalog.units, KeepFrames.name: KeepFrames}, catalog.presets)
+
+
+def keeping_frames(expression: str, catalog: Catalog) -> str:
+    """The plan with its frames kept rather than written."""
+    writes = "write-video" in parse(expression, catalog)
+    return f"{expression}{'-write-video' if writes else ''}+{KeepFrames.name}"
+
+
+# Oracles --------------------------------------------------------------------------------------------------------------
+
+WINDOW, OVERLAP = 49, 13
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The renderer itself: what is asked for, perfectly. A smaller audio scale opens the mouth less."""
+
+    side: int = 128
+    silence: float = 0.3
+    description: dict[str, Any] = field(default_factory=lambda: {"maker": "the renderer"})
+
+    def make(self, asked: Asked) -> Made:
+        started = time.perf_counter()
+        frames = self.draw(asked.clip, 1.0 if asked.audio_scale is None else scale_share(asked.audio_scale))
+        if asked.picture is not None:
+            frames[0] = asked.picture
+        borders = tuple(span.keep_start for span in plan_spans(asked.frames, WINDOW, OVERLAP)[1:])
+        return Made(frames, borders, time.perf_counter() - started)
+
+    def draw(self, clip: Clip, opening: float) -> np.ndarray:
+        """Its pictures (t h w 3), the mouth opened by this share of the truth."""
+        mouth = clip.mouth * np.array([opening, 1], np.float32)
+        return Clip(clip.who, clip.performance, clip.waveform, mouth, clip.caption).pictures(self.side)
+
+
+def scale_share(audio_scale: float) -> float:
+    """How far a mouth opens at an audio scale, of all the way."""
+    return audio_scale / (1 + audio_scale)
+
+
+class ThroughVae:
+    """Another maker's videos, encoded and decoded chunk by chunk as an engine would: the best a transformer can do.
+
+    vae: `omniavatar.models.wan_vae.WanVAE`. Each chunk begins with decoded frames of the one before.
+    """
+
+    def __init__(self, inner: Maker, vae: Any, device: torch.device) -> None:
+        self.inner, self.vae, self.device = inner, vae.to(device), device
+        self.side, self.silence = inner.side, inner.silence
+        self.description = {"maker": f"{inner.description['maker']}, through the VAE"}
+
+    @torch.inference_mode()
+    def make(self, asked: Asked) -> Made:
+        started = time.perf_counter()
+        frames = self.inner.make(asked).frames
+        spans = plan_spans(len(frames), WINDOW, OVERLAP)
+        filled = np.concatenate([frames, *[frames[-1:]] * (ceil_4k1(len(frames)) - len(frames))])
+        parts: list[np.ndarray] = []
+        before: np.ndarray | None = None
+        for span in spans:
+            chunk = filled[span.start : span.stop].copy()
+            if before is not None:
+                chunk[: span.given] = before[-span.given :]
+            before = self._decoded(chunk)
+            parts.append(before[span.keep])
+        borders = tuple(span.keep_start for span in spans[1:])
+        return Made(np.concatenate(parts), borders, time.perf_counter() - started)
+
+    def _decoded(self, frames: np.ndarray) -> np.ndarray:
+        pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].to(self.device).float() / 127.5 - 1
+        video = self.vae.decode(self.vae.encode(pixels, latents_per_pass=13), latents_per_pass=13)
+        return to_bytes((video[0] + 1) / 2).numpy()
+
+
+def through_vae(files: Sequence[str], plugins: Plugins, device: torch.device) -> ThroughVae:
+    """The renderer through the VAE that some of the model files hold."""
+    bundle = Bundle.open(files, plugins.registry())
+    return ThroughVae(Drawn(), bundle.load("vae", device=device, dtype=torch.float32), device)
