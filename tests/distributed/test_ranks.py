@@ -12,8 +12,18 @@ from tests.distributed.conftest import WORST, Report
 TOLERANCE = 1e-5
 
 
+MARKS = {2: (), 4: (pytest.mark.slow,)}
+"""Worlds of so many ranks; four take half a minute on two cores."""
+
+
 @pytest.mark.parametrize(
-    ("ranks", "name"), [(ranks, name) for ranks in (2, 4) for name, check in CHECKS.items() if ranks in check.worlds]
+    ("ranks", "name"),
+    [
+        pytest.param(ranks, name, marks=marks)
+        for ranks, marks in MARKS.items()
+        for name, check in CHECKS.items()
+        if ranks in check.worlds
+    ],
 )
 def test_ranks_make_what_one_makes(
     ranks: int, name: str, reports: Callable[[int], list[Report]], pytestconfig: pytest.Config
