@@ -7,7 +7,8 @@ back. A run that was stopped goes on when it is started again.
 
 The loss is the absolute error of pixels and of their differences between neighbours (which keeps edges sharp), more
 where the mouth is, and a small divergence of the latents from a normal distribution (Kingma and Welling 2013,
-arXiv:1312.6114), which keeps them smooth.
+arXiv:1312.6114), which keeps them smooth. Of clips the last frames pass through the VAE once more and must stay as they
+are, so that no window of a long video begins with a jump.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from omniavatar.training.gradients import Batch
 from omniavatar.training.trainer import Report, Settings, Trainer
 
 FILE = "vae.safetensors"
+OVERLAP = 13
+"""Frames that a window takes over from the one before."""
 
 
 class VaeSettings(BaseModel):
@@ -49,6 +52,7 @@ class VaeSettings(BaseModel):
     mouth: float = Field(4.0, ge=0, description="how much more an error in the mouth counts")
     edges: float = Field(1.0, ge=0, description="weight of differences between neighbouring pixels")
     motion: float = Field(0.5, ge=0, description="weight of differences between neighbouring frames")
+    again: float = Field(1.0, ge=0, description="weight of what changes when the last frames pass through once more")
     divergence: float = Field(1e-5, ge=0, description="weight of the latents' divergence from a normal distribution")
 
 
@@ -138,7 +142,16 @@ class VaeTask:
                 loss = loss + part * (weight.narrow(axis, 0, size) * error.diff(dim=axis).abs()).mean()
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         total: Tensor = loss + settings.divergence * divergence
+        if settings.again and length > OVERLAP:
+            total = total + settings.again * self.change(made[:, :, -OVERLAP:])
         return total
+
+    def change(self, frames: Tensor) -> Tensor:
+        """How much frames that the VAE has made (b 3 t h w) change in it, as when a window begins with those before."""
+        frames = frames.detach().clamp(-1, 1)
+        mean = self.vae.moments(frames, latents_per_pass=frames.shape[2])[:, : self.vae.z_dim]
+        back: Tensor = self.vae.frames(mean, latents_per_pass=frames.shape[2])
+        return (back.float() - frames).abs().mean()
 
     def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """Half precision, with latents of mean 0 and deviation 1 for every channel."""

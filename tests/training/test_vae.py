@@ -116,3 +116,20 @@ def test_the_command_trains_both_parts_and_says_how_well(tmp_path: Path) -> None
     assert outcome.exit_code == 0
     assert '"49":' in outcome.output
     assert set(load_file(tmp_path / FILE)) == set(load_file(tmp_path / "pictures" / FILE))
+
+
+def test_what_changes_when_the_last_frames_pass_once_more_counts() -> None:
+    pictures = torch.randint(0, 255, (1, 17, SIZE, SIZE, 3), generator=generator(3), dtype=torch.uint8)
+    footage = Footage(pictures, torch.zeros(1, 17, 4))
+    plain, again = (VaeTask(vae(), footage, VaeSettings(lengths=(17,), frames=17, again=w)) for w in (0.0, 3.0))
+    batch = plain.batch(generator(1))
+    mean, log_variance = plain.vae.moments(batch["video"], 17).chunk(2, dim=1)
+    made = plain.vae.frames(mean + torch.exp(0.5 * log_variance) * batch["noise"], 17)
+    tail = made[:, :, -13:].clamp(-1, 1)
+    back = plain.vae.frames(plain.vae.moments(tail, 13)[:, :16], 13)
+    expected = 3 * (back - tail).abs().mean()
+    torch.testing.assert_close(again.loss(batch) - plain.loss(batch), expected, atol=1e-5, rtol=1e-4)
+    short = VaeTask(vae(), footage, VaeSettings(lengths=(9,), frames=9, again=3.0))
+    batch = short.batch(generator(1))
+    plain.settings = short.settings.model_copy(update={"again": 0.0})
+    torch.testing.assert_close(short.loss(batch), plain.loss(batch))
