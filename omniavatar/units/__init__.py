@@ -15,6 +15,7 @@ from omniavatar.units.prompt import Prompt
 from omniavatar.units.reference_image import ReferenceImage
 from omniavatar.units.sequence_parallel import SequenceParallel
 from omniavatar.units.sliding_window import SlidingWindow
+from omniavatar.units.smooth_borders import SmoothBorders
 from omniavatar.units.teacache import TeaCache
 from omniavatar.units.transformer import Transformer
 from omniavatar.units.vae_decode import VaeDecode
@@ -42,4 +43,5 @@ BUILTIN = (
     Fsdp,
     GradientCheckpointing,
     Compile,
+    SmoothBorders,
 )

@@ -222,6 +222,7 @@ SCENARIOS: dict[str, dict[str, Scenario]] = {
         "guidance-parallel": SEVERAL_RANKS(f"{BASE}+guidance-parallel"),
         "vae-parallel": SEVERAL_RANKS(f"{BASE}+guidance-parallel+vae-parallel", alters=True),
         "fsdp": SEVERAL_RANKS(f"{BASE}+guidance-parallel+fsdp", alters=True),
+        "smooth-borders": Scenario(f"{BASE}+smooth-borders"),
         "compile": Scenario(f"{BASE}+compile(backend=aot_eager)", alters=True),
         "gradient-checkpointing": Scenario(f"{BASE}+gradient-checkpointing", alters=True),
     },
