@@ -177,7 +177,11 @@ class Trainer:
         """Whether the time is up, on any rank."""
         if math.isinf(deadline):
             return False
-        return any_of(time.monotonic() >= deadline, self.world, self.device)
+        return self.is_anywhere(time.monotonic() >= deadline)
+
+    def is_anywhere(self, is_true: bool) -> bool:
+        """Whether it is true on any rank. All ranks call this together."""
+        return any_of(is_true, self.world, self.device)
 
     def update(self) -> tuple[Tensor, Tensor, float]:
         """One update of the weights: its loss, the norm of its gradients, and the learning rate."""
@@ -236,11 +240,18 @@ class Trainer:
         os.replace(partial, self.folder / STATE)
 
     def resume(self) -> None:
-        """Go on from the checkpoint in the folder, if there is one. Raises InputError if it is of other weights."""
+        """Go on from the checkpoint in the folder, if there is one. All ranks call it.
+
+        Raises InputError if it is of other weights, or if some ranks only see it.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / STATE
-        if not path.exists():
+        self.is_anywhere(False)  # the first rank may be writing it still
+        is_there = path.exists()
+        if not self.is_anywhere(is_there):
             return
+        if self.is_anywhere(not is_there):
+            raise InputError(f"some of the {self.world.size} ranks do not see {path}; give a folder that all share")
         state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
         shapes = {name: tuple(weight.shape) for name, weight in state["weights"].items()}
         if shapes != {name: tuple(weight.shape) for name, weight in self.parameters.items()}:

@@ -7,7 +7,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,28 +29,40 @@ def free_port() -> int:
         return port
 
 
-def start_rank(rank: int, ranks: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
-    """One process of `tests.distributed.worker`; its complaints go to a file."""
-    place = {"RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-    with (folder / f"rank{rank}.err").open("w") as complaints:
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.distributed.worker", str(folder)],
-            cwd=ROOT,
-            env={**os.environ, **{name: str(value) for name, value in place.items()}},
-            stderr=complaints,
-        )
+@contextmanager
+def started(program: Sequence[str], ranks: int, folder: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """A Python program, "-m MODULE" or a file with its arguments, as every rank of a world; killed at the end.
+
+    What each complains about goes to a file in the folder.
+    """
+    place = {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "PYTHONPATH": ROOT}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in place.items()}}
+    processes = []
+    try:
+        for rank in range(ranks):
+            with (folder / f"rank{rank}.err").open("w") as complaints:
+                command = [sys.executable, *program]
+                mine = {**environment, "RANK": str(rank)}
+                processes.append(subprocess.Popen(command, cwd=ROOT, env=mine, stderr=complaints))
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def run_program(program: Sequence[str], ranks: int, folder: Path, seconds: float = 60) -> None:
+    """Run a program as every rank of a world; all must end well in this time."""
+    with started(program, ranks, folder) as processes:
+        codes = [process.wait(seconds) for process in processes]
+    assert codes == [0] * ranks, "".join(path.read_text() for path in folder.glob("*.err"))
 
 
 def run_ranks(ranks: int, folder: Path) -> list[Report]:
     """The report of every rank of a world of this size."""
-    port = free_port()
-    processes = [start_rank(rank, ranks, port, folder) for rank in range(ranks)]
-    try:
+    with started(["-m", "tests.distributed.worker", str(folder)], ranks, folder) as processes:
         for process in processes:
             process.wait()
-    finally:
-        for process in processes:
-            process.kill()
     return [read_report(folder, rank) for rank in range(ranks)]
 
 

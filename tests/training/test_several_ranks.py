@@ -7,9 +7,8 @@ arguments.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from omniavatar.distributed.world import ALONE, World, joined, place
+from omniavatar.errors import InputError
 from omniavatar.testing.tiny import TinyModels
 from omniavatar.training.diffusion import Diffusion, DiffusionTask
 from omniavatar.training.gradients import Batch
@@ -25,12 +25,11 @@ from omniavatar.training.samples import CachedSamples, CacheWriter, write_origin
 from omniavatar.training.takes import Choice, Take
 from omniavatar.training.trained import WHOLE
 from omniavatar.training.trainer import LOG, Settings, Trainer, generator
-from tests.distributed.conftest import free_port
+from tests.distributed.conftest import run_program
 from tests.training.scenes import Striped, config, plan
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 EVERYTHING = {"weights": ["dit.*", "audio_adapter.*"]}
 WAYS = {
     "whole": ("default", EVERYTHING),
@@ -91,20 +90,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_origin(folder / "cache", run.origin())
     for way in WAYS:
         learn(way, folder, ALONE)
-    port = free_port()
-    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.training.test_several_ranks", str(folder)],
-            cwd=ROOT,
-            env={**os.environ, **environment, "RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    complaints = [rank.communicate(timeout=240)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(complaints)
+    run_program(["-m", "tests.training.test_several_ranks", str(folder)], 2, folder, seconds=240)
     return folder
 
 
@@ -134,12 +120,46 @@ def test_a_stopped_run_of_two_ranks_goes_on_bit_by_bit(folder: Path, way: str) -
     assert rest == lines[2:]
 
 
+def test_a_checkpoint_that_is_written_late_is_awaited(folder: Path) -> None:
+    assert [(folder / f"late{rank}").read_text() for rank in range(2)] == ["1", "1"]
+
+
+def test_a_checkpoint_that_one_rank_sees_only_is_refused_on_all(folder: Path) -> None:
+    for rank in range(2):
+        assert "some of the 2 ranks do not see" in (folder / f"own{rank}" / "refusal").read_text()
+
+
+def resume_late(folder: Path, world: World) -> None:
+    """Go on from a checkpoint that the first rank begins to write when the other is looking for it already."""
+    first = Trainer(task("whole", folder, world), Settings(steps=STEPS), folder / "late", world=world)
+    first.update()
+    if world.is_main:
+        time.sleep(0.5)
+        first.checkpoint()
+    rest = Trainer(task("whole", folder, world), Settings(steps=STEPS), folder / "late", world=world)
+    rest.resume()
+    (folder / f"late{world.rank}").write_text(str(rest.step))
+
+
+def resume_apart(folder: Path, world: World) -> None:
+    """Look for a checkpoint in folders of which the first rank's only has one."""
+    own = folder / f"own{world.rank}"
+    trainer = Trainer(task("whole", folder, world), Settings(steps=STEPS), own, world=world)
+    if world.is_main:
+        trainer.checkpoint()
+    with pytest.raises(InputError) as refusal:
+        trainer.resume()
+    (own / "refusal").write_text(str(refusal.value))
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     world = place()
     with joined(world, torch.device("cpu"), 60):
         for way in WAYS:
             learn(way, folder, world)
+        resume_late(folder, world)
+        resume_apart(folder, world)
 
 
 if __name__ == "__main__":
