@@ -29,6 +29,7 @@ from transformers import Wav2Vec2Config
 
 from omniavatar.errors import InputError, OmniError
 from omniavatar.models.wav2vec import AudioEncoder, normalize
+from omniavatar.training.detector import correlation
 from omniavatar.training.gradients import Batch
 from omniavatar.training.mouth import FPS, SAMPLE_RATE, mouth_rows
 from omniavatar.training.sounds import Recordings, sound
@@ -194,13 +195,6 @@ def deep_silence(truths: Sequence[np.ndarray]) -> np.ndarray:
     """For all rows one after the other: whether the mouth is closed there and in both neighbours (rows,) bool."""
     masks = [np.convolve(np.pad(truth[:, 0] > 0, 1, mode="edge"), np.ones(3), "valid") == 0 for truth in truths]
     return np.concatenate(masks)
-
-
-def correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Pearson's; 0 where one does not vary."""
-    if min(first.std(), second.std()) < 1e-6:
-        return 0.0
-    return float(np.corrcoef(first, second)[0, 1])
 
 
 def evaluate(encoder: AudioEncoder, utterances: int = 100) -> Scores:

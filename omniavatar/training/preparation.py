@@ -36,7 +36,6 @@ class Preparation:
         self.engine = Engine(Plan(split.prepared), models, device=device, dtype=dtype)
         if "vae" not in models:
             raise PlanError("training needs a model for the role 'vae', which makes latents of pictures")
-        self.given: Span | None = None
 
     @torch.no_grad()
     def sample(self, take: Take) -> Sample:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from omniavatar.engine.plan import Plan, hooks_of, made_by
@@ -89,9 +89,3 @@ def steps(unit: PipelineUnit) -> bool:
 def hooks(unit: PipelineUnit) -> set[str]:
     """The hooks that the unit implements."""
     return {options["specname"] or attribute for attribute, options in hooks_of(type(unit)).items()}
-
-
-def trained_roles(units: Iterable[PipelineUnit], names: Sequence[str]) -> set[str]:
-    """The roles in names such as "dit.blocks.0.ffn.0.weight" or patterns of them, which the units work with."""
-    known = {role for unit in units for role in (*unit.roles, *unit.optional_roles)}
-    return {name.partition(".")[0] for name in names} & known

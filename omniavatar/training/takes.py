@@ -21,7 +21,7 @@ from omniavatar.engine.windows import TEMPORAL_FACTOR, frames_for_budget
 from omniavatar.media.audio import load_waveform
 from omniavatar.training.clips import Clip as Drawn
 from omniavatar.training.data import Clips
-from omniavatar.training.data_clip import FRAME_SAMPLES, Clip
+from omniavatar.training.data_clip import FRAME_SAMPLES, Clip, random_piece
 from omniavatar.training.trainer import generator
 
 
@@ -85,8 +85,8 @@ class Choice:
         def chance(probability: float) -> bool:
             return float(torch.rand((), generator=draw)) < probability
 
-        count = min(settings.frames, frames - (frames - 1) % TEMPORAL_FACTOR)
-        start, reference = number(frames - count + 1), number(frames)
+        piece, reference = random_piece(frames, settings.frames, draw), number(frames)
+        start, count = piece.start, piece.count
         given = settings.prefixes[number(len(settings.prefixes))]
         nothing, without, silent = (chance(p) for p in (settings.no_prefix, settings.no_reference, settings.silent))
         if without:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.compatibility.cases import Pair, catalog, pairs
 from tests.compatibility.outcomes import BROKEN, WORKS, Outcome
 from tests.compatibility.studio import write_files
-from tests.distributed.conftest import free_port
+from tests.distributed.conftest import started
 
-ROOT = Path(__file__).parents[2]
 RANKS = 2
 
 
@@ -36,32 +32,14 @@ class Table:
 def make_table(folder: Path) -> Table:
     """Try everything; `folder` takes the files."""
     write_files(folder / "files")
-    port = free_port()
-    processes = [start(rank, port, folder) for rank in range(RANKS)]
-    try:
+    with started(["-m", "tests.compatibility.worker", str(folder)], RANKS, folder) as processes:
         for process in processes:
-            process.wait()
-    finally:
-        for process in processes:
-            process.kill()
             process.wait()
     reports = [read_report(folder, rank) for rank in range(RANKS)]
     return Table(
         {pair: worst(" ".join(pair), reports) for pair in pairs()},
         {name: worst(name, reports) for name in catalog().presets},
     )
-
-
-def start(rank: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
-    """One process; its complaints go to a file."""
-    place = {"RANK": rank, "WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-    with (folder / f"rank{rank}.err").open("w") as complaints:
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.compatibility.worker", str(folder)],
-            cwd=ROOT,
-            env={**os.environ, **{name: str(value) for name, value in place.items()}},
-            stderr=complaints,
-        )
 
 
 def read_report(folder: Path, rank: int) -> dict[str, Outcome]:

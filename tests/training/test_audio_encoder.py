@@ -16,10 +16,10 @@ from omniavatar.training.audio_encoder import (
     AudioEncoderSettings,
     AudioEncoderTask,
     Listener,
-    correlation,
     new_encoder,
     with_neighbours,
 )
+from omniavatar.training.detector import correlation
 from omniavatar.training.mouth import SAMPLE_RATE, mouth_rows
 from omniavatar.training.sounds import Recordings
 from omniavatar.training.trainer import Settings, Trainer, generator

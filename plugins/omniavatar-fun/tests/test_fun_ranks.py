@@ -7,8 +7,6 @@ and the control video as arguments.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,14 +28,13 @@ from omniavatar.models.wan_dit import WanDiT
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing import tiny
-from tests.distributed.conftest import free_port
+from tests.distributed.conftest import run_program
 from tests.distributed.scenes import worst_error
 from tests.media.samples import write_lossless
 from tests.models.networks import randomized
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[3]
 RANKS = 2
 TOLERANCE = 1e-5
 WAYS = ("sequence-parallel", "sequence-parallel(ring=2)", "guidance-parallel")
@@ -105,27 +102,10 @@ def errors(control: Path, world: World) -> dict[str, float]:
     return found
 
 
-def start(rank: int, port: int, folder: Path, control: Path) -> subprocess.Popen[bytes]:
-    """This file as the program of one rank; its complaints go to a file."""
-    place = {"RANK": rank, "WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": ROOT}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in place.items()}}
-    with (folder / f"rank{rank}.err").open("w") as complaints:
-        return subprocess.Popen(
-            [sys.executable, __file__, str(folder), str(control)], env=environment, stderr=complaints
-        )
-
-
 def test_two_ranks_make_what_one_makes(tmp_path: Path) -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (13, 48, 16, 3), np.uint8)
-    control, port = write_lossless(tmp_path / "control.mkv", pictures), free_port()
-    processes = [start(rank, port, tmp_path, control) for rank in range(RANKS)]
-    try:
-        codes = [process.wait(100) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert codes == [0] * RANKS, "".join(path.read_text() for path in tmp_path.glob("*.err"))
+    control = write_lossless(tmp_path / "control.mkv", pictures)
+    run_program([__file__, str(tmp_path), str(control)], RANKS, tmp_path, seconds=100)
     for rank in range(RANKS):
         found = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert len(found) == 2 * len(WAYS)

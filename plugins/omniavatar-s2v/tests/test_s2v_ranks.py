@@ -7,8 +7,6 @@ as argument.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,13 +27,12 @@ from omniavatar.models.wan_dit import WanDiT
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing import FakeVAE, tiny
-from tests.distributed.conftest import free_port
+from tests.distributed.conftest import run_program
 from tests.distributed.scenes import worst_error
 from tests.models.networks import randomized
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[3]
 RANKS = 2
 TOLERANCE = 1e-5
 PLANS = {"tokens": "sequence-parallel", "ring": "sequence-parallel(ring=2)", "branches": "guidance-parallel"}
@@ -79,24 +76,8 @@ def made(expression: str, world: World) -> list[Tensor]:
     return results.tensors
 
 
-def start(rank: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
-    """This file as the program of one rank; its complaints go to a file."""
-    place = {"RANK": rank, "WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": ROOT}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in place.items()}}
-    with (folder / f"rank{rank}.err").open("w") as complaints:
-        return subprocess.Popen([sys.executable, __file__, str(folder)], env=environment, stderr=complaints)
-
-
 def test_two_ranks_make_what_one_makes(tmp_path: Path) -> None:
-    port = free_port()
-    processes = [start(rank, port, tmp_path) for rank in range(RANKS)]
-    try:
-        codes = [process.wait(60) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert codes == [0] * RANKS, "".join(path.read_text() for path in tmp_path.glob("*.err"))
+    run_program([__file__, str(tmp_path)], RANKS, tmp_path)
     for rank in range(RANKS):
         errors = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert errors.keys() == PLANS.keys()

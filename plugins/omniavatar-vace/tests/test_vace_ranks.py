@@ -7,8 +7,6 @@ and the control video as arguments.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,14 +25,13 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.testing import tiny
 from omniavatar.units import Fsdp, GuidanceParallel, SequenceParallel
 from tests.distributed.checks import local_share
-from tests.distributed.conftest import free_port
+from tests.distributed.conftest import run_program
 from tests.distributed.scenes import HEADS, RandomModels, Recorder, Video, worst_error
 from tests.media.samples import write_lossless
 from tests.models.networks import randomized
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[3]
 RANKS = 2
 TOLERANCE = 1e-5
 WAYS: dict[str, list[type[PipelineUnit]]] = {
@@ -78,26 +75,9 @@ def errors(world: World, control: str) -> dict[str, float]:
     return found | {"share": local_share(engine.model("vace"))}
 
 
-def start(rank: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
-    """This file as the program of one rank; its complaints go to a file."""
-    place = {"RANK": rank, "WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": ROOT}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in place.items()}}
-    command = [sys.executable, __file__, str(folder), str(folder / "pose.mkv")]
-    with (folder / f"rank{rank}.err").open("w") as complaints:
-        return subprocess.Popen(command, env=environment, stderr=complaints)
-
-
 def test_two_ranks_make_what_one_makes(tmp_path: Path) -> None:
     write_lossless(tmp_path / "pose.mkv", np.random.default_rng(0).integers(0, 256, (13, 48, 16, 3), np.uint8))
-    port = free_port()
-    processes = [start(rank, port, tmp_path) for rank in range(RANKS)]
-    try:
-        codes = [process.wait(60) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert codes == [0] * RANKS, "".join(path.read_text() for path in tmp_path.glob("*.err"))
+    run_program([__file__, str(tmp_path), str(tmp_path / "pose.mkv")], RANKS, tmp_path)
     for rank in range(RANKS):
         found = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert found["effect"] > 1e-3
