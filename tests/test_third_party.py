@@ -49,6 +49,7 @@ def test_a_plugin_unit_runs_by_name(site: Path, tmp_path: Path) -> None:
     assert brownness(path) > 20, "grey times (1, 0.8, 0.6)"
 
 
+@pytest.mark.slow
 def test_its_flags_preset_and_model_work_like_built_in_ones(site: Path, tmp_path: Path) -> None:
     model = tmp_path / "tone.safetensors"
     save_file({"colour": torch.tensor([0.2, 0.2, 1.0])}, model)
@@ -63,6 +64,7 @@ def test_its_flags_preset_and_model_work_like_built_in_ones(site: Path, tmp_path
     assert "sepia-tone" in inspected.stdout
 
 
+@pytest.mark.slow
 def test_its_settings_are_checked_and_documented(site: Path, tmp_path: Path) -> None:
     done = omni(site, "run", "--units", "default+sepia(strength=7)", "-o", str(tmp_path / "no.mp4"))
     assert done.returncode == 2

@@ -38,7 +38,11 @@ def interrupt_after(line: str, folder: Path, number: int = signal.SIGINT) -> tup
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+    ("number", "code", "said"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 143, "ended by SIGTERM", marks=pytest.mark.slow),
+    ],
 )
 def test_finished_windows_are_kept_as_a_partial_video(tmp_path: Path, number: int, code: int, said: str) -> None:
     ended, lines = interrupt_after("chunk 1/2 done", tmp_path, number)

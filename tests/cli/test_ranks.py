@@ -187,12 +187,14 @@ def test_a_rank_that_hangs_ends_all_after_the_timeout(misbehave: Callable[..., E
     assert 3 < ended.seconds < 3 + STOP_SECONDS
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_inside_a_library_is_named_too(misbehave: Callable[..., Ended], folder: Path) -> None:
     (line,) = misbehave("deadlock", "--timeout", "2").lines
     late = "omni: rank 1 kept the others waiting for longer than --timeout; it was at "
     assert re.fullmatch(rf"{late}.*misbehaving.py, line \d+, in deadlock; {re.escape(partial_of(folder))}", line)
 
 
+@pytest.mark.slow
 def test_a_rank_that_a_library_ends_is_named(misbehave: Callable[..., Ended], folder: Path) -> None:
     ended = misbehave("vanish")
     (line,) = ended.lines
@@ -200,6 +202,7 @@ def test_a_rank_that_a_library_ends_is_named(misbehave: Callable[..., Ended], fo
     assert ended.code == 7
 
 
+@pytest.mark.slow
 def test_a_users_error_on_one_rank_ends_all(misbehave: Callable[..., Ended], folder: Path) -> None:
     ended = misbehave("reject")
     assert ended.lines == [f"omni: rank 1: this cannot be done; {partial_of(folder)}"]
@@ -214,6 +217,7 @@ def test_interrupt(misbehave: Callable[..., Ended], folder: Path) -> None:
     assert ended.seconds < STOP_SECONDS
 
 
+@pytest.mark.slow
 def test_torchrun_starts_ranks_too(folder: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     command = [*launcher, "-m", "omniavatar", *run_command("--quiet", "--json")]
