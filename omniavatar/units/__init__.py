@@ -1,5 +1,6 @@
 """The built-in units, one feature a file."""
 
+from omniavatar.units.attention import AttentionKernel
 from omniavatar.units.audio import Audio
 from omniavatar.units.audio_adapter import AudioAdapter
 from omniavatar.units.cfg_merge import CfgMerge
@@ -44,4 +45,5 @@ BUILTIN = (
     GradientCheckpointing,
     Compile,
     SmoothBorders,
+    AttentionKernel,
 )

@@ -224,6 +224,7 @@ SCENARIOS: dict[str, dict[str, Scenario]] = {
         "fsdp": SEVERAL_RANKS(f"{BASE}+guidance-parallel+fsdp", alters=True),
         "smooth-borders": Scenario(f"{BASE}+smooth-borders"),
         "compile": Scenario(f"{BASE}+compile(backend=aot_eager)", alters=True),
+        "attention": Scenario(f"{BASE}+attention(kernel=math)", off=Change({"kernel": "auto"})),
         "gradient-checkpointing": Scenario(f"{BASE}+gradient-checkpointing", alters=True),
     },
     "i2v": {
