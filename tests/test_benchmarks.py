@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from benchmarks.cost_model import RESULTS, Links, check, table
+from benchmarks.peers import THEIRS, calls
 from benchmarks.training import WAYS, measure
 from tests.distributed.conftest import ROOT
 
@@ -26,3 +28,10 @@ def test_training_is_measured_with_and_without_checkpointing() -> None:
         result = measure("tiny", expression, updates=1, shape=(32, 32, 17))
         assert result["seconds_update"] > 0
         assert result["trained_parameters"] > 1_000_000
+
+
+def test_diffusers_and_we_are_measured_in_turn_and_what_does_not_run_is_said() -> None:
+    rows, refused = calls("tiny", ["eager", "attention(kernel=cudnn)"], 1, torch.device("cpu"))
+    assert [row["way"] for row in rows] == [THEIRS, "omniavatar, eager"]
+    assert rows[1]["share"] == pytest.approx(rows[1]["seconds"] / rows[0]["seconds"], rel=0.01)
+    assert "does not run on cpu" in refused["attention(kernel=cudnn)"]

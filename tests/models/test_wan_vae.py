@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.peers import diffusers_key
 from omniavatar.models.tiling import DECODE_TILING, ENCODE_TILING, Tiling, map_tiles, spans, tile_weights
 from omniavatar.models.wan_vae import CausalCache, CausalConv3d, WanVAE
 from tests.golden import kind_vae
@@ -138,30 +139,6 @@ def test_golden_networks_of_other_widths(name: str) -> None:
 
 
 # --- diffusers ---------------------------------------------------------------------------------------------------
-
-
-def diffusers_key(key: str, num_res_blocks: int) -> str:
-    """The name in diffusers' `AutoencoderKLWan` of a weight of the official file."""
-    side, _, rest = key.partition(".")
-    if side in ("conv1", "conv2"):
-        return {"conv1": "quant_conv", "conv2": "post_quant_conv"}[side] + "." + rest
-    part, _, rest = rest.partition(".")
-    if part == "conv1":
-        return f"{side}.conv_in.{rest}"
-    index, _, rest = rest.partition(".")
-    if part == "head":
-        return f"{side}.{'norm_out' if index == '0' else 'conv_out'}.{rest}"
-    for ours, theirs in (("0", "norm1"), ("2", "conv1"), ("3", "norm2"), ("6", "conv2")):
-        rest = rest.replace(f"residual.{ours}.", f"{theirs}.")
-    rest = rest.replace("shortcut.", "conv_shortcut.")
-    if part == "middle":
-        block = {"0": "resnets.0", "1": "attentions.0", "2": "resnets.1"}[index]
-        return f"{side}.mid_block.{block}.{rest}"
-    if part == "downsamples":
-        return f"{side}.down_blocks.{index}.{rest}"
-    level, layer = divmod(int(index), num_res_blocks + 2)
-    block = "upsamplers.0" if layer == num_res_blocks + 1 else f"resnets.{layer}"
-    return f"{side}.up_blocks.{level}.{block}.{rest}"
 
 
 @pytest.fixture(scope="module")
