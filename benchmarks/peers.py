@@ -89,10 +89,10 @@ class TheirCall:
             )
         # Its rotary table is a buffer that is no weight: made anew where the weights are.
         network.rope = type(network.rope)(network.rope.attention_head_dim, network.rope.patch_size, 1024)
-        self.network: Any = fill_beside_buffers(network, device, dtype)
         if not small:
-            self.network.set_attention_backend("_native_cudnn")
-            self.network.compile_repeated_blocks(fullgraph=True)
+            network.set_attention_backend("_native_cudnn")
+            network.compile_repeated_blocks(fullgraph=True)
+        self.network = fill_beside_buffers(network, device, dtype)
         self.inputs = {
             "hidden_states": torch.randn(1, 16, latent_frames(frames), height // 8, width // 8).to(device, dtype),
             "timestep": torch.tensor([500.0], device=device),
