@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from omniavatar.checkpoints.loading import build_on_meta
+from omniavatar.checkpoints.names import matches
 from omniavatar.checkpoints.registry import Registry
 from omniavatar.engine.scopes import Job, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
-from omniavatar.models.audio_adapter import AudioAdapter
+from omniavatar.models.attention import Attention, sdpa
 from omniavatar.testing import LatentFormat
 from omniavatar.units import Prompt
 
@@ -45,14 +46,29 @@ class RandomModels:
 
     def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
         """The network of this role."""
+        return fill(self.skeleton(role, dtype=dtype, **constructor), device, dtype)
+
+    def skeleton(self, role: str, *, dtype: torch.dtype, attention: Attention = sdpa, **_: Any) -> nn.Module:
+        """The network of this role on the meta device."""
         if role == "dit":
-            dit = build_on_meta(self.spec.network or "", {**self.config(role), **constructor})
-            return fill(dit, device, dtype)
-        if role == "audio_adapter":
-            return fill(AudioAdapter(**self.config(role)), device, dtype)
-        if role == "vae" and self.vae is not None:
-            return fill(build_on_meta(self.vae.network or "", self.vae.config), device, dtype)
-        return LatentFormat()
+            network = build_on_meta(self.spec.network or "", {**self.config(role), "attention": attention})
+        elif role == "audio_adapter":
+            network = build_on_meta("omniavatar.models.audio_adapter:AudioAdapter", self.config(role))
+        elif role == "vae" and self.vae is not None:
+            network = build_on_meta(self.vae.network or "", self.vae.config)
+        else:
+            network = LatentFormat()
+        return network.to(dtype)
+
+    def weights(
+        self, role: str, patterns: Sequence[str], *, device: torch.device, dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """Those weights of a role's network that `load` would make."""
+        whole = self.skeleton(role, dtype=dtype)
+        modules = {name.rpartition(".")[0] for name, _ in whole.named_parameters() if matches(name, patterns)}
+        for module in modules:
+            fill(whole.get_submodule(module), device, dtype)
+        return {name: weight for name, weight in whole.named_parameters() if matches(name, patterns)}
 
     def beside(self, role: str, path: Path) -> Path:
         """The path as it is."""

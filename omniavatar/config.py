@@ -76,6 +76,7 @@ class RunConfig(BaseModel):
     units: str = Field("default", description="plan expression")
     models: tuple[ModelEntry, ...] = Field((), description="the model files")
     models_dir: str = Field("pretrained_models", description="where relative model paths start")
+    tables: tuple[str, ...] = Field((), description="further checkpoint tables, such as those of omni calibrate")
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict, description="settings by unit")
     inputs: dict[str, Any] = Field(default_factory=dict, description="inputs that every video of the run has")
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: bf16 on CUDA, fp32 on the CPU")

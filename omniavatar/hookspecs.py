@@ -62,9 +62,9 @@ class Discovery:
 class Pipeline:
     """The points at which a unit takes part in making a video. Order of one video:
 
-    setup; begin_job; plan_windows; per window: plan_steps, begin_window; per step: before_step, guide -> predict ->
-    call -> (embed, run_blocks -> before_block/after_block, unembed) per transformer call, advance, after_step;
-    end_window; end_job.
+    setup; begin_job; plan_windows; per window: plan_steps, begin_window; per step: before_step, guide -> substitute,
+    predict -> call -> (embed, run_blocks -> before_block/after_block, unembed) per transformer call, advance,
+    after_step; end_window; end_job.
     """
 
     @hookspec
@@ -113,8 +113,16 @@ class Pipeline:
         """
 
     @hookspec(firstresult=True)
+    def substitute(self, step: Step, branches: Sequence[Branch]) -> Sequence[Branch] | None:
+        """Once per call of `step.predict`, first result: for each branch the one whose prediction is taken for it.
+
+        Only those are predicted, each once. Example, which saves the call for the negative prompt at low noise:
+        `return [Branch.fullest(branches)] * len(branches) if step.sigma < 0.3 else None`.
+        """
+
+    @hookspec(firstresult=True)
     def predict(self, step: Step, branches: Sequence[Branch]) -> Sequence[Tensor] | None:
-        """Once per call of `step.predict`, first result: one velocity (b c t h w) per branch.
+        """Once per call of `step.predict`, first result: one velocity (b c t h w) per branch that is left.
 
         The engine's own implementation, asked last, runs one transformer call per branch. A unit that merges branches
         into one batch returns `step.forward(branches).chunk(len(branches))`; one that works around it is a wrapper.

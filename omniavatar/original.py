@@ -33,6 +33,7 @@ SETTINGS = {
     "overlap_frame": ("fixed-frames", "overlap"),
     "silence_duration_s": ("audio", "silence"),
     "tea_cache_l1_thresh": ("teacache", "threshold"),
+    "num_persistent_param_in_dit": ("offload", "resident_params"),
 }
 TOP = {"seed": "seed", "fps": "fps", "dtype": "dtype", "sp_size": "gpus"}
 SIZES = {
@@ -53,7 +54,6 @@ SPECIAL = {
 }
 WITHOUT_EFFECT: dict[str, tuple[Any, ...] | None] = {
     "image_encoder_path": ("None", None),
-    "num_persistent_param_in_dit": (None,),
     "i2v": (True, None),
     "use_audio": (True, None),
     "seq_len": None,
@@ -122,7 +122,11 @@ def parse_value(text: str) -> Any:
 def overrides(content: Values, hparams: Values) -> Overrides:
     """The `--hp` values in our words; the file's tables of sizes go with its `max_hw`."""
     tables = {key: value for key, value in content.items() if key.startswith("image_sizes_")}
-    switches = {"tea_cache_l1_thresh": ("teacache", caches(hparams)), "use_fsdp": ("fsdp", shards(hparams))}
+    switches = {
+        "tea_cache_l1_thresh": ("teacache", caches(hparams)),
+        "use_fsdp": ("fsdp", shards(hparams)),
+        "num_persistent_param_in_dit": ("offload", offloads(hparams)),
+    }
     units = dict(switch for key, switch in switches.items() if key in hparams)
     return Overrides(top_fields(hparams), unit_settings({**tables, **hparams}), units)
 
@@ -141,7 +145,7 @@ def translate(content: Values, hparams: Values, source: Path) -> RunConfig:
     if experiment is not None and values.get("reload_cfg", True):
         values = {**stored_values(experiment), **values}
     fields = {
-        "units": "default" + "+teacache" * caches(values) + "+fsdp" * shards(values),
+        "units": "default" + "+teacache" * caches(values) + "+fsdp" * shards(values) + "+offload" * offloads(values),
         "models_dir": ".",
         "models": model_entries(values, experiment),
         "settings": unit_settings(values),
@@ -184,6 +188,11 @@ def caches(values: Values) -> bool:
 def shards(values: Values) -> bool:
     """Whether the weights are spread over the GPUs."""
     return bool(values.get("use_fsdp"))
+
+
+def offloads(values: Values) -> bool:
+    """Whether weights of the transformer wait in host memory: there is a limit of those that do not."""
+    return values.get("num_persistent_param_in_dit") is not None
 
 
 def sizes(values: Values) -> Any:

@@ -73,18 +73,21 @@ class Plugins:
                 self._add(plugin, "preset", name, expression, units if name in units else presets)
         return Catalog(units, presets)
 
-    def registry(self) -> Registry:
-        """All known checkpoints. A table that cannot be read, or has a row that is known already, is left out."""
+    def registry(self, tables: Iterable[Path] = ()) -> Registry:
+        """All known checkpoints. A table that cannot be read, or has a row that is known already, is left out.
+
+        tables: the user's own, the last to be read; a faulty one of these is an error.
+        """
         from omniavatar.checkpoints import Registry
 
         owners = {table: plugin for plugin, tables in self._each("omni_checkpoints", tables_in) for table in tables}
 
         def leave_out(table: Path | Traversable, error: CheckpointError) -> None:
-            if owners[table] == builtin.__name__:
+            if owners.get(table, builtin.__name__) == builtin.__name__:
                 raise error
             self._report(owners[table], f"{error}; it was left out")
 
-        return Registry(owners, leave_out)
+        return Registry([*owners, *tables], leave_out)
 
     def checkpoint_tables(self) -> list[Path | Traversable]:
         """The checkpoint tables of all packages, the built-in ones first."""

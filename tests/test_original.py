@@ -126,11 +126,21 @@ def test_several_gpus_and_sharded_weights() -> None:
 
 def test_what_has_no_effect_is_named(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        translate(num_persistent_param_in_dit=7, nmu_steps=3)
+        translate(use_audio=False, nmu_steps=3)
     assert [record.getMessage() for record in caplog.records] == [
         "inference.yaml: unknown keys without effect: nmu_steps",
-        "inference.yaml: without effect here: num_persistent_param_in_dit=7",
+        "inference.yaml: without effect here: use_audio=False",
     ]
+
+
+def test_a_limit_of_parameters_on_the_device_means_offload() -> None:
+    config = translate(num_persistent_param_in_dit=7_000_000_000)
+    assert (config.units, config.settings["offload"]) == ("default+offload", {"resident_params": 7_000_000_000})
+    assert translate(num_persistent_param_in_dit=0).settings["offload"] == {"resident_params": 0}
+    said = original.overrides({}, parse_hparams("num_persistent_param_in_dit=0"))
+    assert said.apply({"euler": {}}) == {"euler": {}, "offload": {}}
+    none = original.overrides({}, parse_hparams("num_persistent_param_in_dit=None"))
+    assert none.apply({"euler": {}, "offload": {}}) == {"euler": {}}
 
 
 def test_config_json_fills_in_what_is_absent_but_not_what_is_null(experiment: Path) -> None:

@@ -139,12 +139,64 @@ class Bundle:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         overrides: Mapping[str, Any] | None = None,
+        blocks: bool = True,
         **offered: Any,
     ) -> nn.Module:
         """Build and fill the role's network (see `load_network`)."""
         from omniavatar.checkpoints.loading import load_network
 
-        return load_network(self.components(role), device=device, dtype=dtype, overrides=overrides, **offered)
+        return load_network(
+            self.components(role), device=device, dtype=dtype, overrides=overrides, blocks=blocks, **offered
+        )
+
+    def read_into(self, role: str, targets: Mapping[str, Tensor]) -> None:
+        """Read some of the role's tensors, by the network's names, into memory of their shape (see `load_network`)."""
+        from omniavatar.checkpoints.loading import read_into
+
+        read_into(self.components(role), targets)
+
+    def skeleton(self, role: str, *, dtype: torch.dtype, **offered: Any) -> nn.Module:
+        """The role's network without its weights, on the meta device, as `load` would make it."""
+        import torch
+
+        from omniavatar.checkpoints import loading
+
+        components = self.components(role)
+        base = components[0]
+        if base.spec.network is None:
+            raise CheckpointError(
+                f"{base.files[0]} holds only an overlay on the role '{role}'; give the base model as well"
+            )
+        path = base.spec.network
+        dtype = getattr(torch, base.spec.dtype) if base.spec.dtype is not None else dtype
+        if base.spec.loader == "folder":
+            kind: Any = loading.import_network(path)
+            network: nn.Module = kind.from_config(base.folder)
+        else:
+            config = loading.merged_config(components) | loading.accepted(path, offered)
+            network = loading.build_on_meta(path, config)
+        return network.to(dtype).eval().requires_grad_(False)
+
+    def weights(
+        self,
+        role: str,
+        patterns: Iterable[str],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> dict[str, Tensor]:
+        """The weights of the role's network whose names fit one of the patterns."""
+        from omniavatar.checkpoints.loading import read_tensors
+        from omniavatar.checkpoints.names import matches
+
+        wanted = list(patterns)
+        sources = {
+            name: info
+            for component in self.components(role)
+            for name, info in component.tensors.items()
+            if matches(name, wanted)
+        }
+        return dict(read_tensors(sources, device=device, dtype=dtype))
 
 
 def _ordered(role: str, components: list[Component]) -> tuple[Component, ...]:

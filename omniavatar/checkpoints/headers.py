@@ -47,6 +47,7 @@ DTYPES = {
     "C64": ("complex64", 64),
 }
 """safetensors dtype code -> (torch's name, bits per element)."""
+BITS = dict(DTYPES.values())
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class TensorInfo:
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        return self.numel * BITS.get(self.dtype, 64) // 8
 
 
 @dataclass(frozen=True)

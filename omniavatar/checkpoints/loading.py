@@ -1,7 +1,9 @@
 """Weights from files into networks: built on the meta device, filled tensor by tensor on the device where they stay.
 
 Everything is checked against headers before any data is read. Nothing holds a second copy of a network: each tensor is
-mapped from its file, brought to its device and dtype, and assigned.
+mapped from its file, brought to its device and dtype, and assigned. Files are mapped portion by portion, so that what
+has been read does not stay in the process's memory; what goes to the CPU unchanged stays mapped and is read when it is
+used.
 """
 
 from __future__ import annotations
@@ -9,8 +11,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Device = torch.device | str
 Shape = tuple[int, ...]
+PORTION = 2**29
+"""Bytes of a file that are mapped at a time."""
 
 
 def import_network(path: str) -> Callable[..., nn.Module]:
@@ -66,15 +70,17 @@ def load_network(
     device: Device = "cpu",
     dtype: torch.dtype | None = None,
     overrides: Mapping[str, Any] | None = None,
+    blocks: bool = True,
     **offered: Any,
 ) -> nn.Module:
     """Build and fill the network of a base component (first) and the overlays on it.
 
+    Without `blocks` the weights of the network's `blocks`, if it has some, stay on the meta device; see `read_into`.
     `overrides` change the configuration of the tables; `offered` are further constructor arguments (an attention
     function), which a network without a parameter of that name does not get.
     The network comes in evaluation mode, without gradients. `dtype` None keeps each tensor's dtype; the table's wins.
     """
-    base, *overlays = components
+    base = components[0]
     if base.spec.network is None:
         raise CheckpointError(
             f"{base.files[0]} holds only an overlay on the role '{base.role}'; give the base model as well"
@@ -85,12 +91,34 @@ def load_network(
         return _from_folder(base, device, dtype or torch.float32)
     config = merged_config(components) | dict(overrides or {})
     network = build_on_meta(base.spec.network, config | accepted(base.spec.network, offered))
-    sources = dict(base.tensors)
-    for overlay in overlays:
-        sources |= overlay.tensors
+    sources = merged_sources(components)
     check_names(network, sources, growable=base.spec.growable, optional=base.spec.optional)
-    fill(network, read_tensors(sources, device=device, dtype=dtype), device=device, dtype=dtype)
+    left = set() if blocks else names_of_blocks(network)
+    wanted = {name: source for name, source in sources.items() if name not in left}
+    fill(network, read_tensors(wanted, device=device, dtype=dtype), device=device, dtype=dtype, left=left)
     return network.eval().requires_grad_(False)
+
+
+def merged_sources(components: Sequence[Component]) -> dict[str, TensorInfo]:
+    """Where the tensors of a base with its overlays lie, by the network's names."""
+    return {name: source for component in components for name, source in component.tensors.items()}
+
+
+def names_of_blocks(network: nn.Module) -> set[str]:
+    """The names of the weights within a network's `blocks`."""
+    blocks = getattr(network, "blocks", None)
+    within = set() if blocks is None else {id(weight) for weight in blocks.parameters()}
+    return {name for name, weight in network.named_parameters() if id(weight) in within}
+
+
+def read_into(components: Sequence[Component], targets: Mapping[str, Tensor]) -> None:
+    """Read tensors of a network, by its names, into memory of their shape; what the files lack becomes zero."""
+    sources = merged_sources(components)
+    for name in targets.keys() - sources.keys():
+        targets[name].zero_()
+    wanted = {name: sources[name] for name in targets if name in sources}
+    for name, tensor in _tensors(wanted, "cpu", None):
+        targets[name].copy_(tensor)
 
 
 def merged_config(components: Sequence[Component]) -> dict[str, Any]:
@@ -139,10 +167,15 @@ def fill(
     *,
     device: Device = "cpu",
     dtype: torch.dtype | None = None,
+    left: Collection[str] = (),
 ) -> None:
-    """Assign checked tensors to a network on the meta device; what they leave open becomes zero, says the log."""
+    """Assign checked tensors to a network on the meta device; what they leave open becomes zero, says the log.
+
+    `left` are the names of those that stay on the meta device.
+    """
     targets = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     state = {name: grown(name, tensor, targets[name]) for name, tensor in tensors}
+    state |= {name: torch.empty(targets[name], device="meta", dtype=dtype) for name in left}
     absent = [name for name in targets if name not in state]
     if absent:
         log.warning("not in the checkpoint, set to zero: %s", few(absent))
@@ -164,14 +197,41 @@ def read_tensors(
     sources: Mapping[str, TensorInfo], *, device: Device, dtype: torch.dtype | None
 ) -> Iterator[tuple[str, Tensor]]:
     """Read tensors file by file, each brought to its device and, if it is floating point, its dtype before the next."""
-    by_file: dict[Path, dict[str, str]] = defaultdict(dict)
+    for file, count in Counter(source.file for source in sources.values()).items():
+        log.info("reading %d tensors from %s", count, file)
+    yield from _tensors(sources, device, dtype)
+
+
+def _tensors(
+    sources: Mapping[str, TensorInfo], device: Device, dtype: torch.dtype | None
+) -> Iterator[tuple[str, Tensor]]:
+    by_file: dict[Path, dict[str, TensorInfo]] = defaultdict(dict)
     for name, source in sources.items():
-        by_file[source.file][name] = source.name
-    for file, names in by_file.items():
-        log.info("reading %d tensors from %s", len(names), file)
-        read = _read_safetensors if file.suffix == ".safetensors" else _read_pickled
-        for name, tensor in read(file, names, device):
-            yield name, tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+        by_file[source.file][name] = source
+    for file, within in by_file.items():
+        in_parts = file.suffix == ".safetensors" or is_zip(file)
+        for names in portions(within, PORTION) if in_parts else [names_in_file(within)]:
+            read = _read_safetensors if file.suffix == ".safetensors" else _read_pickled
+            for name, tensor in read(file, names, device):
+                yield name, tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+
+
+def portions(sources: Mapping[str, TensorInfo], most: int) -> Iterator[dict[str, str]]:
+    """The names in the file by the network's, in parts of at most so many bytes, or of one tensor."""
+    part: dict[str, str] = {}
+    nbytes = 0
+    for name, source in sources.items():
+        if part and nbytes + source.nbytes > most:
+            yield part
+            part, nbytes = {}, 0
+        part[name] = source.name
+        nbytes += source.nbytes
+    if part:
+        yield part
+
+
+def names_in_file(sources: Mapping[str, TensorInfo]) -> dict[str, str]:
+    return {name: source.name for name, source in sources.items()}
 
 
 def _read_safetensors(file: Path, names: Mapping[str, str], device: Device) -> Iterator[tuple[str, Tensor]]:

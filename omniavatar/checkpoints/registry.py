@@ -5,6 +5,7 @@ Only headers are read. The result is a `Detection`; loading.py and bundle.py tak
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from omniavatar.checkpoints.files import Files, Source, check_shards, find_check
 from omniavatar.checkpoints.formulas import Formulas, read_settings
 from omniavatar.checkpoints.headers import Header, TensorInfo, read_header
 from omniavatar.checkpoints.nearest import Neighbours
-from omniavatar.checkpoints.tables import ComponentSpec, Row, Table, read_table
+from omniavatar.checkpoints.tables import ComponentSpec, Row, Table, Tuned, read_table, read_tuned
 from omniavatar.errors import CheckpointError
 from omniavatar.resources import registry_tables
 
@@ -113,9 +114,12 @@ class Registry:
     ) -> None:
         self._origins: dict[str, Table] = {}
         rows: list[Row] = []
+        self._tuned: dict[str, list[Tuned]] = defaultdict(list)
         for table in tables:
             try:
                 rows += self._claimed(table)
+                for tuned in read_tuned(table):
+                    self._tuned[tuned.hash].append(tuned)
             except CheckpointError as error:
                 if leave_out is None:
                     raise
@@ -167,7 +171,15 @@ class Registry:
         """Recognise the checkpoint that consists of exactly these files."""
         check_shards(files)
         header = read_header(files)
-        return detection(self.recognise(header), header, files[0].parent)
+        return detection(self._tuned_row(self.recognise(header), header), header, files[0].parent)
+
+    def _tuned_row(self, row: Row, header: Header) -> Row:
+        """The row with what later tables say about files with this header."""
+        settings = {unit: dict(values) for unit, values in row.settings.items()}
+        for tuned in self._tuned.get(header.hash, ()):
+            for unit, values in tuned.settings.items():
+                settings.setdefault(unit, {}).update(values)
+        return row if settings == row.settings else row.model_copy(update={"settings": settings})
 
     def recognise(self, header: Header) -> Row:
         """The row of a header; an unknown one is an error that names the nearest known checkpoint."""

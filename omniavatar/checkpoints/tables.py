@@ -1,5 +1,7 @@
 """The checkpoint tables: TOML files with one `[[checkpoint]]` row per known checkpoint, read and checked.
 
+A `[[tuned]]` row has further settings of units for the checkpoint with its `hash`; `omni calibrate` writes such tables.
+
 A row is recognised by `hash` (of names and shapes), by `match` (patterns that must all occur, for files whose hash
 varies) or by `model_type` (of the `config.json` in a Hugging Face folder). `[checkpoint.components.ROLE]` says what it
 provides.
@@ -11,7 +13,7 @@ import tomllib
 from collections.abc import Iterable
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -107,21 +109,48 @@ class Row(BaseModel):
         return [pattern for pattern in self.match if not any(matches(name, [pattern]) for name in names)]
 
 
+class Tuned(BaseModel):
+    """Settings of units that suit a checkpoint, found out after its row was written."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, description="of the checkpoint, for people")
+    hash: str = Field(pattern=r"^[0-9a-f]{32}$", description="md5 of names and shapes of its tensors")
+    note: str = ""
+    settings: dict[str, dict[str, Any]] = Field(min_length=1, description="by unit; stronger than those of the row")
+
+
+AnyRow = TypeVar("AnyRow", Row, Tuned)
+
+
 def read_table(table: Table) -> list[Row]:
-    """All rows of a table; the first fault is reported with the table, the row and the field."""
+    """All checkpoints of a table; the first fault is reported with the table, the row and the field."""
+    return [_row(Row, table, number, row) for number, row in enumerate(_rows(table, "checkpoint"), start=1)]
+
+
+def read_tuned(table: Table) -> list[Tuned]:
+    """The further settings for checkpoints that a table has."""
+    return [_row(Tuned, table, number, row) for number, row in enumerate(_rows(table, "tuned"), start=1)]
+
+
+def _rows(table: Table, kind: str) -> list[dict[str, Any]]:
     try:
         content = tomllib.loads(table.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint table {table} cannot be read: {error}") from error
-    rows = content.get("checkpoint")
-    if not isinstance(rows, list) or set(content) != {"checkpoint"}:
+    if not content or not content.keys() <= {"checkpoint", "tuned"} or not all(map(_is_rows, content.values())):
         raise CheckpointError(f"checkpoint table {table} must consist of [[checkpoint]] rows")
-    return [_row(table, number, row) for number, row in enumerate(rows, start=1)]
+    rows: list[dict[str, Any]] = content.get(kind, [])
+    return rows
 
 
-def _row(table: Table, number: int, row: dict[str, Any]) -> Row:
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, dict) for row in value)
+
+
+def _row(kind: type[AnyRow], table: Table, number: int, row: dict[str, Any]) -> AnyRow:
     try:
-        return Row.model_validate(row)
+        return kind.model_validate(row)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"]) or "row"

@@ -15,6 +15,8 @@ from rich.tree import Tree
 from omniavatar.cli import Commands
 from omniavatar.cli.console import saying_faults
 from omniavatar.cli.fields import bounds, default, kind
+from omniavatar.cli.outlook import Outlook
+from omniavatar.cli.start import EARLY, configuration
 from omniavatar.errors import PlanError, nearest
 
 if TYPE_CHECKING:
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
     from omniavatar.engine.plan import Catalog
     from omniavatar.engine.unit import PipelineUnit
+
+
+OF_MODELS = ("config", "models", "models_dir", "tables")
+"""The early options of `omni run` that say which models there are."""
 
 
 @click.group(cls=Commands)
@@ -69,21 +75,31 @@ def show(name: str) -> None:
     console.print(_facts(unit))
 
 
-@units.command()
-@click.argument("expression", default="default")
-def plan(expression: str) -> None:
-    """The ordered plan of an EXPRESSION such as default+teacache(threshold=0.2), with hooks and data flow."""
-    from omniavatar.engine.plan import build_plan
+@units.command(params=[option for option in EARLY if option.name in OF_MODELS])
+@click.argument("expression", required=False)
+def plan(expression: str | None, **early: Any) -> None:
+    """The ordered plan of an EXPRESSION such as default+teacache(threshold=0.2), with hooks and data flow.
 
-    made = build_plan(expression, _catalog())
+    With the settings that omni run gives these units for the same models, and what units know beforehand: the steps
+    that a cache skips, for example.
+    """
+    config, _ = configuration({**early, "units": expression})
+    from omniavatar.plugins import discover
+
+    plugins = discover()
+    with saying_faults(plugins):
+        catalog = plugins.catalog()
+    outlook = Outlook.of(config, plugins, catalog)
+    made = outlook.plan
     made.check_complete()
-    tree = Tree(f"[bold]{escape(expression)}[/]")
+    tree = Tree(f"[bold]{escape(config.units)}[/]")
     for unit in made.units:
         branch = tree.add(f"[bold]{escape(repr(unit))}[/]  {escape(unit.summary())}")
         for title, text in (
             ("reads", _reads(unit)),
             ("makes", ", ".join(unit.provides)),
             ("hooks", _hooks(type(unit))),
+            *(("will", escape(line)) for line in outlook.lines(unit)),
         ):
             if text:
                 branch.add(f"{title} {text}")

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.1
 SIGNALLED = 128
-SAID = (1, 2, 3)
+OUT_OF_MEMORY = 3
+SAID = (1, 2, OUT_OF_MEMORY)
 """Exit codes of the command line, which has told the user why."""
 PASSED_ON = (signal.SIGTERM, signal.SIGINT)
 """Signals by which the agent ends the other ranks."""
@@ -74,8 +75,8 @@ def end_of(failures: Mapping[int, ProcessFailure], words: Sequence[Word]) -> End
     notes = tuple(note for word in words for note in word.notes)
     own = [word for word in words if word.code not in (LOST, *(SIGNALLED + number for number in PASSED_ON))]
     if own:
-        first_to_say = {word.message: word for word in reversed(own)}
-        causes = [f"rank {word.rank}: {word.message}" for word in own if first_to_say[word.message] is word]
+        first_to_say = {_cause(word): word for word in reversed(own)}
+        causes = [f"rank {word.rank}: {word.message}" for word in own if first_to_say[_cause(word)] is word]
         return End(own[0].code, tuple(causes), notes)
     mute = [failure for rank, failure in failures.items() if rank not in {word.rank for word in words}]
     by_itself = [failure for failure in mute if -failure.exitcode not in PASSED_ON]
@@ -90,6 +91,11 @@ def end_of(failures: Mapping[int, ProcessFailure], words: Sequence[Word]) -> End
         if word.progress == behind
     ]
     return End(LOST, tuple(late or [f"rank {word.rank}: {word.message}" for word in words[:1]]), notes)
+
+
+def _cause(word: Word) -> str:
+    """What is the same for ranks that end for one reason; how much memory was free differs from rank to rank."""
+    return "out of memory" if word.code == OUT_OF_MEMORY else word.message
 
 
 def end_of_mute(failure: ProcessFailure) -> tuple[int, str]:

@@ -18,6 +18,7 @@ from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.attention import AttentionSlot
 from omniavatar.engine.hooks import Hooks
 from omniavatar.engine.plan import Plan
+from omniavatar.engine.residency import Residency
 from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step, Window
 from omniavatar.engine.windows import Span, ceil_4k1
 from omniavatar.errors import CheckpointError
@@ -45,7 +46,11 @@ class Models(Protocol):
     def __contains__(self, role: object) -> bool: ...
 
     def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
-        """Build the network of this role with its weights on `device`."""
+        """Build the network of this role with its weights on `device`.
+
+        constructor: further arguments of its constructor, as far as it takes them. One is for the models: with
+        `blocks=False` the weights of a network's `blocks` may stay on the meta device, if the models have `read_into`.
+        """
         ...
 
     def config(self, role: str) -> Mapping[str, Any]:
@@ -90,7 +95,9 @@ class Engine:
         self.groups = Groups()
         self.attention = AttentionSlot()
         units = [unit for unit in plan.units if world.is_main or not unit.main_rank_only]
-        self.hooks = Hooks(units, [*observers, _Calls()])
+        self.residency = Residency(plan.units)
+        self.hooks = Hooks(units, [*observers, self.residency, _Calls()])
+        self._around = self.residency.watching(self.hooks, plan.units)
         self._networks: dict[str, nn.Module] = {}
         self._is_set_up = False
         self._set_up_failure: BaseException | None = None
@@ -101,6 +108,7 @@ class Engine:
                         f"unit '{unit.name}' needs a model for the role '{role}' and no given file has one; "
                         f"add the file with --model, or leave the unit out with -{unit.name}"
                     )
+            unit.check_models(models)
 
     @property
     def roles(self) -> list[str]:
@@ -118,9 +126,10 @@ class Engine:
         if role not in self._networks:
             in_host_memory = any(unit.hosts(role) for unit in self.plan.units)
             device = torch.device("cpu") if in_host_memory else self.device
-            self._networks[role] = self.models.load(
-                role, device=device, dtype=self.dtype, attention=self.attention
-            ).eval()
+            options: dict[str, Any] = {"attention": self.attention}
+            if any(unit.reads_blocks for unit in self.plan.units):
+                options["blocks"] = False
+            self._networks[role] = self.models.load(role, device=device, dtype=self.dtype, **options).eval()
         return self._networks[role]
 
     def set_up(self) -> None:

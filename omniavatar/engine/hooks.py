@@ -75,6 +75,10 @@ class Hooks:
         result: Tensor = _answered("guide", "a guidance rule such as 'guidance'", self._call.guide(step=step))
         return result
 
+    def substitute(self, step: Step, branches: Sequence[Branch]) -> Sequence[Branch]:
+        result: Sequence[Branch] = self._call.substitute(step=step, branches=branches) or branches
+        return result
+
     def predict(self, step: Step, branches: Sequence[Branch]) -> Sequence[Tensor]:
         result: Sequence[Tensor] = _answered("predict", "", self._call.predict(step=step, branches=branches))
         return result

@@ -195,6 +195,11 @@ class Branch(Scope):
     def drops(self, condition: str) -> bool:
         return condition in self.dropped or self.ALL in self.dropped
 
+    @staticmethod
+    def fullest(branches: Sequence[Branch]) -> Branch:
+        """The one that drops the least; of several the first."""
+        return min(branches, key=lambda branch: (Branch.ALL in branch.dropped, len(branch.dropped)))
+
 
 class Step(Scope):
     """One denoising step from noise level `sigma` to `sigma_next`; `timestep` (0..1000) is what the network is told.
@@ -224,8 +229,11 @@ class Step(Scope):
         return self.index == len(self.window.steps) - 1
 
     def predict(self, branches: Sequence[Branch]) -> Sequence[Tensor]:
-        """The velocity (b c t h w) of every branch, through the `predict` hook."""
-        return self.engine.hooks.predict(self, branches)
+        """The velocity (b c t h w) of every branch, through the hooks `substitute` and `predict`."""
+        taken = self.engine.hooks.substitute(self, branches)
+        wanted = list(dict.fromkeys(taken))
+        velocities = dict(zip(wanted, self.engine.hooks.predict(self, wanted), strict=True))
+        return [velocities[branch] for branch in taken]
 
     def forward(self, branches: Sequence[Branch], frames: slice | None = None) -> Tensor:
         """One transformer call for these branches, joined along the batch: (len(branches)*b c t h w).
@@ -262,6 +270,13 @@ class Forward(Scope):
         self.latents = self.cut(step.window.latents)
         self.memory = self.window.memory(step.network, branches, self.frames)
         self.sharding: Sharding | None = None
+
+    def run_block(self, index: int) -> None:
+        """One block of the network on `x`, with the hooks around it."""
+        hooks = self.engine.hooks
+        hooks.before_block(self, index)
+        self.x = self.network.blocks[index](self.x, self.context, self.t_mod, self.rope)
+        hooks.after_block(self, index)
 
     def cut(self, values: Tensor) -> Tensor:
         """The frames of this call, of something that has a value for every latent frame of the window (b c t h w)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, InstanceOf
 from omniavatar.media.paths import input_file
 
 if TYPE_CHECKING:
-    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.engine import Engine, Models
+    from omniavatar.engine.scopes import Window
 
 ALL = "*"
 """In `host_roles`: every role."""
@@ -59,6 +60,23 @@ class UnitInputs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Where the blocks of a network are while it works; besides, it is on the device only while a unit works with it.
+
+    on_device: blocks that are on the device at once, copies on their way included. in_host: blocks in host memory.
+    copied: blocks that every call of the network copies to the device, while others compute.
+    """
+
+    on_device: int
+    in_host: int = 0
+    copied: int = 0
+
+
+WORKS = ("load", "prepare", "denoise", "decode", "train", "host")
+"""What can run out of memory: the device at one of these kinds of work, or the host."""
+
+
 class PipelineUnit:
     """Base of all units. A subclass implements hooks of `omniavatar.hookspecs.Pipeline`, marked with `@hookimpl`.
 
@@ -73,9 +91,16 @@ class PipelineUnit:
     roles, optional_roles: models it works with.
     host_roles: those that are to be loaded in host memory, because it brings them to the device itself: some of its
         roles, or `ALL` that the plan works with.
+    idle_in_steps: those of its roles that it works with only outside the denoising steps, so that a plan that is short
+        of memory can have their networks elsewhere meanwhile.
+    reads_blocks: it reads the weights of blocks itself: networks come from files without them, on the meta device.
     exact: it changes what a video costs, not what it shows (up to rounding).
     fills_ranks: it spreads its work over the ranks that the other units leave; see `degrees`.
     main_rank_only: of several ranks only the first runs the unit's hooks, because it writes a file, say.
+    rehearses: an estimate may run the unit's hooks on networks with random weights, to see what a run costs; not if it
+        writes something, moves the weights of blocks, or decides by what networks compute.
+    decisive: weights whose values decide how much work there is, as patterns of names by role; an estimate reads these.
+    eases: kinds of work, of `WORKS`, that take less memory with the unit in the plan; said when memory runs out.
     The class docstring is the unit's help: one line, then what a user should know.
     """
 
@@ -88,9 +113,14 @@ class PipelineUnit:
     roles: ClassVar[tuple[str, ...]] = ()
     optional_roles: ClassVar[tuple[str, ...]] = ()
     host_roles: ClassVar[tuple[str, ...]] = ()
+    idle_in_steps: ClassVar[tuple[str, ...]] = ()
+    reads_blocks: ClassVar[bool] = False
     exact: ClassVar[bool] = False
     main_rank_only: ClassVar[bool] = False
     fills_ranks: ClassVar[bool] = False
+    rehearses: ClassVar[bool] = True
+    decisive: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    eases: ClassVar[tuple[str, ...]] = ()
 
     class Settings(UnitSettings):
         """No settings."""
@@ -115,6 +145,27 @@ class PipelineUnit:
         """
         return {}
 
+    def keeps(self, role: str, blocks: int) -> Kept | None:
+        """Where the `blocks` blocks of this role's network are while it works, if not all on the device."""
+        return None
+
+    def smaller(self, work: str, window: Window | None) -> Mapping[str, Any]:
+        """Settings with which the unit takes less memory for a kind of work, of `WORKS`; none if there are no such.
+
+        window: the one in which memory has run out.
+        """
+        return {}
+
+    def check_models(self, models: Models) -> None:
+        """Raise an OmniError if the unit cannot work with these models or its settings for them; none is loaded yet."""
+
+    def forecast(self, window: Window) -> Iterable[str]:
+        """Lines on what the unit will do in a window with these steps and networks, for `omni units plan`.
+
+        Nothing has been set up: networks come without their blocks, and no hook but `plan_steps` has run.
+        """
+        return ()
+
     @classmethod
     def summary(cls) -> str:
         """The first line of the docstring."""
@@ -129,7 +180,7 @@ class PipelineUnit:
 
 def declaration_faults(unit_class: type[PipelineUnit]) -> Iterator[str]:
     """What a class says about itself in another form than `PipelineUnit` does, one line each."""
-    for attribute in ("needs", "uses", "provides", "roles", "optional_roles", "host_roles"):
+    for attribute in ("needs", "uses", "provides", "roles", "optional_roles", "host_roles", "idle_in_steps"):
         names = getattr(unit_class, attribute)
         if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
             yield f"its {attribute} are {names!r} and not names in a tuple, such as ('frames',)"

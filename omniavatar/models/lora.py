@@ -62,8 +62,9 @@ def unknown_modules(network: nn.Module, pairs: Iterable[LoraPair]) -> list[str]:
 def merge_lora(
     network: nn.Module, pairs: Iterable[LoraPair], scale: float = 1.0, device: torch.device | str | None = None
 ) -> None:
-    """Add the pairs to the weights in place, computed in float32. 1x1 convolutions count as linear layers.
+    """Add the pairs to the weights, computed in float32. 1x1 convolutions count as linear layers.
 
+    Weights on the meta device, which are read when they are used, are left as they are.
     device: where to compute, if not where the weights are.
     Raises ValueError, with nothing changed, if a pair does not fit its layer.
     """
@@ -78,7 +79,17 @@ def merge_lora(
         ):
             raise ValueError(f"the LoRA of '{pair.module}' makes {shape}, the layer has {tuple(weight.shape)}")
     for pair, weight in zip(pairs, weights, strict=True):
-        place = device or weight.device
-        up, down = (half.to(place, torch.float32).flatten(1) for half in (pair.up, pair.down))
-        change = (up @ down) * (pair.scale * scale)
-        weight.copy_(weight.to(place, torch.float32) + change.view_as(weight))
+        if weight.is_meta:
+            continue
+        changed = merged(weight, pair, scale, device or weight.device).to(weight.dtype)
+        if changed.device == weight.device:
+            weight.copy_(changed)
+        else:  # written into a weight that is mapped from a file, it would take memory beside the file's
+            weight.data = changed.to(weight.device)
+
+
+def merged(weight: Tensor, pair: LoraPair, scale: float, device: torch.device | str) -> Tensor:
+    """The weight with the pair added, float32 on `device`."""
+    up, down = (half.to(device, torch.float32).flatten(1) for half in (pair.up, pair.down))
+    change = (up @ down) * (pair.scale * scale)
+    return weight.to(device, torch.float32) + change.view_as(weight)

@@ -104,6 +104,15 @@ class AudioEncoder(nn.Module):
         return encoder.eval()
 
     @classmethod
+    def from_config(cls, path: Path) -> AudioEncoder:
+        """The network of a Hugging Face folder without its weights, on the meta device."""
+        try:
+            with torch.device("meta"):
+                return cls(read_config(path))
+        except CheckpointError as error:
+            raise CheckpointError(f"wav2vec2 folder {path}: {error}") from error
+
+    @classmethod
     def from_folder(
         cls, path: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> AudioEncoder:

@@ -28,6 +28,7 @@ from omniavatar.cli.new_plugin import NAME
 from omniavatar.cli.run import run
 from omniavatar.engine.hooks import hook_faults
 from omniavatar.engine.plan import PREVIOUS, Catalog, Plan, build_plan, claims_hook, hooks_of, parse
+from omniavatar.engine.residency import OUTSIDE_STEPS
 from omniavatar.engine.unit import ALL, PipelineUnit, declaration_faults
 from omniavatar.errors import OmniError, nearest
 from omniavatar.plugins import discover
@@ -367,9 +368,14 @@ def roles_are_declared(subject: Subject) -> None:
         assert access.name in allowed or unit_class.hosts(access.name), (
             f"its {access.hook} asks for the model '{access.name}', which neither roles nor optional_roles name"
         )
+        assert access.hook in (*OUTSIDE_STEPS, "setup") or access.name not in unit_class.idle_in_steps, (
+            f"its {access.hook} asks for the model '{access.name}', which idle_in_steps says it does not do in steps"
+        )
     for role in set(unit_class.roles) - SKELETON - {access.name for access in asked}:
         raise AssertionError(f"it names the role '{role}', without which no plan with it works, and has never asked")
     surplus = set(unit_class.host_roles) - {*known, ALL}
+    surplus_idle = set(unit_class.idle_in_steps) - known
+    assert not surplus_idle, f"its idle_in_steps name {sorted(surplus_idle)}, which roles and optional_roles do not"
     assert not surplus, f"its host_roles name {sorted(surplus)}, which roles and optional_roles do not"
 
 

@@ -48,10 +48,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "guidance": {"scale": 3.0, "audio_scale": 2.0},
     "compile": {"backend": "aot_eager"},
     "euler": {"steps": 3},
+    "unipc": {"steps": 3},
     "teacache": {"threshold": 10.0},
+    "magcache": {"ratios": [1.0], "retention": 0.0},
+    "first-block-cache": {"threshold": 10.0},
+    "cfg-zero-star": {"zero_share": 0.34},
+    "guidance-interval": {"low": 0.8},
     "sliding-window": {"size": 2, "stride": 1},
 }
-"""Two windows for 13 frames, three branches, a step that a cache can skip, pieces smaller than a window."""
+"""Two windows for 13 frames, three branches, a step that a cache can skip, a step without guidance and one that stands
+still, pieces smaller than a window."""
 FPS = 25
 FRAMES = 13
 ONE_WINDOW = 9

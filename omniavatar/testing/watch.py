@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import nn
 from omniavatar.engine.engine import Adapter, Engine, Models
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.scopes import Scope
+from omniavatar.engine.surround import surrounded
 
 
 @dataclass(frozen=True)
@@ -39,47 +39,16 @@ class Watch:
     @contextmanager
     def watching(self, engine: Engine) -> Iterator[None]:
         """Note what the units of this engine do for the time of a with-block."""
-        manager = engine.hooks.manager
-        for unit in engine.plan.units:
-            for caller in manager.get_hookcallers(unit) or []:
-                for implementation in caller.get_hookimpls():
-                    if implementation.plugin is unit:
-                        around = self._around((unit.name, caller.name), implementation.function)
-                        implementation.function = around  # type: ignore[misc]
         notes = {"__getitem__": self.reads, "__contains__": self.reads, "__setitem__": self.writes, "once": self.writes}
         with ExitStack() as stack:
             for method, accesses in notes.items():
                 stack.enter_context(mock.patch.object(Scope, method, self._noting(method, accesses)))
+            stack.enter_context(surrounded(engine.hooks, engine.plan.units, self._inside))
             yield
 
-    def _around(self, who: tuple[str, str], function: Callable[..., Any]) -> Callable[..., Any]:
-        """A hook of a unit, with a note of it while it runs; of a wrapper on both sides of its yield."""
-
-        def plain(*arguments: Any) -> Any:
-            with self._inside(who):
-                return function(*arguments)
-
-        def wrapper(*arguments: Any) -> Any:
-            inner = function(*arguments)
-            with self._inside(who):
-                next(inner)
-            try:
-                result = yield
-            except BaseException as error:
-                resume, value = inner.throw, error
-            else:
-                resume, value = inner.send, result
-            try:
-                with self._inside(who):
-                    resume(value)
-            except StopIteration as stop:
-                return stop.value
-
-        return wrapper if inspect.isgeneratorfunction(function) else plain
-
     @contextmanager
-    def _inside(self, who: tuple[str, str]) -> Iterator[None]:
-        self._running.append(who)
+    def _inside(self, unit: str, hook: str) -> Iterator[None]:
+        self._running.append((unit, hook))
         try:
             yield
         finally:

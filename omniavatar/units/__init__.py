@@ -4,14 +4,21 @@ from omniavatar.units.attention import AttentionKernel
 from omniavatar.units.audio import Audio
 from omniavatar.units.audio_adapter import AudioAdapter
 from omniavatar.units.cfg_merge import CfgMerge
+from omniavatar.units.cfg_zero_star import CfgZeroStar
 from omniavatar.units.compile import Compile
+from omniavatar.units.disk_offload import DiskOffload
 from omniavatar.units.euler import Euler
+from omniavatar.units.first_block_cache import FirstBlockCache
 from omniavatar.units.fixed_frames import FixedFrames
+from omniavatar.units.fp8 import Fp8
 from omniavatar.units.fsdp import Fsdp
 from omniavatar.units.gradient_checkpointing import GradientCheckpointing
 from omniavatar.units.guidance import Guidance
+from omniavatar.units.guidance_interval import GuidanceInterval
 from omniavatar.units.guidance_parallel import GuidanceParallel
 from omniavatar.units.lora import Lora
+from omniavatar.units.magcache import MagCache
+from omniavatar.units.offload import Offload
 from omniavatar.units.prompt import Prompt
 from omniavatar.units.reference_image import ReferenceImage
 from omniavatar.units.sequence_parallel import SequenceParallel
@@ -19,6 +26,7 @@ from omniavatar.units.sliding_window import SlidingWindow
 from omniavatar.units.smooth_borders import SmoothBorders
 from omniavatar.units.teacache import TeaCache
 from omniavatar.units.transformer import Transformer
+from omniavatar.units.unipc import UniPC
 from omniavatar.units.vae_decode import VaeDecode
 from omniavatar.units.vae_parallel import VaeParallel
 from omniavatar.units.write_video import WriteVideo
@@ -45,5 +53,13 @@ BUILTIN = (
     GradientCheckpointing,
     Compile,
     SmoothBorders,
+    MagCache,
+    FirstBlockCache,
+    CfgZeroStar,
+    GuidanceInterval,
+    UniPC,
     AttentionKernel,
+    Offload,
+    DiskOffload,
+    Fp8,
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -26,6 +28,7 @@ class FixedFrames(PipelineUnit):
     uses = ("image_latent",)
     provides = ("given_latents",)
     roles = ("vae",)
+    idle_in_steps = ("vae",)
 
     class Settings(UnitSettings):
         overlap: int = Field(13, ge=1, description="frames that a window takes over from the one before, 4n+1")
@@ -46,6 +49,19 @@ class FixedFrames(PipelineUnit):
             return frames
 
     settings: Settings
+
+    def smaller(self, work: str, window: Window | None) -> Mapping[str, Any]:
+        if work == "prepare" and window is not None and not self.settings.tiled:
+            return {"tiled": True}
+        if work != "denoise" or window is None:
+            return {}
+        frames = (window.span.frames * 2 // 3 - 1) // TEMPORAL_FACTOR * TEMPORAL_FACTOR + 1
+        if frames <= self.settings.overlap:
+            return {}
+        if self.settings.window_frames is not None:
+            return {"window_frames": frames}
+        height, width = window.job.size
+        return {"max_tokens": math.ceil(frames * height * width / pixels_per_token(window.engine))}
 
     @hookimpl
     def plan_windows(self, job: Job) -> Sequence[Span]:

@@ -22,6 +22,8 @@ class GradientCheckpointing(PipelineUnit):
     name = "gradient-checkpointing"
     exact = True
     roles = ("dit",)
+    rehearses = False
+    eases = ("train",)
 
     @hookimpl(trylast=True)
     def setup(self, engine: Engine) -> None:

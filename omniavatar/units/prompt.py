@@ -32,6 +32,7 @@ class Prompt(PipelineUnit):
     provides = ("prompt_embedding", "negative_embedding")
     nulls: ClassVar = {"text": {"prompt_embedding": "negative_embedding"}}
     roles = ("text_encoder",)
+    idle_in_steps = ("text_encoder",)
 
     class Settings(UnitSettings):
         negative: str = Field(NEGATIVE_PROMPT, description="what guidance steers away from")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,6 +49,9 @@ class ReferenceImage(PipelineUnit):
         image: ImageFile | None = Field(None, description="the portrait, any format that Pillow reads")
 
     settings: Settings
+
+    def smaller(self, work: str, window: Window | None) -> Mapping[str, Any]:
+        return {"tiled": True} if work == "prepare" and window is None and not self.settings.tiled else {}
 
     @hookimpl
     def begin_job(self, job: Job) -> None:

@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from omniavatar.engine.scopes import Forward, Step, Window
-from omniavatar.engine.unit import PipelineUnit, UnitSettings
-from omniavatar.hookspecs import hookimpl
+from omniavatar.engine.scopes import Step
+from omniavatar.engine.step_cache import OTHER_CACHE, Schedule, StepCache
+from omniavatar.engine.unit import UnitSettings
+
+TIME_WEIGHTS = ("time_embedding.*", "time_projection.*")
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """For every step: whether it is skipped, the relative change before it, and the sum after it."""
+class TeaSchedule(Schedule):
+    """And for every step the relative change before it, and the sum after it."""
 
-    skips: tuple[bool, ...]
     changes: tuple[float, ...]
     sums: tuple[float, ...]
 
 
-class TeaCache(PipelineUnit):
+class TeaCache(StepCache):
     """Cache: reuse what the blocks added in an earlier step while the modulation by time changes little.
 
     The change between calls, mapped by the checkpoint's polynomial, is summed up; a step is computed when the sum
     reaches the threshold, and the first and last always are. It depends on the timesteps alone, so the whole schedule
-    is known before the first step and is the same for all branches.
+    is known before the first step and is the same for all branches; `omni units plan` shows it. `omni calibrate
+    teacache` fits the polynomial of another checkpoint.
     """
 
     name = "teacache"
+    decisive: ClassVar = {"dit": TIME_WEIGHTS, "dit2": TIME_WEIGHTS}
+    conflicts: ClassVar = {**StepCache.conflicts, "magcache": OTHER_CACHE}
+    roles = ("dit",)
+    optional_roles = ("dit2",)
 
     class Settings(UnitSettings):
         threshold: float = Field(
@@ -48,57 +54,27 @@ class TeaCache(PipelineUnit):
 
     settings: Settings
 
-    @hookimpl(wrapper=True, specname="run_blocks")
-    def remember(self, forward: Forward) -> Generator[None, Tensor, Tensor]:
-        """Keep what the blocks added, whenever they ran."""
-        before = forward.x
-        result = yield
-        if not self._reuses(forward):
-            forward.memory["teacache.residual"] = result - before
-        return result
-
-    @hookimpl
-    def run_blocks(self, forward: Forward) -> Tensor | None:
-        if not self._reuses(forward):
-            return None
-        reused: Tensor = forward.x + forward.memory["teacache.residual"]
-        return reused
-
-    def _reuses(self, forward: Forward) -> bool:
-        step, schedules = forward.step, forward.window.once("teacache.schedules", dict[Any, Schedule])
-        if step.network not in schedules:
-            schedules[step.network] = self.schedule(steps_with(step.network, forward.window))
-        position = steps_with(step.network, forward.window).index(step)
-        return bool(schedules[step.network].skips[position]) and "teacache.residual" in forward.memory
-
-    def schedule(self, steps: Sequence[Step]) -> Schedule:
-        """Which of the steps, all of one network, reuse the residual."""
-        return decide(relative_changes([modulation(step) for step in steps]), self.settings)
+    def schedule(self, steps: Sequence[Step], count: int) -> TeaSchedule:
+        return decide(relative_changes(modulations(steps)), self.settings)
 
 
-def steps_with(network: Any, window: Window) -> list[Step]:
-    """The window's steps that this network denoises."""
-    return [step for step in window.steps if step.network is network]
-
-
-def modulation(step: Step) -> Tensor:
-    """What the network's blocks are told about the time of a step (1 6 d), float32."""
-    timestep = torch.tensor([step.timestep], dtype=torch.float64, device=step.engine.device)
-    _, t_mod = step.network.embed_time(timestep)
-    modulated: Tensor = t_mod.float()
+def modulations(steps: Sequence[Step]) -> Tensor:
+    """What the blocks of the network that these steps share are told about their times (n 6 d), float32."""
+    network = steps[0].network
+    weights = getattr(network, "time_embedding", network).parameters()
+    device = next((weight.device for weight in weights), steps[0].engine.device)  # another one may wait on the host
+    timesteps = torch.tensor([step.timestep for step in steps], dtype=torch.float64, device=device)
+    modulated: Tensor = network.embed_time(timesteps)[1].float()
     return modulated
 
 
-def relative_changes(modulations: Sequence[Tensor]) -> list[float]:
+def relative_changes(modulations: Iterable[Tensor]) -> list[float]:
     """mean|E_i - E_(i-1)| / mean|E_(i-1)| for every step, 0 for the first; one transfer from the device."""
-    changes = [torch.zeros((), device=modulations[0].device)]
-    for before, now in pairwise(modulations):
-        changes.append((now - before).abs().mean() / before.abs().mean())
-    result: list[float] = torch.stack(changes).double().tolist()
-    return result
+    changes = [(now - before).abs().mean() / before.abs().mean() for before, now in pairwise(modulations)]
+    return [0.0, *(torch.stack(changes).double().tolist() if changes else ())]
 
 
-def decide(changes: Sequence[float], settings: TeaCache.Settings) -> Schedule:
+def decide(changes: Sequence[float], settings: TeaCache.Settings) -> TeaSchedule:
     """The skip schedule for these changes (Algorithm 1 of the paper, with the polynomial of its section 4.2)."""
     skips, sums, total = [], [], 0.0
     for index, change in enumerate(changes):
@@ -111,7 +87,7 @@ def decide(changes: Sequence[float], settings: TeaCache.Settings) -> Schedule:
             total = total if skip else 0.0
         skips.append(skip)
         sums.append(total)
-    return Schedule(tuple(skips), tuple(changes), tuple(sums))
+    return TeaSchedule(tuple(skips), tuple(changes), tuple(sums))
 
 
 def polynomial(coefficients: Sequence[float], x: float) -> float:

@@ -32,11 +32,8 @@ class Transformer(PipelineUnit):
 
     @hookimpl(trylast=True)
     def run_blocks(self, forward: Forward) -> Tensor:
-        hooks = forward.engine.hooks
-        for index, block in enumerate(forward.network.blocks):
-            hooks.before_block(forward, index)
-            forward.x = block(forward.x, forward.context, forward.t_mod, forward.rope)
-            hooks.after_block(forward, index)
+        for index in range(len(forward.network.blocks)):
+            forward.run_block(index)
         return forward.x
 
     @hookimpl(trylast=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import Field
 
 from omniavatar.engine.scopes import Window
@@ -24,6 +27,11 @@ class VaeDecode(PipelineUnit):
         )
 
     settings: Settings
+
+    def smaller(self, work: str, window: Window | None) -> Mapping[str, Any]:
+        if work != "decode" or self.settings.tiled:
+            return {}
+        return {"latents_per_pass": 1} if self.settings.latents_per_pass > 1 else {"tiled": True}
 
     @hookimpl
     def end_window(self, window: Window) -> None:

@@ -31,6 +31,7 @@ class WriteVideo(PipelineUnit):
     needs = ("frames",)
     uses = ("output_frames", "audio_delay")
     main_rank_only = True
+    rehearses = False
 
     class Settings(UnitSettings):
         crf: int = Field(18, ge=0, le=51, description="H.264 quality, 0 lossless to 51 worst")

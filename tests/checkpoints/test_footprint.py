@@ -14,6 +14,8 @@ import torch
 
 from omniavatar.checkpoints import Registry
 from omniavatar.checkpoints.nearest import expected_shapes
+from omniavatar.models.wan_dit import WanDiT
+from tests.checkpoints.tiny import DIT, write_row
 
 MEASURE = """
 import json, pathlib, sys, time
@@ -44,16 +46,22 @@ def measured(expression: str, setup: str = "") -> dict[str, Any]:
     return result
 
 
-def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
-    """A safetensors file in float16 whose data is a hole; returns its size in bytes."""
+def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str = "F16", width: int = 2) -> int:
+    """A safetensors file whose data is a hole; returns its size in bytes."""
     header, end = {}, 0
     for name, shape in shapes.items():
-        begin, end = end, end + 2 * int(torch.Size(shape).numel())
-        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [begin, end]}
+        begin, end = end, end + width * int(torch.Size(shape).numel())
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text)
     os.truncate(path, 8 + len(text) + end)
     return path.stat().st_size
+
+
+def shapes_of(numbers: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of a transformer."""
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in WanDiT(**numbers).state_dict().items()}
 
 
 def test_a_28_gb_file_is_recognised_at_once(tmp_path: Path) -> None:
@@ -74,6 +82,31 @@ def test_pickled_data_is_not_read(tmp_path: Path, zipped: bool) -> None:
     result = measured(f"read_header([pathlib.Path({str(path)!r})]).tensors['a'].shape", setup="import torch")
     assert result["answer"] == [128, 2**20]
     assert result["megabytes"] < 64
+
+
+LOAD = """
+import torch
+from omniavatar.checkpoints import loading
+from omniavatar.checkpoints.registry import Registry
+loading.PORTION = 2**26
+component = Registry([pathlib.Path({table!r})]).detect({file!r}).components[0]
+torch.zeros(1).bfloat16()
+loading.import_network(component.spec.network)
+"""
+
+
+def test_loading_holds_the_network_and_one_portion_of_its_file(tmp_path: Path) -> None:
+    """Of a file of 2n bytes in another precision: n bytes of network; 3n would be in memory if all stayed mapped."""
+    numbers = {**DIT, "dim": 1024, "ffn_dim": 4096, "num_layers": 6}
+    table = write_row(tmp_path / "t.toml", shapes := shapes_of(numbers), numbers)
+    size = write_sparse(tmp_path / "m.safetensors", shapes, "F32", 4) / 2**20
+    setup = LOAD.format(table=str(table), file=str(tmp_path / "m.safetensors"))
+    load = "len(loading.load_network([component], dtype=torch.bfloat16).state_dict())"
+    result = measured(load, setup)
+    assert result["answer"] == len(shapes)
+    assert result["megabytes"] < size / 2 + 64 + 80 < 0.9 * size
+    mapped = measured(load.replace("bfloat16", "float32"), setup)
+    assert mapped["megabytes"] < 100, "what needs no change is not read before it is used"
 
 
 def test_the_measure_sees_memory() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from omniavatar.checkpoints import Component, Registry
-from omniavatar.checkpoints.loading import build_on_meta, import_network, load_network
+from omniavatar.checkpoints import Component, Registry, loading
+from omniavatar.checkpoints.loading import build_on_meta, import_network, load_network, portions, read_into
 from omniavatar.errors import CheckpointError
 from omniavatar.models.attention import sdpa
 from tests.checkpoints.tiny import delta_state, dit_state, tiny_registry, write_base, write_delta, write_table
@@ -119,3 +119,35 @@ def test_a_network_that_is_not_installed() -> None:
         import_network("omniavatar.models.absent:Network")
     with pytest.raises(CheckpointError, match="cannot be built"):
         build_on_meta("omniavatar.models.wan_dit:WanDiT", {})
+
+
+# In parts
+
+
+def test_files_are_read_in_portions(base: Component, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [source.nbytes for source in base.tensors.values()]
+    parts = list(portions(base.tensors, 4096))
+    assert [name for part in parts for name in part] == list(base.tensors)
+    assert len(parts) > sum(sizes) / 4096
+    assert all(len(part) == 1 or sum(base.tensors[name].nbytes for name in part) <= 4096 for part in parts)
+    monkeypatch.setattr(loading, "PORTION", 4096)
+    assert_equal(load_network([base]), dit_state())
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_pickled_files_in_portions(tmp_path: Path, zipped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "PORTION", 4096)
+    torch.save(dit_state(), tmp_path / "m.pth", _use_new_zipfile_serialization=zipped)
+    assert_equal(load_network(tiny_registry(tmp_path).detect(tmp_path / "m.pth").components), dit_state())
+
+
+def test_blocks_can_be_left_in_the_file_and_read_later(base: Component, overlay: Component) -> None:
+    parts = [base, overlay]
+    network: Any = load_network(parts, dtype=torch.bfloat16, blocks=False)
+    left = {name for name, weight in network.named_parameters() if weight.is_meta}
+    assert left == {name for name in dit_state() if name.startswith("blocks.")}
+    assert {weight.dtype for weight in network.parameters()} == {torch.bfloat16}
+    targets = {name: torch.full_like(dit_state()[name], 7.0, dtype=torch.bfloat16) for name in left}
+    read_into(parts, {**targets, "absent": (absent := torch.ones(2))})
+    assert all(torch.equal(targets[name], dit_state()[name].bfloat16()) for name in left)
+    assert not absent.any()

@@ -73,11 +73,15 @@ def write_delta(folder: Path, settings: dict[str, Any] | None = None) -> Path:
 
 def write_table(path: Path, state: State | None = None, **row: Any) -> Path:
     """A table with one row for the tiny transformer; `row` changes its fields."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in (state or dit_state()).items()}
+    return write_row(path, {name: tuple(tensor.shape) for name, tensor in (state or dit_state()).items()}, DIT, **row)
+
+
+def write_row(path: Path, shapes: dict[str, tuple[int, ...]], config: dict[str, Any], **row: Any) -> Path:
+    """A table with one row for a transformer of these shapes and numbers."""
     fields = {"name": "tiny", "hash": fingerprint(shapes), **row}
     component = {"network": "omniavatar.models.wan_dit:WanDiT", "growable": ["patch_embedding.weight"]}
     lines = ["[[checkpoint]]", *_toml(fields), "[checkpoint.components.dit]", *_toml(component)]
-    path.write_text("\n".join([*lines, "[checkpoint.components.dit.config]", *_toml(DIT)]) + "\n")
+    path.write_text("\n".join([*lines, "[checkpoint.components.dit.config]", *_toml(config)]) + "\n")
     return path
 
 

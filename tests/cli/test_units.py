@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,21 @@ def test_plan_shows_the_order_and_the_hooks(omni: Omni) -> None:
     assert "teacache(threshold=0.2)" in out
     assert "run_blocks (wrapper)" in out
     assert "lora" not in out.partition("\n")[2]
+
+
+def test_plan_shows_what_units_know_beforehand(omni: Omni) -> None:
+    out = omni("units", "plan", "default+teacache(threshold=9)+guidance-interval(low=0.9)+euler(steps=6, shift=5)").out
+    assert "will dit: 4 of 6 steps skipped; computed: 1, 6" in out
+    assert "will guidance in 3 of 6 steps: 1-3" in out
+
+
+def test_plan_of_a_configuration_whose_models_are_not_here(omni: Omni, folder: Path) -> None:
+    text = "units: default+teacache\nmodels: [no.safetensors]\nsettings: {euler: {steps: 7}}\n"
+    (folder / "my.yaml").write_text(text)
+    outcome = omni("units", "plan", "--config", "my.yaml")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "euler(steps=7)" in outcome.out
+    assert "will depend on the models: no model at " in outcome.out
 
 
 @pytest.mark.parametrize(

@@ -211,20 +211,42 @@ SCENARIOS: dict[str, dict[str, Scenario]] = {
         "teacache": Scenario(
             f"{BASE}+teacache(threshold=10)", settings={"euler": {"steps": 4}}, off=Change({"threshold": 1e-9})
         ),
+        "magcache": Scenario(
+            f"{BASE}+magcache(retention=0)",
+            settings={"euler": {"steps": 4}, "magcache": {"ratios": [1.0]}},
+            off=Change({"threshold": 0.0}),
+        ),
+        "first-block-cache": Scenario(
+            f"{BASE}+first-block-cache(threshold=10)", settings={"euler": {"steps": 4}}, off=Change({"threshold": 0.0})
+        ),
+        "cfg-zero-star": Scenario(
+            f"{BASE}+cfg-zero-star(zero_share=0.25)",
+            settings={"euler": {"steps": 4}},
+            off=Change({"zero_share": 0.0, "optimized_scale": False}),
+        ),
+        "guidance-interval": Scenario(
+            f"{BASE}+guidance-interval(low=0.7, high=0.95)",
+            settings={"euler": {"steps": 4}},
+            off=Change({"low": 0.0, "high": 1.0}),
+        ),
         "cfg-merge": Scenario(f"{BASE}+cfg-merge"),
         "sliding-window": Scenario(f"{BASE}+sliding-window(size=2, stride=1)", off=Change({"size": 9})),
         "euler": Scenario(BASE, changes=Change({"shift": 1.0})),
+        "unipc": Scenario(f"{BASE}-euler+unipc(steps=4)", changes=Change({"shift": 1.0})),
         "transformer": Scenario(BASE),
         "lora": Scenario(f"{BASE}+lora", alters=True, off=Change({"scale": 0.0})),
         "vae-decode": Scenario(BASE),
         "write-video": Scenario(f"{BASE}+write-video", inputs={"output": File("video.mp4")}),
         "sequence-parallel": SEVERAL_RANKS(f"{BASE}+sequence-parallel"),
         "guidance-parallel": SEVERAL_RANKS(f"{BASE}+guidance-parallel"),
-        "vae-parallel": SEVERAL_RANKS(f"{BASE}+guidance-parallel+vae-parallel", alters=True),
-        "fsdp": SEVERAL_RANKS(f"{BASE}+guidance-parallel+fsdp", alters=True),
+        "vae-parallel": SEVERAL_RANKS(f"{BASE}+sequence-parallel+vae-parallel", alters=True),
+        "fsdp": SEVERAL_RANKS(f"{BASE}+sequence-parallel+fsdp", alters=True),
         "smooth-borders": Scenario(f"{BASE}+smooth-borders"),
         "compile": Scenario(f"{BASE}+compile(backend=aot_eager)", alters=True),
-        "attention": Scenario(f"{BASE}+attention(kernel=math)", off=Change({"kernel": "auto"})),
+        "attention": Scenario(f"{BASE}+attention(kernel=math)"),
+        "offload": Scenario(f"{BASE}+offload(resident=1)", alters=True),
+        "disk-offload": Scenario(f"{BASE}+disk-offload", alters=True),
+        "fp8": Scenario(f"{BASE}+fp8(mode=storage)", alters=True, changes=Change({"mode": "compute"})),
         "gradient-checkpointing": Scenario(f"{BASE}+gradient-checkpointing", alters=True),
     },
     "i2v": {

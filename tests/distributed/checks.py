@@ -6,7 +6,7 @@ all windows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,16 @@ from omniavatar.engine.plan import Plan
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.models.tiling import Tiling
 from omniavatar.resources import asset
-from omniavatar.units import Fsdp, GuidanceParallel, SequenceParallel, TeaCache, VaeParallel
+from omniavatar.units import (
+    CfgZeroStar,
+    FirstBlockCache,
+    Fsdp,
+    GuidanceInterval,
+    GuidanceParallel,
+    SequenceParallel,
+    TeaCache,
+    VaeParallel,
+)
 from tests.distributed.scenes import (
     LAYERS,
     Hints,
@@ -208,6 +217,36 @@ def teacache_and_sequence(world: World) -> float:
 def teacache_and_guidance(world: World) -> float:
     video = Video(frames=13, steps=5, audio_scale=5.0, units=[Texts(), caching()])
     return compare(world, video, GuidanceParallel())[0]
+
+
+def spared(world: World, units: Sequence[PipelineUnit], *spread: PipelineUnit) -> float:
+    """The error of a video, some of whose calls run their first block only, others all."""
+    error, _, alone = compare(world, Video(audio_scale=5.0, steps=6, units=[Texts(), *units]), *spread)
+    assert alone.calls < alone.blocks < alone.calls * LAYERS
+    return error
+
+
+@check(2)
+def first_block_cache_and_sequence(world: World) -> float:
+    return spared(world, [FirstBlockCache(threshold=0.35)], SequenceParallel())
+
+
+@check(2)
+def first_block_cache_and_branches_on_ranks_with_sharded_weights(world: World) -> float:
+    """A rank whose branch is spared still gathers weights for the other one."""
+    return spared(world, [FirstBlockCache(threshold=0.35)], GuidanceParallel(), Fsdp())
+
+
+@check(2)
+def branches_that_come_and_go_with_a_cache_and_sharded_weights(world: World) -> float:
+    units = [GuidanceInterval(low=0.6, high=0.95), CfgZeroStar(zero_share=0.2), caching()]
+    return compare(world, Video(audio_scale=5.0, steps=6, units=[Texts(), *units]), SequenceParallel(), Fsdp())[0]
+
+
+@check(2)
+def scaled_branches_on_ranks(world: World) -> float:
+    units = [CfgZeroStar(zero_share=0.2)]
+    return compare(world, Video(audio_scale=5.0, steps=5, units=[Texts(), *units]), GuidanceParallel(), Fsdp())[0]
 
 
 @check(2, 4)

@@ -27,7 +27,7 @@ def test_a_ranks_own_error_comes_before_what_it_caused() -> None:
 
 
 def test_what_several_ranks_say_is_told_once_with_the_first_to_say_it() -> None:
-    words = [Word(2, 3, "out of memory"), Word(0, 2, "bad input"), Word(1, 3, "out of memory")]
+    words = [Word(2, 3, "out of memory"), Word(0, 2, "bad input"), Word(1, 3, "out of memory here")]
     end = end_of(failures(r0=2, r1=3, r2=3), words)
     assert end == End(3, ("rank 2: out of memory", "rank 0: bad input"), ())
 

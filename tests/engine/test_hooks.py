@@ -57,6 +57,10 @@ class Recorder(PipelineUnit):
         self.log.append(f"guide {step.index}")
 
     @hookimpl
+    def substitute(self, step: Step, branches: Sequence[Branch]) -> None:
+        self.log.append(f"substitute {' '.join(branch.name for branch in branches)}")
+
+    @hookimpl
     def predict(self, step: Step, branches: Sequence[Branch]) -> None:
         self.log.append(f"predict {' '.join(branch.name for branch in branches)}")
 
@@ -144,6 +148,7 @@ GUIDED = """
 outer guide (
 inner guide (
 guide {step}
+substitute positive negative
 predict positive negative
 {calls}
 ) inner guide

@@ -40,7 +40,7 @@ from omniavatar.units import (
     VaeDecode,
 )
 from omniavatar.units.prompt import clean
-from omniavatar.units.teacache import Schedule, decide, relative_changes
+from omniavatar.units.teacache import TeaSchedule, decide, relative_changes
 from tests.golden.cases import Case, group, kind
 from tests.golden.kind_networks import audio_adapter, wan_dit
 from tests.golden.kind_vae import wan_vae
@@ -171,7 +171,9 @@ def teacache_decisions(case: Case) -> None:
         changes = relative_changes([torch.tensor(values) for values in inputs["t_mod"]])
         steps = inputs["num_inference_steps"]  # the original's counter restarts after this many calls
         runs = [decide(changes[start : start + steps], settings) for start in range(0, len(changes), steps)]
-        schedule = Schedule(*(tuple(chain.from_iterable(values)) for values in zip(*map(astuple, runs), strict=True)))
+        schedule = TeaSchedule(
+            *(tuple(chain.from_iterable(values)) for values in zip(*map(astuple, runs), strict=True))
+        )
         compare_schedule(case, f"{index}.", schedule, expected, expected["skip"])
 
 

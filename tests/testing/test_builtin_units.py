@@ -6,7 +6,7 @@ import pytest
 
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.testing import check_unit
-from omniavatar.units import BUILTIN, GuidanceParallel, WriteVideo
+from omniavatar.units import BUILTIN, Fp8, GuidanceParallel, UniPC, WriteVideo
 
 pytestmark = pytest.mark.slow
 
@@ -15,5 +15,9 @@ SPREADS_ONLY = {GuidanceParallel: "it takes two ranks or more, see tests/distrib
 
 @pytest.mark.parametrize("unit", [unit for unit in BUILTIN if unit not in SPREADS_ONLY], ids=lambda unit: unit.name)
 def test_contract(unit: type[PipelineUnit]) -> None:
-    without_file = f"default-write-video+{unit.name}"
-    check_unit(unit, plan="default" if unit is WriteVideo else without_file)
+    plans = {
+        WriteVideo: "default",
+        UniPC: "default-write-video-euler+unipc",
+        Fp8: "default-write-video+fp8(mode=storage)",  # the other mode makes steps of differences in the last bit
+    }
+    check_unit(unit, plan=plans.get(unit, f"default-write-video+{unit.name}"))

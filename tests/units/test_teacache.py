@@ -16,7 +16,7 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import FakeDiT
-from omniavatar.units import Guidance, TeaCache
+from omniavatar.units import Guidance, TeaCache, teacache
 from omniavatar.units.teacache import decide, polynomial, relative_changes
 from tests.scenes import Scene, denoising_units, fake_engine, fake_models, request, tiny_engine, video_of
 
@@ -69,6 +69,25 @@ def test_all_branches_skip_the_same_steps_in_every_window(audio_scale: float | N
     assert len(patterns) == 2 * (2 if audio_scale is None else 3)
     assert len(set(patterns)) == 1
     assert False in patterns[0]
+
+
+def test_the_schedule_is_made_once_a_window_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    def noted(modulations: Any) -> list[float]:
+        events.append("schedule")
+        return relative_changes(modulations)
+
+    class Steps(PipelineUnit):
+        name = "steps"
+
+        @hookimpl(tryfirst=True)
+        def before_step(self) -> None:
+            events.append("step")
+
+    monkeypatch.setattr(teacache, "relative_changes", noted)
+    run(TeaCache(threshold=0.5), Steps(), audio_scale=1.5)
+    assert events == ["schedule", *["step"] * 8] * 2
 
 
 def test_the_first_and_the_last_step_are_always_computed() -> None:

@@ -29,6 +29,7 @@ class AnimateMotion(PipelineUnit):
     name = "animate-motion"
     provides = ("pose_latents", "face_tokens")
     roles = ("vae", "dit", "animate_adapter")
+    idle_in_steps = ("vae",)
 
     class Settings(UnitSettings):
         tiled: bool = Field(False, description="encode poses in overlapping tiles: less memory, twice the work")

@@ -51,6 +51,7 @@ class FunCamera(PipelineUnit):
     }
     roles: ClassVar[tuple[str, ...]] = ("vae", "dit", ROLE)
     optional_roles: ClassVar[tuple[str, ...]] = (f"{ROLE}2",)
+    idle_in_steps = ("vae",)
 
     class Settings(UnitSettings):
         origin: tuple[float, ...] = Field(

@@ -34,6 +34,7 @@ class FunReference(PipelineUnit):
     provides = ("image_features",)
     roles: ClassVar[tuple[str, ...]] = ("vae", "dit", ROLE)
     optional_roles: ClassVar[tuple[str, ...]] = ("image_encoder", f"{ROLE}2")
+    idle_in_steps = ("vae", "image_encoder")
 
     class Settings(UnitSettings):
         tiled: bool = Field(False, description="encode in overlapping tiles: less memory, twice the work")

@@ -37,6 +37,7 @@ class ImageToVideo(ReferenceImage):
     provides: ClassVar[tuple[str, ...]] = ("image_latent", "condition", "image_features")  # type: ignore[assignment]
     roles: ClassVar[tuple[str, ...]] = ("vae", "dit")  # type: ignore[assignment]
     optional_roles = ("image_encoder",)
+    idle_in_steps: ClassVar[tuple[str, ...]] = ("vae", "image_encoder")
 
     class Settings(ReferenceImage.Settings):
         sizes: tuple[tuple[int, int], ...] = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Sequence
 from itertools import dropwhile
 
 import torch
@@ -54,12 +54,18 @@ class Moe(PipelineUnit):
     def begin_job(self, job: Job) -> None:
         self._bring(job.engine, job.engine.model(HIGH))
 
+    @hookimpl(wrapper=True)
+    def plan_steps(self, window: Window) -> Generator[None, Sequence[Step], Sequence[Step]]:
+        """Around the sampler, so that all other units find the right network in every step."""
+        steps = yield
+        boundary = self.settings.boundary * TIMESTEPS
+        for step in dropwhile(lambda step: step.timestep >= boundary, steps):
+            step.network = window.engine.model(LOW)
+        return steps
+
     @hookimpl(tryfirst=True)
     def begin_window(self, window: Window) -> None:
-        """First, so that other units find the right network in every step, and the first step's on the device."""
-        boundary = self.settings.boundary * TIMESTEPS
-        for step in dropwhile(lambda step: step.timestep >= boundary, window.steps):
-            step.network = window.engine.model(LOW)
+        """First, so that other units find the first step's network on the device."""
         self._bring(window.engine, window.steps[0].network)
 
     @hookimpl(tryfirst=True)

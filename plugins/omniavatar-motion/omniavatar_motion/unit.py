@@ -20,6 +20,7 @@ class Motion(PipelineUnit):
 
     name = "motion"
     roles = ("dit", "motion_controller")
+    idle_in_steps = ("motion_controller",)
 
     class Inputs(UnitInputs):
         motion_bucket_id: float | None = Field(None, ge=0, le=100, description="speed, 0 slow to 100 fast")

@@ -43,6 +43,7 @@ class S2VAudio(PipelineUnit):
     provides = ("audio_track", "audio_delay", "audio_speech", "audio_silence")
     conflicts: ClassVar = {"transformer": FOR_S2V, "audio": HEARS, "audio-adapter": HEARS}
     roles = ("audio_encoder", "s2v_adapter")
+    idle_in_steps = ("audio_encoder",)
 
     class Settings(UnitSettings):
         silence: float = Field(0, ge=0, le=10, description="silence put in front of the sound, seconds")

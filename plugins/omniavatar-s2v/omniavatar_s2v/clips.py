@@ -37,6 +37,7 @@ class S2VClips(PipelineUnit):
     provides = ("given_latents", "motion_latents")
     conflicts: ClassVar = {"transformer": FOR_S2V, "fixed-frames": "S2V continues its videos by s2v-clips"}
     roles = ("vae",)
+    idle_in_steps = ("vae",)
 
     class Settings(UnitSettings):
         clip_frames: int = Field(

@@ -30,6 +30,7 @@ class Ti2v(PipelineUnit):
     provides = ("image_latent",)
     conflicts: ClassVar = {"condition": "TI2V takes no channels beside the latents; its picture is one of them"}
     roles = ("dit", "vae")
+    idle_in_steps = ("vae",)
 
     class Settings(UnitSettings):
         sizes: tuple[tuple[int, int], ...] = Field(

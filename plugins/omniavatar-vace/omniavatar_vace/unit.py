@@ -47,6 +47,7 @@ class VaceUnit(PipelineUnit):
     provides = ("vace_context",)
     roles = ("dit", "vae", "vace")
     optional_roles = ("vace2",)
+    idle_in_steps = ("vae",)
 
     class Settings(UnitSettings):
         scale: float = Field(1.0, ge=0, le=10, description="strength of the hints; 1 as in training")

@@ -1,0 +1,78 @@
+"""Networks that are on the device only while a unit that declares them runs: the plan decides, units do nothing for it.
+
+Around every hook outside the denoising steps, the networks that its unit declares are there and all others have gone.
+In the steps those of all units that take part in them are there, less what a unit declares as `idle_in_steps`. This is
+for networks that a unit, such as `offload`, has made visitors; others are where they are. A unit that uses a network of
+the steps without declaring it, because it takes whichever is there, brings it by calling it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from omniavatar.engine.plan import hooks_of
+from omniavatar.engine.surround import surrounded
+from omniavatar.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from omniavatar.engine.hooks import Hooks
+    from omniavatar.engine.scopes import Step
+    from omniavatar.engine.unit import PipelineUnit
+
+OUTSIDE_STEPS = frozenset(("begin_job", "plan_windows", "plan_steps", "begin_window", "end_window", "end_job"))
+"""The hooks of a video that are not called from step to step."""
+
+
+class Visitor(Protocol):
+    """A network that can come to the device and go again; either may be asked for when it is done already."""
+
+    def come(self) -> None: ...
+
+    def leave(self) -> None: ...
+
+
+class Residency:
+    """Who is on the device. `visitors` are the networks that come and go, by role; `present` those that are there."""
+
+    def __init__(self, units: Sequence[PipelineUnit]) -> None:
+        self.visitors: dict[str, Visitor] = {}
+        self.present: frozenset[str] = frozenset()
+        self._roles = {unit.name: {*unit.roles, *unit.optional_roles} for unit in units}
+        self._in_steps = {role for unit in units for role in roles_in_steps(unit)}
+
+    def watching(self, hooks: Hooks, units: Sequence[PipelineUnit]) -> ExitStack:
+        """Be told which unit runs, as long as the result is kept."""
+        stack = ExitStack()
+        stack.enter_context(surrounded(hooks, units, self._inside, OUTSIDE_STEPS))
+        return stack
+
+    @contextmanager
+    def _inside(self, unit: str, hook: str) -> Iterator[None]:
+        """Have a unit's networks on the device; one that works with none disturbs nobody."""
+        if roles := self._roles[unit] & self.visitors.keys():
+            self.admit(roles)
+        yield
+
+    @hookimpl(tryfirst=True)
+    def before_step(self, step: Step) -> None:
+        if self.visitors:
+            self.admit(self._in_steps & self.visitors.keys())
+
+    def admit(self, roles: Collection[str]) -> None:
+        """Have the networks of these roles on the device, after all others have gone."""
+        for role, visitor in self.visitors.items():
+            if role not in roles:
+                visitor.leave()
+        for role in sorted(roles):
+            self.visitors[role].come()
+        self.present = frozenset(roles)
+
+
+def roles_in_steps(unit: PipelineUnit) -> set[str]:
+    """The roles that a unit works with while steps run."""
+    hooks = {options["specname"] or attribute for attribute, options in hooks_of(type(unit)).items()}
+    if hooks <= OUTSIDE_STEPS | {"setup"}:
+        return set()
+    return {*unit.roles, *unit.optional_roles} - {*unit.idle_in_steps}

@@ -1,0 +1,109 @@
+"""Caches that skip the blocks of whole steps, by a schedule that is known before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from omniavatar.engine.scopes import Forward, Step, Window
+from omniavatar.engine.unit import PipelineUnit
+from omniavatar.hookspecs import hookimpl
+
+OTHER_CACHE = "both are caches and would skip each other's work"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """For every step of a network: whether its blocks are skipped."""
+
+    skips: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Residual:
+    """What the blocks added (b s d), in the step `index`."""
+
+    added: Tensor
+    index: int
+
+
+class StepCache(PipelineUnit):
+    """Base of such caches: what the blocks added when they last ran is added again in steps that are skipped.
+
+    A schedule depends on the steps of its network and nothing else, so it is made once a window, is the same for all
+    branches and ranks, and nothing waits for the device between the steps. A branch that was not there, or whose blocks
+    did not run, when the schedule says that they did, is computed.
+    """
+
+    conflicts: ClassVar = {"first-block-cache": OTHER_CACHE}
+
+    def schedule(self, steps: Sequence[Step], count: int) -> Schedule:
+        """What is done in these steps, all of one network, of a window with `count` steps."""
+        raise NotImplementedError
+
+    def schedules(self, window: Window) -> dict[str, Schedule]:
+        """The schedule of every network, by its role."""
+        return {role: self.schedule(steps, len(window.steps)) for role, steps in steps_by_role(window)}
+
+    def forecast(self, window: Window) -> Iterable[str]:
+        """Such as "dit: 6 of 10 steps skipped; computed: 1-2, 5, 8"."""
+        schedules = self.schedules(window)
+        for role, steps in steps_by_role(window):
+            skips = schedules[role].skips
+            computed = [step.index + 1 for step, skip in zip(steps, skips, strict=True) if not skip]
+            yield f"{role}: {sum(skips)} of {len(skips)} steps skipped; computed: {ranges(computed)}"
+
+    @hookimpl(trylast=True)
+    def begin_window(self, window: Window) -> None:
+        """Last, when every step has its network. A step that is skipped knows the one whose residual it takes."""
+        schedules = self.schedules(window)
+        window[f"{self.name}.schedules"] = schedules
+        for role, steps in steps_by_role(window):
+            source = 0
+            for step, skip in zip(steps, schedules[role].skips, strict=True):
+                source = source if skip else step.index
+                step[f"{self.name}.source"] = source
+
+    @hookimpl(wrapper=True, specname="run_blocks")
+    def remember(self, forward: Forward) -> Generator[None, Tensor, Tensor]:
+        """Keep what the blocks added, whenever they ran."""
+        before, reuses = forward.x, self._residual(forward) is not None
+        result = yield
+        if not reuses and f"{self.name}.source" in forward.step:
+            forward.memory[f"{self.name}.residual"] = Residual(result - before, forward.step.index)
+        return result
+
+    @hookimpl
+    def run_blocks(self, forward: Forward) -> Tensor | None:
+        residual = self._residual(forward)
+        return None if residual is None else forward.x + residual.added
+
+    def _residual(self, forward: Forward) -> Residual | None:
+        """What is reused in this call, if its blocks are skipped."""
+        source: int | None = forward.step.get(f"{self.name}.source")
+        residual: Residual | None = forward.memory.get(f"{self.name}.residual")
+        if source is None or residual is None:
+            return None
+        return residual if source <= residual.index < forward.step.index else None
+
+
+def steps_by_role(window: Window) -> Iterator[tuple[str, list[Step]]]:
+    """The steps of every network of a window, in order, with the network's role."""
+    roles = {id(network): role for role, network in window.engine.networks.items()}
+    steps: dict[int, list[Step]] = {}
+    for step in window.steps:
+        steps.setdefault(id(step.network), []).append(step)
+    for number, (network, of_network) in enumerate(steps.items(), start=1):
+        yield roles.get(network, f"network {number}"), of_network
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """[1, 2, 3, 5] -> "1-3, 5"."""
+    runs: list[list[Any]] = [
+        [number for _, number in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
+    ]
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
