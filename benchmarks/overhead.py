@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.report import publish
-from omniavatar import __version__
+from omniavatar.bench.machine import machine
 from omniavatar.checkpoints import Bundle, Registry
 from omniavatar.checkpoints.nearest import expected_shapes
 from omniavatar.engine.engine import Engine, whole_video
@@ -207,17 +205,6 @@ def run_memory() -> dict[str, Any]:
     figures = json.loads(line)
     kept = ("peak_rss_mib", "frames", "windows", "transformer_calls", "load_seconds", "generate_seconds")
     return {"wall_seconds": round(seconds, 1), **{name: figures[name] for name in kept}}
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "omniavatar": __version__,
-    }
 
 
 def main() -> None:

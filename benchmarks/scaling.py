@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,6 +27,7 @@ from torch import distributed
 
 from benchmarks.report import publish
 from benchmarks.synthetic import RandomCondition, RandomModels, RandomSound, RandomText
+from omniavatar.bench.machine import machine
 from omniavatar.distributed.groups import Group
 from omniavatar.distributed.world import World, joined
 from omniavatar.engine.engine import Engine
@@ -275,17 +274,6 @@ def table(size: str, ranks: Sequence[int], heads: int, only: str) -> list[dict[s
     return rows
 
 
-def machine() -> dict[str, Any]:
-    cuda = torch.cuda.is_available()
-    return {
-        "device": torch.cuda.get_device_name() if cuda else platform.machine(),
-        "devices": torch.cuda.device_count() if cuda else 0,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("1.3b", "14b", "tiny"), default="14b")
@@ -302,7 +290,7 @@ def main() -> None:
         return
     heads = {"1.3b": 12, "14b": 40, "tiny": 2}[arguments.size]
     result = {
-        "machine": machine(),
+        "machine": machine("cuda" if torch.cuda.is_available() else "cpu"),
         "command": " ".join(sys.argv),
         "work": {"size": arguments.size, "height": HEIGHT, "width": WIDTH, "frames": FRAMES, "branches": 2},
         "rows": table(arguments.size, arguments.ranks, heads, arguments.only),

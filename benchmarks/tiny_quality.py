@@ -23,7 +23,7 @@ Figures, means over the videos of their part unless they say otherwise; frame 0,
   the prompt ends in "moving the head a lot" and in "keeping the head still".
   The bars of prompt and motion are our choice: half of the videos right, and one and a half times the motion.
 
-JSON: {machine: {device, cores, python, torch, omniavatar}, command, models: {maker, units, dtype, files, seed},
+JSON: {machine: {device, cores, python, torch, omniavatar, ...}, command, models: {maker, units, dtype, files, seed},
 settings: {option: value}, seconds: {part: wall seconds}, generate_seconds_per_video_second, figures: [{part, name,
 value, unit, bar: {sign, limit} or null, met: true, false or null, each: [a value a video], worst, share_met}], met}.
 """
@@ -34,8 +34,6 @@ import argparse
 import json
 import math
 import operator
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -44,13 +42,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.avatar_makers import Asked, Drawn, Engines, Made, Maker, through_vae
-from omniavatar import __version__
+from omniavatar.bench.machine import machine
 from omniavatar.cli.videos import torch_device, torch_dtype
 from omniavatar.config import RunConfig, find_config, parse_config, read_yaml
 from omniavatar.errors import InputError, OmniError
@@ -333,16 +330,9 @@ def report(
     made: Study, figures: Sequence[Figure], seconds: dict[str, float], options: argparse.Namespace
 ) -> dict[str, Any]:
     """What is written; see the module's docstring."""
-    cuda = torch.device(options.device).type == "cuda"
     kept = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     return {
-        "machine": {
-            "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "omniavatar": __version__,
-        },
+        "machine": machine(torch_device(options.device)),
         "command": " ".join(["python -m benchmarks.tiny_quality", *sys.argv[1:]]),
         "models": made.maker.description,
         "settings": kept,

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import publish
-from benchmarks.scaling import machine
 from benchmarks.synthetic import AUDIO, ROWS, TEXT_TOKENS, RandomModels
 from omniavatar import builtin
+from omniavatar.bench.machine import machine
 from omniavatar.engine.plan import Catalog, build_plan
 from omniavatar.engine.windows import latent_frames
 from omniavatar.training.diffusion import Diffusion, DiffusionConfig, DiffusionTask
@@ -158,7 +158,7 @@ def main() -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     content = {
-        "machine": machine(),
+        "machine": machine("cuda" if torch.cuda.is_available() else "cpu"),
         "size": arguments.size,
         "height": shape[0],
         "width": shape[1],

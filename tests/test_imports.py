@@ -25,7 +25,7 @@ ALLOWED = {
     "units": {"errors", "hookspecs", "models", "media", "distributed", "engine"},
 }
 # Folders that may import everything.
-FREE = {"cli", "testing", "training"}
+FREE = {"bench", "cli", "estimate", "testing", "training"}
 # Imports for type checkers only, which say what a hook receives and cost nothing.
 TYPES_ONLY = {"hookspecs": {"engine"}}
 

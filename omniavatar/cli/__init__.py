@@ -18,7 +18,10 @@ from omniavatar.errors import Ended, OmniError, nearest
 
 COMMANDS = {
     "run": "omniavatar.cli.run:run",
+    "estimate": "omniavatar.cli.estimate:estimate",
     "train": "omniavatar.cli.train:train",
+    "bench": "omniavatar.cli.bench:bench",
+    "calibrate": "omniavatar.cli.calibrate:calibrate",
     "units": "omniavatar.cli.units:units",
     "models": "omniavatar.cli.models:models",
     "plugins": "omniavatar.cli.plugins:plugins",
@@ -132,15 +135,26 @@ def diagnosis(error: BaseException) -> tuple[str, int]:
         case Ended(code=int(code)):
             return f"ended by {signal.Signals(code - SIGNALLED).name}", code
         case _ if is_out_of_memory(error):
-            reason = str(error).partition("\n")[0] or "the system gave no more"
-            remedy = "try a smaller --size, fewer --fixed-frames.max-tokens, or --vae-decode.tiled true"
-            return f"out of memory: {reason}; {remedy}", OUT_OF_MEMORY
+            return explained(error), OUT_OF_MEMORY
     return "", 1
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, torch on a GPU or torch on the CPU ran out of memory."""
-    torch = sys.modules.get("torch")
-    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from omniavatar.engine import out_of_memory
+
+    return out_of_memory.is_out_of_memory(error)
+
+
+def explained(error: BaseException) -> str:
+    """One line about an error of `is_out_of_memory`: what was being done, what was asked for, what would fit."""
+    if "torch" not in sys.modules:
+        return "out of memory: the system gave no more"
+    from omniavatar.engine.out_of_memory import Shortage
+    from omniavatar.plugins import discover
+
+    shortage = Shortage.of(error)
+    assert shortage is not None
+    return shortage.explain(discover().catalog().units)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +39,22 @@ def with_hyphens(name: str) -> str:
 class RunCommand(click.Command):
     """A command whose options depend on `--units` and `--config`."""
 
+    note = (
+        "Defaults are those of the units; a configuration and the tables of known checkpoints may set others. "
+        "Other units bring other options: omni run --units default+teacache --help"
+    )
+    early: Sequence[click.Option] = EARLY
+
+    def begin(self, early: Mapping[str, Any]) -> Start:
+        """What must be known before all options can be."""
+        return start(early)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        early = early_options(args, with_hyphens)
+        early = early_options(args, with_hyphens, self.early)
         # The root context: one whose parsing fails is not closed.
         is_quiet = early["quiet"] or not place().is_main
         ctx.find_root().with_resource(logging_to_stderr(-1 if is_quiet else early["verbose"]))
-        ctx.obj = start(early)
+        ctx.obj = self.begin(early)
         ctx.meta[ARGUMENTS] = list(args)
         try:
             return super().parse_args(ctx, args)
@@ -71,10 +81,7 @@ class RunCommand(click.Command):
                     formatter.write_text(ctx.obj.units[title].summary())
                 formatter.write_dl(records, col_max=36)
         formatter.write_paragraph()
-        formatter.write_text(
-            "Defaults are those of the units; a configuration and the tables of known checkpoints may set others. "
-            "Other units bring other options: omni run --units default+teacache --help"
-        )
+        formatter.write_text(self.note)
 
 
 def explained(error: click.NoSuchOption, begin: Start) -> OmniError:
@@ -82,7 +89,8 @@ def explained(error: click.NoSuchOption, begin: Start) -> OmniError:
     option = error.option_name
     unit, dot, setting = option.lstrip("-").partition(".")
     if not dot or unit not in begin.catalog.units:
-        near = f"did you mean '{error.possibilities[0]}'?" if error.possibilities else "omni run --help lists all"
+        command = "omni run" if error.ctx is None else error.ctx.command_path
+        near = f"did you mean '{error.possibilities[0]}'?" if error.possibilities else f"{command} --help lists all"
         return InputError(f"unknown option '{option}'; {near}")
     if unit not in begin.chosen:
         return PlanError(
@@ -93,9 +101,12 @@ def explained(error: click.NoSuchOption, begin: Start) -> OmniError:
 
 
 def size_of(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """`--size`."""
+    return None if value is None else parse_size(value)
+
+
+def parse_size(value: str) -> tuple[int, int]:
     """`HEIGHTxWIDTH`, multiples of 16."""
-    if value is None:
-        return None
     sides = [int(side) if side.isascii() and side.isdigit() else 0 for side in value.lower().split("x")]
     if len(sides) != 2 or any(side < 16 or side % 16 for side in sides):
         raise InputError(f"--size is '{value}'; give HEIGHTxWIDTH in positive multiples of 16, such as 400x720")
@@ -138,6 +149,7 @@ def seconds_of(ctx: click.Context, param: click.Parameter, value: float | None) 
     help="how long ranks wait for one that does not answer, and on GPUs the longest that one call may take; with "
     "--gpus all end within 10 seconds after it  [default: 600]",
 )
+@click.option("--dry-run", is_flag=True, help="say what it would take, as omni estimate does, and make nothing")
 @click.option("--quiet", is_flag=True, help="print errors only")
 @click.option("--json", "as_json", is_flag=True, help="print a line of figures for each video")
 @click.option("-v", "--verbose", count=True, help="print what is going on; -vv for more")
@@ -147,6 +159,19 @@ def run(ctx: click.Context, **options: Any) -> int:
 
     Without arguments it makes a demo video with the built-in tiny model.
     """
+    maker, videos = ask(ctx, options)
+    if options["dry_run"]:
+        from omniavatar.cli.estimate import estimate_videos
+
+        return estimate_videos(maker, videos)
+    if maker.config.gpus > maker.world.size:
+        maker.check(videos)
+        return start_ranks(maker.config.gpus, "run", ctx.meta[ARGUMENTS])
+    return as_rank(maker.world, maker.device, options["timeout"], lambda: maker.make(videos), maker.rescue)
+
+
+def ask(ctx: click.Context, options: Mapping[str, Any]) -> tuple[VideoMaker, list[Video]]:
+    """Who makes the videos that the options ask for, and which these are."""
     begin: Start = ctx.obj
     inputs, settings = split_values(options, begin.units)
     config = begin.final({key: options[key] for key in FLAGS if options[key] is not None}, settings)
@@ -156,11 +181,7 @@ def run(ctx: click.Context, **options: Any) -> int:
     videos = planned_videos(given, options["input_file"])
     shape = {name: options[name] for name in ("size", "seconds", "quiet", "as_json")}
     check_ranks(begin.world, config)
-    maker = VideoMaker(begin, config, **shape)
-    if config.gpus > begin.world.size:
-        maker.check(videos)
-        return start_ranks(config.gpus, "run", ctx.meta[ARGUMENTS])
-    return as_rank(begin.world, maker.device, options["timeout"], lambda: maker.make(videos), maker.rescue)
+    return VideoMaker(begin, config, **shape), videos
 
 
 def asks_for_the_demo(inputs: Mapping[str, Any], units: Mapping[str, type[PipelineUnit]]) -> bool:

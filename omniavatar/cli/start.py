@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,12 @@ EARLY = (
         help="model file, folder or pattern; repeatable; a role such as dit2 says which transformer it is or changes",
     ),
     click.Option(["--models-dir"], metavar="FOLDER", help="where relative model paths of the configuration start"),
+    click.Option(
+        ["--table", "tables"],
+        multiple=True,
+        metavar="FILE",
+        help="further checkpoint table, such as omni calibrate writes; repeatable",
+    ),
 )
 """The options that decide which other options there are."""
 
@@ -69,11 +75,13 @@ class Start:
         return parse_config({**dict(self.config), **changes}, "command line")
 
 
-def early_options(arguments: list[str], normalize: Callable[[str], str]) -> dict[str, Any]:
-    """The early options among all arguments, with `help`, `quiet` and `verbose`."""
+def early_options(
+    arguments: list[str], normalize: Callable[[str], str], own: Sequence[click.Option] = EARLY
+) -> dict[str, Any]:
+    """The early options of a command among all arguments, with `help`, `quiet` and `verbose`."""
     flags = (click.Option(["--help"], is_flag=True), click.Option(["--quiet"], is_flag=True))
     gpus = click.Option(["--gpus"], type=int)
-    params: list[click.Parameter] = [*EARLY, *flags, gpus, click.Option(["-v", "--verbose"], count=True)]
+    params: list[click.Parameter] = [*own, *flags, gpus, click.Option(["-v", "--verbose"], count=True)]
     settings: dict[str, Any] = {
         "ignore_unknown_options": True,
         "allow_extra_args": True,
@@ -122,6 +130,8 @@ def configuration(early: Mapping[str, Any]) -> tuple[RunConfig, original.Overrid
     config = original.translate(content, hparams, path) if is_original else parse_config(content, path)
     overrides = original.overrides(content if is_original else {}, hparams)
     changes: dict[str, Any] = {key: early[key] for key in ("units", "models_dir") if early.get(key)}
+    if early.get("tables"):
+        changes["tables"] = (*config.tables, *(str(Path(table).absolute()) for table in early["tables"]))
     if early.get("models"):
         kept = config.models if early.get("config") else ()
         changes["models"] = (*kept, *(absolute(model_entry(model)) for model in early["models"]))

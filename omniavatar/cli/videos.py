@@ -47,7 +47,10 @@ class Video:
 
 @dataclass
 class VideoMaker:
-    """Makes videos with one configuration and says on stdout where they are, or with `as_json` what they took."""
+    """Makes videos with one configuration and says on stdout where they are, or with `as_json` what they took.
+
+    observers: further ones of the engine.
+    """
 
     begin: Start
     config: RunConfig
@@ -55,6 +58,7 @@ class VideoMaker:
     seconds: float | None
     quiet: bool
     as_json: bool
+    observers: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
         self.world = self.begin.world
@@ -112,7 +116,7 @@ class VideoMaker:
         from omniavatar.engine.plan import build_plan
 
         with saying_faults(self.begin.plugins):
-            registry = self.begin.plugins.registry()
+            registry = self.begin.plugins.registry(map(Path, self.config.tables))
         roles = [entry.role for entry in self.config.models]
         bundle = Bundle.open(self.config.model_files(), registry, roles)
         plan = build_plan(self.config.units, self.begin.catalog, bundle.settings(), self.config.settings)
@@ -121,7 +125,8 @@ class VideoMaker:
         if unused and world.is_main:
             log.warning("no unit of the plan uses what the model files have for: %s", ", ".join(sorted(unused)))
         dtype = torch_dtype(self.config.dtype, device)
-        return Engine(plan, bundle, device=device, dtype=dtype, observers=[self.watcher, self.rescue], world=world)
+        observers = [*self.observers, self.watcher, self.rescue]
+        return Engine(plan, bundle, device=device, dtype=dtype, observers=observers, world=world)
 
     def request(self, engine: Engine, video: Video) -> Request:
         """The request for a video, its inputs looked at as far as that is quick."""

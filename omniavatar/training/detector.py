@@ -74,7 +74,7 @@ class Detector:
         side = self.home.side
         points = self.home.points(np.arange(side)[None, :] + 1j * np.arange(side)[:, None])
         aligned = sample(frame.astype(np.float32), place.pixels(points))
-        return float(ssim_map(_luma(aligned), _luma(self._reference))[still_parts(points, margin=-0.06)].mean())
+        return float(ssim_map(luma(aligned), luma(self._reference))[still_parts(points, margin=-0.06)].mean())
 
 
 def read_clip(frames: np.ndarray, reference: np.ndarray | None = None) -> Reading:
@@ -125,9 +125,10 @@ def ssim_map(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return result
 
 
-def _luma(picture: np.ndarray) -> np.ndarray:
-    luma: np.ndarray = picture @ np.array([0.299, 0.587, 0.114], np.float32)
-    return luma
+def luma(picture: np.ndarray) -> np.ndarray:
+    """Brightness (h w) of a picture (h w 3), of its range (ITU-R BT.601)."""
+    brightness: np.ndarray = picture @ np.array([0.299, 0.587, 0.114], np.float32)
+    return brightness
 
 
 def _check(picture: np.ndarray, shape: tuple[int, ...] | None = None) -> None:

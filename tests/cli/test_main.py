@@ -61,9 +61,17 @@ def test_misspelt_words_get_a_suggestion(omni: Omni, arguments: tuple[str, ...],
         (OmniError("the reason"), 2, "the reason"),
         (click.UsageError("the reason"), 2, "the reason"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB.\nMore"), 3, "out of memory: CUDA out of"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes"), 3, "out of memory: DefaultCPU"),
-        (MemoryError(), 3, "out of memory: the system"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB.\nMore"),
+            3,
+            "out of memory: 8.00 GiB more asked for",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8192 bytes."),
+            3,
+            "out of memory: 8.00 KiB more asked for",
+        ),
+        (MemoryError(), 3, "out of memory: "),
     ],
 )
 def test_errors_of_the_user_are_one_line_and_an_exit_code(

@@ -281,7 +281,7 @@ def test_several_ranks_share_the_calls(chosen: dict[str, Any], ranks: int, added
     ("error", "code", "message"),
     [
         (InputError("bad input"), 2, "bad input"),
-        (MemoryError("no more"), 3, "out of memory: no more; try a smaller .*"),
+        (MemoryError("no more"), 3, "out of memory: .*no more; try .*a smaller --size"),
         (ZeroDivisionError("oops"), 1, "ZeroDivisionError: oops"),
         (Stopped(signal.SIGINT, ""), 130, "ended by SIGINT"),
         (Stopped(signal.SIGTERM, "here"), 143, "ended by SIGTERM"),

@@ -1,0 +1,402 @@
+"""`omni bench`: what combinations of units cost, and what they do to the pictures (docs/benchmarks.md)."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from omniavatar.bench.cases import Matrix, Suite, named, read_suite
+from omniavatar.cli.console import say
+from omniavatar.cli.options import split_values, unit_options
+from omniavatar.cli.progress import display_for
+from omniavatar.cli.run import (
+    ARGUMENTS,
+    DEMO,
+    RunCommand,
+    asks_for_the_demo,
+    parse_size,
+    seconds_of,
+    size_of,
+    with_hyphens,
+)
+from omniavatar.cli.start import EARLY, Start, start
+from omniavatar.config import merge_settings, parse_config
+from omniavatar.errors import InputError, OmniError, OutputError, PlanError, nearest
+
+if TYPE_CHECKING:
+    from omniavatar.bench.compare import Regression
+    from omniavatar.bench.record import Asked, Record
+    from omniavatar.bench.runner import Contender, Runner, Schedule
+    from omniavatar.config import RunConfig
+    from omniavatar.engine.engine import Engine
+
+BENCH_EARLY = (
+    click.Option(
+        ["--units"], multiple=True, metavar="PLAN", help="a combination; repeatable, the first is the reference"
+    ),
+    click.Option(
+        ["--matrix"],
+        multiple=True,
+        metavar="UNIT",
+        help="repeatable: all combinations of these, each there or not, behind --units (default: default); of several "
+        "settings of one unit, one at a time",
+    ),
+    click.Option(
+        ["--suite"],
+        metavar="FILE",
+        help="combinations and settings from a file, or the name of a packaged one: caches, exact, guidance, quick, "
+        "steps  [default: quick, if nothing else is named]",
+    ),
+    *(option for option in EARLY if option.name in ("config", "models", "models_dir")),
+)
+DEMO_SECONDS = 2.0
+LARGEST_SEED = 2**40 - 1
+FLAGS = ("fps", "device", "dtype")
+FAILED = 1
+
+
+@dataclass(frozen=True)
+class BenchStart(Start):
+    """`chosen` are the units of all combinations; `cases` those of each, by name, or why there is none."""
+
+    suite: Suite
+    cases: Mapping[str, dict[str, dict[str, Any]] | OmniError]
+
+    @classmethod
+    def of(cls, early: Mapping[str, Any]) -> BenchStart:
+        """What the suite and the early options say. Raises PlanError for a unit on the command line that is unknown."""
+        from omniavatar.engine.plan import parse
+
+        typed = typed_expressions(early["units"], early["matrix"])
+        source = early["suite"] or (None if typed else "quick")
+        suite = Suite() if source is None else read_suite(source)
+        listed = suite.expressions() if source is not None else []
+        begin = start({**early, "units": None, "config": early["config"] or suite.config})
+        for unit in suite.settings:
+            if unit not in begin.catalog.units:
+                near = nearest(unit, begin.catalog.units)
+                raise InputError(f"the suite {source} has settings for an unknown unit '{unit}'{near}")
+        cases: dict[str, dict[str, dict[str, Any]] | OmniError] = {}
+        for number, (name, expression) in enumerate(named([*listed, *typed]).items()):
+            try:
+                cases[name] = parse(expression, begin.catalog)
+            except PlanError as error:
+                if number >= len(listed):
+                    raise
+                cases[name] = error
+        known = [units for units in cases.values() if not isinstance(units, OmniError)]
+        chosen: dict[str, dict[str, Any]] = {unit: {} for units in known for unit in units}
+        settings = merge_settings(begin.config.settings, suite.settings)
+        config = parse_config({**dict(begin.config), "settings": settings}, source or "command line")
+        return cls(config, begin.overrides, begin.catalog, begin.plugins, chosen, begin.world, suite, cases)
+
+    def case(self, name: str) -> Start:
+        """That of one combination. Raises why there is none."""
+        chosen = self.cases[name]
+        if isinstance(chosen, OmniError):
+            raise chosen
+        return Start(self.config, self.overrides, self.catalog, self.plugins, chosen, self.world)
+
+
+def typed_expressions(units: tuple[str, ...], matrix: tuple[str, ...]) -> list[str]:
+    """The combinations that the command line names."""
+    if not matrix:
+        return list(units)
+    return [one for base in units or ("default",) for one in Matrix(base=base, units=matrix).expressions()]
+
+
+class BenchCommand(RunCommand):
+    """A command whose options are those of the units of all combinations."""
+
+    note = (
+        "Inputs and settings of units hold for every combination that has the unit; what stands in a plan is stronger. "
+        "docs/benchmarks.md says how it is measured and what the report means."
+    )
+    early = BENCH_EARLY
+
+    def begin(self, early: Mapping[str, Any]) -> Start:
+        return BenchStart.of(early)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Without the files of single videos, which go to the folder of the report."""
+        own = click.Command.get_params(self, ctx)
+        if not isinstance(ctx.obj, Start):
+            return own
+        reserved = {str(param.name) for param in own} - {"output"}
+        return [*own, *(option for option in unit_options(ctx.obj.units.values(), reserved) if option.name != "output")]
+
+
+@click.command(
+    cls=BenchCommand,
+    params=list(BENCH_EARLY),
+    context_settings={"max_content_width": 120, "token_normalize_func": with_hyphens},
+)
+@click.option(
+    "--output", "-o", metavar="FOLDER", default="out/bench", help="folder of the report  [default: out/bench]"
+)
+@click.option("--compare", metavar="FILE", help="bench.json of an earlier run: say what is worse, and exit with 1")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 10),
+    default=0.05,
+    metavar="NUMBER",
+    help="share by which a time may grow beyond noise  [default: 0.05]",
+)
+@click.option("--repeats", type=click.IntRange(1, 1000), metavar="INTEGER", help="timed videos each  [default: 3]")
+@click.option("--warmup", type=click.IntRange(0, 100), metavar="INTEGER", help="videos before them  [default: 1]")
+@click.option(
+    "--no-interleave", is_flag=True, help="one combination after the other, so that only one is in memory at a time"
+)
+@click.option(
+    "--faces/--no-faces",
+    default=None,
+    help="a procedural talking head for each seed as picture and prompt, and avatar measures",
+)
+@click.option("--size", callback=size_of, metavar="HxW", help="height and width  [default: nearest of a table]")
+@click.option(
+    "--seconds", type=float, callback=seconds_of, metavar="NUMBER", help="longest length  [default of the demo: 2]"
+)
+@click.option("--fps", type=int, metavar="INTEGER", help="frames per second  [default: 25]")
+@click.option(
+    "--seed",
+    "seeds",
+    multiple=True,
+    type=click.IntRange(0, LARGEST_SEED),
+    metavar="INTEGER",
+    help="seed of the noise; repeatable, a video each  [default: 42]",
+)
+@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...  [default: cuda if there is one]")
+@click.option(
+    "--dtype", metavar="auto|bf16|fp16|fp32", help="precision of the networks  [default: bf16 on a GPU, or fp32]"
+)
+@click.option("--quiet", is_flag=True, help="print errors only")
+@click.option("-v", "--verbose", count=True, help="print what is going on; -vv for more")
+@click.pass_context
+def bench(ctx: click.Context, **options: Any) -> int:
+    """Compare combinations of units: what each costs, and what it does to the pictures.
+
+    \b
+    omni bench                                                      the suite "quick" on the built-in model
+    omni bench --units default --units default+teacache --seed 1 --seed 2
+    omni bench --matrix teacache --matrix cfg-merge                  default, and with one or both of them
+    omni bench --suite caches --model FILE ... --compare before.json
+
+    Writes bench.json and bench.html, a page that needs nothing else, and the videos. Exit code: 1 if a combination
+    failed or --compare found one that is worse, 2 for bad input or if no combination can be made.
+    """
+    begin: BenchStart = ctx.obj
+    if begin.world.size > 1:
+        raise InputError("omni bench measures one process; start it without torchrun or Slurm")
+    study = Study.of(begin, options, ["omni", "bench", *ctx.meta[ARGUMENTS]])
+    return study.run()
+
+
+@dataclass
+class Study:
+    """One call of the command."""
+
+    begin: BenchStart
+    config: RunConfig
+    schedule: Schedule
+    folder: Path
+    inputs: dict[str, Any]
+    settings: dict[str, dict[str, Any]]
+    options: Mapping[str, Any]
+    command: list[str]
+
+    @classmethod
+    def of(cls, begin: BenchStart, options: Mapping[str, Any], command: list[str]) -> Study:
+        """Options of the command line over those of the suite. Raises InputError."""
+        from omniavatar.bench.runner import Schedule
+
+        suite = begin.suite
+        faces = suite.faces if options["faces"] is None else options["faces"]
+        schedule = Schedule(
+            seeds=tuple(dict.fromkeys(options["seeds"] or suite.seeds)),
+            repeats=options["repeats"] or suite.repeats,
+            warmup=suite.warmup if options["warmup"] is None else options["warmup"],
+            interleaved=not options["no_interleave"],
+            faces=faces,
+        )
+        inputs, settings = split_values({**options, "output": None}, begin.units)
+        given = {name: value for name, value in {**begin.config.inputs, **inputs}.items() if name != "output"}
+        size = options["size"] or (None if suite.size is None else parse_size(suite.size))
+        seconds = options["seconds"] or suite.seconds
+        if faces:
+            check_faces(given, size)
+        if faces or asks_for_the_demo(given, begin.units):
+            demo = {"audio": DEMO["audio"]} if faces else {name: DEMO[name] for name in ("image", "audio")}
+            given, seconds = {**demo, **given}, seconds or DEMO_SECONDS
+        flags = {key: options[key] for key in FLAGS if options[key] is not None}
+        return cls(
+            begin=begin,
+            config=begin.final(flags, settings),
+            schedule=schedule,
+            folder=Path(options["output"]),
+            inputs=given,
+            settings=settings,
+            options={**options, "size": size, "seconds": seconds, "flags": flags},
+            command=command,
+        )
+
+    def run(self) -> int:
+        """Measure, write and show; returns the exit code."""
+        from omniavatar.bench.compare import check_comparable
+        from omniavatar.bench.record import Record
+        from omniavatar.bench.runner import Runner
+
+        asked, path = self.asked(), self.options["compare"]
+        before = None if path is None else Record.read(Path(path))
+        if before is not None:
+            check_comparable(before.asked, asked, path)
+        check_writable(self.folder)
+        makers = {name: self._maker(number, name) for number, name in enumerate(self.begin.cases, start=1)}
+        with display_for(Console(stderr=True), quiet=self.options["quiet"]) as display:
+            runner = Runner(makers, self.schedule, device=asked.device, show=display.show)
+            outcomes = runner.run()
+        if all(outcome.status == "refused" for outcome in outcomes):
+            raise PlanError(f"no combination can be made; {outcomes[0].name}: {outcomes[0].reason}")
+        return self.report(runner, asked, before)
+
+    def report(self, runner: Runner, asked: Asked, before: Record | None) -> int:
+        """Write the files, print the table; returns the exit code, or raises what interrupted the measurement."""
+        from omniavatar.bench.compare import regressions, same_device
+        from omniavatar.bench.page import page
+        from omniavatar.bench.table import tables
+
+        record = self.record(runner, asked)
+        worse = [] if before is None else regressions(before, record, self.options["tolerance"])
+        frames = {one.name: one.frames for one in runner.outcomes if one.frames is not None}
+        record.write(self.folder / "bench.json")
+        (self.folder / "bench.html").write_text(page(record, frames, [str(one) for one in worse]), encoding="utf-8")
+        if not self.options["quiet"]:
+            console = Console()
+            for one in tables(record):
+                console.print(one)
+                console.print()
+            click.echo(f"report: {self.folder / 'bench.html'}; figures: {self.folder / 'bench.json'}")
+        for outcome in runner.outcomes:
+            if outcome.status == "failed":
+                say(f"{outcome.name} failed: {outcome.reason}")
+        if before is not None:
+            self.say_differences(worse, same_machine=same_device(before, record))
+        if runner.interrupted is not None:
+            raise runner.interrupted
+        failed = any(outcome.status == "failed" for outcome in runner.outcomes)
+        return FAILED if failed or worse else 0
+
+    def say_differences(self, worse: list[Regression], *, same_machine: bool) -> None:
+        """A line for each regression."""
+        if not same_machine:
+            say("the earlier record is from another device, so times and memory are not compared")
+        for one in worse:
+            say(f"worse than before: {one}")
+        if not worse and not self.options["quiet"]:
+            click.echo(f"nothing is worse than in {self.options['compare']}")
+
+    def record(self, runner: Runner, asked: Asked) -> Record:
+        """What was found."""
+        from omniavatar.bench.machine import machine
+        from omniavatar.bench.record import Machine, Record
+
+        first = runner.outcomes[0]
+        return Record(
+            title=self.begin.suite.title,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=shlex.join(self.command),
+            interrupted=runner.interrupted is not None,
+            machine=Machine(**machine(asked.device)),
+            asked=asked,
+            combinations=tuple(outcome.combination(first) for outcome in runner.outcomes),
+        )
+
+    def asked(self) -> Asked:
+        """What is measured, as it is written down."""
+        from omniavatar.bench.record import Asked
+        from omniavatar.cli.videos import torch_device, torch_dtype
+
+        config, schedule = self.config, self.schedule
+        device = torch_device(config.device)
+        files = [path for file in config.model_files() for path in ([file] if isinstance(file, str) else file)]
+        return Asked(
+            models=tuple(Path(file).name for file in files),
+            device=str(device),
+            dtype=str(torch_dtype(config.dtype, device)).removeprefix("torch."),
+            inputs={name: value.name if isinstance(value, Path) else str(value) for name, value in self.inputs.items()},
+            faces=schedule.faces,
+            size=self.options["size"],
+            seconds=self.options["seconds"],
+            fps=config.fps,
+            seeds=schedule.seeds,
+            settings=merge_settings(self.begin.config.settings, self.settings),
+            repeats=schedule.repeats,
+            warmup=schedule.warmup,
+            interleaved=schedule.interleaved,
+        )
+
+    def _maker(self, number: int, name: str) -> Callable[[], Contender]:
+        """What makes the engine of a combination, and the requests to it."""
+
+        def make() -> Contender:
+            from omniavatar.bench.probe import Probe
+            from omniavatar.bench.runner import Contender
+            from omniavatar.cli.videos import Video, VideoMaker
+
+            case, probe = self.begin.case(name), Probe()
+            config = case.final(self.options["flags"], self.settings)
+            shape = {key: self.options[key] for key in ("size", "seconds")}
+            maker = VideoMaker(case, config, **shape, quiet=True, as_json=False, observers=(probe,))
+            engine = maker.engine(case.world, maker.device)
+            taken = engine.plan.input_fields
+            requests = {}
+            for seed in self.schedule.seeds:
+                inputs = {key: value for key, value in self._inputs(number, seed).items() if key in taken}
+                requests[seed] = replace(maker.request(engine, Video(inputs)), seed=seed)
+            import_networks(engine)
+            return Contender(engine, requests, maker.watcher, probe)
+
+        return make
+
+    def _inputs(self, number: int, seed: int) -> dict[str, Any]:
+        """The inputs of one video."""
+        from omniavatar.bench.avatar import face_inputs
+
+        face = face_inputs(seed, self.folder / "inputs") if self.schedule.faces else {}
+        return {**face, **self.inputs, "output": self.folder / "videos" / f"{number:02}-seed{seed}.mp4"}
+
+
+def import_networks(engine: Engine) -> None:
+    """Import the classes of the engine's networks, so that the first combination does not load Python code as well."""
+    from omniavatar.checkpoints import Bundle
+    from omniavatar.checkpoints.loading import import_network
+
+    if isinstance(engine.models, Bundle):
+        for role in engine.roles:
+            for component in engine.models.components(role):
+                if component.spec.network is not None:
+                    import_network(component.spec.network)
+
+
+def check_faces(inputs: Mapping[str, Any], size: tuple[int, int] | None) -> None:
+    """Refuse what does not go with procedural faces."""
+    if "image" in inputs:
+        raise InputError("--faces brings a picture for each seed; leave --image out, or --faces")
+    if size is not None and size[0] != size[1]:
+        raise InputError(f"--size is {size[0]}x{size[1]} and procedural faces are square; give such as 128x128")
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder if it is not there. Raises OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OutputError(f"cannot write to the folder {folder}: {error.strerror}; choose another place") from None

@@ -1,0 +1,130 @@
+"""`omni estimate`: what a run would cost on this device, before it costs it; `omni run --dry-run` is the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from omniavatar.cli.progress import duration
+from omniavatar.cli.run import RunCommand, ask, run
+from omniavatar.errors import InputError
+
+if TYPE_CHECKING:
+    from omniavatar.cli.videos import Video, VideoMaker
+    from omniavatar.estimate.report import Estimate
+
+
+@click.command(
+    cls=RunCommand,
+    params=[param for param in run.params if param.name != "dry_run"],
+    context_settings=run.context_settings,
+)
+@click.pass_context
+def estimate(ctx: click.Context, **options: Any) -> int:
+    """Say what `omni run` with the same options would take on this device: memory, transformer calls, time.
+
+    Every hook of the plan runs, on networks with random weights that hold one block of each kind. Nothing is written.
+    """
+    return estimate_videos(*ask(ctx, options))
+
+
+def estimate_videos(maker: VideoMaker, videos: Sequence[Video]) -> int:
+    """Rehearse the videos and print what each would cost; returns the exit code."""
+    from omniavatar.estimate.rehearsal import Rehearsal
+
+    if maker.config.gpus > 1 or maker.world.size > 1:
+        raise InputError("an estimate is about one GPU; leave --gpus out (docs/scaling.md says what more of them give)")
+    engine = maker.engine(maker.world, maker.device)
+    good = [(video, request) for video in videos if (request := maker.tried(video, maker.request, engine, video))]
+    rehearsal = Rehearsal(engine, [maker.watcher])
+    made = 0
+    for number, (video, request) in enumerate(good, start=1):
+        maker.watcher.title = f"rehearsing video {number}/{len(good)}, " if len(good) > 1 else "rehearsing, "
+        with maker.watcher:
+            result = maker.tried(video, rehearsal.estimate, request)
+        if result is not None:
+            made += 1
+            show(result, as_json=maker.as_json)
+    return 0 if made == len(videos) else InputError.exit_code
+
+
+def show(result: Estimate, *, as_json: bool) -> None:
+    """Print an estimate, as a table or as a line of JSON."""
+    if as_json:
+        click.echo(json.dumps(result.as_json()))
+        return
+    console = Console(highlight=False)
+    for table in (networks_table(result), phases_table(result)):
+        console.print(table)
+        console.print()
+    for line in summary(result):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def networks_table(result: Estimate) -> Table:
+    """The networks: how large they are, and where their weights lie while they work."""
+    table = Table("network", box=None, pad_edge=False, header_style="bold")
+    on_gpu = result.peak_device is not None
+    for name in ("parameters", "type", "weights", *(["on the GPU"] if on_gpu else []), "blocks", "a block"):
+        table.add_column(name, justify="right")
+    for network in result.networks:
+        table.add_row(
+            network.role,
+            f"{network.parameters:,}",
+            network.dtype,
+            gib(network.size),
+            *([gib(network.on_device)] if on_gpu else []),
+            str(network.blocks or ""),
+            "" if network.block_seconds is None else f"{1e3 * network.block_seconds:.2f} ms",
+        )
+    return table
+
+
+def phases_table(result: Estimate) -> Table:
+    """Time and memory of the phases."""
+    table = Table("phase", box=None, pad_edge=False, header_style="bold")
+    on_gpu = result.peak_device is not None
+    for name in ("time", "share", *(["GPU memory"] if on_gpu else [])):
+        table.add_column(name, justify="right")
+    for phase in result.phases:
+        share = f"{phase.seconds / result.seconds:.0%}" if result.seconds else ""
+        table.add_row(phase.name, duration(phase.seconds), share, *([gib(phase.peak_device)] if on_gpu else []))
+    table.add_section()
+    table.add_row("total", duration(result.seconds), "", *([gib(result.peak_device)] if on_gpu else []))
+    return table
+
+
+def summary(result: Estimate) -> list[str]:
+    """The rest in sentences."""
+    calls, skipped = result.transformer_calls, result.transformer_calls_skipped
+    lines = [
+        f"{result.frames} frames of {result.height}x{result.width} in {count(result.windows, 'window')}, "
+        f"{count(result.steps, 'step')} in all",
+        f"{count(calls, 'transformer call')} of up to {result.tokens:,} tokens"
+        + (f", the blocks skipped in {skipped} of them" if skipped else "")
+        + f"; guidance: {', '.join(result.branches)}",
+    ]
+    if result.peak_host is not None:
+        lines.append(f"{gib(result.peak_host)} of host memory")
+    if result.fits is not None:
+        lines.append(f"{'fits in' if result.fits else 'does not fit in'} the GPU's {gib(result.total_device)}")
+    if result.left_out:
+        lines.append(f"loading the models is not in it; not rehearsed: {', '.join(result.left_out)}")
+    return lines
+
+
+def count(number: int, what: str) -> str:
+    """3, "window" -> "3 windows"."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def gib(size: int | None) -> str:
+    """Bytes in GiB, or in MiB if they are few."""
+    if size is None:
+        return ""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,1 @@
+"""What a run would cost, seen by rehearsing it: `Rehearsal(engine).estimate(request)`."""

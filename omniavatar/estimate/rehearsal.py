@@ -1,0 +1,386 @@
+"""A run rehearsed on its own device: every hook of every unit runs, blocks of large networks are measured and skipped.
+
+    engine = Engine(plan, models, device="cuda", dtype=torch.bfloat16)   # nothing is loaded
+    estimate = Rehearsal(engine).estimate(request)
+
+The rehearsal is the run itself, with the networks of `networks.py`: windows, steps, branches, calls and what caches
+skip are those of the run, whatever units the plan has. What stands outside the blocks is computed and timed as it is; a
+block is timed in its first calls and takes that time without computing in all others. Of windows that are alike one is
+rehearsed. Memory is what the device's allocator says, plus the weights of the blocks that are one in the rehearsal.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omniavatar.engine.engine import Engine, whole_video
+from omniavatar.engine.plan import Plan
+from omniavatar.engine.scopes import Forward, Job, Request, Window
+from omniavatar.estimate.networks import Alike, RehearsalModels, signature, stand_in
+from omniavatar.estimate.report import Estimate, Network, Phase, WindowCost, total
+from omniavatar.hookspecs import hookimpl
+
+FEWEST_CALLS, MOST_CALLS = 4, 32
+SECONDS = 1.5
+"""A block is measured in at least so many calls, for at least this time (clocks of a GPU sink under load), at most in
+so many."""
+COPIED = 2**27
+"""Bytes of a copy that is timed."""
+LOAD, PREPARE, DENOISE, DECODE = "load", "prepare", "denoise", "decode"
+
+
+class Clock:
+    """The time of the run: what passes on the device, and what skipped calls would have taken."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.skipped = 0.0
+
+    def wait(self) -> float:
+        """Seconds that have passed, once the device has done what it was told."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def skip(self, seconds: float) -> None:
+        """Let some time of the run pass."""
+        self.skipped += seconds
+
+    def now(self) -> float:
+        """The time of the run, with the calls that were skipped."""
+        return self.wait() + self.skipped
+
+
+@dataclass
+class Calls:
+    """Measured calls of one block with arguments of one signature."""
+
+    seconds: list[float] = field(default_factory=list)
+    result: Any = None
+
+    @property
+    def are_enough(self) -> bool:
+        count = len(self.seconds)
+        return count >= MOST_CALLS or (count >= FEWEST_CALLS and sum(self.seconds) >= SECONDS)
+
+    @property
+    def typical(self) -> float:
+        """Seconds of a call when it is warm."""
+        return statistics.median(self.seconds[1:] or self.seconds)
+
+
+class Stand(nn.Module):
+    """Takes the place of blocks that are alike: computes until its time is known, then only takes that time.
+
+    Where it does not compute it returns its input, if the block's result has the same form, or else an old result.
+    copying: seconds that the weights take to come, while the block before computes.
+    """
+
+    def __init__(self, block: nn.Module, clock: Clock, memory: Memory) -> None:
+        super().__init__()
+        self.block = block
+        self.clock = clock
+        self.memory = memory
+        self.copying = 0.0
+        self.calls: dict[Any, Calls] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("block"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        calls = self.calls.setdefault((signature(args), signature(kwargs)), Calls())
+        if calls.are_enough:
+            self.clock.skip(max(calls.typical, self.copying))
+            return args[0] if calls.result is None else calls.result
+        self.memory.mark()
+        begin = self.clock.wait()
+        result = self.block(*args, **kwargs)
+        seconds = self.clock.wait() - begin
+        self.memory.mark()
+        calls.seconds.append(seconds)
+        self.clock.skip(max(0.0, self.copying - seconds))
+        if not (args and _same_form(result, args[0])):
+            calls.result = result
+        return result
+
+    @property
+    def typical(self) -> float | None:
+        """Seconds of the longest kind of call, None if there was none."""
+        return max((calls.typical for calls in self.calls.values()), default=None)
+
+
+def _same_form(one: Any, other: Any) -> bool:
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and signature(one) == signature(other)
+
+
+class Memory:
+    """The most memory that the run would hold on its device, by phase: what the allocator says and what is missing.
+
+    Networks may come and go, so what is missing is asked again at every mark.
+    """
+
+    def __init__(self, device: torch.device, networks: Mapping[str, Alike]) -> None:
+        self.device = device
+        self.networks = networks
+        self.phase = LOAD
+        self.peaks: dict[str, int] = {}
+        self._missing = 0
+
+    def mark(self) -> None:
+        """Take what was held since the last mark."""
+        if self.device.type != "cuda":
+            return
+        missing = self.missing(self.device)
+        peak = torch.cuda.max_memory_allocated(self.device) + max(missing, self._missing)
+        self.peaks[self.phase] = max(peak, self.peaks.get(self.phase, 0))
+        self._missing = missing
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def missing(self, device: torch.device) -> int:
+        """Bytes that the run holds on a device beyond the rehearsal; negative if it holds less."""
+        here = [network for network in self.networks.values() if network.device_type() == device.type]
+        return sum(network.on_device * network.is_here - network.held for network in here)
+
+    def missing_in_host(self) -> int:
+        """Bytes of host memory that the run holds beyond the rehearsal."""
+        waiting = sum(network.in_host for network in self.networks.values())
+        return waiting + self.missing(torch.device("cpu"))
+
+
+class Rehearsal:
+    """Rehearses what an engine would do; the engine itself loads nothing.
+
+    observers: further observers of the rehearsal, such as one that shows how far it is.
+    """
+
+    def __init__(self, engine: Engine, observers: Iterable[Any] = ()) -> None:
+        self.wanted = engine.plan
+        units = [unit for unit in engine.plan.units if unit.rehearses]
+        decisive: dict[str, list[str]] = {}
+        for unit in units:
+            for role, patterns in unit.decisive.items():
+                decisive.setdefault(role, []).extend(patterns)
+        models: Any = engine.models
+        self.models = RehearsalModels(models, decisive)
+        self.clock = Clock(engine.device)
+        self.memory = Memory(engine.device, self.models.networks)
+        self.count = Count()
+        self.engine = Engine(
+            Plan(tuple(units)),
+            self.models,
+            device=engine.device,
+            dtype=engine.dtype,
+            observers=[*observers, self.count],
+        )
+        self._stands: dict[str, list[Stand]] = {}
+
+    @torch.inference_mode()
+    def estimate(self, request: Request) -> Estimate:
+        """What a request would cost. A further one uses the times that are known by then."""
+        inputs = {name: value for name, value in request.inputs.items() if name in self.engine.plan.input_fields}
+        self.wanted.parse_inputs(request.inputs)
+        if not self.models.networks:
+            self._set_up()
+        job = Job(self.engine, request, self.engine.plan.parse_inputs(inputs))
+        with job.resources:
+            before, windows, after = self._run(job)
+        return self._report(job, before, windows, after)
+
+    def _set_up(self) -> None:
+        """Make the networks, let units change them, and put the stand-ins in their places."""
+        engine = self.engine
+        for role in dict.fromkeys(role for unit in engine.plan.units for role in unit.roles):
+            engine.model(role)
+            self._keep(role, self.models.networks[role])
+        self.memory.mark()
+        engine.set_up()
+        self.memory.mark()
+        for role, network in self.models.networks.items():
+            self._stand_in(role, network)
+
+    def _keep(self, role: str, network: Alike) -> None:
+        """Let a network come and go, if a unit of the run keeps its blocks elsewhere."""
+        kept = [kept for unit in self.wanted.units if (kept := unit.keeps(role, network.blocks)) is not None]
+        if kept:
+            network.kept = min(kept, key=lambda each: each.on_device)
+            network.is_here = False
+            copying = self._copying
+            network.arrive = lambda size: self.clock.skip(size * copying)
+            self.engine.residency.visitors[role] = network
+
+    @cached_property
+    def _copying(self) -> float:
+        """Seconds in which a byte comes from host memory to the device."""
+        return copy_seconds(self.engine.device)
+
+    def _stand_in(self, role: str, network: Alike) -> None:
+        stands: list[Stand] = []
+
+        def stand(block: nn.Module) -> nn.Module:
+            stands.append(Stand(block, self.clock, self.memory))
+            return stands[-1]
+
+        stand_in(network, stand)
+        self._stands[role] = stands
+        if network.kept is not None and network.blocks:
+            share = network.kept.copied / network.blocks
+            for each in stands:
+                each.copying = share * network.largest_block * self._copying
+
+    def _run(self, job: Job) -> tuple[float, list[WindowCost], float]:
+        """The engine's algorithm, but of windows that are alike the first only: seconds before and after, windows."""
+        hooks, engine = self.engine.hooks, self.engine
+        with self._phase(PREPARE) as before:
+            hooks.begin_job(job)
+            job.spans = hooks.plan_windows(job) or [whole_video(job)]
+        window: Window | None = None
+        windows: list[WindowCost] = []
+        known: dict[tuple[int, ...], WindowCost] = {}
+        for index, span in enumerate(job.spans):
+            likeness = (span.frames, span.given, min(index, 1))
+            if likeness not in known:
+                window = engine.open_window(job, index, span, window)
+                known[likeness] = self._window(window)
+                window.close()
+            windows.append(known[likeness])
+        with self._phase(DECODE) as after:
+            hooks.end_job(job)
+        return before[0], windows, after[0]
+
+    def _window(self, window: Window) -> WindowCost:
+        self.count.begin()
+        with self._phase(PREPARE) as prepare:
+            self.engine.hooks.begin_window(window)
+        with self._phase(DENOISE) as denoise:
+            self.engine.denoise(window)
+        steps = len(window.steps)
+        with self._phase(DECODE) as decode:
+            self.engine.hooks.end_window(window)
+        count = self.count
+        return WindowCost(
+            window.span.frames, steps, count.calls, count.skipped, count.tokens, prepare[0], denoise[0], decode[0]
+        )
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[list[float]]:
+        """A phase of the run; the list gets its seconds."""
+        self.memory.mark()
+        self.memory.phase = name
+        seconds: list[float] = []
+        begin = self.clock.now()
+        yield seconds
+        seconds.append(self.clock.now() - begin)
+        self.memory.mark()
+
+    def _report(self, job: Job, before: float, windows: Sequence[WindowCost], after: float) -> Estimate:
+        height, width = job.size
+        prepare = before + total(windows, "prepare")
+        denoise, decode = total(windows, "denoise"), total(windows, "decode") + after
+        peaks = self.memory.peaks
+        return Estimate(
+            units=[repr(unit) for unit in self.wanted.units],
+            left_out=[unit.name for unit in self.wanted.units if not unit.rehearses],
+            device=str(self.engine.device),
+            dtype=str(self.engine.dtype).removeprefix("torch."),
+            frames=job.length,
+            fps=job.fps,
+            height=height,
+            width=width,
+            windows=len(windows),
+            steps=int(total(windows, "steps")),
+            transformer_calls=int(total(windows, "calls")),
+            transformer_calls_skipped=int(total(windows, "skipped")),
+            tokens=max((cost.tokens for cost in windows), default=0),
+            branches=sorted(self.count.branches),
+            networks=[self._network(role) for role in self.models.networks],
+            phases=[
+                Phase("prepare", prepare, peaks.get(PREPARE)),
+                Phase("denoise", denoise, peaks.get(DENOISE)),
+                Phase("decode", decode, peaks.get(DECODE)),
+            ],
+            peak_device=max(peaks.values(), default=None),
+            total_device=total_memory(self.engine.device),
+            peak_host=peak_host(self.memory.missing_in_host()),
+        )
+
+    def _network(self, role: str) -> Network:
+        network = self.models.networks[role]
+        weight = next(network.network.parameters(), None)
+        return Network(
+            role=role,
+            parameters=network.parameters,
+            dtype=str(weight.dtype).removeprefix("torch.") if weight is not None else "",
+            size=network.size,
+            on_device=network.on_device,
+            in_host=network.in_host,
+            blocks=network.blocks,
+            block_seconds=max((each.typical or 0.0 for each in self._stands.get(role, ())), default=0.0) or None,
+        )
+
+
+class Count:
+    """Observes the rehearsal: the transformer calls of a window and those whose blocks were skipped, as `omni run`
+    counts them; the tokens of the largest call; the names of all guidance branches."""
+
+    def __init__(self) -> None:
+        self.branches: set[str] = set()
+        self.begin()
+
+    def begin(self) -> None:
+        """Another window."""
+        self.calls = self.skipped = self.tokens = 0
+
+    @hookimpl
+    def embed(self, forward: Forward) -> None:
+        self.calls += 1
+        self.skipped += 1
+        self.branches.update(branch.name for branch in forward.branches)
+
+    @hookimpl
+    def before_block(self, forward: Forward, index: int) -> None:
+        if index == 0:
+            self.skipped -= 1
+            self.tokens = max(self.tokens, forward.x.shape[0] * forward.x.shape[1])
+
+
+def copy_seconds(device: torch.device) -> float:
+    """Seconds in which a byte comes from page-locked memory to a GPU; 0 elsewhere."""
+    if device.type != "cuda":
+        return 0.0
+    clock = Clock(device)
+    source = torch.empty(COPIED, dtype=torch.uint8, pin_memory=True)
+    target = torch.empty(COPIED, dtype=torch.uint8, device=device)
+    seconds = []
+    for _ in range(4):
+        begin = clock.wait()
+        target.copy_(source, non_blocking=True)
+        seconds.append(clock.wait() - begin)
+    return min(seconds) / COPIED
+
+
+def total_memory(device: torch.device) -> int | None:
+    """Bytes of the device's memory."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def peak_host(missing: int) -> int | None:
+    """The most bytes that this process has held, and those that are missing; None where that cannot be asked."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit + missing
