@@ -79,6 +79,7 @@ def test_what_is_measured_refused_and_broken(omni: Omni, folder: Path) -> None:
     assert "report: out/bench/bench.html" in outcome.out
 
 
+@pytest.mark.slow
 def test_an_earlier_record_shows_what_is_worse(omni: Omni, folder: Path) -> None:
     call = ("bench", "--units", "default-write-video", *QUICKLY, "--tolerance", "5")
     assert omni(*call, "--quiet") == Outcome(0, "", "")
@@ -98,6 +99,7 @@ def test_an_earlier_record_shows_what_is_worse(omni: Omni, folder: Path) -> None
     assert outcome.error.startswith(f"{path} was measured with other seconds: 0.2 there, 1.0 here")
 
 
+@pytest.mark.slow
 def test_a_suite_with_faces(omni: Omni, folder: Path) -> None:
     suite = 'title = "Mine"\nunits = ["default", "default+unheard-of"]\nfaces = true\nsize = "32x32"\nseconds = 0.2\n'
     (folder / "mine.toml").write_text(suite + "repeats = 1\nwarmup = 0\n[settings.euler]\nsteps = 1\n")

@@ -177,6 +177,7 @@ def test_a_rank_that_is_killed_ends_all(misbehave: Callable[..., Ended], folder:
     assert ended.seconds < STOP_SECONDS
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_ends_all_after_the_timeout(misbehave: Callable[..., Ended], folder: Path) -> None:
     ended = misbehave("sleep", "--timeout", "3")
     (line,) = ended.lines

@@ -42,6 +42,7 @@ def test_offload_brings_8_bits(order: str, settings: str) -> None:
     assert not torch.equal(full, rounded)
 
 
+@pytest.mark.slow
 def test_compiled() -> None:
     rounded, _, _ = play("default-write-video+fp8", seconds=0.3)
     compiled, _, _ = play("default-write-video+compile(backend=aot_eager)+fp8", seconds=0.3)

@@ -79,6 +79,7 @@ def test_with_units_that_skip_join_and_cut_calls(others: str) -> None:
     assert torch.equal(offloaded, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "order", ["offload+compile(backend=aot_eager)", "compile(backend=aot_eager)+offload(resident=2)"]
 )
