@@ -127,7 +127,7 @@ class Registry:
         self.rows = tuple(rows)
         self._by_hash = {row.hash: row for row in rows if row.hash}
         self._by_type = {row.model_type: row for row in rows if row.model_type}
-        self._neighbours = Neighbours(self.rows)
+        self._neighbours = Neighbours(tuple(row for row in rows if not row.partial))
 
     @classmethod
     def builtin(cls, extra_tables: Iterable[Table] = ()) -> Registry:
@@ -191,6 +191,7 @@ class Registry:
             for row in self.rows
             if row.match and not row.unmet(header.tensors) and not row.unclaimed(header.tensors)
         ]
+        fitting = [row for row in fitting if not row.partial] or fitting
         if len(fitting) > 1:
             names = " and ".join(f"'{row.name}'" for row in fitting)
             raise CheckpointError(f"{header.files[0]} fits the patterns of {names}; make one of them stricter")
@@ -231,7 +232,10 @@ class Registry:
 def detection(row: Row, header: Header, folder: Path) -> Detection:
     """Split the tensors of a recognised checkpoint among the components of its row."""
     formulas = Formulas(header, folder)
-    return Detection(row, header, tuple(_component(row, role, header, formulas) for role in row.components))
+    roles = {row.owner(name) for name in header.tensors} if row.partial else row.components
+    return Detection(
+        row, header, tuple(_component(row, role, header, formulas) for role in row.components if role in roles)
+    )
 
 
 def _component(row: Row, role: str, header: Header, formulas: Formulas) -> Component:

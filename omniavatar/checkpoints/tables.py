@@ -73,6 +73,9 @@ class Row(BaseModel):
     name: str = Field(min_length=1)
     hash: str | None = Field(None, pattern=r"^[0-9a-f]{32}$", description="md5 of names and shapes")
     match: tuple[str, ...] = Field((), description="patterns of names that must all occur in the file")
+    partial: bool = Field(
+        False, description="for files that no other row fits; components of which a file has nothing are left out"
+    )
     ignore: tuple[str, ...] = Field((), description="patterns of names that no component needs")
     model_type: str | None = Field(None, description="`model_type` in the config.json of a folder")
     repo: str = Field("", description="where it is published")

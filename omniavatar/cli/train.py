@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shlex
 import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import partial
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,15 +18,15 @@ from omniavatar.cli.console import logging_to_stderr, say, saying_faults
 from omniavatar.cli.progress import Display, Status, Watcher, display_for
 from omniavatar.cli.ranks import Rescue, as_rank, check_ranks, start_ranks
 from omniavatar.config import RunConfig, find_config, packaged_configs, read_yaml, validated
-from omniavatar.distributed.world import ALONE, World, place
-from omniavatar.errors import Ended, InputError, nearest
+from omniavatar.distributed.world import World, place
+from omniavatar.errors import CheckpointError, Ended, InputError, nearest
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from omniavatar.engine.engine import Engine
     from omniavatar.training.diffusion import Diffusion, DiffusionConfig
-    from omniavatar.training.samples import Origin, Samples
+    from omniavatar.training.samples import Samples
     from omniavatar.training.trainer import Report, Trainer
 
 KIND = "train"
@@ -73,6 +69,9 @@ def train(ctx: click.Context, **options: Any) -> int:
     ctx.with_resource(logging_to_stderr(-1 if options["quiet"] or not world.is_main else 0))
     config = read(options)
     if options["stage"] == PREPARE:
+        from omniavatar.cli.prepare import check_alone, prepare
+
+        check_alone(options, world)
         return prepare(config, options["workers"], quiet=options["quiet"])
     check_ranks(world, config)
     if config.gpus > world.size:
@@ -92,84 +91,6 @@ def check_words(options: Mapping[str, Any]) -> None:
         raise InputError(f"--config is missing; name a file, or a packaged configuration: {known}")
 
 
-def prepare(config: DiffusionConfig, workers: int, *, quiet: bool) -> int:
-    """Run the networks that stay as they are over all clips, and keep what they make in the configuration's cache."""
-    from omniavatar.training.samples import ORIGIN, UNFINISHED, check_origin, write_origin
-
-    folder = config.cache
-    if folder is None:
-        raise InputError("the configuration names no cache; add: cache: FOLDER")
-    origin = opened(config, ALONE).origin()
-    if (folder / ORIGIN).exists():
-        check_origin(folder, origin)
-        if not quiet:
-            click.echo(f"{folder}  (made before; remove it to make it anew)")
-        return 0
-    begin(folder, {**origin, "workers": workers, "variants": config.variants})
-    if workers == 1:
-        counts = [prepare_part(config, 0, 1, quiet=quiet)]
-    else:
-        parts = [(config, part, workers) for part in range(workers)]
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            counts = pool.starmap(partial(prepare_part, quiet=quiet), parts)
-    if not sum(counts):
-        raise InputError("no clip could be used, so the cache is empty")
-    write_origin(folder, origin)
-    (folder / UNFINISHED).unlink()
-    if not quiet:
-        click.echo(f"{folder}  ({', '.join([f'{sum(counts)} samples', *passed_over(folder)])})")
-    return 0
-
-
-def begin(folder: Path, origin: Origin) -> None:
-    """Begin a cache, or go on with one of the same origin that was not finished."""
-    from omniavatar.training.data_faults import SKIPPED
-    from omniavatar.training.samples import UNFINISHED, check_origin, write_origin
-
-    if any(folder.glob("*.safetensors")):
-        if not (folder / UNFINISHED).exists():
-            raise InputError(f"{folder} holds files that are no cache; name another folder")
-        check_origin(folder, origin, UNFINISHED)
-        return
-    for path in folder.glob(f"*{SKIPPED}"):  # what was bad may have been repaired
-        path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_origin(folder, origin, UNFINISHED)
-
-
-def prepare_part(config: DiffusionConfig, part: int, parts: int, *, quiet: bool) -> int:
-    """Prepare every `parts`-th clip, but for the samples that are there; returns the number of all."""
-    import torch
-
-    from omniavatar.training.samples import CacheWriter
-
-    if parts > 1:
-        torch.set_num_threads(1)
-    assert config.cache is not None
-    diffusion = opened(config, ALONE)
-    source = diffusion.source(config.cache, part, parts)
-    total, started = len(source) * config.variants, time.monotonic()
-    with (
-        display_for(Console(stderr=True), quiet=quiet or part > 0) as display,
-        CacheWriter(config.cache, part) as cache,
-    ):
-        display.show(Status("loading the networks"))
-        preparation, before = diffusion.preparation(), len(cache)
-        for take in islice(source.takes(config.samples, config.variants), before, None):
-            cache.add(preparation.sample(take))
-            left = (time.monotonic() - started) / (len(cache) - before) * (total - len(cache))
-            display.show(Status(f"sample {len(cache) * parts} of about {total * parts}", len(cache), total, left))
-    return len(cache)
-
-
-def passed_over(folder: Path) -> list[str]:
-    """How many clips were not used, in words; nothing if all were."""
-    from omniavatar.training.data_faults import SKIPPED
-
-    count = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in folder.glob(f"*{SKIPPED}"))
-    return [f"bad clips: {count}, see {SKIPPED}"] if count else []
-
-
 def run(config: DiffusionConfig, world: World, timeout: float, *, quiet: bool) -> int:
     """Train as one rank of the world; returns the exit code."""
     from omniavatar.cli.videos import torch_device
@@ -180,15 +101,20 @@ def run(config: DiffusionConfig, world: World, timeout: float, *, quiet: bool) -
 
 
 def trained(config: DiffusionConfig, world: World, rescue: Rescue, *, quiet: bool) -> int:
-    """Train to the end or until the time is up."""
+    """Train to the end, or until the time is up or a signal asks to stop."""
+    from omniavatar.distributed.leaving import Stopped
+    from omniavatar.training.folder import claimed
     from omniavatar.training.trainer import Trainer, Visit
 
     diffusion = opened(config, world)
     with display_for(Console(stderr=True), quiet=quiet or not world.is_main) as display, ExitStack() as stack:
+        if world.is_main:
+            stack.enter_context(claimed(config.output))
+        base = diffusion.base()
         display.show(Status("loading the networks"))
         samples, lenders = samples_of(diffusion)
         task = diffusion.task(samples)
-        course, stop = Course(display, config.trainer.steps, rescue), Stop()
+        course, stop = Course(display, config.trainer.steps, rescue), Stop(speaks=world.is_main)
         visits = [Visit(1, course)]
         if config.validation is not None:
             watcher = Watcher(display)
@@ -198,40 +124,43 @@ def trained(config: DiffusionConfig, world: World, rescue: Rescue, *, quiet: boo
         listeners = [course.listen, *(boards(config, stack) if world.is_main else [])]
         trainer = Trainer(
             task,
-            config.trainer,
+            diffusion.config.trainer,
             config.output,
             device=diffusion.device,
             world=world,
             listeners=listeners,
-            visits=[Visit(1, stop), *visits, Visit(1, stop)],
+            visits=visits,
+            origin=base,
         )
         try:
-            if world.size == 1:
-                stack.enter_context(stop)
-            is_done = trainer.run()
-        except (KeyboardInterrupt, Ended) as error:
-            error.add_note(f"{trainer.step} steps are kept in {config.output}; the same command goes on")
+            with stop:
+                is_done = trainer.run(stop.is_asked)
+            if not is_done and trainer.is_asked(stop.is_asked):
+                stop.leave()
+        except (KeyboardInterrupt, Ended, Stopped) as error:
+            if world.is_main:
+                error.add_note(f"{trainer.kept} steps are kept in {config.output}; the same command goes on")
             raise
-    if world.is_main:
-        hint = use_of(config) if is_done else ""
-        if not quiet:
-            click.echo(f"{config.output}  ({course.summary(trainer.step)}){hint}")
+        hint = use_of(config) if is_done and world.is_main else ""
+    if world.is_main and not quiet:
+        click.echo(f"{config.output}  ({course.summary(trainer)}){hint}")
     return 0
 
 
 def use_of(config: DiffusionConfig) -> str:
-    """Write a configuration with which `omni run` uses the result, beside it; returns what to say about that.
+    """Write a configuration with which `omni run` uses the result, beside it; returns what to say about that."""
+    from omniavatar.plugins import discover
+    from omniavatar.training.result import models_with_result
 
-    Only where the result is a change to the model files, which are to be given together with it.
-    """
-    from omniavatar.training.trained import DELTA
-
-    if not (config.output / DELTA).exists():
+    try:
+        models = models_with_result(config, discover().registry())
+    except CheckpointError as error:
+        say(f"omni run cannot use the result as it is: {error}")
         return ""
     wanted = set(RunConfig.model_fields) - {"models_dir", "device", "gpus"}
     content = config.model_dump(mode="json", include=wanted, exclude_unset=True)
     content["models_dir"] = str(config.models_folder.absolute())
-    content["models"] = [*content["models"], {"path": str((config.output / DELTA).absolute())}]
+    content["models"] = models
     path = config.output / USE
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return f"\ntry it: omni run --config {shlex.quote(str(path))} --image FILE --audio FILE --prompt TEXT"
@@ -267,27 +196,31 @@ class Course:
         report, step = self.report, trainer.step
         seconds = report.seconds if report else (time.monotonic() - self.began) / self.updates
         loss = f", loss {report.loss:.4f}" if report else ""
+        loss += f", {trainer.skipped} skipped" if trainer.skipped else ""
         text = f"step {step}/{self.total}{loss}, {seconds:.2f} s a step"
         self.display.show(Status(text, step, self.total, (self.total - step) * seconds))
 
-    def summary(self, step: int) -> str:
+    def summary(self, trainer: Trainer) -> str:
         """What became of the run."""
+        step, skipped = trainer.step, trainer.skipped
+        left_out = f", {skipped} of them skipped: their gradients were no numbers" if skipped else ""
         if step < self.total:
-            return f"stopped after {step} of {self.total} steps; the same command goes on"
+            return f"stopped after {step} of {self.total} steps{left_out}; the same command goes on"
         if not self.updates:
-            return f"trained before, {step} steps; to train on, add --set trainer.steps=NUMBER"
-        return f"trained, {step} steps"
+            return f"trained before, {step} steps{left_out}; to train on, add --set trainer.steps=NUMBER"
+        return f"trained, {step} steps{left_out}"
 
 
 class Stop:
-    """Lets Ctrl-C and its like wait for the update in work, so that a checkpoint is one of whole updates.
+    """Lets Ctrl-C and its like wait for the update in work, so that a checkpoint is one of whole updates on all ranks.
 
-    A second one does not wait.
+    A second one does not wait. speaks: whether to tell the user.
     """
 
     NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
-    def __init__(self) -> None:
+    def __init__(self, *, speaks: bool = True) -> None:
+        self.speaks = speaks
         self.before: dict[int, Callable[[int, FrameType | None], Any]] = {}
         self.asked: int | None = None
 
@@ -301,18 +234,24 @@ class Stop:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._ask:  # else a second one has made other arrangements
+                signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked is not None:
             self.before[number](number, frame)
         self.asked = number
-        say("stopping after this step; once more stops at once")
+        if self.speaks:
+            say("stopping after this step; once more stops at once")
 
-    def __call__(self, _: Trainer) -> None:
-        """Stop if that was asked for."""
-        if self.asked is not None:
-            self.before[self.asked](self.asked, None)
+    def is_asked(self) -> bool:
+        """Whether a signal has come."""
+        return self.asked is not None
+
+    def leave(self) -> None:
+        """Do what the signal would have done at once; one that has come to another rank ends this one too."""
+        number = self.asked or signal.SIGTERM
+        self.before[number](number, None)
 
 
 def boards(config: DiffusionConfig, stack: ExitStack) -> list[Callable[[Report], None]]:

@@ -76,7 +76,8 @@ class Word:
 def stoppable(rescue: Callable[[Stopped], object]) -> Iterator[None]:
     """Let the first signal that asks to end raise `Stopped` in the main thread, and none disturb it afterwards.
 
-    rescue: called from another thread if the main thread does not hear the signal; the process ends after it.
+    rescue: called from another thread if the main thread does not hear the signal; the process ends after it. Where
+    something in the with-block has taken over a signal, what comes of it is left to that.
     """
     heard = threading.Event()
     main = threading.main_thread().ident
@@ -90,7 +91,8 @@ def stoppable(rescue: Callable[[Stopped], object]) -> Iterator[None]:
 
     def watch() -> None:
         while number := inlet.recv(1):  # nothing once the other end is closed
-            if number[0] in SIGNALS and not heard.wait(GRACE_SECONDS):
+            is_ours = number[0] in SIGNALS and signal.getsignal(number[0]) is stop
+            if is_ours and not heard.wait(GRACE_SECONDS):
                 rescue(Stopped(number[0], place_of(sys._current_frames().get(main or 0))))
                 leave(LOST)
 

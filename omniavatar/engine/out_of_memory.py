@@ -52,7 +52,8 @@ WORK_OF_HOOK = {
     "end_window": "decode",
     "end_job": "decode",
 }
-TRAINING = "omniavatar.training.trainer"
+TRAINING = "omniavatar.training"
+TRAINER = f"{TRAINING}.trainer"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -91,6 +92,7 @@ class Place:
     step: Step | None = None
     block: int | None = None
     trained: int | None = None
+    is_in_training: bool = False
     is_backward: bool = False
 
     @classmethod
@@ -113,7 +115,9 @@ class Place:
             self.unit = owner
             if isinstance(values.get("index"), int) and "forward" in values:
                 self.block = values["index"]
-        if frame.f_globals.get("__name__") == TRAINING:
+        module = str(frame.f_globals.get("__name__"))
+        self.is_in_training |= module.startswith(f"{TRAINING}.")
+        if module == TRAINER:
             self.trained = getattr(owner, "step", self.trained)
         self.is_backward |= self.trained is not None and code.co_name == "backward"
         for value in list(values.values()):
@@ -213,6 +217,8 @@ class Shortage:
     def remedies(self, known: Mapping[str, type[PipelineUnit]]) -> list[str]:
         """What takes less memory for this work, as terms of a plan expression or in words."""
         place = self.place
+        if place.is_in_training:
+            return self._remedies_of_training(known)
         units = list(place.engine.plan.units) if place.engine is not None else []
         works = {"host"} if self.is_host and not _runs_on_host(place) else {place.work}
         added = [
@@ -225,10 +231,25 @@ class Shortage:
             for unit in units
             for key, value in unit.smaller(place.work, place.window).items()
         ]
-        if place.work == "train":
-            return [*added, "smaller clips"]
         words = {"load": ["a smaller model"]}.get(place.work, ["a smaller --size"])
         return [*changed, *added, *words]
+
+    def _remedies_of_training(self, known: Mapping[str, type[PipelineUnit]]) -> list[str]:
+        """The same in fields of a training configuration."""
+        engine, work = self.place.engine, self.place.work
+        units = list(engine.plan.units) if engine is not None else []
+        is_spread = self.is_host or any(unit.name == "fsdp" for unit in units)
+        ranks = [] if is_spread else ["several GPUs, units with +fsdp"]
+        if work == "load":
+            return [*ranks, "a smaller model"]
+        if work != "train":
+            return ["a smaller samples.frames", "smaller data.limits.sizes"]
+        added = [
+            f"units with +{name}"
+            for name, unit in known.items()
+            if work in unit.eases and not self._is_barred(unit, units)
+        ]
+        return [*added, "a smaller samples.max_tokens, samples.frames or batch", *ranks]
 
     def _is_barred(self, unit: type[PipelineUnit], units: Iterable[PipelineUnit]) -> bool:
         """Whether a unit is in the plan already, or cannot be."""

@@ -28,8 +28,8 @@ Result = TypeVar("Result")
 class Clips:
     """The usable clips of a list, in its order or at random.
 
-    What is to be read of a clip is a function given to `each` and `draw`, so that any error in it becomes a fault of
-    that clip; it should do nothing but read. Raises InputError when `faults` ends the run.
+    What is to be made of a clip is a function given to `read`, `each` and `draw`, so that any error in it becomes a
+    fault of that clip. Raises InputError when `faults` ends the run.
     """
 
     def __init__(self, entries: Sequence[Entry], limits: Limits, faults: Faults) -> None:
@@ -42,9 +42,13 @@ class Clips:
     def each(self, read: Callable[[Clip], Result]) -> Iterator[tuple[Entry, Result]]:
         """What `read` returns for every usable clip, one after the other."""
         for entry in self.entries:
-            result = self.faults.attempt(entry, partial(self._read, entry, read))
+            result = self.read(entry, read)
             if result is not None:
                 yield entry, result
+
+    def read(self, entry: Entry, read: Callable[[Clip], Result]) -> Result | None:
+        """What `read` returns for a clip, None if it cannot be used."""
+        return self.faults.attempt(entry, partial(self._read, entry, read))
 
     def draw(self, draw: torch.Generator, read: Callable[[Clip, torch.Generator], Result]) -> Result:
         """What `read` returns for a clip drawn at random, each with the same chance; `read` gets a generator too.
@@ -55,7 +59,7 @@ class Clips:
         while True:
             entry = self.entries[int(torch.randint(len(self.entries), (), generator=draw))]
             own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=draw)))
-            result = self.faults.attempt(entry, partial(self._read, entry, partial(_with, read, own)))
+            result = self.read(entry, partial(_with, read, own))
             if result is not None:
                 return result
 

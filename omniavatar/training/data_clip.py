@@ -43,7 +43,7 @@ class Limits(BaseModel):
         min_length=1,
         description="sizes to train at, [height, width] in pixels; each clip takes the one nearest to its shape",
     )
-    min_frames: int = Field(17, ge=1, description="frames at 25 a second that a clip has at least")
+    min_frames: int = Field(17, ge=5, description="frames at 25 a second that a clip has at least")
     enlarge: float = Field(1.5, gt=0, description="how many times larger than they are pictures may be made")
     no_sound: Literal["refuse", "silence"] = Field("refuse", description="what becomes of clips that have no sound")
     quietest: float | None = Field(
@@ -143,6 +143,8 @@ def open_clip(entry: Entry, limits: Limits) -> Clip:
 
     Raises InputError for a file that cannot be read, and Unusable for a clip that goes beyond the limits.
     """
+    if entry.fault is not None:
+        raise Unusable("bad entry", entry.fault)
     for path in (entry.video, entry.audio):
         if path is not None and not path.exists():
             raise Unusable("missing file", f"{shown(path)} does not exist")

@@ -11,7 +11,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Literal, TypeVar
 
-from omniavatar.errors import InputError, OutputError
+from omniavatar.engine.out_of_memory import is_out_of_memory
+from omniavatar.errors import CheckpointError, InputError, OutputError, PlanError
 from omniavatar.media.paths import shown
 from omniavatar.training.data_clip import Unusable
 from omniavatar.training.data_list import Entry
@@ -31,6 +32,8 @@ class Fault:
     audio: str | None
     kind: str
     reason: str
+    state: str
+    """That of the entry (`Entry.state`) when the fault was found: a repaired clip is tried again."""
 
 
 class Faults:
@@ -41,7 +44,8 @@ class Faults:
 
     policy: "skip" passes them over, "stop" ends the run with the first one. most: the part of all clips that may be
     bad; with more of them, and in any case when all are, the run ends. path: the file that names them, a JSON object on
-    each line. resume: take over those that it names already, instead of beginning anew.
+    each line. resume: take over those that it names already, as long as their files are the same, instead of beginning
+    anew. report: takes each new fault in place of all that, for a process that does not decide on its own.
     Threads may share it. Raises InputError when the run shall end, OutputError if the file cannot be written.
     """
 
@@ -53,9 +57,11 @@ class Faults:
         most: float = 0.5,
         path: Path | None = None,
         resume: bool = False,
+        report: Callable[[Fault], None] | None = None,
     ) -> None:
-        self.entries, self.policy, self.most, self.path = entries, policy, most, path
+        self.entries, self.policy, self.most, self.path, self.report = entries, policy, most, path, report
         self.found: dict[Entry, Fault] = {}
+        self._by_files = {(entry.place, *_files(entry)): entry for entry in entries}
         self._lock = Lock()
         if path is not None:
             try:
@@ -65,28 +71,46 @@ class Faults:
                 self._take_over(path.read_text(encoding="utf-8"))
             except (OSError, UnicodeDecodeError) as error:
                 raise OutputError(f"cannot write {shown(path)}: {error}; choose another folder") from None
-        self.check()
+        if report is None:
+            self.check()
 
     def __contains__(self, entry: Entry) -> bool:
         return entry in self.found
 
     def attempt(self, entry: Entry, read: Callable[[], Result]) -> Result | None:
-        """What `read` returns, or None if the clip is known to be bad or any error shows that it is."""
+        """What `read` returns, or None if the clip is known to be bad or any error shows that it is.
+
+        Errors that are no clip's go on: memory that runs out on a GPU, a plan or a model that is wrong.
+        """
         if entry in self.found:
             return None
         try:
             return read()
+        except (PlanError, CheckpointError):
+            raise
         except Exception as error:
+            if is_out_of_memory(error) and not isinstance(error, MemoryError | OSError | InputError):
+                raise  # of a GPU, as a rule; a decoder asks for too much when a file is damaged
             self.add(entry, error)
         return None
 
     def add(self, entry: Entry, error: Exception) -> None:
         """Write down what is wrong with a clip; raises InputError if the run shall end."""
-        fault = fault_of(entry, error)
+        self.record(fault_of(entry, error))
+
+    def record(self, fault: Fault) -> None:
+        """Write down a fault of one of the clips; raises InputError if the run shall end."""
+        entry = self._by_files[fault.place, fault.video, fault.audio]
         with self._lock:
-            if entry not in self.found:
+            is_new = entry not in self.found
+            if is_new:
                 self.found[entry] = fault
-                self._write(fault)
+                if self.report is None:
+                    self._write(fault)
+        if self.report is not None:
+            if is_new:
+                self.report(fault)
+            return
         if self.policy == "stop":
             raise InputError(f"{fault.place}: {fault.reason}; repair or remove it, or pass over bad clips (skip)")
         self.check()
@@ -114,15 +138,14 @@ class Faults:
                 log.warning("cannot write %s: %s", shown(self.path), error)
 
     def _take_over(self, text: str) -> None:
-        """Know the faults of an earlier run, as far as their clips are still named; a torn line is none."""
-        entries = {(entry.place, *_files(entry)): entry for entry in self.entries}
+        """Know the faults of an earlier run, as far as their clips are still the same; a torn line is none."""
         for line in text.splitlines():
             try:
                 fault = Fault(**json.loads(line))
             except (ValueError, TypeError):
                 continue
-            entry = entries.get((fault.place, fault.video, fault.audio))
-            if entry is not None:
+            entry = self._by_files.get((fault.place, fault.video, fault.audio))
+            if entry is not None and entry.state == fault.state:
                 self.found[entry] = fault
 
 
@@ -132,7 +155,7 @@ def fault_of(entry: Entry, error: Exception) -> Fault:
     message = " ".join(str(error).split())
     reason = message if isinstance(error, InputError) else f"{type(error).__name__}: {message}"
     video, audio = _files(entry)
-    return Fault(entry.place, video, audio, kind, reason)
+    return Fault(entry.place, video, audio, kind, reason, entry.state)
 
 
 def _files(entry: Entry) -> tuple[str, str | None]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import difflib
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -29,12 +31,47 @@ COLUMNS = ("video", "audio", "prompt")
 
 @dataclass(frozen=True)
 class Entry:
-    """A clip to train on. audio: the file of its sound, None for the video's own. place: where the list names it."""
+    """A clip to train on. audio: the file of its sound, None for the video's own. place: where the list names it.
+
+    fault: what makes it unusable before its files are looked at, in a line.
+    """
 
     video: Path
     audio: Path | None
     prompt: str
     place: str
+    fault: str | None = None
+
+    @property
+    def state(self) -> str:
+        """What its files are and what is said of them; other words when one of them changes."""
+        stamps = [stamp(path) for path in (self.video, self.audio) if path is not None]
+        return digest([*stamps, self.prompt, self.fault])
+
+
+def stamp(path: Path) -> str:
+    """Size in bytes and time of the last change of a file; "none" if it is not there."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
+        return "none"
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def digest(values: Any) -> str:
+    """A short name for JSON values."""
+    return hashlib.blake2b(json.dumps(values).encode(), digest_size=16).hexdigest()
+
+
+def identity(entries: Sequence[Entry], path: Path) -> dict[str, Any]:
+    """What the clips of a folder or list are, wherever it lies: their number, files and prompts, as JSON values."""
+    root = path if path.is_dir() else path.parent
+    files, prompts = [], []
+    for entry in entries:
+        own = [] if entry.fault else [path for path in (entry.video, entry.audio) if path is not None]
+        files.append([(os.path.relpath(path, root), stamp(path)) for path in own])
+        prompts.append(None if entry.fault else entry.prompt)
+    return {"count": len(entries), "files": digest(files), "prompts": digest(prompts)}
 
 
 def read_entries(path: Path, prompt: str = DEFAULT_PROMPT) -> list[Entry]:
@@ -43,7 +80,8 @@ def read_entries(path: Path, prompt: str = DEFAULT_PROMPT) -> list[Entry]:
     A folder gives every video in it and below it, hidden ones left out, in alphabetical order; `NAME.txt` beside a
     video is its prompt and `NAME.wav` (or .mp3, .flac, .m4a) its sound. A `.csv` file has a header with the column
     video and, if wanted, audio and prompt; a `.jsonl` file has an object with these keys on each line. Relative paths
-    start at the list's folder. Whether videos and sounds exist shows when they are opened.
+    start at the list's folder; other columns and keys are passed over. Whether videos and sounds exist shows when they
+    are opened. A row or a prompt that cannot be read is the `fault` of its clip.
     Raises InputError for a list that cannot be read, with the line.
     """
     if path.is_dir():
@@ -72,9 +110,13 @@ def _in_folder(folder: Path, prompt: str) -> Iterator[Entry]:
             if video.suffix.lower() not in VIDEO_SUFFIXES or name.startswith("."):
                 continue
             written = present.get((video.stem, ".txt"))
-            text = " ".join(_text(written, "the prompt").split()) if written else ""
+            text, fault = "", None
+            try:
+                text = " ".join(_text(written, "the prompt").split()) if written else ""
+            except InputError as error:
+                fault = str(error)
             sounds = (present.get((video.stem, suffix)) for suffix in SOUND_SUFFIXES)
-            yield Entry(video, next(filter(None, sounds), None), text or prompt, shown(video))
+            yield Entry(video, next(filter(None, sounds), None), text or prompt, shown(video), fault)
 
 
 def _text(path: Path, what: str) -> str:
@@ -85,8 +127,8 @@ def _text(path: Path, what: str) -> str:
         raise InputError(f"cannot read {what} {shown(path)}: {reason}") from None
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows by the header's names, with the number of the line in which each begins."""
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """The rows by the header's names, or what is wrong with them, with the line in which each begins."""
     reader = csv.reader(StringIO(text, newline=""), strict=True)
     header: list[str] = []
     line = 1
@@ -98,9 +140,10 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             if not header:
                 header = _header(path, here, [cell.strip() for cell in cells])
             elif len(cells) > len(header):
-                raise InputError(
-                    f"{path}:{here}: {len(cells)} values for {len(header)} columns; "
-                    "put quotation marks around a value that holds commas"
+                yield (
+                    here,
+                    f"{len(cells)} values for {len(header)} columns; "
+                    "put quotation marks around a value that holds commas",
                 )
             else:
                 yield here, dict(zip(header, cells, strict=False))
@@ -112,45 +155,57 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _header(path: Path, line: int, names: list[str]) -> list[str]:
     """The names of the columns, each once, the video's among them."""
-    _check_names(path, line, "column", names)
+    misspelt = _misspelt("column", names)
+    if misspelt:
+        raise InputError(f"{path}:{line}: {misspelt}")
     if "video" not in names:
         raise InputError(f"{path}:{line}: there is no column 'video'; the first line names the columns")
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = next((name for name in COLUMNS if names.count(name) > 1), None)
     if twice:
         raise InputError(f"{path}:{line}: the column '{twice}' stands there twice; name each once")
     return names
 
 
-def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: not JSON: {error}; each line is an object of its own") from None
-        if not isinstance(row, dict):
-            raise InputError(f'{path}:{number}: {line.strip()[:40]} is not an object; write {{"video": ...}}')
-        _check_names(path, number, "key", row)
-        yield number, row
+            yield number, f"not JSON: {error}; each line is an object of its own"
+            continue
+        if isinstance(row, dict):
+            yield number, _misspelt("key", row) or row
+        else:
+            yield number, f'{line.strip()[:40]} is not an object; write {{"video": ...}}'
 
 
-def _check_names(path: Path, line: int, what: str, names: Any) -> None:
-    unknown = next((name for name in names if name not in COLUMNS), None)
-    if unknown is not None:
-        raise InputError(f"{path}:{line}: unknown {what} {unknown!r}{nearest(unknown, COLUMNS)}")
+def _misspelt(what: str, names: Iterable[str]) -> str | None:
+    """What to say of a name that was meant to be one of `COLUMNS`; names of something else are fine."""
+    for name in names:
+        if name not in COLUMNS and difflib.get_close_matches(name.lower(), COLUMNS, n=1, cutoff=0.7):
+            return f"unknown {what} {name!r}{nearest(name.lower(), COLUMNS)}"
+    return None
 
 
-def _entry(path: Path, line: int, row: dict[str, Any], prompt: str) -> Entry:
+def _entry(path: Path, line: int, row: dict[str, Any] | str, prompt: str) -> Entry:
     """The clip of a row; an empty value is none."""
-    values = {}
+    fault = row if isinstance(row, str) else _fault(row)
+    if fault is not None or isinstance(row, str):
+        return Entry(path, None, prompt, f"{path}:{line}", fault)
+    video, audio, own_prompt = ((row.get(name) or "").strip() for name in COLUMNS)
+    return Entry(
+        video=path.parent / video,
+        audio=path.parent / audio if audio else None,
+        prompt=" ".join(own_prompt.split()) or prompt,
+        place=f"{path}:{line}",
+    )
+
+
+def _fault(row: dict[str, Any]) -> str | None:
+    """What is wrong with the values of a row."""
     for name in COLUMNS:
-        value = row.get(name)
-        if value is not None and not isinstance(value, str):
-            raise InputError(f"{path}:{line}: {name} is {value!r}; give a text")
-        values[name] = (value or "").strip()
-    if not values["video"]:
-        raise InputError(f"{path}:{line}: no video is named; every clip needs one")
-    audio = path.parent / values["audio"] if values["audio"] else None
-    own_prompt = " ".join(values["prompt"].split())
-    return Entry(path.parent / values["video"], audio, own_prompt or prompt, f"{path}:{line}")
+        if not isinstance(row.get(name), str | None):
+            return f"{name} is {row[name]!r}; give a text"
+    return None if (row.get("video") or "").strip() else "no video is named; every clip needs one"

@@ -1,7 +1,7 @@
 """Training a transformer over the units with which videos are made: `omni train`.
 
-    run = Diffusion.open(config, device, world)
-    Trainer(run.task(), config.trainer, folder, device=device, world=world).run()
+    run = Diffusion.open(config, plan, models, device=device, dtype=dtype, world=world)
+    Trainer(run.task(samples), run.config.trainer, folder, device=device, world=world, origin=run.base()).run()
 
 Of a plan's units, those that work with networks that stay as they are prepare samples (`preparation`), and the others
 run in every step (`split`). The loss is that of flow matching (`objective`).
@@ -9,31 +9,33 @@ run in every step (`split`). The loss is that of flow matching (`objective`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from omniavatar.config import RunConfig
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.engine import Engine
+from omniavatar.engine.flow_match import TIMESTEPS
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.scopes import Job, Request, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import TEMPORAL_FACTOR, Span
 from omniavatar.errors import InputError, nearest
+from omniavatar.media.paths import shown
 from omniavatar.training.data import Clips
 from omniavatar.training.data_clip import Limits
-from omniavatar.training.data_faults import SKIPPED, Faults
-from omniavatar.training.data_list import read_entries
+from omniavatar.training.data_faults import SKIPPED, Fault, Faults
+from omniavatar.training.data_list import Entry, digest, identity, read_entries, stamp
 from omniavatar.training.gradients import Batch
 from omniavatar.training.objective import FlowMatching, Levels
 from omniavatar.training.preparation import CLEAN, Preparation
-from omniavatar.training.samples import HOLD_GIB, Origin, Samples
+from omniavatar.training.samples import HOLD_GIB, NOT_HERE, Origin, Samples
 from omniavatar.training.split import Split, split
 from omniavatar.training.start import KnownModels, Starting, StartSettings
 from omniavatar.training.takes import DrawnSource, FilmedSource, Source, TakeSettings
@@ -53,6 +55,20 @@ class FaceSettings(BaseModel):
     side: int = Field(128, ge=32, le=1024, description="width and height in pixels")
     sounds: Path | None = Field(None, description="folder of speech to draw from; none: espeak-ng speaks")
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of speech, in alphabetical order. Raises InputError if there is no such folder."""
+        if self.sounds is not None and not self.sounds.is_dir():
+            raise InputError(f"data.faces.sounds: there is no folder {shown(self.sounds)}")
+        return () if self.sounds is None else tuple(sorted(self.sounds.iterdir()))
+
+    def identity(self) -> dict[str, Any]:
+        """What the clips are, as JSON values."""
+        sounds = None if self.sounds is None else NOT_HERE
+        if self.sounds is not None and self.sounds.is_dir():
+            sounds = digest([(path.name, stamp(path)) for path in self.files])
+        return {**self.model_dump(mode="json"), "sounds": sounds}
+
 
 class DataSettings(BaseModel):
     """Where clips come from: files, or procedural faces."""
@@ -66,6 +82,31 @@ class DataSettings(BaseModel):
     bad: Literal["skip", "stop"] = Field("skip", description="what a clip that cannot be used does to the run")
     most_bad: float = Field(0.5, ge=0, le=1, description="part of the clips that may be bad")
 
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.path is not None and self.faces is not None:
+            raise ValueError("give path or faces, not both; the other is null")
+        return self
+
+    def check(self) -> None:
+        """Raise InputError if there is no list of the clips, or no folder of sounds for faces."""
+        _ = self.entries() if self.faces is None else self.faces.files
+
+    def entries(self) -> list[Entry]:
+        """The clips of files. Raises InputError if their list cannot be read."""
+        if self.path is None:
+            raise InputError("data.path is missing; name a folder of clips, or a .csv or .jsonl list of them")
+        return read_entries(self.path, self.prompt)
+
+    def identity(self) -> dict[str, Any]:
+        """What the clips are, as JSON values; of files that are not there, as after a move of the cache, `NOT_HERE`."""
+        if self.faces is not None:
+            return self.faces.identity()
+        limits = {"limits": self.limits.model_dump(mode="json")}
+        if self.path is None or not self.path.exists():
+            return {**limits, "count": NOT_HERE, "files": NOT_HERE, "prompts": NOT_HERE}
+        return {**limits, **identity(self.entries(), self.path)}
+
 
 class ObjectiveSettings(BaseModel):
     """Noise levels and drops."""
@@ -75,9 +116,15 @@ class ObjectiveSettings(BaseModel):
     shift: float = Field(5.0, gt=0, le=100, description="how much of the levels is high noise")
     first: float = Field(0.0, ge=0, lt=1, description="where the trained part of the levels begins; 0: all noise")
     last: float = Field(1.0, gt=0, le=1, description="where it ends")
-    drop: dict[str, float] = Field(
+    drop: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
         default_factory=lambda: {"audio": 0.1}, description="how often a condition is taken for its null form, by name"
     )
+
+    @model_validator(mode="after")
+    def _some_level(self) -> Self:
+        if int(self.first * TIMESTEPS) >= int(self.last * TIMESTEPS):
+            raise ValueError(f"there is no noise level between first = {self.first} and last = {self.last}")
+        return self
 
 
 class DiffusionConfig(RunConfig):
@@ -88,7 +135,9 @@ class DiffusionConfig(RunConfig):
     data: DataSettings = Field(default_factory=DataSettings, description="the clips")
     samples: TakeSettings = Field(default_factory=TakeSettings, description="how samples are drawn from them")
     cache: Path | None = Field(None, description="folder of prepared samples; none: prepare them in every step")
-    hold_gib: float = Field(HOLD_GIB, ge=0, description="a cache of up to this size, GiB, is held on the device")
+    hold_gib: float = Field(
+        HOLD_GIB, ge=0, description="a cache that takes up to so much memory, GiB, is held on the device"
+    )
     variants: int = Field(1, ge=1, description="samples that are cached of every clip")
     start: dict[str, StartSettings] = Field(default_factory=dict, description="new or changed networks, by role")
     train: WhatSettings = Field(description="what is trained")
@@ -132,22 +181,20 @@ class Diffusion:
             known = {name for unit in plan.units for name in unit.nulls}
             if condition not in known:
                 raise InputError(f"objective.drop names the condition '{condition}'{nearest(condition, known)}")
+        config = config.model_copy(update={"trainer": with_precision(config.trainer, dtype)})
         starting = Starting(models, config.start, config.train.seed)
         return cls(config, plan, split(plan, config.train.roles), starting, device, dtype, world)
 
-    def source(self, folder: Path, part: int = 0, parts: int = 1) -> Source:
-        """The clips, or every `parts`-th of them; bad ones are named in `folder`."""
+    def source(self, folder: Path, report: Callable[[Fault], None] | None = None) -> Source:
+        """The clips; bad ones are named in `folder`, new ones given to `report` instead if there is one."""
         data = self.config.data
         if data.faces is not None:
             faces = data.faces
-            seeds = range(faces.first, faces.first + faces.clips)[part::parts]
-            sounds = () if faces.sounds is None else tuple(sorted(path for path in faces.sounds.iterdir()))
-            return DrawnSource(seeds, faces.frames, faces.side, sounds)
-        if data.path is None:
-            raise InputError("data.path is missing; name a folder of clips, or a .csv or .jsonl list of them")
-        entries = read_entries(data.path, data.prompt)[part::parts]
-        name = SKIPPED if parts == 1 else f"{part}-{SKIPPED}"
-        faults = Faults(entries, policy=data.bad, most=data.most_bad, path=folder / name, resume=True)
+            seeds = range(faces.first, faces.first + faces.clips)
+            return DrawnSource(seeds, faces.frames, faces.side, faces.files)
+        entries = data.entries()
+        path = folder / SKIPPED
+        faults = Faults(entries, policy=data.bad, most=data.most_bad, path=path, resume=True, report=report)
         return FilmedSource(Clips(entries, data.limits, faults))
 
     def preparation(self) -> Preparation:
@@ -162,8 +209,17 @@ class Diffusion:
             "weights": {role: self.models.identity(role) for role in [*roles, "vae"]},
             "samples": self.config.samples.model_dump(mode="json"),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "clips": self.config.data.model_dump(mode="json"),
+            "variants": self.config.variants,
+            "clips": self.config.data.identity(),
         }
+
+    def base(self) -> dict[str, Any]:
+        """What trained weights are a change to, by name: a checkpoint makes no sense on another one."""
+        train = self.config.train
+        lora = {} if train.lora is None else train.lora.model_dump(mode="json", include={"alpha", "targets"})
+        roles = [*train.roles, *(["lora"] if self.models.adapters() else [])]
+        weights = {f"weights.{role}": self.models.identity(role) for role in roles}
+        return {**{f"train.lora.{name}": value for name, value in lora.items()}, **weights}
 
     def task(self, samples: Samples) -> DiffusionTask:
         """What the trainer needs; loads and sets up the networks that are trained."""
@@ -195,6 +251,18 @@ class Diffusion:
     def validation(self, lenders: Sequence[Engine], observers: Sequence[Any] = ()) -> Validation:
         """What makes the validation videos; the networks of these engines are lent for it."""
         return Validation(self.plan_of_videos, self.models, self.requests(), lenders, observers)
+
+
+def with_precision(settings: Settings, dtype: torch.dtype) -> Settings:
+    """How to train networks of this precision. Raises InputError if that cannot be."""
+    if dtype == torch.float16:
+        raise InputError("dtype fp16 cannot be trained with; choices: bf16, fp32")
+    if dtype == torch.bfloat16 and settings.precision == "fp32":
+        raise InputError(
+            "trainer.precision fp32 does not go with networks in bf16; leave it at auto, or give --set dtype=fp32"
+        )
+    precision = "bf16" if dtype == torch.bfloat16 else "fp32"
+    return settings.model_copy(update={"precision": precision}) if settings.precision == "auto" else settings
 
 
 class StepEngine(Engine):
@@ -265,7 +333,8 @@ class DiffusionTask:
         return window
 
     def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        self.trained.save(folder, weights, merged=self.config.merged, dtype=self.config.saved_dtype)
+        config = self.config
+        self.trained.save(folder, weights, merged=config.merged, dtype=config.saved_dtype, start=config.start)
 
 
 def nulls_of(units: Sequence[PipelineUnit]) -> dict[str, dict[str, str | None]]:

@@ -19,6 +19,7 @@ from omniavatar.engine.plan import Plan
 from omniavatar.engine.scopes import Job, Request, Window
 from omniavatar.engine.windows import Span
 from omniavatar.errors import PlanError
+from omniavatar.training.data_clip import Unusable
 from omniavatar.training.split import Split
 from omniavatar.training.takes import Take
 
@@ -36,10 +37,12 @@ class Preparation:
         self.engine = Engine(Plan(split.prepared), models, device=device, dtype=dtype)
         if "vae" not in models:
             raise PlanError("training needs a model for the role 'vae', which makes latents of pictures")
+        with torch.no_grad():
+            self.engine.set_up()
 
     @torch.no_grad()
     def sample(self, take: Take) -> Sample:
-        """The sample, on the engine's device."""
+        """The sample, on the engine's device. Raises Unusable if not all of its numbers are finite."""
         engine, frames = self.engine, self._frames(take)
         clean = engine.model("vae").encode(frames.to(engine.dtype), latents_per_pass=4).float()
         job = self._job(take)
@@ -50,7 +53,11 @@ class Preparation:
         for name, value in found.items():
             if value is not None and not isinstance(value, Tensor):
                 raise PlanError(f"'{name}' is no tensor but {type(value).__name__}; a unit that makes it must run live")
-        return {CLEAN: clean, **{name: value for name, value in found.items() if value is not None}}
+        sample = {CLEAN: clean, **{name: value for name, value in found.items() if value is not None}}
+        for name, value in sample.items():
+            if not value.isfinite().all():
+                raise Unusable("not finite", f"the networks make of it '{name}' with numbers that are not finite")
+        return sample
 
     def _frames(self, take: Take) -> Tensor:
         """The pictures as the VAE takes them (1 3 t h w) in [-1, 1]."""

@@ -1,21 +1,23 @@
 """Batches of samples: from a cache on disk that `omni train prepare` has written, or made anew in every step.
 
     with CacheWriter(folder) as cache:
-        cache.add(preparation.sample(take))
+        cache.add(preparation.sample(take), key)
     write_origin(folder, origin)
 
     samples = CachedSamples.open(folder, origin, device="cuda")
     batch = samples.draw(generator, 16)
 
-A cache is a folder of safetensors shards and `origin.json`, which says what they were made of. In a shard a tensor that
-several samples have in common, such as the embedding of the negative prompt, is stored once.
+A cache is a folder of safetensors shards and `origin.json`, which says what they were made of. A tensor that several
+samples have in common, such as the embedding of the negative prompt, is there once in a shard, and once in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,18 +27,25 @@ from typing import Any, Protocol, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from omniavatar.errors import InputError
+from omniavatar.errors import InputError, OutputError
+from omniavatar.media.paths import shown
 from omniavatar.training.preparation import Preparation, Sample, Shapes, joined
 from omniavatar.training.takes import Source, TakeSettings
 
 ORIGIN = "origin.json"
 UNFINISHED = "unfinished.json"
 """In place of `ORIGIN` in a cache that is not complete."""
+NOT_HERE = "not here"
+"""In an origin: what cannot be told, and so is not compared."""
 SHARD_BYTES = 256 * 2**20
-HOLD_GIB = 16.0
+FLUSH_SECONDS = 30.0
+BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "I32": 4, "I64": 8, "F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+"""Of a number, by the name that safetensors has for its type."""
+ANEW = "remove the cache and make it anew with omni train prepare"
+HOLD_GIB = 4.0
 Origin = Mapping[str, Any]
 """What a cache was made of, as JSON values: units, weights by role, settings of the samples."""
 
@@ -64,7 +73,7 @@ class LiveSamples:
         settings = self.settings.narrowed(draw)
         found: list[Sample] = []
         for _ in range(self.TRIES * count):
-            sample = self.preparation.sample(self.source.take(settings, draw))
+            sample = self.source.draw(settings, draw, self.preparation.sample)
             if not found or Shapes.of(sample) == Shapes.of(found[0]):
                 found.append(sample)
             if len(found) == count:
@@ -77,33 +86,65 @@ class LiveSamples:
 
 @dataclass(frozen=True)
 class Place:
-    """A sample in a cache: its shard, and under which name the shard has each value."""
+    """A sample in a cache: its shard, under which name the shard has each value, and how many bytes each has."""
 
     shard: Path
     names: Mapping[str, str]
+    sizes: Mapping[str, int]
 
     def read(self) -> Sample:
         """Raises InputError if the shard is damaged."""
         with opened(self.shard) as shard:
             return {name: shard.get_tensor(key) for name, key in self.names.items()}
 
+    def value(self, name: str) -> Tensor:
+        """One of its values. Raises InputError if the shard is damaged."""
+        with opened(self.shard) as shard:
+            value: Tensor = shard.get_tensor(self.names[name])
+        return value
+
+
+def memory(group: Sequence[Place]) -> int:
+    """Bytes that the values of samples of equal shapes take when each is there once."""
+    return sum({(name, key): place.sizes[name] for place in group for name, key in place.names.items()}.values())
+
+
+@dataclass(frozen=True)
+class Held:
+    """One value of all samples of a group: those that differ (u ...), and for each sample which one it has (n)."""
+
+    values: Tensor
+    which: Tensor
+
+    @classmethod
+    def read(cls, group: Sequence[Place], name: str, device: torch.device) -> Held:
+        """Read from the disk once for all samples that share it."""
+        first = {place.names[name]: place for place in reversed(group)}
+        number = {key: row for row, key in enumerate(first)}
+        which = torch.tensor([number[place.names[name]] for place in group])
+        return cls(torch.cat([place.value(name) for place in first.values()]).to(device), which.to(device))
+
+    def of(self, samples: Tensor) -> Tensor:
+        """The values (b ...) of these samples."""
+        return self.values[self.which[samples]]
+
 
 @dataclass(frozen=True)
 class CachedSamples:
     """Samples of a cache, those of equal shapes together.
 
-    held: for every group its values (n ...) on the device; none: they are read from the disk batch by batch.
+    held: for every group its values on the device, by name; none: they are read from the disk batch by batch.
     """
 
     groups: tuple[Sequence[Place], ...]
     device: torch.device
-    held: tuple[Mapping[str, Tensor], ...] = ()
+    held: tuple[Mapping[str, Held], ...] = ()
 
     @classmethod
     def open(
         cls, folder: Path, origin: Origin, device: torch.device | str, *, hold_gib: float = HOLD_GIB
     ) -> CachedSamples:
-        """All samples of a cache; one of up to `hold_gib` GiB is held on the device.
+        """All samples of a cache; one that takes up to `hold_gib` GiB of memory is held on the device.
 
         Raises InputError if it was made of something else, naming what.
         """
@@ -116,10 +157,9 @@ class CachedSamples:
         if not groups:
             raise InputError(f"the cache {folder} has no samples; make it with omni train prepare")
         target = torch.device(device)
-        held: list[dict[str, Tensor]] = []
-        if sum(path.stat().st_size for path in shards) <= hold_gib * 2**30:
-            together = (joined([place.read() for place in group]) for group in groups.values())
-            held = [{name: value.to(target) for name, value in group.items()} for group in together]
+        held: list[dict[str, Held]] = []
+        if sum(map(memory, groups.values())) <= hold_gib * 2**30:
+            held = [{name: Held.read(group, name, target) for name in group[0].names} for group in groups.values()]
         return cls(tuple(groups.values()), target, tuple(held))
 
     def __len__(self) -> int:
@@ -136,7 +176,7 @@ class CachedSamples:
         chosen = torch.randint(self.sizes[group], (count,), generator=draw)
         if self.held:
             where = chosen.to(self.device)
-            return {name: values[where] for name, values in self.held[group].items()}
+            return {name: values.of(where) for name, values in self.held[group].items()}
         batch = joined([self.groups[group][index].read() for index in chosen.tolist()])
         return {name: value.to(self.device) for name, value in batch.items()}
 
@@ -144,41 +184,63 @@ class CachedSamples:
 class CacheWriter:
     """Adds samples to a cache in shards of about `shard_bytes`; `part` keeps several writers apart.
 
-    Its length is the number of samples, with those that this part of the cache had before.
+    The last shard is there, and grows, before it has that size: what was made more than `seconds` ago is on the disk.
+    keys: of the samples that are there, whichever writer made them. Its length is their number.
     """
 
-    def __init__(self, folder: Path, part: int = 0, shard_bytes: int = SHARD_BYTES) -> None:
-        self.folder, self.part, self.shard_bytes = folder, part, shard_bytes
-        before = sorted(folder.glob(f"{part:03}-*.safetensors"))
-        self.shards, self._written = len(before), sum(len(samples_in(path)) for path in before)
+    def __init__(
+        self, folder: Path, part: int = 0, shard_bytes: int = SHARD_BYTES, seconds: float = FLUSH_SECONDS
+    ) -> None:
+        self.folder, self.part, self.shard_bytes, self.seconds = folder, part, shard_bytes, seconds
+        self.keys = {key for path in folder.glob("*.safetensors") for key in keys_in(path)}
+        before = [path.stem for path in folder.glob(f"{part:03}-*.safetensors")]
+        self.shards = 1 + max((int(stem.partition("-")[2]) for stem in before), default=-1)
         self._tensors: dict[str, Tensor] = {}
-        self._samples: list[dict[str, str]] = []
-        folder.mkdir(parents=True, exist_ok=True)
+        self._samples: dict[str, dict[str, str]] = {}
+        self._written, self._since = 0, time.monotonic()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write the cache {shown(folder)}: {error.strerror}") from None
 
     def __len__(self) -> int:
-        return self._written + len(self._samples)
+        return len(self.keys)
 
-    def add(self, sample: Sample) -> None:
-        """Keep a sample; a shard is written when there is enough for one."""
+    def add(self, sample: Sample, key: str) -> None:
+        """Keep a sample under a key of its own; a shard is written when there is enough for one, or it is time."""
         names = {}
         for name, value in sample.items():
             tensor = value.detach().cpu().contiguous()
             names[name] = digest(tensor)
             self._tensors.setdefault(names[name], tensor)
-        self._samples.append(names)
+        self._samples[key] = names
+        self.keys.add(key)
         if sum(tensor.nbytes for tensor in self._tensors.values()) >= self.shard_bytes:
+            self.flush()
+            self.shards += 1
+            self._tensors, self._samples, self._written = {}, {}, 0
+        elif time.monotonic() - self._since >= self.seconds:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is kept; the name of the shard appears when it is complete."""
-        if self._samples:
+        """Write what is kept; the name of the shard appears when it is complete.
+
+        Raises OutputError if that is not possible, such as when the disk is full.
+        """
+        if len(self._samples) > self._written:
             path = self.folder / f"{self.part:03}-{self.shards:05}.safetensors"
             partial = path.with_suffix(".partial")
-            save_file(self._tensors, partial, metadata={"samples": json.dumps(self._samples)})
-            os.replace(partial, path)
-            self.shards += 1
-            self._written += len(self._samples)
-            self._tensors, self._samples = {}, []
+            try:
+                partial.write_bytes(save(self._tensors, metadata={"samples": json.dumps(self._samples)}))
+                os.replace(partial, path)
+            except OSError as error:
+                partial.unlink(missing_ok=True)
+                raise OutputError(
+                    f"cannot write {shown(path)}: {error.strerror}; what was written before is kept, and when that is "
+                    "mended the same command goes on"
+                ) from None
+            self._written = len(self._samples)
+        self._since = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -194,14 +256,24 @@ def digest(tensor: Tensor) -> str:
     return content.hexdigest()
 
 
-def samples_in(path: Path) -> Sequence[Mapping[str, str]]:
-    """The samples of a shard: for each its values by name, as names of tensors. Raises InputError if it is damaged."""
+def samples_in(path: Path) -> Mapping[str, Mapping[str, str]]:
+    """The samples of a shard by key: for each its values by name, as names of tensors.
+
+    Raises InputError if it is damaged.
+    """
     try:
         with safe_open(path, framework="pt") as shard:
-            samples: Sequence[Mapping[str, str]] = json.loads(shard.metadata()["samples"])
+            samples: Mapping[str, Mapping[str, str]] = json.loads(shard.metadata()["samples"])
+            if not isinstance(samples, dict):
+                raise TypeError("its samples have no keys")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"shard {path} is damaged: {error}; make the cache anew with omni train prepare") from None
+        raise InputError(f"shard {path} is damaged: {error}; {ANEW}") from None
     return samples
+
+
+def keys_in(path: Path) -> Iterator[str]:
+    """The keys of a shard's samples. Raises InputError if it is damaged."""
+    return iter(samples_in(path))
 
 
 def read_shard(path: Path) -> Iterator[Sample]:
@@ -211,11 +283,14 @@ def read_shard(path: Path) -> Iterator[Sample]:
 
 def places(path: Path) -> Iterator[tuple[Shapes, Place]]:
     """The samples of a shard without their values. Raises InputError if it is damaged."""
-    samples = samples_in(path)
+    samples = samples_in(path).values()
     with opened(path) as shard:
-        shapes = {key: tuple(shard.get_slice(key).get_shape()) for names in samples for key in names.values()}
+        slices = {key: shard.get_slice(key) for names in samples for key in names.values()}
+        shapes = {key: tuple(found.get_shape()) for key, found in slices.items()}
+        sizes = {key: math.prod(shapes[key]) * BYTES[found.get_dtype()] for key, found in slices.items()}
     for names in samples:
-        yield Shapes(tuple((name, shapes[key]) for name, key in sorted(names.items()))), Place(path, names)
+        own = {name: sizes[key] for name, key in names.items()}
+        yield Shapes(tuple((name, shapes[key]) for name, key in sorted(names.items()))), Place(path, names, own)
 
 
 @contextmanager
@@ -225,12 +300,15 @@ def opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as shard:
             yield shard
     except (SafetensorError, OSError) as error:
-        raise InputError(f"shard {path} is damaged: {error}; make the cache anew with omni train prepare") from None
+        raise InputError(f"shard {path} is damaged: {error}; {ANEW}") from None
 
 
 def write_origin(folder: Path, origin: Origin, name: str = ORIGIN) -> None:
     """Say what a cache was made of."""
-    (folder / name).write_text(json.dumps(origin, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    try:
+        (folder / name).write_text(json.dumps(origin, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write the cache {shown(folder)}: {error.strerror}; choose another folder") from None
 
 
 def check_origin(folder: Path, origin: Origin, name: str = ORIGIN) -> None:
@@ -241,10 +319,10 @@ def check_origin(folder: Path, origin: Origin, name: str = ORIGIN) -> None:
     found = dict(flat(json.loads(path.read_text(encoding="utf-8"))))
     wanted = dict(flat(json.loads(json.dumps(origin))))
     for field in sorted({*found, *wanted}):
-        if found.get(field) != wanted.get(field):
+        if NOT_HERE not in (found.get(field), wanted.get(field)) and found.get(field) != wanted.get(field):
             raise InputError(
                 f"the cache {folder} was made with another {field}: {short(found.get(field))}, and now it is "
-                f"{short(wanted.get(field))}; make it anew with omni train prepare, or name another folder"
+                f"{short(wanted.get(field))}; set that back, or {ANEW}, or name another folder"
             )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 from torch import nn
 
+from omniavatar.checkpoints.hashing import content_sample
 from omniavatar.checkpoints.loading import accepted, import_network
 from omniavatar.engine.engine import Adapter, Models
 from omniavatar.errors import InputError
@@ -76,7 +79,16 @@ class Starting:
         return {**({} if change.network else self.models.config(role)), **change.config}
 
     def identity(self, role: str) -> str:
-        return self.models.identity(role)
+        """A fingerprint of this role's weights at the start."""
+        change = self.changes.get(role)
+        if change is None:
+            return self.models.identity(role)
+        content = hashlib.blake2b(digest_size=16)
+        content.update((str(self.seed) if change.network else self.models.identity(role)).encode())
+        content.update(json.dumps([change.network, change.config], sort_keys=True).encode())
+        if change.weights is not None:
+            content.update(content_sample(input_file(change.weights, "weights")))
+        return content.hexdigest()
 
     def beside(self, role: str, path: Path) -> Path:
         return self.models.beside(role, path)

@@ -7,11 +7,13 @@ as when one is made: it is the clip's beginning, and its first frame is the refe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +25,8 @@ from omniavatar.training.clips import Clip as Drawn
 from omniavatar.training.data import Clips
 from omniavatar.training.data_clip import FRAME_SAMPLES, Clip, random_piece
 from omniavatar.training.trainer import generator
+
+Result = TypeVar("Result")
 
 
 class TakeSettings(BaseModel):
@@ -153,17 +157,37 @@ class Take:
         )
 
 
+@dataclass(frozen=True)
+class Share:
+    """So many takes of every clip, but for those that are `done`; of these every `parts`-th clip from `part` on."""
+
+    variants: int
+    done: Container[str] = ()
+    part: int = 0
+    parts: int = 1
+
+    def of(self, clips: int) -> Iterator[tuple[str, int, int]]:
+        """The key of each take, the number of its clip and that of its variant."""
+        for variant in range(self.variants):
+            for clip in range(self.part, clips, self.parts):
+                key = f"{clip}/{variant}"
+                if key not in self.done:
+                    yield key, clip, variant
+
+
 class Source(Protocol):
-    """Where takes come from; its length is the number of clips."""
+    """Where takes come from; its length is the number of clips. What goes wrong in `make` is the clip's fault."""
 
     def __len__(self) -> int: ...
 
-    def take(self, settings: TakeSettings, draw: torch.Generator) -> Take:
-        """A random take of a random clip."""
+    def draw(self, settings: TakeSettings, draw: torch.Generator, make: Callable[[Take], Result]) -> Result:
+        """What `make` makes of a random take of a random clip."""
         ...
 
-    def takes(self, settings: TakeSettings, variants: int) -> Iterator[Take]:
-        """So many takes of every clip, the same ones in every call."""
+    def each(
+        self, settings: TakeSettings, share: Share, make: Callable[[Take], Result]
+    ) -> Iterator[tuple[str, Result]]:
+        """What `make` makes of each take of the share, with its key; the same takes in every call."""
         ...
 
 
@@ -173,22 +197,22 @@ class FilmedSource:
 
     clips: Clips
 
-    def take(self, settings: TakeSettings, draw: torch.Generator) -> Take:
-        return self.clips.draw(draw, lambda clip, own: self._taken(clip, settings, own))
-
     def __len__(self) -> int:
         return len(self.clips)
 
-    def takes(self, settings: TakeSettings, variants: int) -> Iterator[Take]:
-        numbers = {entry: number for number, entry in enumerate(self.clips.entries)}
+    def draw(self, settings: TakeSettings, draw: torch.Generator, make: Callable[[Take], Result]) -> Result:
+        return self.clips.draw(draw, lambda clip, own: make(self._taken(clip, settings, own)))
 
-        def read(clip: Clip, variant: int) -> Take:
-            draw = generator(numbers[clip.entry], variant)
-            return self._taken(clip, settings, draw)
+    def each(
+        self, settings: TakeSettings, share: Share, make: Callable[[Take], Result]
+    ) -> Iterator[tuple[str, Result]]:
+        def read(draw: torch.Generator, clip: Clip) -> Result:
+            return make(self._taken(clip, settings, draw))
 
-        for variant in range(variants):
-            for _, take in self.clips.each(partial(read, variant=variant)):
-                yield take
+        for key, number, variant in share.of(len(self.clips.entries)):
+            made = self.clips.read(self.clips.entries[number], partial(read, generator(number, variant)))
+            if made is not None:
+                yield key, made
 
     def _taken(self, clip: Clip, settings: TakeSettings, draw: torch.Generator) -> Take:
         return Take.of(clip, Choice.draw(clip.frames, settings.at(*clip.bucket), draw))
@@ -206,18 +230,22 @@ class DrawnSource:
     side: int
     sounds: tuple[Path, ...] = ()
 
-    def take(self, settings: TakeSettings, draw: torch.Generator) -> Take:
-        number = int(torch.randint(len(self.seeds), (), generator=draw))
-        return self._taken(self.clip(self.seeds[number]), settings, draw)
-
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def takes(self, settings: TakeSettings, variants: int) -> Iterator[Take]:
-        for seed in self.seeds:
+    def draw(self, settings: TakeSettings, draw: torch.Generator, make: Callable[[Take], Result]) -> Result:
+        number = int(torch.randint(len(self.seeds), (), generator=draw))
+        return make(self._taken(self.clip(self.seeds[number]), settings, draw))
+
+    def each(
+        self, settings: TakeSettings, share: Share, make: Callable[[Take], Result]
+    ) -> Iterator[tuple[str, Result]]:
+        takes = sorted(share.of(len(self.seeds)), key=itemgetter(1))
+        for number, variants in groupby(takes, key=itemgetter(1)):
+            seed = self.seeds[number]
             clip = self.clip(seed)
-            for variant in range(variants):
-                yield self._taken(clip, settings, generator(seed, variant))
+            for key, _, variant in variants:
+                yield key, make(self._taken(clip, settings, generator(seed, variant)))
 
     def _taken(self, clip: DrawnClip, settings: TakeSettings, draw: torch.Generator) -> Take:
         return Take.of(clip, Choice.draw(self.frames, settings.at(self.side, self.side), draw))

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from omniavatar.checkpoints.registry import TRANSFORMER
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
-from omniavatar.errors import InputError
+from omniavatar.errors import InputError, OutputError
 from omniavatar.hookspecs import hookimpl
+from omniavatar.media.paths import shown
+from omniavatar.models.lora import lora_pairs
+from omniavatar.training import sharded
+from omniavatar.training.start import StartSettings
 
 ADAPTER = "default"
+AUDIO_LAYERS = "audio_adapter"
 DELTA = "pytorch_model.pt"
 WHOLE = "transformer.safetensors"
 
@@ -52,6 +62,11 @@ class WhatSettings(UnitSettings):
         named = [pattern.partition(".")[0] for pattern in self.weights]
         return list(dict.fromkeys([*([self.lora.role] if self.lora else []), *named]))
 
+    @property
+    def transformer(self) -> str:
+        """The role of the transformer that changes, or works with what does."""
+        return next((role for role in self.roles if role.startswith(TRANSFORMER)), TRANSFORMER)
+
 
 class Trained(PipelineUnit):
     """Adds what is to be trained to the networks, and takes everything else out of training.
@@ -66,6 +81,8 @@ class Trained(PipelineUnit):
         pass
 
     settings: WhatSettings
+
+    engine: Engine
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -83,7 +100,7 @@ class Trained(PipelineUnit):
 
     @hookimpl
     def setup(self, engine: Engine) -> None:
-        settings = self.settings
+        settings, self.engine = self.settings, engine
         if settings.lora is not None:
             add_lora(engine.model(settings.lora.role), settings.lora, settings.seed)
         for role in settings.roles:
@@ -96,28 +113,51 @@ class Trained(PipelineUnit):
                 if ".lora_" in name or any(fnmatchcase(full, pattern) for pattern in settings.weights):
                     weight.data = weight.data.float()
                     weight.requires_grad_(True)
+        self._check_names()
         chosen = self.parameters
         for pattern in settings.weights:
             if not any(fnmatchcase(name, pattern) for name in chosen):
                 raise InputError(f"no weight fits the pattern '{pattern}' of train.weights{self._near(pattern)}")
 
-    def save(self, folder: Path, weights: Mapping[str, Tensor], *, merged: bool, dtype: torch.dtype) -> None:
-        """Write the result.
+    def save(
+        self,
+        folder: Path,
+        weights: Mapping[str, Tensor],
+        *,
+        merged: bool,
+        dtype: torch.dtype,
+        start: Mapping[str, StartSettings] = MappingProxyType({}),
+    ) -> None:
+        """Write the result, on the first rank; all call it. `start` says which networks are not those of the files.
 
-        With LoRA or single weights: `pytorch_model.pt` and `config.json`, in the form of the published OmniAvatar.
-        merged, or where whole networks are trained: `transformer.safetensors`, all weights of the trained networks with
-        LoRA merged into them.
+        `pytorch_model.pt`: what changes the model files, in the form of the published OmniAvatar.
+        merged, or where that form does not do, such as for a transformer trained whole: `transformer.safetensors`, all
+        weights of the transformer, of the audio layers and of what else is trained, with LoRA merged into them.
+        `config.json`: what the tensors do not say. Raises OutputError if something cannot be written.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        networks = self.networks.items()
-        trains_all = all(f"{role}.{name}" in weights for role, net in networks for name, _ in net.named_parameters())
-        if not trains_all:
-            delta = {name.partition(".")[2]: value.detach().cpu().to(dtype) for name, value in weights.items()}
-            torch.save(delta, folder / DELTA)
-            (folder / "config.json").write_text(json.dumps(self._description(), indent=1) + "\n", encoding="utf-8")
-        if merged or trains_all:
-            tensors = {name: value for role in self.networks for name, value in self._whole(role, weights).items()}
-            save_file({name: value.to(dtype).contiguous() for name, value in tensors.items()}, folder / WHOLE)
+        is_whole = self._needs_whole(weights, start)
+        delta = {} if is_whole else self._delta(weights, dtype, start)
+        whole = self._whole(weights, dtype) if merged or is_whole else {}
+        if not self.engine.world.is_main:
+            return
+        description = json.dumps(self._description(is_whole=bool(whole)), indent=1) + "\n"
+        write(folder / "config.json", lambda path: path.write_text(description, encoding="utf-8"))
+        if delta:
+            write(folder / DELTA, lambda path: torch.save(delta, path))
+        if whole:
+            write(folder / WHOLE, lambda path: save_file(whole, path))
+
+    def _check_names(self) -> None:
+        """Refuse networks whose weights would have the same names in the result."""
+        owners: dict[str, str] = {}
+        for role, network in self.networks.items():
+            for name, _ in network.named_parameters():
+                other = owners.setdefault(plain(name), role)
+                if other != role:
+                    raise InputError(
+                        f"train names the networks '{other}' and '{role}', whose weights have the same names in the "
+                        "result; train one of them, then the other"
+                    )
 
     def _near(self, pattern: str) -> str:
         """A weight whose name is like a pattern."""
@@ -125,28 +165,95 @@ class Trained(PipelineUnit):
         close = difflib.get_close_matches(pattern, known, n=1, cutoff=0.0)
         return f"; there is '{close[0]}'" if close else ""
 
-    def _description(self) -> dict[str, Any]:
+    def _description(self, *, is_whole: bool) -> dict[str, Any]:
         """`config.json`, in the words of the published one."""
         lora = self.settings.lora
         if lora is None:
-            return {"train_architecture": "full"}
-        return {"train_architecture": "lora", "lora_rank": lora.rank, "lora_alpha": lora.alpha}
+            description: dict[str, Any] = {"train_architecture": "full"}
+        else:
+            description = {"train_architecture": "lora", "lora_rank": lora.rank, "lora_alpha": lora.alpha}
+        if is_whole and self.settings.transformer in self.engine.models:
+            config = self.engine.models.config(self.settings.transformer)
+            description |= {"num_heads": config["num_heads"]} if "num_heads" in config else {}
+        return description
 
-    @torch.no_grad()
-    def _whole(self, role: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All weights of a network, in float32 on the CPU, with what was learnt in them."""
-        whole: dict[str, Tensor] = {}
-        for name, value in self.networks[role].state_dict().items():
-            if ".lora_" not in name:
-                whole[plain(name)] = weights.get(f"{role}.{plain(name)}", value).detach().float().cpu()
-        lora = self.settings.lora
-        for name, up in weights.items():
-            if lora is not None and name.startswith(f"{role}.") and ".lora_B." in name:
-                layer = name.removeprefix(f"{role}.").partition(".lora_B.")[0]
-                down = weights[name.replace(".lora_B.", ".lora_A.")]
-                change = (up.float().cpu() @ down.float().cpu()) * (lora.alpha / lora.rank)
-                whole[f"{layer}.weight"] = whole[f"{layer}.weight"] + change
-        return whole
+    def _needs_whole(self, weights: Mapping[str, Tensor], start: Mapping[str, StartSettings]) -> bool:
+        """Whether the transformer is another one than the files', or has what their LoRA would be added to again."""
+        role = self.settings.transformer
+        if role not in self.engine.models:
+            return False
+        if role in start and (start[role].network or start[role].weights):
+            return True
+        names = [name for name, _ in self.engine.model(role).named_parameters() if ".lora_" not in name]
+        if all(f"{role}.{plain(name)}" in weights for name in names):
+            return True
+        adapters = [adapter for adapter in self.engine.models.adapters() if adapter.target == role]
+        pairs = [pair for adapter in adapters for pair in lora_pairs(adapter.tensors(), adapter.alpha)]
+        return any(f"{role}.{pair.module}.weight" in weights for pair in pairs)
+
+    def _delta(
+        self, weights: Mapping[str, Tensor], dtype: torch.dtype, start: Mapping[str, StartSettings]
+    ) -> dict[str, Tensor]:
+        """What was trained, and what has to lie in the file with it: all of the audio layers, the patch embedding."""
+        role = self.settings.transformer
+        owned = {name: name.partition(".")[0] for name in weights}
+        changed = {*start, *(owner for name, owner in owned.items() if owner != role or ".lora_" not in name)}
+        values = {name: value for name, value in weights.items() if owned[name] != AUDIO_LAYERS}
+        if role in changed and role in self.engine.models:
+            for name, value in self.engine.model(role).state_dict().items():
+                if name.startswith("patch_embedding."):
+                    values.setdefault(f"{role}.{plain(name)}", value)
+        delta = {name.partition(".")[2]: gather(value).cpu().to(dtype) for name, value in values.items()}
+        if AUDIO_LAYERS in changed and AUDIO_LAYERS in self.engine.models:
+            delta |= self._network(AUDIO_LAYERS, weights, dtype)
+        return delta
+
+    def _whole(self, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        """The transformer, its audio layers, and what else is trained."""
+        roles = dict.fromkeys((self.settings.transformer, *self.networks, AUDIO_LAYERS))
+        networks = [self._network(role, weights, dtype) for role in roles if role in self.engine.models]
+        return {name: value for network in networks for name, value in network.items()}
+
+    def _network(self, role: str, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        """All weights of a network on the CPU, with what was learnt in them; nothing but on the first rank."""
+        network: dict[str, Tensor] = {}
+        for name, value in self.engine.model(role).state_dict().items():
+            if ".lora_" in name:
+                continue
+            learnt = gather(weights.get(f"{role}.{plain(name)}", value))
+            if self.engine.world.is_main:
+                changed = learnt.float().cpu() + self._change(role, plain(name), weights)
+                network[plain(name)] = changed.to(dtype).contiguous()
+        return network
+
+    def _change(self, role: str, name: str, weights: Mapping[str, Tensor]) -> Tensor:
+        """What LoRA adds to a weight, float32 on the CPU."""
+        layer = f"{role}.{name.removesuffix('.weight')}"
+        down, up = (weights.get(f"{layer}.lora_{side}.{ADAPTER}.weight") for side in "AB")
+        if self.settings.lora is None or not name.endswith(".weight") or down is None or up is None:
+            return torch.zeros(())
+        return (up.float().cpu() @ down.float().cpu()) * (self.settings.lora.alpha / self.settings.lora.rank)
+
+
+def gather(value: Tensor) -> Tensor:
+    """All of a weight that may be sharded, without its history. All ranks call this together."""
+    return sharded.whole(value.detach())
+
+
+def write(path: Path, writer: Callable[[Path], object]) -> None:
+    """Write a file that is replaced at once or not at all. Raises OutputError."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer(partial)
+        os.replace(partial, path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch has errors of its own for a full disk
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise OutputError(
+            f"cannot write {shown(path)}: {reason}; the training is kept, and the same command tries again"
+        ) from None
 
 
 def add_lora(network: nn.Module, settings: LoraSettings, seed: int) -> None:

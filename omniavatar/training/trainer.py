@@ -5,6 +5,9 @@
 
 Everything random in step n is drawn from generators seeded by (seed, n, rank), so a run that is stopped and resumed
 goes on bit by bit as if it had not been stopped, on the same machine.
+
+An update whose gradients are no numbers is left out, so weights, averages and checkpoints always are numbers. Whether
+they are is asked once an update, which waits for the device; the batch that the CPU draws has waited for it before.
 """
 
 from __future__ import annotations
@@ -13,10 +16,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,16 +28,20 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from omniavatar.distributed.world import ALONE, World
-from omniavatar.errors import InputError
-from omniavatar.training.gradients import Batch, Gradients, GraphedGradients, Precision
+from omniavatar.errors import InputError, OutputError
+from omniavatar.training.gradients import Batch, Gradients, GraphedGradients
 from omniavatar.training.sharded import any_of, average, clip, local, mapped, shared_like, whole
 
 STATE = "state.pt"
 LOG = "log.jsonl"
+MOST_SKIPPED = 20
+"""Updates in a row whose gradients are no numbers, after which training ends."""
+
+Mean = Annotated[float, Field(ge=0, lt=1)]
 
 
 class NotFinite(InputError):
-    """The loss is no number any more."""
+    """The gradients are no numbers any more."""
 
 
 class Task(Protocol):
@@ -52,7 +60,7 @@ class Task(Protocol):
         ...
 
     def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Write the result for use, with these weights in place of the parameters."""
+        """Write the result for use, with these weights for the parameters. All ranks call it, the first writes."""
         ...
 
 
@@ -68,10 +76,12 @@ class Settings(BaseModel):
     warmup: int = Field(0, ge=0, description="updates over which the learning rate rises from 0")
     final_rate: float = Field(0.0, ge=0, le=1, description="what the cosine ends at, as a part of the learning rate")
     weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW's weight decay, on matrices only")
-    betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's averages")
+    betas: tuple[Mean, Mean] = Field((0.9, 0.99), description="AdamW's averages")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradients; none: as they are")
     ema: float | None = Field(None, gt=0, lt=1, description="keep an exponential average of the weights, and save that")
-    precision: Precision = Field("fp32", description="of the arithmetic; the trained weights stay fp32")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of the arithmetic; auto: that of the networks; the trained weights stay fp32"
+    )
     cuda_graph: bool = Field(False, description="on CUDA: launch all kernels of a micro-batch at once")
     save_every: int = Field(1000, ge=1, description="updates between checkpoints")
     log_every: int = Field(10, ge=1, description="updates between lines of the log")
@@ -81,13 +91,18 @@ class Settings(BaseModel):
 
 @dataclass(frozen=True)
 class Report:
-    """A line of the log: means since the last one; `seconds` are those of an update."""
+    """A line of the log: means since the last one, the loss over all ranks; `seconds` are those of an update.
+
+    skipped: how many updates since then were left out, because their gradients were no numbers; the means are of the
+    others, NaN if there were none.
+    """
 
     step: int
     loss: float
     gradient: float
     learning_rate: float
     seconds: float
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,6 +119,7 @@ class Trainer:
     world: the ranks that train together, each on micro-batches of its own.
     listeners: called with every report, on the first rank.
     visits: made between two updates.
+    origin: what a checkpoint is of, beside its weights; it does not fit a trainer with another one.
     """
 
     def __init__(
@@ -116,6 +132,7 @@ class Trainer:
         world: World = ALONE,
         listeners: Sequence[Callable[[Report], None]] = (),
         visits: Sequence[Visit] = (),
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
         self.task = task
         self.settings = settings
@@ -124,48 +141,56 @@ class Trainer:
         self.world = world
         self.listeners = listeners
         self.visits = visits
+        self.origin = dict(origin or {})
         self.parameters = dict(task.parameters())
         if not self.parameters:
             raise InputError("nothing is trained: no weight fits the patterns of what to train")
         self.optimizer = optimizer_for(self.parameters.values(), settings)
         graphed = settings.cuda_graph and self.device.type == "cuda"
+        precision = "fp32" if settings.precision == "auto" else settings.precision
         self.gradients = (GraphedGradients if graphed else Gradients)(
-            task.loss, list(self.parameters.values()), settings.precision, 1 / settings.accumulate
+            task.loss, list(self.parameters.values()), precision, 1 / settings.accumulate
         )
         self.ema: dict[str, Tensor] = {}
         if settings.ema is not None:
             self.ema = {name: weight.detach().clone() for name, weight in self.parameters.items()}
         self.step = 0
+        self.kept = 0
+        self.skipped = 0
+        self.skipped_in_a_row = 0
         self.is_torn = False
 
-    def run(self) -> bool:
-        """Train to the end or until the time is up; returns whether it has reached the end."""
+    def run(self, asks_to_stop: Callable[[], bool] | None = None) -> bool:
+        """Train to the end, or until the time is up; returns whether it has reached the end.
+
+        asks_to_stop: looked at between two updates; if it says so on any rank, all stop as when the time is up.
+        """
         self.resume()
         deadline = time.monotonic() + 60 * (self.settings.max_minutes or math.inf)
-        reports = Averages(self.settings.log_every)
+        reports = Averages(self.settings.log_every, self.world)
         try:
-            while self.step < self.settings.steps and not self.is_late(deadline):
+            while self.step < self.settings.steps and not self.is_late(deadline) and not self.is_asked(asks_to_stop):
                 begin = time.perf_counter()
                 loss, gradient, rate = self.update()
-                report = reports.add(self.step, loss, gradient, rate, begin)
+                report = reports.add(self.step, loss, gradient, rate, begin, is_skipped=self.skipped_in_a_row > 0)
                 if report is not None:
                     self.tell(report)
                 if self.step % self.settings.save_every == 0:
                     self.checkpoint()
+                if self.is_asked(asks_to_stop):
+                    break
                 for visit in self.visits:
                     if self.step % visit.every == 0:
                         visit.work(self)
         except BaseException as error:
             # What several ranks have parts of cannot be saved by one that fails, nor what is broken.
-            if not isinstance(error, NotFinite) and not self.is_sharded and not self.is_torn:
+            if not isinstance(error, NotFinite | OutputError) and not self.is_sharded and not self.is_torn:
                 self.checkpoint()
             raise
         self.checkpoint()
-        is_done = self.step == self.settings.steps
+        is_done = self.step >= self.settings.steps
         if is_done:
-            result = mapped(self.result(), whole)
-            if self.world.is_main:
-                self.task.save(self.folder, result)
+            self.task.save(self.folder, mapped(self.result(), whole))
         return is_done
 
     @property
@@ -179,12 +204,20 @@ class Trainer:
             return False
         return self.is_anywhere(time.monotonic() >= deadline)
 
+    def is_asked(self, asks_to_stop: Callable[[], bool] | None) -> bool:
+        """Whether a stop is asked for, on any rank."""
+        return asks_to_stop is not None and self.is_anywhere(asks_to_stop())
+
     def is_anywhere(self, is_true: bool) -> bool:
         """Whether it is true on any rank. All ranks call this together."""
         return any_of(is_true, self.world, self.device)
 
     def update(self) -> tuple[Tensor, Tensor, float]:
-        """One update of the weights: its loss, the norm of its gradients, and the learning rate."""
+        """One update of the weights: its loss, the norm of its gradients, and the learning rate.
+
+        If the norm, which all ranks have in common, is no number, the weights stay as they are. Raises NotFinite when
+        that is so many times in a row.
+        """
         settings = self.settings
         rate = learning_rate(self.step, settings)
         for group in self.optimizer.param_groups:
@@ -195,16 +228,28 @@ class Trainer:
         gradients = [weight.grad for weight in self.parameters.values() if weight.grad is not None]
         average(gradients, self.world)
         gradient = clip(gradients, settings.clip)
+        is_skipped = not math.isfinite(float(gradient))
         self.is_torn = True
-        self.optimizer.step()
+        if not is_skipped:
+            self.optimizer.step()
+            self._move_average()
         self.gradients.clear()
-        if self.ema:
-            decay = settings.ema or 0.0
-            now = [local(weight.detach()) for weight in self.parameters.values()]
-            torch._foreach_lerp_([local(mean) for mean in self.ema.values()], now, 1 - decay)
         self.step += 1
+        self.skipped += is_skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if is_skipped else 0
         self.is_torn = False
+        if self.skipped_in_a_row == MOST_SKIPPED:
+            raise NotFinite(
+                f"the gradients of {MOST_SKIPPED} updates in a row are no numbers, the last at step {self.step}; look "
+                f"for bad numbers in the samples and the models, or lower the learning rate; {self.kept} steps are kept"
+            )
         return total, gradient, rate
+
+    def _move_average(self) -> None:
+        """Bring the averaged weights a little nearer to the weights."""
+        if self.ema:
+            now = [local(weight.detach()) for weight in self.parameters.values()]
+            torch._foreach_lerp_([local(mean) for mean in self.ema.values()], now, 1 - (self.settings.ema or 0.0))
 
     def result(self) -> Mapping[str, Tensor]:
         """The weights that are saved: the average, if there is one."""
@@ -214,37 +259,40 @@ class Trainer:
         """Add a line to the log and tell the listeners."""
         if not self.world.is_main:
             return
-        if not math.isfinite(report.loss):
-            raise NotFinite(
-                f"the loss is {report.loss} at step {report.step}; lower the learning rate or clip the gradients"
-            )
-        with (self.folder / LOG).open("a", encoding="utf-8") as log:
-            log.write(json.dumps({name: round(value, 8) for name, value in asdict(report).items()}) + "\n")
+        values = {name: round(value, 8) if math.isfinite(value) else None for name, value in asdict(report).items()}
+        with writing(self.folder / LOG), (self.folder / LOG).open("a", encoding="utf-8") as log:
+            log.write(json.dumps(values) + "\n")
         for listener in self.listeners:
             listener(report)
 
     def checkpoint(self) -> None:
-        """Write everything to go on from; the file before is replaced at once or not at all. All ranks call it."""
+        """Write everything to go on from; the file before is replaced at once or not at all. All ranks call it.
+
+        Raises OutputError if it cannot be written.
+        """
         state = {
             "step": self.step,
+            "skipped": self.skipped,
+            "origin": self.origin,
             "weights": {name: weight.detach() for name, weight in self.parameters.items()},
             "ema": self.ema,
             "optimizer": self.optimizer.state_dict(),
         }
         state = mapped(state, whole)
-        if not self.world.is_main:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f"{STATE}.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.folder / STATE)
+        if self.world.is_main:
+            path = self.folder / STATE
+            with writing(path, f"; {self.kept} steps are kept"):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_state(path, state)
+        self.kept = self.step
 
     def resume(self) -> None:
         """Go on from the checkpoint in the folder, if there is one. All ranks call it.
 
-        Raises InputError if it is of other weights, or if some ranks only see it.
+        Raises InputError if it is of other weights or damaged, or if some ranks only see it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / STATE
         self.is_anywhere(False)  # the first rank may be writing it still
         is_there = path.exists()
@@ -252,46 +300,75 @@ class Trainer:
             return
         if self.is_anywhere(not is_there):
             raise InputError(f"some of the {self.world.size} ranks do not see {path}; give a folder that all share")
-        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-        shapes = {name: tuple(weight.shape) for name, weight in state["weights"].items()}
-        if shapes != {name: tuple(weight.shape) for name, weight in self.parameters.items()}:
-            raise InputError(f"{path} is a checkpoint of other weights; give another folder, or remove it")
+        state = read_state(path, self.device)
+        self._check(state, path)
         with torch.no_grad():
             for name, weight in self.parameters.items():
                 weight.copy_(shared_like(weight, state["weights"][name]))
-        if self.ema and state["ema"]:
-            self.ema = {name: shared_like(self.parameters[name], mean) for name, mean in state["ema"].items()}
+        if self.ema:  # without one in the checkpoint it begins with these weights
+            means = state["ema"] or state["weights"]
+            self.ema = {name: shared_like(self.parameters[name], mean) for name, mean in means.items()}
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        optimizer = state["optimizer"]
-        for index, values in optimizer["state"].items():
-            optimizer["state"][index] = {key: shared_like(weights[index], value) for key, value in values.items()}
-        self.optimizer.load_state_dict(optimizer)
-        self.step = state["step"]
+        moments = {
+            index: {key: shared_like(weights[index], value) for key, value in values.items()}
+            for index, values in state["optimizer"]["state"].items()
+        }
+        # The settings are those of now, such as weight decay; a checkpoint brings its own.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.step = self.kept = state["step"]
+        self.skipped = state.get("skipped", 0)
         if self.world.is_main:
             forget_after(self.folder / LOG, self.step)
+
+    def _check(self, state: Mapping[str, Any], path: Path) -> None:
+        """Refuse a checkpoint of something else than what is trained."""
+        remedy = "give another folder, or remove it"
+        for name, value in state.get("origin", {}).items():
+            if name in self.origin and self.origin[name] != value:
+                raise InputError(
+                    f"{path} is a checkpoint with another {name}: {value}, and now it is {self.origin[name]}; {remedy}"
+                )
+        shapes = {name: tuple(weight.shape) for name, weight in state["weights"].items()}
+        if shapes != {name: tuple(weight.shape) for name, weight in self.parameters.items()}:
+            raise InputError(f"{path} is a checkpoint of other weights; {remedy}")
 
 
 class Averages:
     """Means of what happens between two lines of the log; values stay on the device until then."""
 
-    def __init__(self, every: int) -> None:
+    def __init__(self, every: int, world: World = ALONE) -> None:
         self.every = every
+        self.world = world
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin a new line."""
         self.losses: list[Tensor] = []
         self.gradients: list[Tensor] = []
         self.seconds = 0.0
+        self.skipped = 0
 
-    def add(self, step: int, loss: Tensor, gradient: Tensor, rate: float, begin: float) -> Report | None:
-        """Add an update that began at `begin`; the report, where one is due."""
-        self.losses.append(loss)
-        self.gradients.append(gradient)
-        report = None
-        if step % self.every == 0:
-            mean_loss, mean_gradient = (float(torch.stack(values).mean()) for values in (self.losses, self.gradients))
-            seconds = (self.seconds + time.perf_counter() - begin) / len(self.losses)
-            report = Report(step, mean_loss, mean_gradient, rate, seconds)
-            self.losses, self.gradients, self.seconds = [], [], 0.0
+    def add(
+        self, step: int, loss: Tensor, gradient: Tensor, rate: float, begin: float, *, is_skipped: bool = False
+    ) -> Report | None:
+        """Add an update that began at `begin`; the report, where one is due. All ranks call it."""
+        if is_skipped:
+            self.skipped += 1
         else:
+            self.losses.append(loss)
+            self.gradients.append(gradient)
+        if step % self.every:
             self.seconds += time.perf_counter() - begin
+            return None
+        mean_loss, mean_gradient = (
+            torch.stack(values).mean() if values else torch.full_like(loss, math.nan)
+            for values in (self.losses, self.gradients)
+        )
+        average([mean_loss], self.world)
+        seconds = (self.seconds + time.perf_counter() - begin) / (len(self.losses) + self.skipped)
+        report = Report(step, float(mean_loss), float(mean_gradient), rate, seconds, self.skipped)
+        self.clear()
         return report
 
 
@@ -334,7 +411,61 @@ def learning_rate(step: int, settings: Settings) -> float:
 
 
 def forget_after(log: Path, step: int) -> None:
-    """Remove the lines of a log that a run which goes on from `step` will write again."""
+    """Remove the lines of a log that a run which goes on from `step` will write again, and those that are torn."""
     if log.exists():
-        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
-        log.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        lines = [
+            line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if is_until(line, step)
+        ]
+        partial = log.with_name(f"{log.name}.partial")
+        with writing(log):
+            partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            os.replace(partial, log)
+
+
+def is_until(line: str, step: int) -> bool:
+    """Whether it is a whole line of a log, of no later step."""
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (ValueError, TypeError, KeyError):
+        return False
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint; it takes the place of the one before when it is on the disk, and leaves no part of itself."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def read_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """A checkpoint. Raises InputError if it is none, or damaged."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        if {"step", "weights", "ema", "optimizer"} <= state.keys():
+            return state
+        reason = "it lacks what a run goes on from"
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # damage shows in many ways
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    raise InputError(f"{path} is damaged ({reason}); put a copy in its place, or remove it to begin anew")
+
+
+@contextmanager
+def writing(path: Path, end: str = "") -> Iterator[None]:
+    """Raise OutputError for what goes wrong in the with-block, in which `path` is written."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}{end}") from error
+    except RuntimeError as error:  # torch's writer
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise OutputError(f"cannot write {path}: {str(error).partition(chr(10))[0]}{end}") from error

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from omniavatar.engine.engine import Adapter, Engine, Models
+from omniavatar.engine.out_of_memory import Place, is_out_of_memory
 from omniavatar.engine.plan import Plan, make_unit
 from omniavatar.engine.scopes import Request
 from omniavatar.errors import InputError, OmniError, PlanError, nearest
@@ -100,7 +101,22 @@ class Validation:
         self.plan = Plan(tuple(unit for unit in units if hooks(unit) != {"setup"}))
 
     def __call__(self, trainer: Trainer) -> None:
-        """Make the videos; one that cannot be made does not end the training."""
+        """Make the videos; one that cannot be made does not end the training.
+
+        Except where weights are sharded: a rank that fails has left the others in the middle of an exchange. Such a run
+        goes on from the checkpoint that is made first.
+        """
+        if trainer.is_sharded and trainer.kept != trainer.step:
+            trainer.checkpoint()
+        try:
+            self._make(trainer)
+        except Exception as error:
+            self._pass_over(trainer, trainer.folder / FOLDER, error)
+        gc.collect()
+        if self.lenders[0].device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _make(self, trainer: Trainer) -> None:
         lender = self.lenders[0]
         devices = [lender.device] if lender.device.type == "cuda" else []
         with torch.random.fork_rng(devices), self._borrowed(trainer):
@@ -116,12 +132,17 @@ class Validation:
                 path = trainer.folder / FOLDER / f"step-{trainer.step:06}-{number}.mp4"
                 try:
                     engine.generate(self._to(path, request))
-                except OmniError as error:
-                    log.warning("%s cannot be made: %s", path, error)
-            del engine
-        gc.collect()
-        if devices:
-            torch.cuda.empty_cache()
+                except Exception as error:
+                    self._pass_over(trainer, path, error)
+                    if devices:
+                        torch.cuda.empty_cache()
+
+    def _pass_over(self, trainer: Trainer, path: Path, error: Exception) -> None:
+        """Tell in one line why there is no video. Raises the error if other ranks wait for this one."""
+        if trainer.is_sharded and not isinstance(error, OmniError):
+            raise error
+        log.warning("%s cannot be made: %s", path, reason(error))
+        log.debug("", exc_info=error)
 
     def _to(self, path: Path, request: Request) -> Request:
         """The request with its output, if this rank writes it."""
@@ -138,6 +159,16 @@ class Validation:
                 stack.callback(network.train, network.training)
             stack.enter_context(holding(trainer.parameters, trainer.result(), lender.dtype))
             yield
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, OmniError):
+        return str(error)
+    if is_out_of_memory(error):
+        place = str(Place.of(error))
+        return f"{f'out of memory {place}'.rstrip()}; try a smaller validation.seconds"
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 @contextmanager

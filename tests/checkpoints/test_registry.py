@@ -87,6 +87,39 @@ def test_lora_files(tmp_path: Path, prefix: str, down: str, up: str) -> None:
     assert lora.constants == {"rank": 3, "alpha": 3}
 
 
+def test_the_alpha_of_a_lora_may_stand_in_config_json(tmp_path: Path) -> None:
+    state = {name: value for name, value in delta_state().items() if ".lora_" in name}
+    file = write_safetensors(tmp_path / "lora.safetensors", state)
+    for settings, name, alpha in (
+        ({"lora_alpha": 64}, "config.json", 64),
+        ({"lora_alpha": 8}, "adapter_config.json", 8),
+    ):
+        (tmp_path / name).write_text(json.dumps(settings))
+        detection = Registry.builtin().detect(file)
+        assert (detection.row.name, detection.components[0].constants) == ("LoRA", {"rank": 4, "alpha": alpha})
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "roles"),
+    [
+        (["audio_"], {"audio_adapter"}),
+        (["patch_embedding."], {"dit"}),
+        (["audio_", "blocks."], {"audio_adapter", "lora"}),
+        (["patch_embedding.", "blocks."], {"dit", "lora"}),
+    ],
+)
+def test_a_part_of_a_delta(tmp_path: Path, prefixes: list[str], roles: set[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"lora_alpha": 2}))
+    state = {name: value for name, value in delta_state().items() if name.startswith(tuple(prefixes))}
+    detection = Registry.builtin().detect(write_safetensors(tmp_path / "part.safetensors", state))
+    by_role = {component.role: component for component in detection.components}
+    assert (detection.row.name, detection.row.is_delta, by_role.keys()) == ("OmniAvatar-part", True, roles)
+    assert sum(len(component.tensors) for component in by_role.values()) == len(state)
+    assert "dit" not in roles or by_role["dit"].config == {"in_dim": 33}
+    assert "lora" not in roles or by_role["lora"].constants == {"rank": 4, "alpha": 2}
+    assert "audio_adapter" not in roles or by_role["audio_adapter"].config == ADAPTER
+
+
 def test_a_wav2vec2_folder(tmp_path: Path) -> None:
     folder = tmp_path / "wav2vec2"
     write_safetensors(folder / "model.safetensors", {"wav2vec2.masked_spec_embed": torch.zeros(4)})

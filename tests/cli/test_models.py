@@ -46,7 +46,8 @@ def test_inspect_as_json(tmp_path: Path) -> None:
 
 
 def test_inspect_unknown(tmp_path: Path) -> None:
-    file = write_safetensors(tmp_path / "x.safetensors", {"patch_embedding.weight": torch.zeros(3, 16, 1, 2, 2)})
+    state = {"patch_embedding.weight": torch.zeros(3, 16, 1, 2, 2), "surprise": torch.zeros(1)}
+    file = write_safetensors(tmp_path / "x.safetensors", state)
     result = omni("inspect", file)
     assert isinstance(result.exception, CheckpointError)
     assert "nearest is" in str(result.exception)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from omniavatar.cli.train import read
 from omniavatar.config import find_config, packaged_configs, parse_config, read_yaml
@@ -28,6 +31,7 @@ from omniavatar.testing.tiny import ADAPTER, write_original
 from omniavatar.training import trainer
 from omniavatar.training.clips import Clip, write_clip
 from omniavatar.training.diffusion import DiffusionConfig, DiffusionTask
+from omniavatar.training.folder import claimed
 from omniavatar.training.preparation import Preparation
 from omniavatar.training.samples import read_shard
 from omniavatar.training.takes import Take
@@ -202,6 +206,29 @@ def test_bad_validation_is_found_before_anything_starts(
     assert message in outcome.error
 
 
+@pytest.mark.parametrize("train", [{"lora": {"rank": 4}}, {"weights": ["dit.*"]}], ids=str)
+def test_what_was_trained_alone_is_used(omni: Omni, config: Path, studio: Path, train: dict[str, Any]) -> None:
+    """A delta with the other model files, a whole transformer in place of one."""
+    content = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump({**content, "train": train, "cache": None}))
+    trained = omni("train", "--config", config, "--set", "trainer.steps=1")
+    assert (trained.code, trained.out) == (0, f"out  (trained, 1 steps)\n{HINT}"), trained.err
+    inputs = (f"--image={PORTRAIT}", f"--audio={studio / 'speech.wav'}", "--prompt=A man talks.")
+    small = ("--seconds=0.3", "--euler.steps=1", "--audio.silence=0", "--output=talk.mp4")
+    run = omni("run", "--config=out/run.yaml", *inputs, *small)
+    assert run.code == 0, run.err
+
+
+def test_a_result_that_cannot_be_used_is_said(omni: Omni, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(self: DiffusionTask, folder: Path, weights: Any) -> None:
+        torch.save({"surprise": torch.zeros(1)}, folder / "pytorch_model.pt")
+
+    monkeypatch.setattr(DiffusionTask, "save", save)
+    trained = omni("train", "--config", config, "--set", "trainer.steps=1")
+    assert (trained.code, trained.out) == (0, "out  (trained, 1 steps)\n")
+    assert f"omni: omni run cannot use the result as it is: {Path('out/pytorch_model.pt').absolute()}" in trained.err
+
+
 def test_a_run_that_was_stopped_goes_on_bit_by_bit(
     omni: Omni, config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +265,33 @@ def test_a_second_interruption_does_not_wait(omni: Omni, config: Path, monkeypat
     monkeypatch.setattr(DiffusionTask, "loss", interrupted)
     assert omni("train", "--config", config).code == 130
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.slow
+def test_an_interruption_keeps_what_several_ranks_have_parts_of(config: Path, folder: Path) -> None:
+    """Ctrl-C for the launcher, which passes it on to the ranks."""
+    changes = ("units=default+fsdp", "trainer.steps=100000", "trainer.save_every=100000")
+    command = [sys.executable, "-m", "omniavatar", "train", "--config", str(config), "--gpus", "2", "--device", "cpu"]
+    with (folder / "stderr").open("w+") as errors:
+        process = subprocess.Popen(
+            [*command, *(f"--set={change}" for change in changes)], stderr=errors, start_new_session=True
+        )
+        try:
+            lines = folder / "out" / "log.jsonl"
+            until = time.monotonic() + 120
+            while process.poll() is None and time.monotonic() < until and not lines.exists():
+                time.sleep(0.1)
+            os.killpg(process.pid, signal.SIGINT)
+            code = process.wait(60)
+        finally:
+            process.kill()
+        errors.seek(0)
+        said = errors.read().splitlines()
+    assert code == 130, said
+    steps = torch.load(folder / "out" / "state.pt", weights_only=True)["step"]
+    assert 1 <= steps < 100000
+    assert said[-1] == f"omni: interrupted; {steps} steps are kept in out; the same command goes on"
+    assert sum("stopping after this step" in line for line in said) == 1
 
 
 def test_time_that_is_up_ends_a_call(omni: Omni, config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,12 +339,13 @@ def test_preparing_goes_on_where_it_was_stopped(
 
     monkeypatch.setattr(Preparation, "sample", interrupted)
     prepare = ("train", "prepare", "--config", config, "--set", "cache=new")
-    assert omni(*prepare).code == 130
+    stopped = omni(*prepare)
+    assert stopped.code == 130
+    assert stopped.err.endswith("omni: interrupted; 1 samples are kept in new; the same command goes on\n")
     assert (
         "was not finished; make it with omni train prepare"
         in omni("train", "--config", config, "--set=cache=new").error
     )
-    assert "new was made with another workers: 1, and now it is 2" in omni(*prepare, "--workers", "2").error
     assert omni(*prepare).out == "new  (2 samples, bad clips: 1, see skipped.jsonl)\n"
     assert len(takes) == 3
     assert not (folder / "new" / "unfinished.json").exists()
@@ -315,7 +370,12 @@ def test_several_processes_prepare_the_same(omni: Omni, config: Path, folder: Pa
         ("samples.frames=13", "another samples.frames: 9, and now it is 13"),
         ("settings.audio.segment=10", "another units.audio: "),
         ("dtype=bf16", 'another dtype: "float32", and now it is "bfloat16"'),
-        ("data.prompt=Hello", "another clips.prompt: "),
+        ("data.prompt=Hello", "another clips.prompts: "),
+        (
+            "data.limits.min_frames=20",
+            "another clips.limits.min_frames: 17, and now it is 20; set that back",
+        ),
+        ("variants=2", "another variants: 1, and now it is 2; set that back, or remove the cache and make it anew"),
     ],
 )
 def test_a_cache_of_other_settings_is_refused(omni: Omni, config: Path, change: str, named: str) -> None:
@@ -360,6 +420,24 @@ def test_a_cache_of_other_weights_is_refused(omni: Omni, config: Path, studio: P
             "trainer.steps = 0: input should be greater than or equal to 1",
         ),
         (["--config=train.yaml", "--set=trainer=null"], "trainer = None: "),
+        (["--config=train.yaml", "--set=trainer.betas=[2,3]"], "trainer.betas.0 = 2: input should be less than 1"),
+        (
+            ["--config=train.yaml", "--set=objective.drop.audio=7"],
+            "objective.drop.audio = 7: input should be less than",
+        ),
+        (
+            ["--config=train.yaml", "--set=objective.drop.audio=-1"],
+            "objective.drop.audio = -1: input should be greater",
+        ),
+        (
+            ["--config=train.yaml", "--set=objective.first=0.6", "--set=objective.last=0.5"],
+            "there is no noise level between first = 0.6 and last = 0.5",
+        ),
+        (["--config=train.yaml", "--set=dtype=fp16"], "dtype fp16 cannot be trained with; choices: bf16, fp32"),
+        (
+            ["--config=train.yaml", "--set=dtype=bf16", "--set=trainer.precision=fp32"],
+            "trainer.precision fp32 does not go with networks in bf16; leave it at auto, or give --set dtype=fp32",
+        ),
         (["--config=train.yaml", "--max-minutes=0"], "trainer.max_minutes = 0.0: input should be greater than 0"),
         (
             ["--config=train.yaml", "--set=settings.eulr.steps=1"],
@@ -402,6 +480,59 @@ def test_a_checkpoint_of_other_weights_is_one_line(omni: Omni, config: Path) -> 
     other = omni("train", "--config", config, "--set", "train.lora.rank=8")
     assert other.code == 2
     assert other.err.endswith("out/state.pt is a checkpoint of other weights; give another folder, or remove it\n")
+
+
+def test_a_checkpoint_with_another_base_is_refused_by_its_name(omni: Omni, config: Path, studio: Path) -> None:
+    call = ("train", "--config", config, "--set", "trainer.steps=1")
+    assert omni(*call).code == 0
+    other = omni(*call, "--set", "train.lora.alpha=64")
+    assert other.code == 2
+    assert "out/state.pt is a checkpoint with another train.lora.alpha: 2, and now it is 64; give another" in other.err
+    shutil.copytree(studio / "models", "models")
+    path = next(Path("models", "Wan2.1-T2V-tiny").glob("*.safetensors"))
+    save_file({name: value + 1 for name, value in load_file(path).items()}, path)
+    moved = omni(*call, "--models-dir", "models")
+    assert "out/state.pt is a checkpoint with another weights.dit: " in moved.err
+
+
+def test_networks_in_bf16_are_trained_in_bf16(omni: Omni, config: Path, folder: Path) -> None:
+    changes = ("--set", "dtype=bf16", "--set", "cache=null", "--set", "trainer.steps=2")
+    assert omni("train", "--config", config, *changes).out == f"out  (trained, 2 steps)\n{HINT}"
+    assert all(line["skipped"] == 0 for line in log(folder / "out"))
+
+
+def test_a_run_says_what_it_has_skipped(omni: Omni, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, calls = DiffusionTask.loss, []
+
+    def faulty(self: DiffusionTask, batch: Any) -> torch.Tensor:
+        calls.append(batch)
+        return loss(self, batch) * (torch.nan if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(DiffusionTask, "loss", faulty)
+    done = omni("train", "--config", config)
+    assert done.out == f"out  (trained, 4 steps, 1 of them skipped: their gradients were no numbers)\n{HINT}"
+    assert all(value.isfinite().all() for value in weights(Path("out")).values())
+
+
+def test_a_folder_belongs_to_one_run_at_a_time(omni: Omni, config: Path, folder: Path) -> None:
+    with claimed(folder / "out"):
+        taken = omni("train", "--config", config)
+    assert (taken.code, taken.error) == (
+        2,
+        "another run trains in 'out'; wait until it has ended, or name another output",
+    )
+    assert omni("train", "--config", config, "--quiet").code == 0
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_loaded(
+    omni: Omni, config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omniavatar.cli.train.samples_of", None)
+    (folder / "file").write_text("")
+    for output in ("file", "file/out"):
+        refused = omni("train", "--config", config, "--output", output)
+        assert (refused.code, refused.error) == (2, f"output '{output}' is a file or lies in one; name a folder")
+    assert "cannot write in output '/proc/out': " in omni("train", "--config", config, "--output", "/proc/out").error
 
 
 def test_nothing_usable_is_one_line(omni: Omni, config: Path, folder: Path) -> None:

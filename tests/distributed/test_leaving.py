@@ -53,6 +53,20 @@ def test_a_signal_is_an_error_in_the_main_thread() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_signal_that_something_has_taken_over_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as training, which ends the update in work first, however long that takes."""
+    monkeypatch.setattr(leaving, "GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(leaving, "leave", never)
+    left: list[Stopped] = []
+    heard: list[int] = []
+    with stoppable(left.append):
+        before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+        sent(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
+    assert not left
+
+
 def test_closing_is_not_disturbed_by_further_signals() -> None:
     closed = []
     with pytest.raises(Stopped, match="ended by SIGINT"), stoppable(never):  # noqa: PT012

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from omniavatar.errors import InputError, OutputError
+from omniavatar.errors import CheckpointError, InputError, OutputError, PlanError
 from omniavatar.training.data import Clips
 from omniavatar.training.data_clip import Clip, Limits, Unusable, random_piece
-from omniavatar.training.data_faults import SKIPPED, Faults
+from omniavatar.training.data_faults import SKIPPED, Fault, Faults
 from omniavatar.training.data_list import Entry
+from omniavatar.training.takes import FilmedSource, Share, Take, TakeSettings
 from tests.media.samples import convert, numbered_frames, numbers_in, single_line, write_lossless
 
 LIMITS = Limits(sizes=((32, 64),), no_sound="silence")
@@ -165,3 +167,77 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write"):
         Faults(entries(1), path=tmp_path / "file" / SKIPPED)
+
+
+def test_a_clip_that_was_repaired_is_tried_again(tmp_path: Path) -> None:
+    clips = [replace(entry, video=tmp_path / entry.video) for entry in entries(3)]
+    for entry in clips:
+        entry.video.write_text("broken")
+    faults = Faults(clips, most=1, path=tmp_path / SKIPPED)
+    for entry in clips[:2]:
+        faults.add(entry, Unusable("dark", "dark"))
+    clips[0].video.write_text("repaired")
+    again = Faults(clips, path=tmp_path / SKIPPED, resume=True)
+    assert set(again.found) == {clips[1]}
+    worded = [replace(entry, prompt="Repaired.") for entry in clips]
+    assert not Faults(worded, path=tmp_path / SKIPPED, resume=True).found
+
+
+def test_faults_can_be_judged_elsewhere(tmp_path: Path) -> None:
+    clips = entries(4)
+    told: list[Fault] = []
+    here = Faults(clips, most=0, path=tmp_path / SKIPPED, report=told.append)
+    for entry in clips:
+        here.add(entry, Unusable("dark", "dark"))
+    assert [fault.place for fault in told] == [entry.place for entry in clips]
+    assert (tmp_path / SKIPPED).read_text() == ""
+    elsewhere = Faults(clips, most=0.5, path=tmp_path / SKIPPED)
+    for fault in told[:2]:
+        elsewhere.record(fault)
+    with pytest.raises(InputError, match=r"^3 of 4 clips cannot be used: 3 dark"):
+        elsewhere.record(told[2])
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), PlanError("wrong"), CheckpointError("torn")]
+)
+def test_what_is_wrong_with_the_run_is_no_fault_of_a_clip(error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    faults = Faults(entries(4), most=1)
+    with pytest.raises(type(error)):
+        faults.attempt(faults.entries[0], fail)
+    assert not faults.found
+
+
+def test_errors_behind_the_reading_are_faults_of_the_clip(mixed: list[Entry]) -> None:
+    """Of the second of two good clips, in order and at random."""
+
+    def make(take: Take) -> str:
+        if take.prompt == "odd":
+            raise ValueError("odd")
+        return take.prompt
+
+    settings, wanted = TakeSettings(frames=5, prefixes=(1,)), Limits(sizes=((32, 64),), no_sound="silence")
+    pair = [replace(mixed[0], prompt="fine"), replace(mixed[3], prompt="odd")]
+    clips = Clips(pair, wanted, Faults(pair))
+    assert list(FilmedSource(clips).each(settings, Share(2), make)) == [("0/0", "fine"), ("0/1", "fine")]
+    assert [fault.reason for fault in clips.faults.found.values()] == ["ValueError: odd"]
+    clips = Clips(pair, wanted, Faults(pair))
+    assert {FilmedSource(clips).draw(settings, seeded(seed), make) for seed in range(8)} == {"fine"}
+    assert set(clips.faults.found) == {pair[1]}
+
+
+def test_parts_take_the_same_of_a_clip_as_one_does_alone(mixed: list[Entry]) -> None:
+    settings = TakeSettings(frames=5, prefixes=(5,), no_prefix=0)
+    source = FilmedSource(Clips(mixed, LIMITS, Faults(mixed, most=1)))
+
+    def starts(share: Share) -> dict[str, int]:
+        return dict(source.each(settings, share, lambda take: take.start))
+
+    whole = starts(Share(6))
+    assert len(set(whole.values())) > 3
+    assert {**starts(Share(6, part=0, parts=2)), **starts(Share(6, part=1, parts=2))} == whole
+    left = starts(Share(6, frozenset(list(whole)[:7])))
+    assert left == {key: whole[key] for key in list(whole)[7:]}

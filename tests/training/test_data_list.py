@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from omniavatar.errors import InputError
-from omniavatar.training.data_list import DEFAULT_PROMPT, Entry, read_entries
+from omniavatar.training.data_clip import Limits, Unusable, open_clip
+from omniavatar.training.data_list import DEFAULT_PROMPT, Entry, identity, read_entries
 from tests.media.samples import single_line
 
 
@@ -66,21 +68,13 @@ def test_a_csv_and_the_same_as_jsonl(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "video,sound\n", r"a\.csv:1: unknown column 'sound'; choices: audio, prompt, video"),
-        ("a.csv", "video,promt\n", r"unknown column 'promt'; did you mean 'prompt'"),
+        ("a.csv", "video,promt\n", r"a\.csv:1: unknown column 'promt'; did you mean 'prompt'"),
+        ("a.csv", "Video\n", r"unknown column 'Video'; did you mean 'video'"),
         ("a.csv", "\nprompt\nx\n", r"a\.csv:2: there is no column 'video'"),
         ("a.csv", "video,video\n", r"column 'video' stands there twice"),
-        ("a.csv", "video,prompt\nb.mp4,Hi, there\n", r"a\.csv:2: 3 values for 2 columns; put quotation marks"),
-        ("a.csv", "video,prompt\n,Hello\n", r"a\.csv:2: no video is named"),
         ("a.csv", 'video\nb.mp4\n"c.mp4\n', r"a\.csv:3: .*write it as CSV"),
         ("a.csv", "video\n", "names no clip"),
         ("a.csv", "", "names no clip"),
-        ("a.jsonl", '{"video": "a.mp4"}\n{"video": \n', r"a\.jsonl:2: not JSON: .*an object of its own"),
-        ("a.jsonl", "[" * 100000, r"a\.jsonl:1: not JSON"),
-        ("a.jsonl", '["a.mp4"]', r"a\.jsonl:1: \[\"a.mp4\"\] is not an object"),
-        ("a.jsonl", '{"video": 3}', r"a\.jsonl:1: video is 3; give a text"),
-        ("a.jsonl", '{"vido": "a.mp4"}', r"unknown key 'vido'; did you mean 'video'"),
-        ("a.jsonl", '{"prompt": "x"}', "no video is named"),
         ("a.jsonl", "\n", "names no clip"),
         ("a.xlsx", "", r"is not a list of clips; give a folder, a \.csv or a \.jsonl file"),
         ("folder/a.txt", "", "holds no video; it needs files that end in .3gp, "),
@@ -93,11 +87,67 @@ def test_a_broken_list_is_explained(tmp_path: Path, name: str, content: str, mes
     single_line(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("a.csv", "video,prompt\n{}b.mp4,Hi, there\n", "3 values for 2 columns; put quotation marks"),
+        ("a.csv", "video,prompt\n{},Hello\n", "no video is named"),
+        ("a.jsonl", '{}{"video": \n', "not JSON: .*an object of its own"),
+        ("a.jsonl", "{}" + "[" * 100000, "not JSON"),
+        ("a.jsonl", '{}["a.mp4"]', r"\[\"a.mp4\"\] is not an object"),
+        ("a.jsonl", '{}{"video": 3}', "video is 3; give a text"),
+        ("a.jsonl", '{}{"vido": "a.mp4"}', "unknown key 'vido'; did you mean 'video'"),
+        ("a.jsonl", '{}{"prompt": "x"}', "no video is named"),
+    ],
+)
+def test_a_bad_row_is_a_fault_of_its_clip(tmp_path: Path, name: str, content: str, fault: str) -> None:
+    """The rows before it are as they were; whether the run ends is not for the list to say."""
+    good = "good.mp4,\n" if name == "a.csv" else '{"video": "good.mp4"}\n'
+    one, bad = read_entries(write(tmp_path / name, content.replace("{}", good, 1)))
+    assert (one.video, one.fault) == (tmp_path / "good.mp4", None)
+    assert bad.fault is not None
+    assert re.match(fault, bad.fault)
+    assert "\n" not in bad.fault
+    with pytest.raises(Unusable, match=fault) as caught:
+        open_clip(bad, Limits())
+    assert caught.value.kind == "bad entry"
+
+
+def test_other_columns_are_passed_over(tmp_path: Path) -> None:
+    table = read_entries(write(tmp_path / "a.csv", "id,video,fps,,\n7,a.mp4,25,,\n"))
+    lines = read_entries(write(tmp_path / "a.jsonl", '{"id": 7, "video": "a.mp4"}'))
+    assert [(entry.video, entry.fault) for entry in (*table, *lines)] == [(tmp_path / "a.mp4", None)] * 2
+
+
+def test_clips_are_the_same_wherever_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And others when one is added, changed, or described in other words."""
+
+    def told(path: Path) -> dict[str, object]:
+        return identity(read_entries(path), path)
+
+    clips = write(tmp_path / "clips" / "a.mp4").parent
+    before = told(clips)
+    monkeypatch.chdir(tmp_path)
+    assert told(Path("clips")) == before
+    (tmp_path / "clips").rename(tmp_path / "moved")
+    assert told(Path("moved")) == before
+    write(Path("moved", "a.txt"), "A man talks.")
+    worded = told(Path("moved"))
+    assert {name for name in before if before[name] != worded[name]} == {"prompts"}
+    write(Path("moved", "a.mp4"), "more")
+    changed = told(Path("moved"))
+    assert {name for name in before if worded[name] != changed[name]} == {"files"}
+    write(Path("moved", "b.mp4"))
+    assert told(Path("moved"))["count"] == 2
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for name in ("none.csv", "none"):
         with pytest.raises(InputError, match=f"cannot read the list of clips '.*{name}': No such file"):
             read_entries(tmp_path / name)
     write(tmp_path / "a.mp4")
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match=r"cannot read the prompt '.*a\.txt': it is not UTF-8 text"):
-        read_entries(tmp_path)
+    write(tmp_path / "b.mp4")
+    bad, good = read_entries(tmp_path)
+    assert bad.fault == f"cannot read the prompt '{tmp_path / 'a.txt'}': it is not UTF-8 text"
+    assert (good.prompt, good.fault) == (DEFAULT_PROMPT, None)

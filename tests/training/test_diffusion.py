@@ -29,7 +29,7 @@ def task(folder: Path, *, expression: str = "default", **fields: Any) -> Diffusi
         with CacheWriter(cache) as writer:
             for number in range(4):
                 choice = Choice(0, 9, 1, 0) if number % 2 else Choice(number + 4, 9, 5, 20)
-                writer.add(run.preparation().sample(Take.of(Striped(), choice)))
+                writer.add(run.preparation().sample(Take.of(Striped(), choice)), str(number))
         write_origin(cache, run.origin())
     return run.task(CachedSamples.open(cache, run.origin(), "cpu"))
 

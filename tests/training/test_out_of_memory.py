@@ -9,9 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from omniavatar.builtin import omni_units
 from omniavatar.engine.out_of_memory import Shortage
+from omniavatar.testing.tiny import TinyModels
+from omniavatar.training.samples import LiveSamples
 from omniavatar.training.trainer import STATE, Settings, Trainer
 from omniavatar.units import GradientCheckpointing
+from tests.training.scenes import diffusion
+
+SMALLER = "a smaller samples.max_tokens, samples.frames or batch"
+SPREAD = "several GPUs, units with +fsdp"
 
 
 class Grows(torch.autograd.Function):
@@ -55,5 +62,24 @@ def test_the_step_is_named_and_what_is_done_is_kept(tmp_path: Path) -> None:
     assert shortage is not None
     line = shortage.explain({GradientCheckpointing.name: GradientCheckpointing})
     assert line.startswith("out of memory while training, step 3, on the way back: 2.50 GiB more asked for")
-    assert line.endswith("; try --units with +gradient-checkpointing or smaller clips")
+    assert line.endswith(f"; try units with +gradient-checkpointing, {SMALLER} or {SPREAD}")
     assert (tmp_path / STATE).exists()
+
+
+def test_a_network_that_is_too_large_asks_for_more_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And for no option of `omni run`."""
+
+    def load(*_: object, **__: object) -> nn.Module:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+
+    (tmp_path / "sounds").mkdir()
+    run = diffusion(tmp_path)
+    samples = LiveSamples(run.preparation(), run.source(tmp_path), run.config.samples)
+    monkeypatch.setattr(TinyModels, "load", load)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        run.task(samples)
+    shortage = Shortage.of(caught.value)
+    assert shortage is not None
+    line = shortage.explain({unit.name: unit for unit in omni_units()})
+    assert line.startswith("out of memory while loading the network '")
+    assert line.endswith(f"; try {SPREAD} or a smaller model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from omniavatar.engine.scopes import Request, Window
 from omniavatar.engine.windows import Span
 from omniavatar.hookspecs import hookimpl
 from omniavatar.testing.tiny import TinyModels
+from omniavatar.training.data_clip import Unusable
 from omniavatar.training.preparation import CLEAN, Shapes, joined
 from tests.training.scenes import Striped, diffusion, plan, take
 
@@ -112,3 +114,10 @@ def test_a_silent_take_hears_silence(preparation: Any) -> None:
     chosen = take()
     silent = dataclasses.replace(chosen, sound=np.zeros_like(chosen.sound))
     assert not preparation.sample(silent)["audio_rows"].equal(preparation.sample(chosen)["audio_rows"])
+
+
+def test_numbers_that_are_not_finite_are_a_fault_of_the_clip(tmp_path: Path) -> None:
+    preparation = diffusion(tmp_path).preparation()
+    next(preparation.engine.model("vae").encoder.parameters()).data.fill_(float("nan"))
+    with pytest.raises(Unusable, match="'clean' with numbers that are not finite"):
+        preparation.sample(take())

@@ -7,6 +7,7 @@ arguments.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -22,9 +23,10 @@ from omniavatar.testing.tiny import TinyModels
 from omniavatar.training.diffusion import Diffusion, DiffusionTask
 from omniavatar.training.gradients import Batch
 from omniavatar.training.samples import CachedSamples, CacheWriter, write_origin
+from omniavatar.training.sharded import local
 from omniavatar.training.takes import Choice, Take
-from omniavatar.training.trained import WHOLE
-from omniavatar.training.trainer import LOG, Settings, Trainer, generator
+from omniavatar.training.trained import DELTA, WHOLE
+from omniavatar.training.trainer import LOG, STATE, Settings, Trainer, generator
 from tests.distributed.conftest import run_program
 from tests.training.scenes import Striped, config, plan
 
@@ -53,7 +55,7 @@ class Numbered(DiffusionTask):
 
 def task(way: str, folder: Path, world: World, taken: int = 0) -> Numbered:
     expression, train = WAYS[way]
-    settings = config(folder, train=train)
+    settings = config(folder, train=train, merged=True)
     cpu = torch.device("cpu")
     run = Diffusion.open(settings, plan(expression), TinyModels(), device=cpu, dtype=torch.float32, world=world)
     made = run.task(CachedSamples.open(folder / "cache", run.origin(), "cpu"))
@@ -86,7 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     with CacheWriter(folder / "cache") as writer:
         for number in range(4):
-            writer.add(run.preparation().sample(Take.of(Striped(), Choice(number + 4, 9, 5, 20))))
+            writer.add(run.preparation().sample(Take.of(Striped(), Choice(number + 4, 9, 5, 20))), str(number))
     write_origin(folder / "cache", run.origin())
     for way in WAYS:
         learn(way, folder, ALONE)
@@ -95,11 +97,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def results(folder: Path) -> dict[str, torch.Tensor]:
-    """What was saved."""
-    if (folder / WHOLE).exists():
-        return load_file(folder / WHOLE)
-    delta: dict[str, torch.Tensor] = torch.load(folder / "pytorch_model.pt", weights_only=True)
-    return delta
+    """What was saved: all weights, and what was trained where that is not all."""
+    delta: dict[str, torch.Tensor] = {}
+    if (folder / DELTA).exists():
+        delta = torch.load(folder / DELTA, weights_only=True)
+    return {**load_file(folder / WHOLE), **delta}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -127,6 +129,50 @@ def test_a_checkpoint_that_is_written_late_is_awaited(folder: Path) -> None:
 def test_a_checkpoint_that_one_rank_sees_only_is_refused_on_all(folder: Path) -> None:
     for rank in range(2):
         assert "some of the 2 ranks do not see" in (folder / f"own{rank}" / "refusal").read_text()
+
+
+@pytest.mark.parametrize("way", ["whole", "sharded"])
+def test_a_stop_that_one_rank_is_asked_for_keeps_the_steps_of_all(folder: Path, way: str) -> None:
+    steps = [json.loads((folder / "asked" / way / f"{rank}.json").read_text()) for rank in range(2)]
+    assert steps == [[2, False]] * 2
+    assert torch.load(folder / "asked" / way / STATE, weights_only=True)["step"] == 2
+
+
+@pytest.mark.parametrize("way", ["whole", "sharded"])
+def test_bad_numbers_of_one_rank_make_all_skip_an_update(folder: Path, way: str) -> None:
+    assert [(folder / "bad" / way / f"{rank}").read_text() for rank in range(2)] == ["1 True"] * 2
+
+
+def test_the_log_has_the_mean_loss_of_all_ranks(folder: Path) -> None:
+    one, two = (
+        [json.loads(line)["loss"] for line in (folder / "whole" / name / "whole" / LOG).read_text().splitlines()]
+        for name in ("one", "ranks")
+    )
+    assert two == pytest.approx(one, rel=1e-4)
+
+
+def stop_early(way: str, folder: Path, world: World) -> None:
+    """The second rank is asked to stop after two updates."""
+    output = folder / "asked" / way
+    trainer = Trainer(task(way, folder, world), Settings(steps=STEPS), output, world=world)
+    is_done = trainer.run(lambda: world.rank == 1 and trainer.step == 2)
+    (output / f"{world.rank}.json").write_text(json.dumps([trainer.step, is_done]))
+
+
+def have_bad_numbers(way: str, folder: Path, world: World) -> None:
+    """The second rank's loss is none."""
+    faulty = task(way, folder, world)
+    if world.rank == 1:
+        loss = faulty.loss
+        faulty.loss = lambda batch: loss(batch) * math.nan  # type: ignore[method-assign]
+    output = folder / "bad" / way
+    output.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(faulty, Settings(steps=STEPS), output, world=world)
+    before = [local(weight.detach()).clone() for weight in trainer.parameters.values()]
+    trainer.update()
+    is_same = all(map(torch.equal, before, map(local, trainer.parameters.values())))
+    trainer.checkpoint()
+    (output / str(world.rank)).write_text(f"{trainer.skipped} {is_same}")
 
 
 def resume_late(folder: Path, world: World) -> None:
@@ -160,6 +206,9 @@ def main(folder: Path) -> None:
             learn(way, folder, world)
         resume_late(folder, world)
         resume_apart(folder, world)
+        for way in ("whole", "sharded"):
+            stop_early(way, folder, world)
+            have_bad_numbers(way, folder, world)
 
 
 if __name__ == "__main__":

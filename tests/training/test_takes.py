@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from omniavatar.training.clips import write_wave
-from omniavatar.training.takes import Choice, DrawnSource, Take, TakeSettings
+from omniavatar.training.takes import Choice, DrawnSource, Share, Take, TakeSettings
 from omniavatar.training.trainer import generator
 from tests.training.scenes import Striped, take
 
@@ -95,12 +95,15 @@ def test_procedural_clips_of_a_sound(tmp_path: Path) -> None:
     write_wave(path, (0.5 * np.sin(2 * np.pi * 500 * times)).astype(np.float32))
     source = DrawnSource(range(7, 9), frames=25, side=32, sounds=(path,))
     settings = TakeSettings(frames=9, prefixes=(1, 5))
-    one, again = (list(source.takes(settings, variants=2)) for _ in range(2))
-    assert len(one) == 4
-    assert all(np.array_equal(a.pictures, b.pictures) for a, b in zip(one, again, strict=True))
-    assert len({taken.prompt for taken in one}) == 2
+    one, again = (dict(source.each(settings, Share(2), lambda take: take)) for _ in range(2))
+    assert set(one) == {"0/0", "0/1", "1/0", "1/1"}
+    assert all(np.array_equal(one[key].pictures, again[key].pictures) for key in one)
+    assert len({taken.prompt for taken in one.values()}) == 2
+    rest = dict(source.each(settings, Share(2, {"1/0"}, part=1, parts=2), lambda take: take))
+    assert set(rest) == {"1/1"}, "its part, but for what is done"
+    assert np.array_equal(rest["1/1"].pictures, one["1/1"].pictures)
     clip = source.clip(7)
     assert clip.drawn.mouth[2:, 0].max() > 0.3, "the mouth follows the tone"
-    taken = source.take(settings, torch.Generator().manual_seed(1))
+    taken = source.draw(settings, torch.Generator().manual_seed(1), lambda take: take)
     assert len(taken.pictures) == 9
     assert len(taken.sound) == 24 * 640

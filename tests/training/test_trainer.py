@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from omniavatar.errors import InputError
+from omniavatar.errors import InputError, OutputError
 from omniavatar.training.gradients import Batch
-from omniavatar.training.trainer import LOG, STATE, Report, Settings, Trainer, generator, learning_rate
+from omniavatar.training.trainer import LOG, STATE, Report, Settings, Trainer, Visit, generator, learning_rate
 
 
 class Line:
@@ -145,13 +146,153 @@ def test_nothing_to_train_is_refused(tmp_path: Path) -> None:
         Trainer(task, settings(), tmp_path)
 
 
-def test_a_loss_that_is_no_number_stops_it(tmp_path: Path) -> None:
-    class Broken(Line):
-        def loss(self, batch: Batch) -> Tensor:
-            return super().loss(batch) * math.nan
+class Faulty(Line):
+    """Has bad numbers in its nth losses."""
 
-    with pytest.raises(InputError, match="the loss is nan at step 10; lower the learning rate"):
-        Trainer(Broken(), settings(), tmp_path).run()
+    def __init__(self, *bad: int) -> None:
+        super().__init__()
+        self.bad = bad
+
+    def loss(self, batch: Batch) -> Tensor:
+        factor = math.nan if len(self.seen) in self.bad else 1.0
+        return super().loss(batch) * factor
+
+
+@pytest.mark.parametrize("clip", [1.0, None])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_updates_that_are_no_numbers_are_left_out(tmp_path: Path, clip: float | None, accumulate: int) -> None:
+    """The weights, averages and optimiser states are those of the update before; the next ones go on from there."""
+    bad = 5 * accumulate
+    task = Faulty(bad, bad + 1)
+    trainer = Trainer(task, settings(steps=20, accumulate=accumulate, clip=clip), tmp_path)
+    for _ in range(5):
+        trainer.update()
+    before = [value.clone() for value in tensors_of(trainer)]
+    trainer.update()
+    assert all(map(torch.equal, tensors_of(trainer), before))
+    assert (trainer.step, trainer.skipped) == (6, 1)
+    for _ in range(3):
+        trainer.update()
+    assert not any(map(torch.equal, trainer.parameters.values(), before))
+    trainer.checkpoint()
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    assert all(value.isfinite().all() for part in ("weights", "ema") for value in state[part].values())
+    assert all(value.isfinite().all() for values in state["optimizer"]["state"].values() for value in values.values())
+
+
+def tensors_of(trainer: Trainer) -> list[Tensor]:
+    """Everything that an update changes."""
+    moments = [value for values in trainer.optimizer.state.values() for value in values.values()]
+    return [*trainer.parameters.values(), *trainer.ema.values(), *moments]
+
+
+def test_the_log_counts_what_is_left_out(tmp_path: Path) -> None:
+    task = Faulty(2, 8, 9, 10, 11)
+    trainer = Trainer(task, settings(log_every=4, steps=12), tmp_path)
+    trainer.run()
+    lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    assert [line["skipped"] for line in lines] == [1, 0, 4]
+    assert lines[0]["loss"] == pytest.approx(sum(task.seen[index] for index in (0, 1, 3)) / 3, abs=1e-6)
+    assert (lines[2]["loss"], lines[2]["gradient"]) == (None, None)
+    again = Trainer(Line(), settings(log_every=4, steps=12), tmp_path)
+    again.resume()
+    assert again.skipped == trainer.skipped == 5
+
+
+def test_many_in_a_row_that_are_no_numbers_end_it(tmp_path: Path) -> None:
+    """What was kept before stays what it is."""
+    task = Faulty(*range(8, 100))
+    with pytest.raises(InputError, match="the gradients of 20 updates in a row are no numbers, the last at step 28"):
+        Trainer(task, settings(steps=100, save_every=10), tmp_path).run()
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    assert state["step"] == 20
+    assert all(value.isfinite().all() for value in state["weights"].values())
+
+
+def resumed(folder: Path, task: Line | None = None, origin: Mapping[str, Any] | None = None, **changes: Any) -> Trainer:
+    """A trainer that goes on with a run of five steps."""
+    if not (folder / STATE).exists():
+        Trainer(Line(), settings(steps=5, ema=None), folder, origin={"alpha": 2}).run()
+    trainer = Trainer(task or Line(), settings(**changes), folder, origin=origin)
+    trainer.resume()
+    return trainer
+
+
+def test_a_checkpoint_with_another_origin_is_refused(tmp_path: Path) -> None:
+    assert resumed(tmp_path, origin={"alpha": 2}).step == 5
+    with pytest.raises(InputError, match="is a checkpoint with another alpha: 2, and now it is 64; give another"):
+        resumed(tmp_path, origin={"alpha": 64})
+
+
+def test_new_settings_of_the_optimizer_count(tmp_path: Path) -> None:
+    groups = resumed(tmp_path, weight_decay=0.5, betas=(0.5, 0.6)).optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+    assert {tuple(group["betas"]) for group in groups} == {(0.5, 0.6)}
+
+
+def test_an_average_that_is_asked_for_later_begins_with_the_weights_of_then(tmp_path: Path) -> None:
+    trainer = resumed(tmp_path, ema=0.9)
+    assert all(mean.equal(trainer.parameters[name]) for name, mean in trainer.ema.items())
+    trainer.update()
+    assert not any(mean.equal(trainer.parameters[name]) for name, mean in trainer.ema.items())
+
+
+def test_fewer_steps_than_are_done_write_the_result(tmp_path: Path) -> None:
+    resumed(tmp_path)
+    (tmp_path / "line.safetensors").unlink()
+    assert Trainer(Line(), settings(steps=3, ema=None), tmp_path).run()
+    weights = torch.load(tmp_path / STATE, weights_only=True)["weights"]
+    assert all(value.equal(weights[name]) for name, value in result(tmp_path).items())
+
+
+def test_a_torn_line_of_the_log_is_forgotten(tmp_path: Path) -> None:
+    Trainer(Line(), settings(steps=4, log_every=2), tmp_path).run()
+    with (tmp_path / LOG).open("a") as log:
+        log.write('{"step": 6, "lo')
+    Trainer(Line(), settings(steps=8, log_every=2), tmp_path).run()
+    assert [json.loads(line)["step"] for line in (tmp_path / LOG).read_text().splitlines()] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("damage", ["torn", "other", "empty"])
+def test_a_damaged_checkpoint_is_one_line(tmp_path: Path, damage: str) -> None:
+    resumed(tmp_path)
+    path = tmp_path / STATE
+    match damage:
+        case "torn":
+            path.write_bytes(path.read_bytes()[:-500])
+        case "other":
+            torch.save({"step": 3}, path)
+        case "empty":
+            path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"state.pt is damaged \(.+\); put a copy in its place, or remove it to begin"):
+        resumed(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk to write to")
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    """And the checkpoint before stays."""
+    resumed(tmp_path)
+    before = (tmp_path / STATE).read_bytes()
+    partial = tmp_path / f"{STATE}.partial"
+    partial.symlink_to("/dev/full")
+    with pytest.raises(OutputError, match=r"cannot write .*state.pt: .*; 5 steps are kept$"):
+        Trainer(Line(), settings(), tmp_path).run()
+    assert (tmp_path / STATE).read_bytes() == before
+    assert not partial.is_symlink()
+
+
+def test_a_stop_that_is_asked_for_comes_before_visits(tmp_path: Path) -> None:
+    task, visited = Line(), list[int]()
+    visit = Visit(1, lambda trainer: visited.append(trainer.step))
+    assert not Trainer(task, settings(), tmp_path, visits=[visit]).run(lambda: len(task.seen) == 3)
+    assert visited == [1, 2]
+    assert torch.load(tmp_path / STATE, weights_only=True)["step"] == 3
+
+
+@pytest.mark.parametrize("betas", [(2, 3), (0.9, 1.0), (-0.1, 0.9)])
+def test_averages_that_cannot_be_are_refused(betas: tuple[float, float]) -> None:
+    with pytest.raises(ValidationError, match="betas"):
+        settings(betas=betas)
 
 
 def test_the_course_of_the_learning_rate() -> None:

@@ -19,7 +19,7 @@ from omniavatar.hookspecs import hookimpl
 from omniavatar.resources import asset
 from omniavatar.training.diffusion import DiffusionTask
 from omniavatar.training.samples import LiveSamples
-from omniavatar.training.trainer import Settings, Trainer, Visit
+from omniavatar.training.trainer import STATE, Settings, Trainer, Visit
 from omniavatar.training.validation import holding
 from tests.training.scenes import DRAWS, Striped, diffusion, take
 
@@ -37,11 +37,11 @@ class Stripes:
     def __len__(self) -> int:
         return 1
 
-    def take(self, settings: Any, draw: torch.Generator) -> Any:
-        return take(clip=Striped())
+    def draw(self, settings: Any, draw: torch.Generator, make: Any) -> Any:
+        return make(take(clip=Striped()))
 
-    def takes(self, settings: Any, variants: int) -> Any:
-        yield take(clip=Striped())
+    def each(self, settings: Any, share: Any, make: Any) -> Any:
+        yield "0/0", make(take(clip=Striped()))
 
 
 class Spy:
@@ -94,6 +94,41 @@ def test_videos_show_the_averaged_weights_and_leave_the_run_as_it_is(tmp_path: P
     alone, _ = run(tmp_path / "without", None)
     assert drawn.equal(torch.rand(1)), "validation draws from the generator of everyone"
     assert all(value.equal(alone.parameters[name]) for name, value in trainer.parameters.items())
+
+
+class Breaks(Spy):
+    """Has no memory for the first video, and a fault in the second."""
+
+    @hookimpl
+    def before_step(self, step: Step) -> None:
+        super().before_step(step)
+        if len(self.modes) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+        raise ValueError("no\nluck")
+
+
+def test_whatever_breaks_a_video_does_not_end_the_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    broken, task = run(tmp_path / "with", Breaks())
+    assert broken.step == 4
+    assert task.engine.model("audio_adapter").training
+    first, second = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert first.endswith(
+        "step-000002-1.mp4 cannot be made: out of memory while denoising window 1 of 1, step 1 of 1; "
+        "try a smaller validation.seconds"
+    )
+    assert second.endswith("step-000004-1.mp4 cannot be made: ValueError: no")
+    alone, _ = run(tmp_path / "without", None)
+    assert all(value.equal(alone.parameters[name]) for name, value in broken.parameters.items())
+
+
+def test_a_sharded_run_keeps_its_steps_before_a_video_that_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other ranks would wait for the one that fails in the middle of a video."""
+    monkeypatch.setattr(Trainer, "is_sharded", property(lambda _: True))
+    with pytest.raises(torch.OutOfMemoryError):
+        run(tmp_path, Breaks())
+    assert torch.load(tmp_path / "out" / STATE, weights_only=True)["step"] == 2
 
 
 def test_weights_are_held_in_another_precision_and_given_back() -> None:
