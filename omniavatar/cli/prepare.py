@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from omniavatar.training.samples import Origin
     from omniavatar.training.takes import Source
 
-LOCK = ".lock"
 MADE = "made"
 """What a process reports when it has made a sample."""
 
@@ -47,6 +46,7 @@ def check_alone(options: Mapping[str, Any], world: World) -> None:
 def prepare(config: DiffusionConfig, workers: int, *, quiet: bool) -> int:
     """Keep what the networks make of all clips in the configuration's cache."""
     from omniavatar.training.data_faults import SKIPPED
+    from omniavatar.training.folder import claimed
     from omniavatar.training.samples import ORIGIN, UNFINISHED, check_origin, keys_in, write_origin
 
     folder = config.cache
@@ -60,7 +60,7 @@ def prepare(config: DiffusionConfig, workers: int, *, quiet: bool) -> int:
             click.echo(f"{folder}  (made before; remove it to make it anew)")
         return 0
     config.data.check()
-    with locked(folder):
+    with claimed(folder, "cache"):
         begin(folder, origin)
         source = diffusion.source(folder)
         faults: Faults | None = getattr(getattr(source, "clips", None), "faults", None)
@@ -102,31 +102,6 @@ def begin(folder: Path, origin: Origin) -> None:
         return
     write_origin(folder, origin, UNFINISHED)
     (folder / SKIPPED).unlink(missing_ok=True)  # what was bad may pass with these settings
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; the lock ends with it. Raises OutputError if another has it, or none can."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("w", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write the cache '{folder}': {error.strerror}; choose another folder") from None
-    with file:
-        try:
-            import fcntl
-        except ImportError:  # Windows has no such locks
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(
-                f"another omni train prepare works in {folder}; wait for it, or choose another folder"
-            ) from None
-        except OSError:
-            say(f"{folder} cannot be locked; start no second omni train prepare in it")
-        yield
 
 
 class Progress:

@@ -109,7 +109,7 @@ def trained(config: DiffusionConfig, world: World, rescue: Rescue, *, quiet: boo
     diffusion = opened(config, world)
     with display_for(Console(stderr=True), quiet=quiet or not world.is_main) as display, ExitStack() as stack:
         if world.is_main:
-            stack.enter_context(claimed(config.output))
+            stack.enter_context(claimed(config.output, "output"))
         base = diffusion.base()
         display.show(Status("loading the networks"))
         samples, lenders = samples_of(diffusion)

@@ -1,4 +1,4 @@
-"""The folder of a run: it can be written, and belongs to one run at a time."""
+"""The folder that a run writes to: it can be written, and belongs to one run at a time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ LOCK = ".lock"
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path, field: str) -> Iterator[None]:
     """Keep other runs out of a folder, which is made if need be, for the time of a with-block.
+
+    field: what the configuration calls it.
 
     Raises OutputError if nothing can be written there, and InputError if another run does.
     """
@@ -22,12 +24,12 @@ def claimed(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("w")
     except (FileExistsError, NotADirectoryError):
-        raise OutputError(f"output '{folder}' is a file or lies in one; name a folder") from None
+        raise OutputError(f"{field} '{folder}' is a file or lies in one; name a folder") from None
     except OSError as error:
-        raise OutputError(f"cannot write in output '{folder}': {error.strerror}; name another folder") from None
+        raise OutputError(f"cannot write in {field} '{folder}': {error.strerror}; name another folder") from None
     with file:  # the lock ends with the process, however that ends
         if not locked(file):
-            raise InputError(f"another run trains in '{folder}'; wait until it has ended, or name another output")
+            raise InputError(f"another run works in '{folder}'; wait until it has ended, or name another {field}")
         yield
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from omniavatar.cli import prepare
+from omniavatar.training.folder import claimed
 from omniavatar.training.preparation import Preparation
 from omniavatar.training.samples import places, samples_in
 from omniavatar.training.takes import Take
@@ -131,8 +132,8 @@ def test_a_sample_that_was_made_is_not_made_again(
     [
         (["--gpus=2"], "omni train prepare takes no --gpus; --workers NUMBER shares the clips out over processes"),
         (["--max-minutes=2"], "omni train prepare takes no --max-minutes; stop it with Ctrl-C, the same command goes"),
-        (["--set=cache=train.yaml"], "cannot write the cache 'train.yaml': File exists; choose another folder"),
-        (["--set=cache=train.yaml/x"], "cannot write the cache 'train.yaml/x': Not a directory; choose another folder"),
+        (["--set=cache=train.yaml"], "cache 'train.yaml' is a file or lies in one; name a folder"),
+        (["--set=cache=train.yaml/x"], "cache 'train.yaml/x' is a file or lies in one; name a folder"),
         (["--set=cache=new", "--set=data.faces.clips=2"], "give path or faces, not both; the other is null"),
         (
             ["--set=cache=new", "--set=data.path=null", "--set=data.faces={clips: 2, sounds: away}"],
@@ -162,9 +163,9 @@ def test_ranks_do_not_prepare(omni: Omni, config: Path, monkeypatch: pytest.Monk
 
 
 def test_one_works_in_a_cache_at_a_time(omni: Omni, config: Path) -> None:
-    with prepare.locked(Path("new")):
+    with claimed(Path("new"), "cache"):
         outcome = omni("train", "prepare", "--config", config, "--set=cache=new")
-    assert outcome.error == "another omni train prepare works in new; wait for it, or choose another folder"
+    assert outcome.error == "another run works in 'new'; wait until it has ended, or name another cache"
     assert omni("train", "prepare", "--config", config, "--set=cache=new").code == 0
 
 

@@ -515,11 +515,11 @@ def test_a_run_says_what_it_has_skipped(omni: Omni, config: Path, monkeypatch: p
 
 
 def test_a_folder_belongs_to_one_run_at_a_time(omni: Omni, config: Path, folder: Path) -> None:
-    with claimed(folder / "out"):
+    with claimed(folder / "out", "output"):
         taken = omni("train", "--config", config)
     assert (taken.code, taken.error) == (
         2,
-        "another run trains in 'out'; wait until it has ended, or name another output",
+        "another run works in 'out'; wait until it has ended, or name another output",
     )
     assert omni("train", "--config", config, "--quiet").code == 0
 
