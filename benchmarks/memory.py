@@ -39,6 +39,7 @@ from omniavatar.bench.machine import machine
 from omniavatar.bench.memory import Host
 from omniavatar.checkpoints import Bundle, Registry, fingerprint
 from omniavatar.engine.engine import Engine
+from omniavatar.engine.out_of_memory import host_peak
 from omniavatar.engine.plan import Catalog, Plan, build_plan
 from omniavatar.engine.scopes import Request
 from omniavatar.units import AudioAdapter, Euler, Guidance, Transformer
@@ -174,17 +175,8 @@ def measure(row: Row, size: str, device: torch.device, folder: Path) -> dict[str
         "seconds_of_setup": round(set_up, 1),
         "setup": setup_peak,
         "steps_peak": peaks(device),
-        "host_peak_gb": gigabytes(host.peak() or high_water()),
+        "host_peak_gb": gigabytes(host.peak() or host_peak()),
     }
-
-
-def high_water() -> float | None:
-    """The most memory that this process has had, where that cannot be set back."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
 
 
 def peaks(device: torch.device) -> dict[str, float | None]:
@@ -214,14 +206,14 @@ def load(target: str, device: torch.device, folder: Path) -> dict[str, Any]:
     place = device if target == "cuda" else torch.device("cpu")
     torch.zeros(1, device=place)
     host = Host()
-    before, started = host.now() or high_water(), time.perf_counter()
+    before, started = host.now() or host_peak(), time.perf_counter()
     network = bundle.load("dit", device=place, dtype=precision(device))
     total = sum(weight.nbytes for weight in network.parameters())
     if place.type == "cpu":
         sum(float(weight.flatten()[:: 4096 // weight.itemsize].sum()) for weight in network.parameters())
     else:
         torch.cuda.synchronize(place)
-    peak = host.peak() or high_water()
+    peak = host.peak() or host_peak()
     return {
         "seconds": round(time.perf_counter() - started, 2),
         "network_gb": gigabytes(total),

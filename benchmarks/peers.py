@@ -14,7 +14,6 @@ import gc
 import importlib
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from benchmarks.report import publish
 from benchmarks.scaling import FRAMES, HEIGHT, WIDTH, StepTimer, machine
 from benchmarks.synthetic import ROWS, TEXT_TOKENS, RandomCondition, RandomModels, RandomSound, RandomText, fill
+from benchmarks.training import seconds_of
 from omniavatar import builtin
 from omniavatar.checkpoints.loading import build_on_meta
 from omniavatar.engine.engine import Engine
@@ -187,17 +187,8 @@ def diffusers_key(key: str, num_res_blocks: int) -> str:
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:
     """Seconds of a piece of work, with the device waited for."""
-    synchronize(device)
-    begin = time.perf_counter()
     with torch.inference_mode():
-        work()
-    synchronize(device)
-    return time.perf_counter() - begin
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+        return seconds_of(work, device)
 
 
 def rounds(works: Mapping[str, Work], count: int, against: str) -> list[dict[str, Any]]:

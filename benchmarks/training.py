@@ -117,15 +117,17 @@ def forwards(task: DiffusionTask, trainer: Trainer) -> None:
 
 def timed(work: Any, device: torch.device, times: int) -> float:
     """The median seconds of a piece of work, after one for warming up."""
-    seconds = []
-    for number in range(times + 1):
-        synchronize(device)
-        begin = time.perf_counter()
-        work()
-        synchronize(device)
-        if number:
-            seconds.append(time.perf_counter() - begin)
+    _, *seconds = [seconds_of(work, device) for _ in range(times + 1)]
     return statistics.median(seconds)
+
+
+def seconds_of(work: Any, device: torch.device) -> float:
+    """Seconds of a piece of work, with the device waited for."""
+    synchronize(device)
+    begin = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - begin
 
 
 def synchronize(device: torch.device) -> None:

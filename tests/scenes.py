@@ -59,6 +59,32 @@ class Scene(PipelineUnit):
         return torch.full((1, 1, 1), value)
 
 
+class SecondExpert(PipelineUnit):
+    """From step 4 on another network denoises."""
+
+    name = "second-expert"
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    @hookimpl
+    def begin_window(self, window: Window) -> None:
+        for step in window.steps[4:]:
+            step.network = self.network
+
+
+class Frames:
+    """Keeps what the windows show."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    @hookimpl(trylast=True)
+    def end_window(self, window: Window) -> None:
+        self.seen.append(window["frames"].clone())
+
+
 def fake_models(**networks: Any) -> GivenModels:
     """Fake networks for all roles but the text encoder."""
     fakes: dict[str, Any] = {

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from omniavatar.bench.cases import Matrix, Suite, named, read_suite
 from omniavatar.cli.console import say
-from omniavatar.cli.options import split_values, unit_options
+from omniavatar.cli.options import DEVICE, FPS, split_values, unit_options
 from omniavatar.cli.progress import display_for
 from omniavatar.cli.run import (
     ARGUMENTS,
@@ -164,7 +164,7 @@ class BenchCommand(RunCommand):
 @click.option(
     "--seconds", type=float, callback=seconds_of, metavar="NUMBER", help="longest length  [default of the demo: 2]"
 )
-@click.option("--fps", type=int, metavar="INTEGER", help="frames per second  [default: 25]")
+@FPS
 @click.option(
     "--seed",
     "seeds",
@@ -173,7 +173,7 @@ class BenchCommand(RunCommand):
     metavar="INTEGER",
     help="seed of the noise; repeatable, a video each  [default: 42]",
 )
-@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...  [default: cuda if there is one]")
+@DEVICE
 @click.option(
     "--dtype", metavar="auto|bf16|fp16|fp32", help="precision of the networks  [default: bf16 on a GPU, or fp32]"
 )

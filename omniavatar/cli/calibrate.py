@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from omniavatar.cli.options import split_values
+from omniavatar.cli.options import DEVICE, FPS, split_values
 from omniavatar.cli.run import (
     DEMO,
     FLAGS,
@@ -72,9 +72,9 @@ def cache_of(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @click.option("--input-file", metavar="FILE", help="several inputs: a line each, prompt@@image@@audio")
 @click.option("--size", callback=size_of, metavar="HxW", help="height and width in pixels")
 @click.option("--seconds", type=float, callback=seconds_of, metavar="NUMBER", help="longest length of a video")
-@click.option("--fps", type=int, metavar="INTEGER", help="frames per second  [default: 25]")
+@FPS
 @click.option("--seed", type=int, metavar="INTEGER", help="seed of the first run  [default: 42]")
-@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...  [default: cuda if there is one]")
+@DEVICE
 @click.option("--dtype", metavar="auto|bf16|fp16|fp32", help="precision of the networks")
 @click.option("--quiet", is_flag=True, help="print errors only")
 @click.option("-v", "--verbose", count=True, help="print what is going on; -vv for more")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from omniavatar.engine.unit import PipelineUnit
 
 INPUTS = "Inputs"
+DEVICE = click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...  [default: cuda if there is one]")
+FPS = click.option("--fps", type=int, metavar="INTEGER", help="frames per second  [default: 25]")
+"""Options that several commands have."""
 
 
 class UnitOption(click.Option):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omniavatar.cli.console import logging_to_stderr
-from omniavatar.cli.options import UnitOption, split_values, unit_options
+from omniavatar.cli.options import DEVICE, FPS, UnitOption, split_values, unit_options
 from omniavatar.cli.ranks import as_rank, check_ranks, start_ranks
 from omniavatar.cli.start import EARLY, Start, early_options, start
 from omniavatar.cli.videos import Video, VideoMaker
@@ -134,9 +134,9 @@ def seconds_of(ctx: click.Context, param: click.Parameter, value: float | None) 
 @click.option(
     "--seconds", type=float, callback=seconds_of, metavar="NUMBER", help="longest length  [default: the sound's]"
 )
-@click.option("--fps", type=int, metavar="INTEGER", help="frames per second  [default: 25]")
+@FPS
 @click.option("--seed", type=int, metavar="INTEGER", help="seed of the noise  [default: 42]")
-@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...  [default: cuda if there is one]")
+@DEVICE
 @click.option(
     "--dtype", metavar="auto|bf16|fp16|fp32", help="precision of the networks  [default: bf16 on a GPU, or fp32]"
 )

@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 
 from omniavatar.cli.console import logging_to_stderr, say, saying_faults
+from omniavatar.cli.options import DEVICE
 from omniavatar.cli.progress import Display, Status, Watcher, display_for
 from omniavatar.cli.ranks import Rescue, as_rank, check_ranks, start_ranks
 from omniavatar.config import RunConfig, find_config, packaged_configs, read_yaml, validated
@@ -47,7 +48,7 @@ FIELDS = {
 @click.option("--models-dir", metavar="FOLDER", help="where relative model paths of the configuration start")
 @click.option("--output", metavar="FOLDER", help="folder of checkpoints, log and result; a run found there goes on")
 @click.option("--max-minutes", type=float, metavar="NUMBER", help="stop after this time; the same command goes on")
-@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...  [default: cuda if there is one]")
+@DEVICE
 @click.option("--gpus", type=click.IntRange(1), metavar="INTEGER", help="ranks to start on this machine  [default: 1]")
 @click.option(
     "--workers", type=click.IntRange(1), default=1, metavar="INTEGER", help="processes that prepare  [default: 1]"

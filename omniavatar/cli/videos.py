@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -222,12 +221,11 @@ def figures(engine: Engine, watcher: Watcher, job: Job) -> dict[str, Any]:
 
 def peak_memory(device: torch.device) -> dict[str, float]:
     """The most memory that this process has held, in MiB: of the machine, where it can be asked, and of its GPU."""
-    peaks = {}
-    if sys.platform != "win32":
-        import resource
+    from omniavatar.engine.out_of_memory import host_peak
 
-        unit = 1 if sys.platform == "darwin" else 1024
-        peaks["peak_rss_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+    peaks = {}
+    if (rss := host_peak()) is not None:
+        peaks["peak_rss_mib"] = round(rss / 2**20, 1)
     if device.type == "cuda":
         import torch
 

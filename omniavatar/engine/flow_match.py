@@ -7,8 +7,13 @@ section 5.3.2).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor
+
+from omniavatar.engine.scopes import Step, Window
 
 TIMESTEPS = 1000
 
@@ -25,6 +30,14 @@ def shifted_sigmas(
     points = steps if end_included else steps + 1
     u = torch.linspace(start, sigma_min, points, dtype=torch.float64)[:steps]
     return shift * u / (1 + (shift - 1) * u)
+
+
+def steps_along(window: Window, sigmas: Sequence[float]) -> list[Step]:
+    """A step between every two of these noise levels."""
+    return [
+        Step(window, index, sigma * TIMESTEPS, sigma, following)
+        for index, (sigma, following) in enumerate(pairwise(sigmas))
+    ]
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:

@@ -295,6 +295,15 @@ def host_memory() -> tuple[int | None, int | None]:
     return None, None
 
 
+def host_peak() -> int | None:
+    """The most bytes that this process has held; None where that cannot be asked."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
+
+
 def amount(size: float) -> str:
     """2684354560 -> "2.50 GiB"."""
     for unit in ("KiB", "MiB", "GiB"):

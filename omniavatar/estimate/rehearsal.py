@@ -12,7 +12,6 @@ rehearsed. Memory is what the device's allocator says, plus the weights of the b
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from omniavatar.engine.engine import Engine, whole_video
+from omniavatar.engine.out_of_memory import host_peak
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.scopes import Forward, Job, Request, Window
 from omniavatar.estimate.networks import Alike, RehearsalModels, signature, stand_in
@@ -378,9 +378,5 @@ def total_memory(device: torch.device) -> int | None:
 
 def peak_host(missing: int) -> int | None:
     """The most bytes that this process has held, and those that are missing; None where that cannot be asked."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit + missing
+    peak = host_peak()
+    return None if peak is None else peak + missing

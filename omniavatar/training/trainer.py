@@ -177,11 +177,11 @@ class Trainer:
                     self.tell(report)
                 if self.step % self.settings.save_every == 0:
                     self.checkpoint()
-                if self.is_asked(asks_to_stop):
+                due = [visit for visit in self.visits if self.step % visit.every == 0]
+                if due and self.is_asked(asks_to_stop):
                     break
-                for visit in self.visits:
-                    if self.step % visit.every == 0:
-                        visit.work(self)
+                for visit in due:
+                    visit.work(self)
         except BaseException as error:
             # What several ranks have parts of cannot be saved by one that fails, nor what is broken.
             if not isinstance(error, NotFinite | OutputError) and not self.is_sharded and not self.is_torn:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from pydantic import Field
 from torch import Tensor
 
-from omniavatar.engine.flow_match import TIMESTEPS, shifted_sigmas
+from omniavatar.engine.flow_match import shifted_sigmas, steps_along
 from omniavatar.engine.scopes import Step, Window
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.hookspecs import hookimpl
@@ -27,11 +26,7 @@ class Euler(PipelineUnit):
 
     @hookimpl
     def plan_steps(self, window: Window) -> Sequence[Step]:
-        sigmas = [*shifted_sigmas(self.settings.steps, self.settings.shift).tolist(), 0.0]
-        return [
-            Step(window, index, sigma * TIMESTEPS, sigma, following)
-            for index, (sigma, following) in enumerate(pairwise(sigmas))
-        ]
+        return steps_along(window, [*shifted_sigmas(self.settings.steps, self.settings.shift).tolist(), 0.0])
 
     @hookimpl
     def advance(self, step: Step) -> Tensor:

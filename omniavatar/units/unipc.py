@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from pydantic import Field
 from torch import Tensor
 
-from omniavatar.engine.flow_match import TIMESTEPS, shifted_sigmas
+from omniavatar.engine.flow_match import TIMESTEPS, shifted_sigmas, steps_along
 from omniavatar.engine.scopes import Step, Window
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.hookspecs import hookimpl
@@ -47,10 +46,7 @@ class UniPC(PipelineUnit):
     @hookimpl
     def plan_steps(self, window: Window) -> Sequence[Step]:
         sigmas = shifted_sigmas(self.settings.steps, self.settings.shift, strength=FIRST_LEVEL).tolist()
-        return [
-            Step(window, index, sigma * TIMESTEPS, sigma, following)
-            for index, (sigma, following) in enumerate(pairwise([*sigmas, 0.0]))
-        ]
+        return steps_along(window, [*sigmas, 0.0])
 
     @hookimpl
     def advance(self, step: Step) -> Tensor:

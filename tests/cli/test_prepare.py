@@ -20,6 +20,8 @@ from tests.cli.conftest import Omni
 from tests.cli.test_train import cache, config, configuration, one_thread, studio
 
 __all__ = ["cache", "config", "one_thread", "studio"]
+CLIPS = {"path": "clips", "limits": {"sizes": [[32, 32]], "quietest": None}}
+"""Those of the fixture `clips`."""
 CACHED = "cache  (made before; remove it to make it anew)\n"
 
 
@@ -44,7 +46,7 @@ def made(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
 def test_a_cache_knows_its_clips(omni: Omni, studio: Path, clips: Path, folder: Path) -> None:
     """It is refused when one is added or gets another prompt, and goes on without any; it is told from no other place,
     and how bad clips are taken does not matter."""
-    path = configuration(studio, folder, data={"path": "clips", "limits": {"sizes": [[32, 32]], "quietest": None}})
+    path = configuration(studio, folder, data=CLIPS)
     call = ("train", "prepare", "--config", path)
     assert omni(*call).out == "cache  (2 samples)\n"
     same = ("--set=data.bad=stop", "--set=data.most_bad=0.1", f"--set=data.path={clips}")
@@ -106,8 +108,7 @@ def test_a_sample_that_was_made_is_not_made_again(
     omni: Omni, studio: Path, clips: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A clip found bad in between does not shift the others, and what is there is not even read."""
-    data = {"path": "clips", "limits": {"sizes": [[32, 32]], "quietest": None}}
-    path = configuration(studio, folder, data=data, variants=3)
+    path = configuration(studio, folder, data=CLIPS, variants=3)
     call = ("train", "prepare", "--config", path)
     sample, taken = Preparation.sample, []
 
@@ -174,8 +175,7 @@ def test_processes_that_are_stopped_keep_what_they_made(
     omni: Omni, studio: Path, clips: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And one process goes on with what two began; the samples are those of one."""
-    data = {"path": "clips", "limits": {"sizes": [[32, 32]], "quietest": None}}
-    path = configuration(studio, folder, data=data, variants=12)
+    path = configuration(studio, folder, data=CLIPS, variants=12)
     call = ("train", "prepare", "--config", path)
     shown = prepare.Progress.__call__
 
@@ -203,8 +203,7 @@ def test_processes_that_are_stopped_keep_what_they_made(
 def test_how_many_are_bad_is_judged_over_all_processes(omni: Omni, studio: Path, clips: Path, folder: Path) -> None:
     """All clips of the second process are bad, which is not too many; with one more it is."""
     (clips / "1.mp4").write_text("no video")
-    data = {"path": "clips", "limits": {"sizes": [[32, 32]], "quietest": None}}
-    path = configuration(studio, folder, data=data)
+    path = configuration(studio, folder, data=CLIPS)
     call = ("train", "prepare", "--config", path, "--workers=2")
     assert omni(*call).out == "cache  (1 samples, bad clips: 1, see skipped.jsonl)\n"
     (line,) = (folder / "cache" / "skipped.jsonl").read_text().splitlines()

@@ -10,25 +10,14 @@ from torch import Tensor
 
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import build_plan
-from omniavatar.engine.scopes import Request, Window
+from omniavatar.engine.scopes import Request
 from omniavatar.errors import PlanError
-from omniavatar.hookspecs import hookimpl
 from omniavatar.testing.tiny import TinyModels
 from omniavatar.units import Compile
+from tests.scenes import Frames
 from tests.training.scenes import SETTINGS, catalog
 
 SMALL = {**SETTINGS, "euler": {"steps": 2}, "fixed-frames": {"window_frames": 9, "overlap": 5}}
-
-
-class Frames:
-    """Keeps what the windows show."""
-
-    def __init__(self) -> None:
-        self.seen: list[Tensor] = []
-
-    @hookimpl(trylast=True)
-    def end_window(self, window: Window) -> None:
-        self.seen.append(window["frames"].clone())
 
 
 def video(expression: str) -> Tensor:

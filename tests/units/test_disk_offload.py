@@ -13,12 +13,12 @@ from torch import Tensor
 from omniavatar.checkpoints import Bundle, Registry
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import build_plan
-from omniavatar.engine.scopes import Request, Window
+from omniavatar.engine.scopes import Request
 from omniavatar.engine.unit import Kept
-from omniavatar.hookspecs import hookimpl
 from omniavatar.models.streaming import ReadBlocks
 from omniavatar.testing.tiny import write_original
 from omniavatar.units import DiskOffload
+from tests.scenes import Frames
 from tests.training.scenes import SETTINGS, catalog
 
 SMALL = {**SETTINGS, "euler": {"steps": 2}, "fixed-frames": {"window_frames": 9, "overlap": 5}}
@@ -35,17 +35,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(folder: Path) -> Bundle:
     names = ["Wan2.1-T2V-tiny/diffusion_pytorch_model-*.safetensors", "Wan2.1-T2V-tiny/*.pth"]
     return Bundle.open([folder / name for name in (*names, "OmniAvatar-tiny", "wav2vec2-tiny")], Registry.builtin())
-
-
-class Frames:
-    """Keeps what the windows show."""
-
-    def __init__(self) -> None:
-        self.seen: list[Tensor] = []
-
-    @hookimpl(trylast=True)
-    def end_window(self, window: Window) -> None:
-        self.seen.append(window["frames"].clone())
 
 
 def play(folder: Path, expression: str, dtype: torch.dtype) -> tuple[Tensor, Engine]:

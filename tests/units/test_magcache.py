@@ -17,7 +17,7 @@ from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import FakeDiT
 from omniavatar.units import Euler, MagCache
 from omniavatar.units.magcache import decide, nearest
-from tests.scenes import Scene, denoising_units, fake_engine, fake_models, request, video_of
+from tests.scenes import Scene, SecondExpert, denoising_units, fake_engine, fake_models, request, video_of
 
 RATIOS = {row.name: row.settings["magcache"]["ratios"] for row in Registry.builtin().rows if "magcache" in row.settings}
 WAN_14B = tuple(RATIOS["Wan2.1-T2V-14B"])
@@ -67,21 +67,6 @@ def test_published_ratios_begin_with_1_and_are_of_50_steps() -> None:
     assert all(0.8 < ratio < 1.03 for ratios in RATIOS.values() for ratio in ratios)
 
 
-class Halfway(PipelineUnit):
-    """From step 4 on another network denoises."""
-
-    name = "halfway"
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    @hookimpl
-    def begin_window(self, window: Window) -> None:
-        for step in window.steps[4:]:
-            step.network = self.network
-
-
 def run(*units: PipelineUnit, steps: int = 8) -> tuple[Scene, Any]:
     scene, models = Scene(frames=13, positive=0.03, negative=-0.01), fake_models()
     fake_engine([scene, *denoising_units(steps=steps, scale=3.0), *units], models=models).generate(request())
@@ -98,7 +83,7 @@ def test_blocks_of_skipped_steps_do_not_run() -> None:
 
 def test_a_second_network_begins_with_a_computed_step() -> None:
     second = FakeDiT()
-    scene, _ = run(Halfway(second), MagCache(ratios=(1.0,), retention=0.0, max_skips=9))
+    scene, _ = run(SecondExpert(second), MagCache(ratios=(1.0,), retention=0.0, max_skips=9))
     first, other = scene.windows[0]["magcache.schedules"].values()
     assert first.skips == other.skips == (False, True, True, True)
     assert second.blocks[0].calls == 2 * 2

@@ -18,7 +18,7 @@ from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import FakeDiT
 from omniavatar.units import Guidance, TeaCache, teacache
 from omniavatar.units.teacache import decide, polynomial, relative_changes
-from tests.scenes import Scene, denoising_units, fake_engine, fake_models, request, tiny_engine, video_of
+from tests.scenes import Scene, SecondExpert, denoising_units, fake_engine, fake_models, request, tiny_engine, video_of
 
 TEXTS: dict[str, Any] = {"positive": 0.03, "no_audio": 0.02, "negative": -0.01}
 
@@ -159,21 +159,6 @@ def test_one_step_is_computed() -> None:
 def test_settings_are_checked(settings: str, catalog: Catalog) -> None:
     with pytest.raises(PlanError, match="unit 'teacache': "):
         build_plan(f"teacache({settings})", catalog)
-
-
-class SecondExpert(PipelineUnit):
-    """From step 4 on another network denoises."""
-
-    name = "second-expert"
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    @hookimpl
-    def begin_window(self, window: Window) -> None:
-        for step in window.steps[4:]:
-            step.network = self.network
 
 
 def test_a_second_network_has_a_schedule_of_its_own() -> None:
