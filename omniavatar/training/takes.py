@@ -3,6 +3,9 @@
 The choice follows the authors of OmniAvatar: the reference is any frame of the clip; the first 1, 5, 9 or 13 frames are
 given; now and then none are, or the sound is silent. A piece of which one frame is given is the beginning of a video,
 as when one is made: it is the clip's beginning, and its first frame is the reference.
+
+In a long video the given frames are not as sharp as a clip's, each window having passed them through the VAE once
+more. With `TakeSettings.again` samples are so too, and the transformer learns to take from the reference what is lost.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +42,9 @@ class TakeSettings(BaseModel):
     no_prefix: float = Field(0.1, ge=0, le=1, description="how often nothing is given")
     no_reference: float = Field(0.0, ge=0, le=1, description="how often there is no reference picture either")
     silent: float = Field(0.0, ge=0, le=1, description="how often the sound is silence, the pictures as they are")
+    again: tuple[Annotated[int, Field(ge=0, le=100)], ...] = Field(
+        (0,), min_length=1, description="times that given frames have been through the VAE already, one drawn"
+    )
 
     max_tokens: int | None = Field(
         None, ge=64, description="tokens of a sample at most; larger pictures have fewer frames"
@@ -71,13 +77,17 @@ class TakeSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Choice:
-    """Frames [start, start + count) of a clip, of which the first `given` are; the frame of the reference, or None."""
+    """Frames [start, start + count) of a clip, of which the first `given` are; the frame of the reference, or None.
+
+    again: times that the given frames have been through the VAE already.
+    """
 
     start: int
     count: int
     given: int
     reference: int | None
     is_silent: bool = False
+    again: int = 0
 
     @classmethod
     def draw(cls, frames: int, settings: TakeSettings, draw: torch.Generator) -> Choice:
@@ -99,7 +109,7 @@ class Choice:
             return cls(start, count, 0, reference, silent)
         if given == 1:
             return cls(0, count, 1, 0, silent)
-        return cls(start, count, given, reference, silent)
+        return cls(start, count, given, reference, silent, settings.again[number(len(settings.again))])
 
 
 class Filmed(Protocol):
@@ -125,7 +135,8 @@ class Take:
     """A sample before any network has seen it.
 
     pictures (t h w 3) and reference (h w 3) uint8; sound: that of the whole clip from its frame 1 on, so that row n-1
-    of its features goes with frame n; start and clip_frames say where in the clip the pictures are.
+    of its features goes with frame n; start and clip_frames say where in the clip the pictures are; again: times that the
+    given ones have been through the VAE already.
     """
 
     pictures: np.ndarray
@@ -135,6 +146,7 @@ class Take:
     start: int
     given: int
     clip_frames: int
+    again: int = 0
 
     @classmethod
     def of(cls, clip: Filmed, choice: Choice) -> Take:
@@ -154,6 +166,7 @@ class Take:
             start=choice.start,
             given=choice.given,
             clip_frames=clip.frames,
+            again=choice.again,
         )
 
 

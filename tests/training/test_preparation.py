@@ -40,6 +40,17 @@ def test_the_given_latents_are_the_clean_ones(preparation: Any) -> None:
     assert sample["condition"][0, -1, :, 0, 0].tolist() == [0, 0, 1]
 
 
+def test_given_frames_that_have_been_through_the_vae_before(preparation: Any) -> None:
+    """As in a long video: the window before has decoded them, and the one before that as well."""
+    once = preparation.sample(take(given=5))
+    vae, frames = preparation.engine.model("vae"), once["given_latents"]
+    expected = vae.encode(vae.decode(vae.encode(vae.decode(frames))))
+    twice = preparation.sample(dataclasses.replace(take(given=5), again=2))
+    torch.testing.assert_close(twice["given_latents"], expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(twice["given_latents"], once["given_latents"], atol=1e-2)
+    torch.testing.assert_close(twice[CLEAN], once[CLEAN])
+
+
 def test_nothing_given_and_no_reference(preparation: Any) -> None:
     nothing = preparation.sample(take(given=0))
     assert "given_latents" not in nothing

@@ -49,6 +49,13 @@ def test_a_short_clip_gives_the_longest_piece_that_it_has() -> None:
         assert choice.given < 9, "something is left to learn"
 
 
+def test_given_frames_have_been_through_the_vae_as_often_as_is_drawn() -> None:
+    drawn = choices(again=(0, 3))
+    assert {choice.again for choice in drawn if choice.given > 1} == {0, 3}
+    assert {choice.again for choice in drawn if choice.given <= 1} == {0}
+    assert Take.of(Striped(frames=25), Choice(4, 9, 5, 20, again=3)).again == 3
+
+
 def test_without_reference_nothing_is_given() -> None:
     drawn = choices(no_reference=1.0, silent=1.0)
     assert {(choice.given, choice.reference, choice.is_silent) for choice in drawn} == {(0, None, True)}
