@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,12 +30,14 @@ from omniavatar.units.write_video import to_bytes
 class Asked:
     """A video that is asked for, with the clip that would be its perfect answer.
 
-    The clip's waveform is the sound as the video plays it; its first `silence` seconds are the engine's own.
+    The clip's waveform is the sound as the video plays it; its first `silence` seconds are the engine's own. scale and
+    audio_scale: those of guidance, if they are not the configuration's.
     """
 
     clip: Clip
     picture: np.ndarray | None
     silence: float
+    scale: float | None = None
     audio_scale: float | None = None
 
     @property
@@ -103,7 +105,7 @@ class Engines:
         self, engine: Callable[[dict[str, dict[str, Any]]], Engine], seed: int = 42, files: Sequence[str] = ()
     ) -> None:
         self._make_engine, self._seed, self._files = engine, seed, list(files)
-        self._engines: dict[float | None, Engine] = {None: engine({})}
+        self._engines: dict[tuple[tuple[str, float], ...], Engine] = {(): engine({})}
 
     @classmethod
     def of(cls, config: RunConfig, plugins: Plugins, device: torch.device, dtype: torch.dtype) -> Engines:
@@ -123,7 +125,7 @@ class Engines:
     @property
     def plan(self) -> Plan:
         """That of videos without special settings."""
-        return self._engines[None].plan
+        return self._engines[()].plan
 
     @property
     def side(self) -> int:
@@ -139,13 +141,13 @@ class Engines:
 
     @property
     def description(self) -> dict[str, Any]:
-        engine = self._engines[None]
+        engine = self._engines[()]
         dtype = str(engine.dtype).removeprefix("torch.")
         units = [repr(unit) for unit in self.plan.units]
         return {"maker": "engine", "units": units, "dtype": dtype, "files": self._files, "seed": self._seed}
 
     def make(self, asked: Asked) -> Made:
-        engine = self._engine(asked.audio_scale)
+        engine = self._engine({"scale": asked.scale, "audio_scale": asked.audio_scale})
         inputs = {"image": asked.picture, "audio": asked.sound, "prompt": asked.clip.caption}
         given = {name: value for name, value in inputs.items() if value is not None}
         side = self.side
@@ -155,11 +157,13 @@ class Engines:
         seconds = time.perf_counter() - started
         return Made(job.results["frames"], tuple(span.keep_start for span in job.spans[1:]), seconds)
 
-    def _engine(self, audio_scale: float | None) -> Engine:
+    def _engine(self, guidance: Mapping[str, float | None]) -> Engine:
         """Each has networks of its own, since setting one up may change them."""
-        if audio_scale not in self._engines:
-            self._engines[audio_scale] = self._make_engine({"guidance": {"audio_scale": audio_scale}})
-        return self._engines[audio_scale]
+        changes = {name: value for name, value in guidance.items() if value is not None}
+        key = tuple(changes.items())
+        if key not in self._engines:
+            self._engines[key] = self._make_engine({"guidance": changes} if changes else {})
+        return self._engines[key]
 
     def _setting(self, unit: str, name: str, default: Any) -> Any:
         return next((getattr(one.settings, name) for one in self.plan.units if one.name == unit), default)

@@ -16,9 +16,10 @@ Figures, means over the videos of their part unless they say otherwise; frame 0,
   largest change of colours or SSIM from the first second to the last, and the largest ratio of the change at a chunk's
   first frame to the usual one (outside eyes and mouth), both the worst of all videos.
 - scale (`--few` videos at each audio scale 1, 3, 6): mean opening in speech; the smallest growth from scale to scale.
-- prompt (`--prompts` videos without a picture): the prompt names the colours of a t-shirt and of a plain wall, dealt
-  out evenly over the palette's 13 of each, so that who does not read it is right in 1 of 13. A video is right if, of
-  the palette, the colour named is nearest (RGB) to the mean of its frames' foot, or of their upper corners.
+- prompt (`--prompts` videos without a picture, guidance at scale 2): the prompt names the colours of a t-shirt and of a
+  plain wall, dealt out evenly over the palette's 13 of each, so that who does not read it is right in 1 of 13. A video
+  is right if, of the palette, the colour named is nearest (RGB) to the mean of its frames' foot, or of their upper
+  corners.
 - motion (`--few` pairs of one picture, sound and seed): how far the head is from its mean place (root mean square) when
   the prompt ends in "moving the head a lot" and in "keeping the head still".
   The bars of prompt and motion are our choice: half of the videos right, and one and a half times the motion.
@@ -70,6 +71,8 @@ UNSEEN = 9_000_000
 FIRST = {"talk": UNSEEN, "long": UNSEEN + 200, "scale": UNSEEN + 300, "prompt": UNSEEN + 400, "motion": UNSEEN + 600}
 """Numbers of the first identities."""
 SCALES = (1.0, 3.0, 6.0)
+PROMPT_SCALE = 2.0
+"""Of guidance, where the prompt is all there is."""
 MANNERS: dict[Manner, str] = {"still": "keeping the head still", "lively": "moving the head a lot"}
 SIGNS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -212,7 +215,7 @@ class Study:
         """What the prompt does without a picture."""
         right: dict[str, list[bool]] = {"clothes": [], "background": []}
         for index in range(count):
-            asked = self.plain(index, seconds)
+            asked = replace(self.plain(index, seconds), scale=PROMPT_SCALE)
             named = {"clothes": asked.clip.who.clothes_colour.name, "background": asked.clip.who.wall_colour.name}
             seen = quality.scene_colours(self.made(asked).frames)
             for region, palette in (("clothes", CLOTHES), ("background", WALLS)):

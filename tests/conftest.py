@@ -10,8 +10,7 @@ from omniavatar import builtin
 from omniavatar.checkpoints import Bundle, Registry
 from omniavatar.engine.plan import Catalog
 from omniavatar.resources import asset
-
-TINY_FILES = ("transformer.safetensors", "vae.safetensors", "text_encoder.safetensors", "wav2vec2")
+from omniavatar.testing.tiny import FILES, tiny_file
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +21,8 @@ def catalog() -> Catalog:
 
 @pytest.fixture(scope="session")
 def tiny_models() -> Bundle:
-    """The packaged tiny model."""
-    return Bundle.open([str(asset("tiny", name)) for name in TINY_FILES], Registry.builtin())
+    """The small networks with random weights."""
+    return Bundle.open([str(tiny_file(name)) for name in FILES], Registry.builtin())
 
 
 @pytest.fixture(scope="session")

@@ -16,11 +16,9 @@ from omniavatar.engine.scopes import Forward, Request
 from omniavatar.errors import CheckpointError, InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.resources import registry_tables
+from omniavatar.testing.tiny import FILES, tiny_file
 from omniavatar.units.teacache import modulations, polynomial, relative_changes
-from tests.conftest import TINY_FILES
 from tests.scenes import tiny_engine
-
-ASSETS = Path(__file__).parents[1] / "omniavatar" / "assets" / "tiny"
 
 
 def change(
@@ -105,10 +103,10 @@ def test_a_table_is_read_for_its_checkpoint_only(tmp_path: Path, tiny_models: Bu
     path.write_text(table(Fit({"ratios": [1.0, 0.5]}, "found well"), calibrated(tiny_models), "magcache", ["2 videos"]))
     assert "# 2 videos\n# found well\n" in path.read_text()
     registry = Registry.builtin([path])
-    tuned = Bundle.open([str(ASSETS / name) for name in TINY_FILES], registry).settings()
+    tuned = Bundle.open([str(tiny_file(name)) for name in FILES], registry).settings()
     assert tuned.pop("magcache") == {"ratios": [1.0, 0.5]}
     assert tuned == tiny_models.settings()
-    assert "magcache" not in registry.detect(ASSETS / "vae.safetensors").row.settings
+    assert "magcache" not in registry.detect(tiny_file("vae.safetensors")).row.settings
 
 
 def test_later_tables_are_stronger(tmp_path: Path, tiny_models: Bundle) -> None:
@@ -117,7 +115,7 @@ def test_later_tables_are_stronger(tmp_path: Path, tiny_models: Bundle) -> None:
     for name, settings in tables.items():
         paths.append(tmp_path / name)
         paths[-1].write_text(table(Fit(settings, ""), calibrated(tiny_models), "magcache", []))
-    row = Registry([*registry_tables(), *paths]).detect(ASSETS / "transformer.safetensors").row
+    row = Registry([*registry_tables(), *paths]).detect(tiny_file("transformer.safetensors")).row
     assert row.settings["magcache"] == {"ratios": [0.9], "threshold": [2]}
     assert row.settings["euler"] == {"steps": 10}
 

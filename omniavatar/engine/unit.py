@@ -87,7 +87,7 @@ class PipelineUnit:
     provides: values it stores. A name that is also in needs or uses is changed rather than made.
     conflicts: units, or values that others provide, that must not be in the same plan, each with the reason.
     nulls: for every condition that it brings and branches may drop: values that it provides, each with the value that
-        stands for nothing, or None for zeros; training drops conditions by them.
+        stands for nothing, zeros if it is not there; training drops conditions by them.
     roles, optional_roles: models it works with.
     host_roles: those that are to be loaded in host memory, because it brings them to the device itself: some of its
         roles, or `ALL` that the plan works with.
@@ -109,7 +109,7 @@ class PipelineUnit:
     uses: ClassVar[tuple[str, ...]] = ()
     provides: ClassVar[tuple[str, ...]] = ()
     conflicts: ClassVar[Mapping[str, str]] = {}
-    nulls: ClassVar[Mapping[str, Mapping[str, str | None]]] = {}
+    nulls: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     roles: ClassVar[tuple[str, ...]] = ()
     optional_roles: ClassVar[tuple[str, ...]] = ()
     host_roles: ClassVar[tuple[str, ...]] = ()

@@ -37,6 +37,7 @@ from omniavatar.models.wan_vae import WanVAE
 from omniavatar.models.wav2vec import AudioEncoder
 from omniavatar.resources import asset
 from omniavatar.testing import tiny
+from omniavatar.testing.tiny import tiny_file
 from omniavatar.testing.weights import randomized, relative_error
 
 Network = tuple[Callable[..., nn.Module], Mapping[str, Any]]
@@ -138,7 +139,7 @@ class StageModels:
 
     def beside(self, role: str, path: Path) -> Path:
         """The packaged tokenizer, whichever is asked for."""
-        return asset("tiny", "tokenizer")
+        return tiny_file("tokenizer")
 
     def adapters(self) -> Sequence[SmallLora]:
         """A LoRA of rank 2 for the transformer's first block, if it has linear layers."""

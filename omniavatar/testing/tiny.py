@@ -1,15 +1,20 @@
-"""The tiny model: every network of the real one with small numbers, and files in the formats of the real ones.
+"""Networks for tests: every one of the real model with small numbers and random weights from a fixed seed.
 
     python -m omniavatar.testing.tiny FOLDER
 
-writes a set with random weights from a fixed seed. The packaged one, which `omni run` uses when no model is named, lies
-in `omniavatar/assets/tiny`. `write_original` writes the same networks in the layout of the published OmniAvatar.
+writes a set of them in the formats of the real files; `tiny_file` is one of a set that is written when a process first
+asks. `write_original` writes them in the layout of the published OmniAvatar. They are a fifth as large as the trained
+avatar in `omniavatar/assets/tiny`, and their pictures are noise.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +27,6 @@ from omniavatar.models.audio_adapter import AudioAdapter
 from omniavatar.models.umt5 import UMT5Encoder
 from omniavatar.models.wan_dit import WanDiT
 from omniavatar.models.wan_vae import WanVAE
-from omniavatar.resources import asset
 from omniavatar.testing.models import GivenModels
 
 SEED = 20
@@ -93,6 +97,25 @@ def write_tiny(folder: Path, *, seed: int = SEED) -> None:
     write_wav2vec(folder / "wav2vec2")
 
 
+FILES = ("transformer.safetensors", "vae.safetensors", "text_encoder.safetensors", "wav2vec2")
+"""The model files of a set."""
+
+
+def tiny_file(*parts: str) -> Path:
+    """A file or folder of a set that this process has written: one of `FILES`, or "tokenizer"; without parts all."""
+    return _tiny_folder().joinpath(*parts)
+
+
+@functools.cache
+def _tiny_folder() -> Path:
+    """Removed when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="omniavatar-tiny-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with torch.random.fork_rng(devices=()):
+        write_tiny(folder)
+    return folder
+
+
 class TinyModels(GivenModels):
     """All networks of the tiny model with random weights from a fixed seed; some may be given instead, or more."""
 
@@ -115,8 +138,8 @@ class TinyModels(GivenModels):
             network.eval().requires_grad_(False)
 
     def beside(self, role: str, path: Path) -> Path:
-        """The packaged tokenizer, whichever is asked for."""
-        return asset("tiny", "tokenizer")
+        """The tokenizer of the set, whichever is asked for."""
+        return tiny_file("tokenizer")
 
 
 def write_original(folder: Path, *, seed: int = SEED, rank: int = 4) -> None:

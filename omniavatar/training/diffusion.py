@@ -307,7 +307,7 @@ class DiffusionTask:
             for name, null in self.nulls.get(condition, {}).items():
                 if name in values:
                     value = values[name]
-                    instead = torch.zeros_like(value) if null is None else values[null]
+                    instead = values.get(null, torch.zeros_like(value))
                     values[name] = torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), instead, value)
         return values
 
@@ -337,9 +337,9 @@ class DiffusionTask:
         self.trained.save(folder, weights, merged=config.merged, dtype=config.saved_dtype, start=config.start)
 
 
-def nulls_of(units: Sequence[PipelineUnit]) -> dict[str, dict[str, str | None]]:
-    """By condition: the values that it is, each with the one that stands for nothing (None: zeros)."""
-    found: dict[str, dict[str, str | None]] = {}
+def nulls_of(units: Sequence[PipelineUnit]) -> dict[str, dict[str, str]]:
+    """By condition: the values that it is, each with the one that stands for nothing (zeros if it is not there)."""
+    found: dict[str, dict[str, str]] = {}
     for unit in units:
         for condition, nulls in unit.nulls.items():
             found.setdefault(condition, {}).update(nulls)

@@ -1,7 +1,7 @@
 """What a training sample is made of: a piece of a clip, its reference picture, and how much of it is given.
 
 The choice follows the authors of OmniAvatar: the reference is any frame of the clip; the first 1, 5, 9 or 13 frames are
-given; now and then none are, or the sound is silent. A piece of which one frame is given is the beginning of a video,
+given; now and then none are. A piece of which one frame is given is the beginning of a video,
 as when one is made: it is the clip's beginning, and its first frame is the reference.
 
 In a long video the given frames are not as sharp as a clip's, each window having passed them through the VAE once
@@ -41,7 +41,6 @@ class TakeSettings(BaseModel):
     prefixes: tuple[int, ...] = Field((1, 5, 9, 13), min_length=1, description="given frames, one drawn, each 4n+1")
     no_prefix: float = Field(0.1, ge=0, le=1, description="how often nothing is given")
     no_reference: float = Field(0.0, ge=0, le=1, description="how often there is no reference picture either")
-    silent: float = Field(0.0, ge=0, le=1, description="how often the sound is silence, the pictures as they are")
     again: tuple[Annotated[int, Field(ge=0, le=100)], ...] = Field(
         (0,), min_length=1, description="times that given frames have been through the VAE already, one drawn"
     )
@@ -86,7 +85,6 @@ class Choice:
     count: int
     given: int
     reference: int | None
-    is_silent: bool = False
     again: int = 0
 
     @classmethod
@@ -102,14 +100,14 @@ class Choice:
         piece, reference = random_piece(frames, settings.frames, draw), number(frames)
         start, count = piece.start, piece.count
         given = settings.prefixes[number(len(settings.prefixes))]
-        nothing, without, silent = (chance(p) for p in (settings.no_prefix, settings.no_reference, settings.silent))
+        nothing, without = chance(settings.no_prefix), chance(settings.no_reference)
         if without:
-            return cls(start, count, 0, None, silent)
+            return cls(start, count, 0, None)
         if nothing or given >= count:
-            return cls(start, count, 0, reference, silent)
+            return cls(start, count, 0, reference)
         if given == 1:
-            return cls(0, count, 1, 0, silent)
-        return cls(start, count, given, reference, silent, settings.again[number(len(settings.again))])
+            return cls(0, count, 1, 0)
+        return cls(start, count, given, reference, settings.again[number(len(settings.again))])
 
 
 class Filmed(Protocol):
@@ -135,8 +133,8 @@ class Take:
     """A sample before any network has seen it.
 
     pictures (t h w 3) and reference (h w 3) uint8; sound: that of the whole clip from its frame 1 on, so that row n-1
-    of its features goes with frame n; start and clip_frames say where in the clip the pictures are; again: times that the
-    given ones have been through the VAE already.
+    of its features goes with frame n; start and clip_frames say where in the clip the pictures are; again: times that
+    the given ones have been through the VAE already.
     """
 
     pictures: np.ndarray
@@ -157,11 +155,10 @@ class Take:
             inside = choice.reference - choice.start
             is_inside = 0 <= inside < choice.count
             reference = pictures[inside] if is_inside else clip.pictures(choice.reference, 1)[0]
-        sound = clip.sound()[FRAME_SAMPLES:]
         return cls(
             pictures=pictures,
             reference=reference,
-            sound=np.zeros_like(sound) if choice.is_silent else sound,
+            sound=clip.sound()[FRAME_SAMPLES:],
             prompt=clip.prompt,
             start=choice.start,
             given=choice.given,

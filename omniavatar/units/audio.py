@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from omniavatar.engine.engine import Engine
 from omniavatar.engine.scopes import Job, Window
 from omniavatar.engine.unit import AudioFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.engine.windows import audio_rows
@@ -28,8 +29,8 @@ class Audio(PipelineUnit):
     """
 
     name = "audio"
-    provides = ("audio_track", "audio_delay", "audio_rows")
-    nulls: ClassVar = {"audio": {"audio_rows": None}}
+    provides = ("audio_track", "audio_delay", "audio_rows", "silent_rows")
+    nulls: ClassVar = {"audio": {"audio_rows": "silent_rows"}}
     roles = ("audio_encoder",)
 
     class Settings(UnitSettings):
@@ -39,6 +40,11 @@ class Audio(PipelineUnit):
         )
         segment: float = Field(
             120, ge=0, description="a longer sound is encoded in overlapping pieces of this length, seconds; 0: never"
+        )
+        dropped: Literal["zeros", "silence"] = Field(
+            "zeros",
+            description="what guidance compares with, and training puts in place of a sound that it drops: rows of "
+            "zeros, or those of a silent recording; with 'silence' a higher audio scale opens the mouth wider",
         )
 
     class Inputs(UnitInputs):
@@ -51,6 +57,7 @@ class Audio(PipelineUnit):
         path = job.inputs(self).audio
         job["audio_delay"] = self.settings.silence + 1 / job.fps
         job["audio_track"] = None
+        job["silent_rows"] = self._silence(job.engine) if self.settings.dropped == "silence" else None
         if path is None:
             return
         wave = load_waveform(path, SAMPLE_RATE)
@@ -67,6 +74,13 @@ class Audio(PipelineUnit):
         if track is not None:
             rows = track.rows(span.start - 1, span.stop - 1, window.job.spans[-1].stop - 1)
             window["audio_rows"] = rows[None].to(window.engine.dtype)
+
+    def _silence(self, engine: Engine) -> Tensor:
+        """The row of features in the middle of a silent recording (1 1 feature_dim)."""
+        fps, seconds = 25, 2
+        track = AudioTrack(np.zeros(seconds * SAMPLE_RATE, np.float32), fps, engine.model("audio_encoder"), 0)
+        middle = seconds * fps // 2
+        return track.rows(middle, middle + 1, seconds * fps)[None].to(engine.dtype)
 
 
 class AudioTrack:

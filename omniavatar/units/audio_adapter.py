@@ -14,11 +14,12 @@ from omniavatar.hookspecs import hookimpl
 class AudioAdapter(PipelineUnit):
     """What the transformer hears: features of the sound, added to its tokens in front of some blocks.
 
-    Guidance branches that drop the condition "audio", and plans or videos without a sound, hear rows of zeros.
+    Guidance branches that drop the condition "audio", and plans or videos without a sound, hear rows of zeros, or those
+    of silence (`audio.dropped`).
     """
 
     name = "audio-adapter"
-    uses = ("audio_rows",)
+    uses = ("audio_rows", "silent_rows")
     provides = ("audio_residuals", "audio_silence")
     roles = ("audio_adapter",)
 
@@ -26,8 +27,10 @@ class AudioAdapter(PipelineUnit):
     def begin_window(self, window: Window) -> None:
         engine, rows = window.engine, window.get("audio_rows")
         adapter = engine.model("audio_adapter")
-        silent = torch.zeros(1, 1, adapter.audio_in_dim, device=engine.device, dtype=engine.dtype)
-        silence = framed(adapter(silent).expand(len(window.latents), -1, window.span.latent_frames, -1))
+        silent = window.get("silent_rows")
+        if silent is None:
+            silent = torch.zeros(1, 1, adapter.audio_in_dim, device=engine.device, dtype=engine.dtype)
+        silence = framed(adapter(silent[:1]).expand(len(window.latents), -1, window.span.latent_frames, -1))
         window["audio_silence"] = silence
         window["audio_residuals"] = silence if rows is None else framed(adapter(rows))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from omniavatar.resources import asset
+from omniavatar.testing.tiny import tiny_file
 from tests.cli.conftest import Omni, tree
 from tests.media.samples import convert, tone, write_wav
 
@@ -36,7 +37,7 @@ def files(folder: Path) -> None:
     (folder / "huge.safetensors").write_bytes((2**63 - 1).to_bytes(8, "little") + b"{}")
     header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 2**60]}}).encode()
     (folder / "lies.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    (folder / "cut.safetensors").write_bytes(asset("tiny", "vae.safetensors").read_bytes()[:-100])
+    (folder / "cut.safetensors").write_bytes(tiny_file("vae.safetensors").read_bytes()[:-100])
     (folder / "pickle.pth").write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
     (folder / "a_folder.mp4").mkdir()
 
@@ -77,7 +78,8 @@ CASES = {
     "unknown setting in a plan": (["--units", "default+euler(stepz=3)"], "unit 'euler' has no setting 'stepz'"),
     "setting of an absent unit": (
         ["--teacache.threshold", "1"],
-        "--teacache.threshold: unit 'teacache' is not in the plan; add it with --units 'default+teacache'",
+        "--teacache.threshold: unit 'teacache' is not in the plan; "
+        "add it with --units 'default+smooth-borders+teacache'",
     ),
     "overlap": (["--fixed-frames.overlap", "12"], "unit 'fixed-frames': overlap = 12: "),
     "too many steps": (

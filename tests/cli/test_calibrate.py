@@ -11,7 +11,7 @@ import pytest
 from tests.cli.conftest import Omni, tree
 
 SMALL = (
-    *("--size", "32x32", "--seconds", "0.5", "--euler.steps", "7"),
+    *("--size", "32x32", "--seconds", "0.5", "--euler.steps", "7", "--guidance.scale", "2"),
     *("--fixed-frames.window-frames", "9", "--fixed-frames.overlap", "5"),
 )
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from omniavatar.media.audio import load_waveform
 from omniavatar.media.video import probe_video, read_video
-from omniavatar.resources import asset
+from omniavatar.testing.tiny import tiny_file
 from tests.cli.conftest import SMALL, Omni, Outcome, tree
 from tests.media.samples import convert, noise_burst, tone, write_float_wav, write_wav
 
@@ -116,7 +116,7 @@ def test_verbose_says_what_is_going_on(omni: Omni) -> None:
 
 
 def test_model_files_can_be_named(omni: Omni, folder: Path) -> None:
-    tiny = asset("tiny")
+    tiny = tiny_file()
     names = ("transformer.safetensors", "vae.safetensors", "text_encoder.safetensors", "wav2vec2")
     models = [argument for name in names for argument in ("--model", str(tiny / name))]
     assert omni("run", *models, *SMALL, "--seconds", "0.2", "-o", "a.mp4").code == 0

@@ -23,7 +23,7 @@ from omniavatar.engine.scopes import Job, Request, Window
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media import ffmpeg
 from omniavatar.media.video import probe_video
-from omniavatar.resources import asset
+from omniavatar.testing.tiny import tiny_file
 from tests.compatibility.cases import FRAMES, UNITS, Case, catalog
 from tests.compatibility.scenarios import ATTENTION, NETWORKS, File, Maker, Sizes, averages
 from tests.media.samples import gradient_frames, tone, write_lossless, write_wav
@@ -178,7 +178,7 @@ class Models:
         return vars(self.network(role))
 
     def beside(self, role: str, path: Path) -> Path:
-        return asset("tiny", "tokenizer")
+        return tiny_file("tokenizer")
 
     def adapters(self) -> Sequence[Any]:
         return [Adapter(self.network("dit"))]

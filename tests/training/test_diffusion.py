@@ -97,6 +97,13 @@ def test_dropped_conditions_take_their_null_forms(tmp_path: Path) -> None:
     assert not half["prompt_embedding"].equal(half["negative_embedding"])
 
 
+def test_a_dropped_sound_is_replaced_by_silence_if_guidance_compares_with_that(tmp_path: Path) -> None:
+    made = task(tmp_path, expression="default+audio(dropped=silence)", objective={"drop": {"audio": 1.0}})
+    batch = made.batch(generator(2))
+    assert batch["silent_rows"].any()
+    assert batch["audio_rows"].equal(batch["silent_rows"].expand_as(batch["audio_rows"]))
+
+
 def test_a_condition_that_no_unit_brings_cannot_be_dropped(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="names the condition 'sound'; choices: audio, text"):
         diffusion(tmp_path, objective={"drop": {"sound": 0.1}})

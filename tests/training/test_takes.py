@@ -57,8 +57,8 @@ def test_given_frames_have_been_through_the_vae_as_often_as_is_drawn() -> None:
 
 
 def test_without_reference_nothing_is_given() -> None:
-    drawn = choices(no_reference=1.0, silent=1.0)
-    assert {(choice.given, choice.reference, choice.is_silent) for choice in drawn} == {(0, None, True)}
+    drawn = choices(no_reference=1.0)
+    assert {(choice.given, choice.reference) for choice in drawn} == {(0, None)}
 
 
 def test_what_decides_the_shape_can_be_settled_for_a_batch() -> None:
@@ -88,12 +88,6 @@ def test_a_take_reads_its_frames_and_the_sound_from_frame_1_on() -> None:
     inside = take(start=4, reference=6, clip=clip).reference
     assert inside is not None
     assert inside[0, 0, 0] == 18
-
-
-def test_a_silent_take_keeps_its_pictures() -> None:
-    chosen = Take.of(Striped(), Choice(0, 9, 1, 0, is_silent=True))
-    assert not chosen.sound.any()
-    assert chosen.pictures.any()
 
 
 def test_procedural_clips_of_a_sound(tmp_path: Path) -> None:

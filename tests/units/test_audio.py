@@ -99,6 +99,17 @@ def test_without_a_sound_there_are_no_rows_and_the_request_sets_the_length() -> 
     assert [window["audio_rows"] for window in scene.windows] == [None, None]
 
 
+def test_what_dropped_sounds_are_replaced_by(stairs: Path, tiny_models: Bundle) -> None:
+    """Zeros, or the row of a long silence, which an encoder with edges makes in its middle."""
+    assert run(stairs)[1].windows[0]["silent_rows"] is None
+    encoder = tiny_models.load("audio_encoder", device="cpu", dtype=torch.float32)
+    _, scene = run(stairs, models=fake_models(audio_encoder=encoder), dropped="silence")
+    expected = encoder(torch.zeros(1, 100 * ROW), 100)[:, 50:51]
+    for window in scene.windows:
+        assert relative_error(window["silent_rows"], expected) < 1e-3
+    assert relative_error(scene.windows[0]["audio_rows"][:, 5:6], expected) > 1e-2
+
+
 def test_without_sound_and_length_it_is_said_what_to_give() -> None:
     with pytest.raises(InputError, match="give one with --seconds, or a sound"):
         run(None)

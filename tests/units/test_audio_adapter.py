@@ -27,16 +27,17 @@ class Rows(PipelineUnit):
     """Stands for the sound: frame n has the row VALUES[n], or no frame has one."""
 
     name = "rows"
-    provides = ("audio_rows",)
+    provides = ("audio_rows", "silent_rows")
 
-    def __init__(self, *, silent: bool = False) -> None:
+    def __init__(self, *, silent: bool = False, silence: float | None = None) -> None:
         super().__init__()
-        self.silent = silent
+        self.silent, self.silence = silent, silence
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
         rows = torch.tensor(VALUES[window.span.start : window.span.stop])[None, :, None]
         window["audio_rows"] = None if self.silent else rows
+        window["silent_rows"] = None if self.silence is None else torch.full((1, 1, 1), self.silence)
 
 
 class Look:
@@ -81,10 +82,12 @@ def test_the_sound_enters_its_frames_before_its_blocks() -> None:
         torch.testing.assert_close(added, expected if index in (1, 2) else torch.zeros_like(added), atol=1e-6, rtol=0)
 
 
-def test_a_branch_without_sound_hears_rows_of_zeros() -> None:
+@pytest.mark.parametrize("silence", [None, 0.7])
+def test_a_branch_without_sound_hears_rows_of_zeros_or_silence(silence: float | None) -> None:
     adapter = layers()
-    _, scene, look = run(Rows(), AudioAdapter(), models=fake_models(audio_adapter=adapter), scale=3)
-    silent = adapter(torch.zeros(1, 9, 1))
+    sound = Rows(silence=silence)
+    _, scene, look = run(sound, AudioAdapter(), models=fake_models(audio_adapter=adapter), scale=3)
+    silent = adapter(torch.full((1, 9, 1), silence or 0.0))
     assert list(adapter.entry_blocks) == [2, 3]
     for position, index in enumerate(adapter.entry_blocks):
         expected = silent[:, position].repeat_interleave(4, dim=1)

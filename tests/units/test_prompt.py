@@ -13,13 +13,13 @@ from omniavatar.checkpoints import Bundle
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Catalog
 from omniavatar.errors import CheckpointError, PlanError
-from omniavatar.resources import asset
 from omniavatar.testing import FakeDiT
+from omniavatar.testing.tiny import tiny_file
 from omniavatar.units import Audio, Prompt
 from omniavatar.units.prompt import NEGATIVE_PROMPT, clean
 from tests.scenes import denoising_units, fake_engine, fake_models, request, tiny_engine
 
-TOKENIZER = asset("tiny", "tokenizer")
+TOKENIZER = tiny_file("tokenizer")
 
 
 class FakeTextEncoder(nn.Module):

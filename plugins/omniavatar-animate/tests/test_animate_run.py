@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from omniavatar.cli import run_cli
 from omniavatar.media.video import probe_video, read_video
 from omniavatar.resources import asset
-from omniavatar.testing.tiny import weights
+from omniavatar.testing.tiny import tiny_file, weights
 from tests.media.samples import write_lossless
 from tests.models.networks import noise, randomized
 
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def video(folder: Path, *arguments: str | Path, units: str = "animate") -> np.ndarray:
     """The frames that the command makes in two windows."""
-    models = ["model", *(str(asset("tiny", f"{name}.safetensors")) for name in ("text_encoder", "vae"))]
+    models = ["model", *(str(tiny_file(f"{name}.safetensors")) for name in ("text_encoder", "vae"))]
     named = [word for model in models for word in ("--model", str(folder / model))]
     inputs = ["--image", str(asset("demo", "portrait.png")), "-o", str(folder / "out.mp4")]
     code = run_cli(["run", "--units", units, *named, *SMALL, *WINDOWS, *inputs, *map(str, arguments)])
@@ -84,11 +84,11 @@ def test_bf16(folder: Path) -> None:
 
 
 def test_what_is_missing_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny = ["--model", str(asset("tiny", "vae.safetensors")), "--model", str(asset("tiny", "text_encoder.safetensors"))]
+    tiny = ["--model", str(tiny_file("vae.safetensors")), "--model", str(tiny_file("text_encoder.safetensors"))]
     plan = ["run", "--units", "animate", "--image", str(asset("demo", "portrait.png")), *tiny]
     for words, reason in (
         (["--model", str(folder / "model"), "--pose", "no.mp4"], "video 'no.mp4' does not exist"),
-        (["--model", str(asset("tiny", "transformer.safetensors"))], "needs a model for the role 'animate_adapter'"),
+        (["--model", str(tiny_file("transformer.safetensors"))], "needs a model for the role 'animate_adapter'"),
     ):
         assert run_cli([*plan, *words, "--seconds", "0.3"]) == 2
         complaint = capsys.readouterr().err

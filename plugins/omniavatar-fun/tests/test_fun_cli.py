@@ -23,7 +23,7 @@ from omniavatar.media.video import probe_video, read_video
 from omniavatar.models.audio_adapter import AudioAdapter
 from omniavatar.models.wan_dit import WanDiT
 from omniavatar.resources import asset
-from omniavatar.testing.tiny import ADAPTER, weights
+from omniavatar.testing.tiny import ADAPTER, tiny_file, weights
 from tests.media.samples import write_lossless
 from tests.models.networks import randomized
 
@@ -84,7 +84,7 @@ def delta(path: Path) -> str:
 
 def made(folder: Path, units: str, models: list[str], *arguments: Any) -> np.ndarray:
     """The pictures of a video by these models and the packaged VAE and text encoder."""
-    tiny = [str(asset("tiny", f"{name}.safetensors")) for name in ("vae", "text_encoder")]
+    tiny = [str(tiny_file(f"{name}.safetensors")) for name in ("vae", "text_encoder")]
     flags = [word for file in [*models, *tiny] for word in ("--model", file)]
     words = ["run", "--units", units, *flags, *SMALL, *map(str, arguments), "-o", str(folder / "out.mp4")]
     assert run_cli(words) == 0
@@ -128,7 +128,7 @@ def test_a_camera_by_direction_and_by_file(files: dict[str, str], tmp_path: Path
 
 def test_an_avatar_that_follows_a_control_video(files: dict[str, str], tmp_path: Path) -> None:
     """Several windows, sound, a cache, and a delta whose LoRA and audio layers go on the Fun base."""
-    models = [files["v1.1"], files["clip"], files["delta"], str(asset("tiny", "wav2vec2"))]
+    models = [files["v1.1"], files["clip"], files["delta"], str(tiny_file("wav2vec2"))]
     plan = "i2v-avatar+fun-control+fun-reference+teacache"
     windows = ("--fixed-frames.window-frames", "5", "--fixed-frames.overlap", "1")
     common = ("--image", PORTRAIT, "--audio", SPEECH, "--control-video", files["pose"], *windows)
@@ -139,7 +139,7 @@ def test_an_avatar_that_follows_a_control_video(files: dict[str, str], tmp_path:
 
 
 def test_a_part_that_no_file_has_is_named(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    tiny = [word for name in ("vae", "text_encoder") for word in ("--model", str(asset("tiny", f"{name}.safetensors")))]
+    tiny = [word for name in ("vae", "text_encoder") for word in ("--model", str(tiny_file(f"{name}.safetensors")))]
     models = ["--model", files["v1"], "--model", files["clip"], *tiny]
     assert run_cli(["run", "--units", "fun-reference-video", *models, *SMALL]) == 2
     assert "unit 'fun-reference' needs a model for the role 'fun_reference'" in capsys.readouterr().err

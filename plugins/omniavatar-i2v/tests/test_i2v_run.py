@@ -22,7 +22,7 @@ from omniavatar.media.video import read_video
 from omniavatar.models.audio_adapter import AudioAdapter
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
-from omniavatar.testing.tiny import ADAPTER, weights
+from omniavatar.testing.tiny import ADAPTER, tiny_file, weights
 
 PORTRAIT, SPEECH = asset("demo", "portrait.png"), asset("demo", "speech.flac")
 SMALL = ("--size", "32x32", "--seconds", "0.32", "--euler.steps", "1", "--quiet")
@@ -75,7 +75,7 @@ class Models:
         torch.manual_seed(3)
         clip = weights(ClipImageEncoder(**CLIP)) | {"textual.norm.weight": torch.ones(3)}
         own = [transformer(self.folder / "base", config), saved(self.folder / "clip" / "clip.safetensors", clip)]
-        return [*own, *(Path(str(asset("tiny", f"{name}.safetensors"))) for name in ("text_encoder", "vae"))]
+        return [*own, *(Path(str(tiny_file(f"{name}.safetensors"))) for name in ("text_encoder", "vae"))]
 
     def run(self, files: list[Path], *arguments: str | Path) -> tuple[int, str]:
         """`omni run` with these models: exit code and complaint."""
@@ -115,7 +115,7 @@ def test_from_a_first_to_a_last_picture(models: Models) -> None:
 
 def test_an_avatar_on_an_image_to_video_transformer(models: Models) -> None:
     """The delta's LoRA and audio layers go on the base that animates pictures."""
-    files = [*models.files(), delta(models.folder / "trained"), Path(str(asset("tiny", "wav2vec2")))]
+    files = [*models.files(), delta(models.folder / "trained"), Path(str(tiny_file("wav2vec2")))]
     arguments = ("--units", "i2v-avatar", "--image", PORTRAIT, "--audio", SPEECH)
     short = ("--fixed-frames.window-frames", "5", "--fixed-frames.overlap", "1")
     video = models.video(files, *arguments, *short)
@@ -135,7 +135,7 @@ def test_a_folder_as_published_is_all_that_it_needs(models: Models, config: dict
         saved(folder / f"diffusion_pytorch_model-0000{number}-of-00002.safetensors", part)
     for file in others:
         shutil.copy(file, folder)
-    shutil.copytree(asset("tiny", "tokenizer"), folder / "tokenizer")
+    shutil.copytree(tiny_file("tokenizer"), folder / "tokenizer")
     (folder / "config.json").write_text(json.dumps(config))
     heads = {
         detection.row.name: detection.components[0].config.get("num_heads")

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from omniavatar.cli import run_cli
 from omniavatar.media.video import read_video
 from omniavatar.models.wan_dit import WanDiT
-from omniavatar.resources import asset
 from omniavatar.testing import tiny
+from omniavatar.testing.tiny import tiny_file
 from tests.models.networks import noise, randomized
 
 SMALL = (
@@ -48,7 +48,7 @@ def lora(path: Path) -> Path:
 
 def made(folder: Path, *models: str) -> np.ndarray:
     """The pictures of a video by these models and the packaged VAE and text encoder."""
-    files = [*models, *(str(asset("tiny", f"{name}.safetensors")) for name in ("vae", "text_encoder"))]
+    files = [*models, *(str(tiny_file(f"{name}.safetensors")) for name in ("vae", "text_encoder"))]
     path = folder / f"{len(list(folder.iterdir()))}.mp4"
     assert run_cli(["run", *(word for file in files for word in ("--model", file)), *SMALL, "-o", str(path)]) == 0
     return read_video(path)

@@ -21,8 +21,8 @@ from omniavatar.errors import CheckpointError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.wan_dit import WanDiT
 from omniavatar.plugins import discover
-from omniavatar.resources import asset
 from omniavatar.testing import FakeDiT, tiny
+from omniavatar.testing.tiny import tiny_file
 from omniavatar.units import Euler, FixedFrames, Fsdp, Guidance, TeaCache, Transformer, VaeDecode
 from tests.golden import kind_moe
 from tests.golden.cases import read_case
@@ -232,7 +232,7 @@ def test_on_a_gpu_they_change_places() -> None:
 SETTINGS: dict[str, dict[str, Any]] = {
     "fixed-frames": {"window_frames": 9, "overlap": 5},
     "euler": {"steps": 4, "shift": 5.0},
-    "prompt": {"length": 32, "tokenizer": asset("tiny", "tokenizer")},
+    "prompt": {"length": 32, "tokenizer": tiny_file("tokenizer")},
 }
 
 

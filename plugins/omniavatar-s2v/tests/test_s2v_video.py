@@ -32,6 +32,7 @@ from omniavatar.models.wan_dit import PerToken, WanDiT
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing import FakeVAE, tiny
+from omniavatar.testing.tiny import tiny_file
 from tests.media.samples import convert, gradient_frames, noise_burst, write_lossless, write_wav
 from tests.models.networks import noise, randomized
 
@@ -454,7 +455,7 @@ def test_the_command_makes_a_video_with_its_sound(
 ) -> None:
     adapter = randomized(S2VAdapter(**ADAPTER))
     file = write_tiny(tmp_path / "model", randomized(WanDiT(**DIT)), adapter)
-    files = [file, *(asset("tiny", name) for name in ("vae.safetensors", "text_encoder.safetensors", "wav2vec2"))]
+    files = [file, *(tiny_file(name) for name in ("vae.safetensors", "text_encoder.safetensors", "wav2vec2"))]
     sound = write_wav(tmp_path / "burst.wav", noise_burst(1, 16000, start=0.2), 16000)
     options = [
         "--size",

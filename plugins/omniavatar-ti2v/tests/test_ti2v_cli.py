@@ -19,6 +19,7 @@ from omniavatar.models.audio_adapter import AudioAdapter
 from omniavatar.models.wan_dit import WanDiT
 from omniavatar.resources import asset
 from omniavatar.testing import tiny
+from omniavatar.testing.tiny import tiny_file
 from tests.models.networks import randomized
 
 SMALL = ("--seconds", "0.5", "--euler.steps", "1", "--fixed-frames.window-frames", "9", "--fixed-frames.overlap", "5")
@@ -49,8 +50,8 @@ def models(tmp_path: Path) -> list[str]:
     files = [
         write(folder / "transformer.safetensors", WanDiT(**DIT), AudioAdapter(**tiny.ADAPTER)),
         write(folder / "vae.safetensors", WanVAE38(**VAE38)),
-        asset("tiny", "text_encoder.safetensors"),
-        asset("tiny", "wav2vec2"),
+        tiny_file("text_encoder.safetensors"),
+        tiny_file("wav2vec2"),
     ]
     return [word for file in files for word in ("--model", str(file))]
 

@@ -23,7 +23,7 @@ from omniavatar.cli import run_cli
 from omniavatar.media.video import probe_video, read_video
 from omniavatar.models.wan_dit import WanDiT
 from omniavatar.resources import asset
-from omniavatar.testing.tiny import DIT, save, weights, write_original
+from omniavatar.testing.tiny import DIT, save, tiny_file, weights, write_original
 from tests.media.samples import write_lossless
 from tests.models.networks import randomized
 
@@ -36,7 +36,7 @@ BRANCH: dict[str, Any] = {
     "num_layers": 2,
     "every": 3,
 }
-TINY = [part for name in ("vae", "text_encoder") for part in ("--model", asset("tiny", f"{name}.safetensors"))]
+TINY = [part for name in ("vae", "text_encoder") for part in ("--model", tiny_file(f"{name}.safetensors"))]
 SMALL = ("--seconds", "0.3", "--euler.steps", "1", "--fixed-frames.window-frames", "9", "--fixed-frames.overlap", "5")
 
 
@@ -140,8 +140,8 @@ def test_what_to_follow_is_all_that_must_be_given(pretrained: Path, controls: Pa
     folder = tmp_path / "VACE-all"
     shutil.copytree(pretrained / "VACE-tiny", folder)
     for name in ("vae.safetensors", "text_encoder.safetensors"):
-        shutil.copy(asset("tiny", name), folder)
-    shutil.copytree(asset("tiny", "tokenizer"), folder / "tokenizer")
+        shutil.copy(tiny_file(name), folder)
+    shutil.copytree(tiny_file("tokenizer"), folder / "tokenizer")
     words = ("run", "--units", "vace-video", "--model", folder, "--control-video", controls / "pose.mkv")
     code = run_cli(
         [str(word) for word in (*words, "--vace.pixels", "1024", *SMALL[2:], "--quiet", "-o", tmp_path / "o.mp4")]
