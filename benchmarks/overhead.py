@@ -37,7 +37,7 @@ from omniavatar.units.reference_image import condition
 
 TINY = ("transformer.safetensors", "vae.safetensors", "text_encoder.safetensors", "wav2vec2")
 STEPS = 10
-SCALE = 4.5
+SCALE, SHIFT = 4.5, 5.0
 
 
 def tiny_models() -> Bundle:
@@ -49,7 +49,7 @@ class Prepared:
 
     def __init__(self) -> None:
         models = tiny_models()
-        settings: dict[str, dict[str, Any]] = {"euler": {"steps": STEPS}, "guidance": {"scale": SCALE}}
+        settings: dict[str, dict[str, Any]] = {"euler": {"steps": STEPS, "shift": SHIFT}, "guidance": {"scale": SCALE}}
         expression = "default-write-video-vae-decode-fixed-frames"
         plan = build_plan(expression, discover().catalog(), models.settings(), settings)
         self.engine = Engine(plan, models)
@@ -82,7 +82,7 @@ class Prepared:
         ]
         y = condition(window.latents, window["image_latent"], window.span.given_latents)
         latents, entry = window.latents, adapter.entry_blocks
-        sigmas = [*shifted_sigmas(STEPS, 5.0).tolist(), 0.0]
+        sigmas = [*shifted_sigmas(STEPS, SHIFT).tolist(), 0.0]
         grid, rope, frame_index = None, None, None
         for sigma, following in pairwise(sigmas):
             velocities = []
@@ -209,7 +209,7 @@ def run_memory() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     result = {

@@ -4,8 +4,8 @@ One sample of 400x720x105 (30,375 tokens) in a micro-batch, trained as the origi
 and the feed-forward, the audio layers and the patch embedding; networks of the true shapes with random weights, bf16
 with float32 trained weights, AdamW. For each way: the seconds of the forward pass alone and of a whole update, how many
 forward passes an update costs, and the peak memory of the GPU; `of_three_forwards` is what an update would cost if its
-backward pass took two forward passes, as a share of what it does cost (goal: 0.9). On a machine without a GPU it runs
-small networks, to show that it works; those times mean nothing.
+backward pass took two forward passes, as a share of what it does cost (goal: 0.9; gradient checkpointing runs a forward
+pass more). On a machine without a GPU it runs small networks, to show that it works; those times mean nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import statistics
+import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -165,6 +166,7 @@ def main() -> None:
             torch.cuda.empty_cache()
     content = {
         "machine": machine("cuda" if torch.cuda.is_available() else "cpu"),
+        "command": " ".join(["python -m benchmarks.training", *sys.argv[1:]]),
         "size": arguments.size,
         "height": shape[0],
         "width": shape[1],

@@ -1,4 +1,4 @@
-"""Small videos for tests: what stands in for inputs, and engines over fake networks or the tiny model."""
+"""Small videos for tests: what stands in for inputs, and engines over fake networks or the test networks."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def request(seconds: float | None = None, **changes: Any) -> Request:
 def tiny_engine(
     models: Bundle, catalog: Catalog, expression: str, *, observers: Iterable[Any] = (), **settings: Any
 ) -> Engine:
-    """An engine over the tiny model: 32x32 pixels, windows of 9 frames, 2 steps, unless `settings` say otherwise."""
+    """An engine over the test networks: 32x32 pixels, windows of 9 frames, 2 steps, unless `settings` say otherwise."""
     plan = build_plan(expression, catalog, models.settings(), TINY_SETTINGS, settings)
     return Engine(plan, models, observers=observers)
 

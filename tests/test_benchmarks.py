@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.cost_model import RESULTS, Links, check, table
+from benchmarks.overhead import Prepared
 from benchmarks.peers import THEIRS, calls
 from benchmarks.training import WAYS, measure
 from tests.distributed.conftest import ROOT
@@ -21,6 +22,14 @@ def test_the_model_is_as_near_to_what_was_measured_as_stated(size: str) -> None:
     off = check(RESULTS / f"scaling-{size}.json")
     assert len(off) >= 5
     assert max(map(abs, off.values())) < 0.02
+
+
+@pytest.mark.slow
+def test_the_bare_networks_make_what_the_engine_makes() -> None:
+    prepared = Prepared()
+    with torch.inference_mode():
+        ways = [prepared.by_engine(prepared.window()), prepared.by_hand(prepared.window())]
+    torch.testing.assert_close(*ways)
 
 
 def test_training_is_measured_with_and_without_checkpointing() -> None:

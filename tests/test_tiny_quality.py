@@ -185,6 +185,7 @@ def test_engines_make_what_is_asked(sounds: Sounds) -> None:
     assert abs(engines.make(replace(asked, picture=None)).frames[1] - pictured).mean() > 1
 
 
+@pytest.mark.slow
 def test_random_networks_are_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_wave(tmp_path / "voice.wav", speech(3))
     (tmp_path / "sounds").mkdir()

@@ -157,9 +157,12 @@ def seconds_of(ctx: click.Context, param: click.Parameter, value: float | None) 
 def run(ctx: click.Context, **options: Any) -> int:
     """Make a talking video from a portrait, a voice and a prompt.
 
-    Without arguments it makes a demo video with the built-in tiny model.
+    Without arguments it makes a demo video. The built-in avatar knows drawn faces; for a photograph, name a
+    configuration with real weights, such as omniavatar-1.3b.
     """
     maker, videos = ask(ctx, options)
+    if options["image"] and not (options["config"] or options["models"] or options["quiet"]):
+        click.echo("omni: the built-in avatar knows drawn faces; for a photograph: --config omniavatar-1.3b", err=True)
     if options["dry_run"]:
         from omniavatar.cli.estimate import estimate_videos
 

@@ -34,6 +34,8 @@ KIND = "train"
 """The folder of its packaged configurations."""
 PREPARE = "prepare"
 USE = "run.yaml"
+OWN_SETTINGS = {"audio": {"silence": 0, "dropped": "zeros"}}
+"""Stronger than those that suit a checkpoint for making videos, weaker than the configuration's."""
 FIELDS = {
     **{name: name for name in ("models_dir", "output", "device", "gpus")},
     "max_minutes": "trainer.max_minutes",
@@ -290,7 +292,7 @@ def opened(config: DiffusionConfig, world: World) -> Diffusion:
         if name not in catalog.units:
             raise InputError(f"settings: there is no unit '{name}'{nearest(name, catalog.units)}")
     bundle = Bundle.open(files, registry, [entry.role for entry in config.models])
-    plan = build_plan(config.units, catalog, bundle.settings(), {"audio": {"silence": 0}}, config.settings)
+    plan = build_plan(config.units, catalog, bundle.settings(), OWN_SETTINGS, config.settings)
     device = torch_device(config.device, world.local_rank)
     dtype = torch_dtype(config.dtype, device)
     diffusion = Diffusion.open(config, plan, bundle, device=device, dtype=dtype, world=world)

@@ -1,4 +1,4 @@
-"""Helpers for tests of units and plugins: `check_unit`, networks that compute almost nothing, the tiny model."""
+"""Helpers for tests of units and plugins: `check_unit`, small networks, some of which compute nothing."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -76,7 +76,7 @@ def check_unit(
     """Raise AssertionError for the first promise that a unit breaks.
 
     plan: an expression with the unit in it; default: the default plan, without a file, and the unit.
-    networks: class and numbers of a network for each further role, or in place of one of the tiny model.
+    networks: class and numbers of a network for each further role, or in place of one of the test networks.
     inputs: values for inputs of the plan, so that the unit has something to do; a portrait, a voice and a prompt are
         given anyway. size: height and width of the videos. skip: promises that are not checked, each with the reason.
     """

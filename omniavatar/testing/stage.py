@@ -1,4 +1,4 @@
-"""A small stage for units: networks of the tiny model, videos of two windows and three branches, and what came of them.
+"""A small stage for units: test networks, videos of two windows and three branches, and what came of them.
 
 stage = Stage(folder, networks={"motion_controller": (MotionController, {"freq_dim": 32, "dim": 96})}, ...)
 plan = build_plan("default-write-video+motion", catalog, SETTINGS)
@@ -138,7 +138,7 @@ class StageModels:
         return self.networks[role][1]
 
     def beside(self, role: str, path: Path) -> Path:
-        """The packaged tokenizer, whichever is asked for."""
+        """The tokenizer of the test networks, whichever is asked for."""
         return tiny_file("tokenizer")
 
     def adapters(self) -> Sequence[SmallLora]:

@@ -3,7 +3,7 @@
     python -m omniavatar.testing.tiny FOLDER
 
 writes a set of them in the formats of the real files; `tiny_file` is one of a set that is written when a process first
-asks. `write_original` writes them in the layout of the published OmniAvatar. They are a fifth as large as the trained
+asks. `write_original` writes them in the layout of the published OmniAvatar. They are a seventh as large as the trained
 avatar in `omniavatar/assets/tiny`, and their pictures are noise.
 """
 
@@ -117,7 +117,7 @@ def _tiny_folder() -> Path:
 
 
 class TinyModels(GivenModels):
-    """All networks of the tiny model with random weights from a fixed seed; some may be given instead, or more."""
+    """The test networks with random weights from a fixed seed; some may be given instead, or more."""
 
     def __init__(self, *, seed: int = SEED, **networks: nn.Module) -> None:
         from transformers import Wav2Vec2Config

@@ -81,16 +81,17 @@ class Preparation:
 
     def _before(self, job: Job, take: Take, frames: Tensor) -> Window | None:
         """The window before, which ends with the given frames; none at the beginning of a video."""
-        if take.given <= 1 and take.start == 0:
-            return None
-        if not take.given:
+        if not take.given or (take.given == 1 and take.start == 0):
             return None
         before = Window(job, 0, Span(0, take.given, 0, 0, 0), None)
         before["frames"] = (self._again(frames[:, :, : take.given], take.again) + 1) / 2
         return before
 
     def _again(self, frames: Tensor, times: int) -> Tensor:
-        """Frames (1 3 t h w) in [-1, 1] after passing through the VAE so often."""
+        """Frames (1 3 t h w) in [-1, 1] after passing through the VAE so often, each time as the beginning of a clip.
+
+        In a video they are the end of a decoded window, which costs them about as much.
+        """
         vae, dtype = self.engine.model("vae"), self.engine.dtype
         for _ in range(times):
             frames = vae.decode(vae.encode(frames.to(dtype), latents_per_pass=4), latents_per_pass=4).float()

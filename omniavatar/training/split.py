@@ -64,6 +64,7 @@ def split(plan: Plan, trained: Collection[str]) -> Split:
                 "are read before training; make two units of it, or train something else"
             )
     read = {name for unit in taking_part if unit in live or steps(unit) for name in (*unit.needs, *unit.uses)}
+    read |= {null for unit in prepared for nulls in unit.nulls.values() for name, null in nulls.items() if name in read}
     own = {name for unit in prepared if steps(unit) for name in unit.provides}
     values = [name for unit in prepared for name in unit.provides if name in read | own]
     return Split(tuple(prepared), tuple(live), tuple(dict.fromkeys(values)))

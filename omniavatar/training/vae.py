@@ -261,7 +261,9 @@ def main(folder: Path, start: str | None, device: str, **options: Any) -> None:
     if start is None:
         start_as_pictures(vae)
         settings = Settings(steps=options["picture_steps"], learning_rate=2e-3, warmup=200, ema=0.995, **FAST)
-        learn(vae.to(device), clips, VaeSettings(lengths=(1,), frames=48), settings, folder / "pictures", deadline)
+        pictures = VaeSettings(lengths=(1,), frames=48)
+        if not learn(vae.to(device), clips, pictures, settings, folder / "pictures", deadline):
+            return
     else:
         vae.load_state_dict({name: value.float() for name, value in load_file(start).items()})
     settings = Settings(steps=options["steps"], learning_rate=options["rate"], warmup=100, ema=0.998, **FAST)

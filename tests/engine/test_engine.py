@@ -27,7 +27,7 @@ SILENT_PLAN = "default+teacache-write-video"
 
 @pytest.fixture(scope="module")
 def engine(tiny_models: Bundle, catalog: Catalog) -> Engine:
-    """The whole tiny model, used by several jobs."""
+    """All test networks, used by several jobs."""
     return tiny_engine(tiny_models, catalog, SILENT_PLAN, observers=[Keeper()])
 
 

@@ -110,12 +110,20 @@ def test_drawn_footage_has_moving_mouths_where_the_masks_are() -> None:
     assert changes[inside].mean() > 3 * changes[~inside].mean()
 
 
+@pytest.mark.slow
 def test_the_command_trains_both_parts_and_says_how_well(tmp_path: Path) -> None:
     arguments = ["--clips", "2", "--side", "32", "--picture-steps", "1", "--steps", "1", "--tested", "1"]
     outcome = CliRunner().invoke(main, [str(tmp_path), *arguments], catch_exceptions=False)
     assert outcome.exit_code == 0
     assert '"49":' in outcome.output
     assert set(load_file(tmp_path / FILE)) == set(load_file(tmp_path / "pictures" / FILE))
+
+
+def test_a_stop_in_the_pictures_leaves_the_clips_for_later(tmp_path: Path) -> None:
+    arguments = ["--clips", "2", "--side", "32", "--picture-steps", "100000", "--steps", "1", "--minutes", "0.001"]
+    assert CliRunner().invoke(main, [str(tmp_path), *arguments], catch_exceptions=False).exit_code == 0
+    assert (tmp_path / "pictures" / "state.pt").exists()
+    assert not (tmp_path / "clips").exists()
 
 
 def test_what_changes_when_the_last_frames_pass_once_more_counts() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from PIL import Image
 
 from omniavatar.errors import OmniError
 from omniavatar.training.clips import Clip, write_clip
@@ -18,7 +19,7 @@ from omniavatar.training.clips import Clip, write_clip
 @click.option("--frames", default=101, show_default=True, type=click.IntRange(2), help="length at 25 frames/s")
 @click.option("--audio", type=click.Path(exists=True, dir_okay=False), help="a voice for all; else synthetic speech")
 def main(folder: Path, clips: int, first: int, size: int, frames: int, audio: str | None) -> None:
-    """Write clips of procedural talking heads into FOLDER."""
+    """Write clips of procedural talking heads into FOLDER, and the first picture of each beside it."""
     try:
         waveform = None
         if audio:
@@ -28,6 +29,7 @@ def main(folder: Path, clips: int, first: int, size: int, frames: int, audio: st
         for seed in range(first, first + clips):
             clip = Clip.from_seed(seed, frames, waveform)
             write_clip(clip, folder / f"{seed:05}.mp4", size)
+            Image.fromarray(clip.pictures(size, [0])[0]).save(folder / f"{seed:05}.png")
             click.echo(f"{seed:05}.mp4  {clip.caption}")
     except OmniError as error:
         raise click.ClickException(str(error)) from None

@@ -83,7 +83,7 @@ def delta(path: Path) -> str:
 
 
 def made(folder: Path, units: str, models: list[str], *arguments: Any) -> np.ndarray:
-    """The pictures of a video by these models and the packaged VAE and text encoder."""
+    """The pictures of a video by these models and the VAE and text encoder of the test networks."""
     tiny = [str(tiny_file(f"{name}.safetensors")) for name in ("vae", "text_encoder")]
     flags = [word for file in [*models, *tiny] for word in ("--model", file)]
     words = ["run", "--units", units, *flags, *SMALL, *map(str, arguments), "-o", str(folder / "out.mp4")]

@@ -47,7 +47,7 @@ def lora(path: Path) -> Path:
 
 
 def made(folder: Path, *models: str) -> np.ndarray:
-    """The pictures of a video by these models and the packaged VAE and text encoder."""
+    """The pictures of a video by these models and the VAE and text encoder of the test networks."""
     files = [*models, *(str(tiny_file(f"{name}.safetensors")) for name in ("vae", "text_encoder"))]
     path = folder / f"{len(list(folder.iterdir()))}.mp4"
     assert run_cli(["run", *(word for file in files for word in ("--model", file)), *SMALL, "-o", str(path)]) == 0

@@ -33,7 +33,7 @@ TOLERANCE = 1e-5
 
 
 class Experts(RandomModels):
-    """The networks of the tiny model with random weights, and a second transformer."""
+    """The test networks with random weights, and a second transformer."""
 
     def __contains__(self, role: object) -> bool:
         return role == "dit2" or super().__contains__(role)
