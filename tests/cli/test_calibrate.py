@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from omniavatar.testing.tiny import FILES, tiny_file
 from tests.cli.conftest import Omni, tree
 
 SMALL = (
@@ -58,16 +59,19 @@ def test_a_table_that_exists_is_kept(omni: Omni, folder: Path) -> None:
         ),
         (("calibrate", "teacache", "--gpus", "2"), "unknown option '--gpus'"),
         (("calibrate", "teacache", "--table", "no.toml"), "checkpoint table "),
-        (
-            ("run", "--units", "default+magcache"),
-            "unit 'magcache' has no magnitude ratios for this checkpoint; measure",
-        ),
     ],
 )
 def test_bad_arguments_are_one_line(arguments: tuple[str, ...], message: str, omni: Omni) -> None:
     outcome = omni(*arguments)
     assert outcome.code == 2
     assert outcome.error.startswith(message)
+
+
+def test_a_checkpoint_without_a_curve_is_told_to_measure_one(omni: Omni) -> None:
+    models = [word for name in FILES for word in ("--model", str(tiny_file(name)))]
+    outcome = omni("run", "--units", "default+magcache", *models)
+    assert outcome.code == 2
+    assert outcome.error.startswith("unit 'magcache' has no magnitude ratios for this checkpoint; measure")
 
 
 def test_too_few_steps_are_said(omni: Omni) -> None:
