@@ -161,8 +161,6 @@ def run(ctx: click.Context, **options: Any) -> int:
     configuration with real weights, such as omniavatar-1.3b.
     """
     maker, videos = ask(ctx, options)
-    if options["image"] and not (options["config"] or options["models"] or options["quiet"]):
-        click.echo("omni: the built-in avatar knows drawn faces; for a photograph: --config omniavatar-1.3b", err=True)
     if options["dry_run"]:
         from omniavatar.cli.estimate import estimate_videos
 
@@ -170,7 +168,10 @@ def run(ctx: click.Context, **options: Any) -> int:
     if maker.config.gpus > maker.world.size:
         maker.check(videos)
         return start_ranks(maker.config.gpus, "run", ctx.meta[ARGUMENTS])
-    return as_rank(maker.world, maker.device, options["timeout"], lambda: maker.make(videos), maker.rescue)
+    code = as_rank(maker.world, maker.device, options["timeout"], lambda: maker.make(videos), maker.rescue)
+    if not code and options.get("image") and not (options["config"] or options["models"] or options["quiet"]):
+        click.echo("omni: the built-in avatar knows drawn faces; for a photograph: --config omniavatar-1.3b", err=True)
+    return code
 
 
 def ask(ctx: click.Context, options: Mapping[str, Any]) -> tuple[VideoMaker, list[Video]]:

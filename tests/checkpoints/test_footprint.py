@@ -106,7 +106,7 @@ def test_loading_holds_the_network_and_one_portion_of_its_file(tmp_path: Path) -
     assert result["answer"] == len(shapes)
     assert result["megabytes"] < size / 2 + 64 + 80 < 0.9 * size
     mapped = measured(load.replace("bfloat16", "float32"), setup)
-    assert mapped["megabytes"] < 100, "what needs no change is not read before it is used"
+    assert mapped["megabytes"] < 130, "what needs no change is not read before it is used"
 
 
 def test_the_measure_sees_memory() -> None:

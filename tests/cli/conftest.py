@@ -10,12 +10,21 @@ from pathlib import Path
 import pytest
 
 from omniavatar.cli import run_cli
+from omniavatar.testing.tiny import FILES, tiny_file
 
 SMALL = (
     *("--size", "32x32", "--seconds", "0.5", "--euler.steps", "1", "--guidance.scale", "2"),
     *("--fixed-frames.window-frames", "9", "--fixed-frames.overlap", "5"),
 )
 """Options that make a demo video of 13 frames in two windows in well under a second."""
+
+
+@pytest.fixture(autouse=True)
+def small_networks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What `omni` uses in this process when no model is named, instead of the trained avatar."""
+    path = tmp_path_factory.getbasetemp() / "small.yaml"
+    path.write_text(f"units: default\nmodels_dir: {tiny_file()}\nmodels: [{', '.join(FILES)}]\n")
+    monkeypatch.setattr("omniavatar.cli.start.DEFAULT_CONFIG", str(path))
 
 
 @dataclass(frozen=True)

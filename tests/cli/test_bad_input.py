@@ -78,8 +78,7 @@ CASES = {
     "unknown setting in a plan": (["--units", "default+euler(stepz=3)"], "unit 'euler' has no setting 'stepz'"),
     "setting of an absent unit": (
         ["--teacache.threshold", "1"],
-        "--teacache.threshold: unit 'teacache' is not in the plan; "
-        "add it with --units 'default+smooth-borders+teacache'",
+        "--teacache.threshold: unit 'teacache' is not in the plan; add it with --units 'default+teacache'",
     ),
     "overlap": (["--fixed-frames.overlap", "12"], "unit 'fixed-frames': overlap = 12: "),
     "too many steps": (

@@ -251,7 +251,7 @@ def test_several_ranks_on_one_gpu_are_refused() -> None:
 
 def test_an_impossible_split_is_refused_before_anything_starts(omni: Omni, folder: Path) -> None:
     done = omni(*run_command("--gpus", "3", "--units", "default+sequence-parallel(ulysses=3)"))
-    message = "sequence-parallel(ulysses=3) does not fit 3 ranks and 5 heads; valid: ulysses=1, ring=3"
+    message = "sequence-parallel(ulysses=3) does not fit 3 ranks and 2 heads; valid: ulysses=1, ring=3"
     assert (done.code, done.error) == (2, message)
     assert tree(folder) == set()
 

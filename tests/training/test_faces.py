@@ -159,4 +159,4 @@ def test_previews_are_written_with_sound(tmp_path, monkeypatch: pytest.MonkeyPat
     assert result.exit_code == 0, result.output
     info = probe_video(tmp_path / "00000.mp4")
     assert (info.width, info.frames, info.has_audio) == (64, 6, True)
-    assert [path.name for path in tmp_path.iterdir()] == ["00000.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.mp4", "00000.png"]
