@@ -103,17 +103,28 @@ FILES = ("transformer.safetensors", "vae.safetensors", "text_encoder.safetensors
 
 def tiny_file(*parts: str) -> Path:
     """A file or folder of a set that this process has written: one of `FILES`, or "tokenizer"; without parts all."""
-    return _tiny_folder().joinpath(*parts)
+    _write_tokenizer() if parts == ("tokenizer",) else _write_set()
+    return _folder().joinpath(*parts)
 
 
 @functools.cache
-def _tiny_folder() -> Path:
+def _folder() -> Path:
     """Removed when the process ends."""
     folder = Path(tempfile.mkdtemp(prefix="omniavatar-tiny-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    with torch.random.fork_rng(devices=()):
-        write_tiny(folder)
     return folder
+
+
+@functools.cache
+def _write_tokenizer() -> None:
+    """Many ask for nothing else, each rank of a test on several for one."""
+    write_tokenizer(_folder() / "tokenizer")
+
+
+@functools.cache
+def _write_set() -> None:
+    with torch.random.fork_rng(devices=()):
+        write_tiny(_folder())
 
 
 class TinyModels(GivenModels):

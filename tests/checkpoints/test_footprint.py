@@ -95,6 +95,7 @@ loading.import_network(component.spec.network)
 """
 
 
+@pytest.mark.slow
 def test_loading_holds_the_network_and_one_portion_of_its_file(tmp_path: Path) -> None:
     """Of a file of 2n bytes in another precision: n bytes of network; 3n would be in memory if all stayed mapped."""
     numbers = {**DIT, "dim": 1024, "ffn_dim": 4096, "num_layers": 6}

@@ -170,6 +170,7 @@ def partial_of(folder: Path) -> str:
     return f"the 9 finished frames are in {path}"
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_ends_all(misbehave: Callable[..., Ended], folder: Path) -> None:
     ended = misbehave("die")
     assert ended.lines == [f"omni: rank 1 was ended by SIGKILL; was there enough memory?; {partial_of(folder)}"]

@@ -156,6 +156,7 @@ def test_ranks_that_do_not_come_are_an_error() -> None:
         pytest.fail("one rank is not two")
 
 
+@pytest.mark.slow
 def test_one_process_needs_no_process_group_nor_libraries_for_many(tmp_path: Path) -> None:
     """In a fresh process, the whole command."""
     script = """
