@@ -33,15 +33,15 @@ from omniavatar.engine.plan import build_plan
 from omniavatar.engine.scopes import Job, Request, Window
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
+from omniavatar.testing.tiny import FILES
 from omniavatar.units.reference_image import condition
 
-TINY = ("transformer.safetensors", "vae.safetensors", "text_encoder.safetensors", "wav2vec2")
 STEPS = 10
 SCALE, SHIFT = 4.5, 5.0
 
 
 def tiny_models() -> Bundle:
-    return Bundle.open([str(asset("tiny", name)) for name in TINY], Registry.builtin())
+    return Bundle.open([str(asset("tiny", name)) for name in FILES], Registry.builtin())
 
 
 class Prepared:

@@ -1,8 +1,8 @@
 """What a training sample is made of: a piece of a clip, its reference picture, and how much of it is given.
 
 The choice follows the authors of OmniAvatar: the reference is any frame of the clip; the first 1, 5, 9 or 13 frames are
-given; now and then none are. A piece of which one frame is given is the beginning of a video,
-as when one is made: it is the clip's beginning, and its first frame is the reference.
+given; now and then none are. A piece of which one frame is given is the beginning of a video, as when one is made: it
+is the clip's beginning, and its first frame is the reference.
 
 In a long video the given frames are not as sharp as a clip's, each window having passed them through the VAE once
 more. With `TakeSettings.again` samples are so too, and the transformer learns to take from the reference what is lost.

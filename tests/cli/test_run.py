@@ -14,7 +14,7 @@ from PIL import Image
 
 from omniavatar.media.audio import load_waveform
 from omniavatar.media.video import probe_video, read_video
-from omniavatar.testing.tiny import tiny_file
+from omniavatar.testing.tiny import FILES, tiny_file
 from tests.cli.conftest import SMALL, Omni, Outcome, tree
 from tests.media.samples import convert, noise_burst, tone, write_float_wav, write_wav
 
@@ -116,9 +116,7 @@ def test_verbose_says_what_is_going_on(omni: Omni) -> None:
 
 
 def test_model_files_can_be_named(omni: Omni, folder: Path) -> None:
-    tiny = tiny_file()
-    names = ("transformer.safetensors", "vae.safetensors", "text_encoder.safetensors", "wav2vec2")
-    models = [argument for name in names for argument in ("--model", str(tiny / name))]
+    models = [argument for name in FILES for argument in ("--model", str(tiny_file(name)))]
     assert omni("run", *models, *SMALL, "--seconds", "0.2", "-o", "a.mp4").code == 0
     outcome = omni("run", *models[:-2], *SMALL, "-o", "b.mp4")
     assert outcome.code == 2
