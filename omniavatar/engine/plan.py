@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from omniavatar.engine.unit import InputKind, PipelineUnit
+from omniavatar.engine.unit import InputKind, PipelineUnit, declaration_faults
 from omniavatar.errors import InputError, PlanError, explain, nearest
 from omniavatar.hookspecs import PROJECT
 
@@ -206,7 +206,13 @@ def build_plan(expression: str, catalog: Catalog, *layers: SettingsByUnit) -> Pl
 
 
 def make_unit(unit_class: type[PipelineUnit], settings: Mapping[str, Any]) -> PipelineUnit:
-    """The unit with these settings. Raises PlanError that names the unit, the setting and what it accepts."""
+    """The unit with these settings.
+
+    Raises PlanError that names the unit and what its class says wrongly, or the setting and what it accepts.
+    """
+    fault = next(declaration_faults(unit_class), "")
+    if fault:
+        raise PlanError(f"unit '{unit_class.name}': {fault}")
     fields = unit_class.Settings.model_fields
     for key in settings:
         if key not in fields:

@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, InstanceOf
 
+from omniavatar.errors import nearest
 from omniavatar.media.paths import input_file
 
 if TYPE_CHECKING:
@@ -187,6 +188,13 @@ def declaration_faults(unit_class: type[PipelineUnit]) -> Iterator[str]:
     reasons = unit_class.conflicts
     if not isinstance(reasons, Mapping) or not all(isinstance(text, str) for pair in reasons.items() for text in pair):
         yield f"its conflicts are {reasons!r} and not names with reasons, such as {{'audio': 'it has a voice already'}}"
+    nulls = unit_class.nulls
+    if not isinstance(nulls, Mapping) or not all(isinstance(forms, Mapping) for forms in nulls.values()):
+        yield f"its nulls are {nulls!r} and not values by condition, such as {{'audio': {{'rows': 'silent_rows'}}}}"
+    else:
+        for name in (name for forms in nulls.values() for pair in forms.items() for name in pair):
+            if name not in unit_class.provides:
+                yield f"its nulls name '{name}', which provides does not{nearest(str(name), unit_class.provides)}"
     for attribute, base in (("Settings", UnitSettings), ("Inputs", UnitInputs)):
         fields = getattr(unit_class, attribute)
         if not (isinstance(fields, type) and issubclass(fields, base)):

@@ -26,7 +26,7 @@ from omniavatar.engine.plan import Plan
 from omniavatar.engine.scopes import Job, Request, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import TEMPORAL_FACTOR, Span
-from omniavatar.errors import InputError, PlanError, nearest
+from omniavatar.errors import InputError, nearest
 from omniavatar.media.paths import shown
 from omniavatar.training.data import Clips
 from omniavatar.training.data_clip import Limits
@@ -338,14 +338,9 @@ class DiffusionTask:
 
 
 def nulls_of(units: Sequence[PipelineUnit]) -> dict[str, dict[str, str]]:
-    """By condition: the values that it is, each with the one that stands for nothing (zeros if it is not there).
-
-    Raises PlanError for one that its unit does not provide.
-    """
+    """By condition: the values that it is, each with the one that stands for nothing (zeros if it is not there)."""
     found: dict[str, dict[str, str]] = {}
     for unit in units:
         for condition, nulls in unit.nulls.items():
-            for name in {*nulls, *nulls.values()} - set(unit.provides):
-                raise PlanError(f"unit '{unit.name}' has a null form with '{name}', which is not in its provides")
             found.setdefault(condition, {}).update(nulls)
     return found

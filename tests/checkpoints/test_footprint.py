@@ -91,13 +91,16 @@ from omniavatar.checkpoints.registry import Registry
 loading.PORTION = 2**26
 component = Registry([pathlib.Path({table!r})]).detect({file!r}).components[0]
 torch.zeros(1).bfloat16()
-loading.import_network(component.spec.network)
+loading.build_on_meta(component.spec.network, component.config)
 """
 
 
 @pytest.mark.slow
 def test_loading_holds_the_network_and_one_portion_of_its_file(tmp_path: Path) -> None:
-    """Of a file of 2n bytes in another precision: n bytes of network; 3n would be in memory if all stayed mapped."""
+    """Of a file of 2n bytes in another precision: n bytes of network; 3n would be in memory if all stayed mapped.
+
+    The first network of a process is built before: it makes torch import 800 modules of its own, 75 to 80 MiB of them.
+    """
     numbers = {**DIT, "dim": 1024, "ffn_dim": 4096, "num_layers": 6}
     table = write_row(tmp_path / "t.toml", shapes := shapes_of(numbers), numbers)
     size = write_sparse(tmp_path / "m.safetensors", shapes, "F32", 4) / 2**20
@@ -105,9 +108,9 @@ def test_loading_holds_the_network_and_one_portion_of_its_file(tmp_path: Path) -
     load = "len(loading.load_network([component], dtype=torch.bfloat16).state_dict())"
     result = measured(load, setup)
     assert result["answer"] == len(shapes)
-    assert result["megabytes"] < size / 2 + 64 + 80 < 0.9 * size
+    assert result["megabytes"] < size / 2 + 64 + 32 < 0.9 * size
     mapped = measured(load.replace("bfloat16", "float32"), setup)
-    assert mapped["megabytes"] < 130, "what needs no change is not read before it is used"
+    assert mapped["megabytes"] < 64, "what needs no change is not read before it is used"
 
 
 def test_the_measure_sees_memory() -> None:

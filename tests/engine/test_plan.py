@@ -264,6 +264,15 @@ def test_a_conflict_with_a_value_is_one_with_whoever_provides_it() -> None:
     assert names(build_plan("both", catalog_of(both))) == ["both"]
 
 
+def test_a_null_form_that_its_unit_does_not_provide() -> None:
+    for nulls in ({"voice": {"rows": "silent_row"}}, {"voice": {"silent_row": "rows"}}):
+        voice = unit("voice", provides=("rows", "silent_rows"), nulls=nulls)
+        message = error_of("a+voice", catalog_of(A, voice))
+        assert message == (
+            "unit 'voice': its nulls name 'silent_row', which provides does not; did you mean 'silent_rows'?"
+        )
+
+
 def test_two_makers_of_one_value() -> None:
     one, two = unit("one", provides=("x",)), unit("two", provides=("x",))
     assert error_of("one+two", catalog_of(one, two)) == "units 'one' and 'two' both provide 'x'; leave one out"

@@ -122,6 +122,19 @@ class Scattered(Broken):
     needs = "frames"  # type: ignore[assignment]
 
 
+class Unprovided(Broken):
+    """A null form that it does not provide."""
+
+    provides = ("mood",)
+    nulls: ClassVar = {"mood": {"mood": "no_mood"}}
+
+
+class Unpaired(Broken):
+    """A null form of nothing."""
+
+    nulls: ClassVar = {"mood": "no_mood"}  # type: ignore[dict-item]
+
+
 class SilentSetting(Broken):
     """A setting without a description."""
 
@@ -435,6 +448,8 @@ BROKEN: list[tuple[str, type[PipelineUnit], str]] = [
     ("declared", Namesake, "something that is installed has the name 'euler' already; choose another"),
     ("declared", PresetNamesake, "something that is installed has the name 'original' already; choose another"),
     ("declared", Scattered, "its needs are 'frames' and not names in a tuple, such as ('frames',)"),
+    ("declared", Unprovided, "its nulls name 'no_mood', which provides does not; did you mean 'mood'?"),
+    ("declared", Unpaired, "its nulls are {'mood': 'no_mood'} and not values by condition, such as {'audio': "),
     ("declared", LooseSettings, "and no class derived from UnitSettings"),
     ("settings", SilentSetting, "the setting 'size' has no description"),
     ("settings", BoundlessSetting, "the setting 'size' is a number without bounds"),
