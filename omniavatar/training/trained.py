@@ -260,6 +260,7 @@ def add_lora(network: nn.Module, settings: LoraSettings, seed: int) -> None:
     """Put LoRA layers beside linear layers of a network. Raises InputError without peft, or if no layer fits."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.lora import LoraLayer
     except ImportError:
         raise InputError("LoRA training needs the package peft: pip install 'omniavatar[train]'") from None
     fitting = [
@@ -273,6 +274,9 @@ def add_lora(network: nn.Module, settings: LoraSettings, seed: int) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(config, network, adapter_name=ADAPTER)
+    for layer in network.modules():
+        if isinstance(layer, LoraLayer):  # autocast fits inputs and weights; peft would copy every input to float32
+            layer.cast_input_dtype_enabled = False
 
 
 def plain(name: str) -> str:
