@@ -1,7 +1,16 @@
-"""For all tests, those of the plugins too: one thread a process, since tiny tensors are slower on many threads."""
+"""For all tests, those of the plugins too: one thread a process, since tiny tensors are slower on many threads.
+
+Without a GPU, Triton interprets its kernels. Both are read when torch and Triton are imported, also in processes that
+tests start.
+"""
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, here and in the processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -242,7 +242,7 @@ def rows(size: str, device: torch.device, folder: Path, only: Sequence[str]) -> 
     places = LOADS if device.type == "cuda" else LOADS[1:]
     work += [(f"loading to {place}", None, partial(load_elsewhere, place, size, folder)) for place in places]
     for name, cap, run in work:
-        if not any(part in name for part in only):
+        if not name.startswith(tuple(only)):
             continue
         result: dict[str, Any] = {"row": name, "cap_gb": cap}
         try:
@@ -270,7 +270,7 @@ def with_ratios(done: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("1.3b", "14b", "tiny"), default="14b")
-    parser.add_argument("--only", nargs="+", default=[""], help="rows whose names contain one of these")
+    parser.add_argument("--only", nargs="+", default=[""], help="rows whose names begin with one of these")
     parser.add_argument("--folder", type=Path, help="where the file of random weights lies or is kept (28 GB for 14b)")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--load", choices=LOADS, help=argparse.SUPPRESS)

@@ -109,7 +109,8 @@ class Rows:
 
     @staticmethod
     def _cut_after(layer: nn.Module, inputs: Inputs, output: Tensor) -> Tensor:
-        return output[..., 1:-1, :]
+        scale = output.shape[-2] // inputs[0].shape[-2]
+        return output[..., scale:-scale, :]
 
     def _exchange(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The last row of the rank above and the first of the rank below (... 1 w), zeros beyond the picture."""

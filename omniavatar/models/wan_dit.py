@@ -17,6 +17,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from omniavatar.models import kernels
 from omniavatar.models.attention import Attention, sdpa
 from omniavatar.models.norm import RMSNorm
 from omniavatar.models.rope import apply_rope, axis_dims, grid_positions, rope_table
@@ -113,8 +114,15 @@ class SelfAttention(AttentionLayer):
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
         """(b s d), rope table (s, head_dim/2, 2) -> (b s d)."""
-        q, k, v = self.project(x, x)
-        return self.output(self.attention(apply_rope(q, rope), apply_rope(k, rope), v))
+        q = self.turned(self.q(x), self.norm_q, rope)
+        k = self.turned(self.k(x), self.norm_k, rope)
+        return self.output(self.attention(q, k, self.split_heads(self.v(x))))
+
+    def turned(self, x: Tensor, norm: RMSNorm, rope: Tensor) -> Tensor:
+        """Queries or keys (b s (h d)), normed and turned by their positions -> (b s h d)."""
+        if kernels.fit(x):
+            return kernels.norm_rope(x, norm.weight, norm.eps, rope, self.num_heads)
+        return apply_rope(self.split_heads(norm(x)), rope)
 
 
 class CrossAttention(AttentionLayer):

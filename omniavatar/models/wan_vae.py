@@ -10,8 +10,7 @@ The file reads from the outside in: `WanVAE`, what it shares with other causal V
 frames; what a convolution needs of the frames before is in a `CausalCache` that belongs to the call. The groups change
 time and memory, never the result.
 
-On CUDA, activations take the memory layout of the convolution weights; `channels_last_3d` spares the copies around the
-per-frame layers.
+Where `omniavatar.models.kernels` fit, they compute the convolutions of stride 1 and the norms.
 Architecture: Wan technical report, https://arxiv.org/abs/2503.20314, section 4.1.
 """
 
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from omniavatar.models import kernels
 from omniavatar.models.attention import sdpa
 from omniavatar.models.tiling import Tiling, map_tiles
 
@@ -295,26 +295,29 @@ def middle(dim: int) -> CausalStack:
 
 def head(dim: int, out_dim: int) -> CausalStack:
     """Norm, activation and the last convolution."""
-    return CausalStack([ChannelNorm(dim), nn.SiLU(inplace=True), CausalConv3d(dim, out_dim, (3, 3, 3))])
+    return CausalStack([NormSiLU(dim), nn.Identity(), CausalConv3d(dim, out_dim, (3, 3, 3))])
 
 
 class ResidualBlock(nn.Module):
-    """x + two causal convolutions, each after norm and activation."""
+    """x + two causal convolutions, each after norm and activation.
+
+    Layers that compute nothing keep the indices of the others, which are in the names of their weights.
+    """
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
         self.residual = CausalStack(
             [
-                ChannelNorm(in_dim),
-                nn.SiLU(inplace=True),
+                NormSiLU(in_dim),
+                nn.Identity(),
                 CausalConv3d(in_dim, out_dim, (3, 3, 3)),
-                ChannelNorm(out_dim),
-                nn.SiLU(inplace=True),
-                nn.Identity(),  # the dropout of the training code; it keeps the index of the next layer
+                NormSiLU(out_dim),
+                nn.Identity(),
+                nn.Identity(),  # the dropout of the training code
                 CausalConv3d(out_dim, out_dim, (3, 3, 3)),
             ]
         )
-        self.shortcut = nn.Conv3d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
+        self.shortcut = PixelConv(in_dim, out_dim) if in_dim != out_dim else nn.Identity()
 
     def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
         residual: Tensor = self.residual(x, cache)
@@ -372,9 +375,7 @@ class Upsample(nn.Module):
 
     def __init__(self, dim: int, out_dim: int, *, temporal: bool) -> None:
         super().__init__()
-        self.resample = nn.Sequential(
-            nn.Upsample(scale_factor=2.0, mode="nearest-exact"), nn.Conv2d(dim, out_dim, 3, padding=1)
-        )
+        self.resample = nn.Sequential(nn.Identity(), UpsampleConv(dim, out_dim))
         self.time_conv = CausalConv3d(dim, 2 * dim, (3, 1, 1)) if temporal else None
 
     def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
@@ -404,6 +405,38 @@ class ChannelNorm(nn.Module):
         return F.normalize(x, dim=1, eps=1e-12) * scale
 
 
+class NormSiLU(ChannelNorm):
+    """The norm, and SiLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if kernels.fit(x):
+            return kernels.norm_silu(x, self.gamma.flatten())
+        return F.silu(super().forward(x), inplace=True)
+
+
+class UpsampleConv(nn.Conv2d):
+    """A 3x3 convolution of frames whose pixels count twice in both directions: (n c h w) -> (n d 2h 2w)."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__(in_dim, out_dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not kernels.fit(x):
+            return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest-exact"))
+        video = rearrange(x, "n c h w -> 1 c n h w")
+        return rearrange(kernels.convolve(video, self.weight.unsqueeze(2), self.bias, scale=2), "1 c n h w -> n c h w")
+
+
+class PixelConv(nn.Conv3d):
+    """A linear layer for every pixel of a video (b c t h w)."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__(in_dim, out_dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.convolve(x, self.weight, self.bias) if kernels.fit(x) else super().forward(x)
+
+
 class CausalStack(nn.ModuleList):
     """Layers one after another; those that look back in time get the cache."""
 
@@ -430,11 +463,16 @@ class CausalConv3d(nn.Conv3d):
     def forward(self, x: Tensor, cache: CausalCache) -> Tensor:  # type: ignore[override]  # the past is an argument
         if x.shape[2] == 1 and self not in cache and self.stride[0] == 1:
             return self._first_frame(x, cache)
-        return super().forward(cache.extend(self, x))
+        past = cache.replace(self, x)
+        if self.stride[0] == 1 and kernels.fit(x):
+            return kernels.convolve(x, self.weight, self.bias, past)
+        return super().forward(torch.cat((past, x), dim=2))
 
     def _first_frame(self, x: Tensor, cache: CausalCache) -> Tensor:
         """The same for frame 0 alone (b c 1 h w): what lies before it is zero, so only the present counts."""
         cache.start(self, x)
+        if kernels.fit(x):
+            return kernels.convolve(x, self.weight[:, :, -1:], self.bias)
         return F.conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias, padding=self.around).unsqueeze(2)
 
 
@@ -453,15 +491,18 @@ class CausalCache:
     def start(self, conv: CausalConv3d, frames: Tensor) -> None:
         """Let `frames` (b c t h w) be the past of `conv`; before them were zeros."""
         missing = max(0, conv.history - frames.shape[2])
-        # Padding copies, also by nothing; a view would keep the whole group of frames alive.
-        self._past[conv] = F.pad(frames[:, :, -conv.history :], (0, 0, 0, 0, missing, 0))
+        # A copy: a view would keep the whole group of frames alive.
+        recent = frames[:, :, -conv.history :]
+        self._past[conv] = F.pad(recent, (0, 0, 0, 0, missing, 0)) if missing else recent.clone()
 
-    def extend(self, conv: CausalConv3d, x: Tensor) -> Tensor:
-        """Put the past of `conv` in front of `x` (b c t h w) and remember its new past."""
-        past = self._past.get(conv)
-        x = F.pad(x, (0, 0, 0, 0, conv.history, 0)) if past is None else torch.cat((past, x), dim=2)
-        self.start(conv, x)
-        return x
+    def replace(self, conv: CausalConv3d, frames: Tensor) -> Tensor:
+        """The past of `conv`, zeros at the beginning (b c history h w); from now on `frames` (b c t h w) end it."""
+        if conv not in self:
+            self.start(conv, torch.zeros_like(frames[:, :, :1]))
+        past = self._past[conv]
+        kept = max(0, conv.history - frames.shape[2])
+        self.start(conv, torch.cat((past[:, :, -kept:], frames), dim=2) if kept else frames)
+        return past
 
 
 def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

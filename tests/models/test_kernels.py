@@ -1,0 +1,108 @@
+"""The Triton kernels against float64: on a GPU that they fit, elsewhere in Triton's interpreter (`conftest.py`)."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from omniavatar.models import kernels
+from omniavatar.models.rope import apply_rope
+from omniavatar.models.wan_vae import WanVAE
+from tests.models.test_wan_vae import settings
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+ON_GPU = torch.cuda.is_available() and torch.cuda.get_device_capability() >= kernels.OLDEST
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).half().to(DEVICE)
+
+
+def assert_rounded_once(result: Tensor, exact: Tensor) -> None:
+    """As near as half precision comes."""
+    assert result.dtype == torch.float16
+    torch.testing.assert_close(result.double(), exact, rtol=2**-10, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "made", "kernel"),
+    [(24, 3, (3, 3, 3)), (64, 136, (1, 3, 3)), (3, 20, (3, 1, 1)), (96, 16, (1, 1, 1))],
+)
+def test_convolutions_over_their_past(channels: int, made: int, kernel: tuple[int, int, int]) -> None:
+    weight, bias = random(made, channels, *kernel), random(made)
+    weight = weight / (channels * kernel[0] * kernel[1] * kernel[2]) ** 0.5
+    past, x = random(2, channels, kernel[0] - 1, 9, 17), random(2, channels, 2, 9, 17)
+    around = (0, kernel[1] // 2, kernel[2] // 2)
+    exact = functional.conv3d(torch.cat((past, x), 2).double(), weight.double(), bias.double(), padding=around)
+    assert_rounded_once(kernels.convolve(x, weight, bias, past), exact)
+
+
+def test_a_convolution_of_pixels_that_count_twice() -> None:
+    weight, bias, x = random(8, 16, 1, 3, 3) / 12, random(8), random(1, 16, 3, 5, 9)
+    twice = x.double().repeat_interleave(2, 3).repeat_interleave(2, 4)
+    exact = functional.conv3d(twice, weight.double(), bias.double(), padding=(0, 1, 1))
+    assert_rounded_once(kernels.convolve(x, weight, bias, scale=2), exact)
+
+
+@pytest.mark.parametrize("channels", [3, 16, 96])
+def test_norm_and_silu(channels: int) -> None:
+    x, gamma = random(2, channels, 2, 3, 5), random(channels)
+    x[:, :, 0, 0, 0] = 0
+    normed = functional.normalize(x.double(), dim=1) * gamma.double().view(-1, 1, 1, 1) * channels**0.5
+    assert_rounded_once(kernels.norm_silu(x, gamma), functional.silu(normed))
+
+
+@pytest.mark.parametrize("tables", [(), (1,), (2,)])
+@pytest.mark.parametrize(("heads", "width"), [(3, 16), (5, 12)])
+def test_norm_and_rope(heads: int, width: int, tables: tuple[int, ...]) -> None:
+    x, weight = random(2, 7, heads * width), random(heads * width)
+    table = torch.randn(*tables, 7, width // 2, 2).to(DEVICE)
+    normed = functional.rms_norm(x.double(), x.shape[-1:], eps=1e-6) * weight.double()
+    exact = apply_rope(normed.view(2, 7, heads, width).float(), table).double()
+    assert_rounded_once(kernels.norm_rope(x, weight, 1e-6, table, heads), exact)
+
+
+def plain_convolve(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor | None = None, scale: int = 1) -> Tensor:
+    """What the kernel is asked for, in torch's layers."""
+    x = torch.cat([part for part in (past, x) if part is not None], 2)
+    x = x.repeat_interleave(scale, 3).repeat_interleave(scale, 4)
+    return functional.conv3d(x, weight, bias, padding=(0, weight.shape[3] // 2, weight.shape[4] // 2))
+
+
+def plain_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
+    """The same."""
+    return functional.silu(functional.normalize(x, dim=1) * gamma.view(-1, 1, 1, 1) * len(gamma) ** 0.5)
+
+
+@pytest.mark.parametrize("kernel", ["plain", pytest.param("triton", marks=pytest.mark.gpu)])
+@torch.inference_mode()
+def test_a_vae_makes_the_same_pictures_with_them(monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+    if kernel == "plain":
+        monkeypatch.setattr(kernels, "convolve", plain_convolve)
+        monkeypatch.setattr(kernels, "norm_silu", plain_norm_silu)
+    elif not ON_GPU:
+        pytest.skip("needs a GPU that the kernels fit")
+    torch.manual_seed(0)
+    vae = WanVAE(**settings()).half().to(DEVICE)
+    video, codes = random(1, 3, 5, 16, 16).clamp(-1, 1), random(1, vae.z_dim, 4, 2, 3)
+    results = []
+    for fits in (True, False):
+        monkeypatch.setattr(kernels, "fit", lambda x, fits=fits: fits)
+        results.append((vae.encode(video, latents_per_pass=2), vae.decode(codes, latents_per_pass=2)))
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=0, atol=0.02)
+
+
+def test_they_are_for_gpus_without_gradients_alone() -> None:
+    assert not kernels.fit(torch.zeros(1, dtype=torch.float16))
+    if ON_GPU:
+        x = random(1)
+        assert not kernels.fit(x)
+        with torch.no_grad():
+            assert kernels.fit(x)
+            assert not kernels.fit(x.float())
