@@ -23,14 +23,17 @@ from omniavatar.cli.progress import Display, Watcher
 from omniavatar.cli.videos import peak_memory
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Catalog, build_plan
-from omniavatar.engine.scopes import Request
+from omniavatar.engine.scopes import Request, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import ceil_4k1
 from omniavatar.errors import OmniError
 from omniavatar.estimate.rehearsal import Rehearsal
+from omniavatar.hookspecs import hookimpl
 from omniavatar.plugins import discover
 
-BASE = "prompt+reference-image+random-sound+audio-adapter+fixed-frames+guidance+euler+transformer+lora+vae-decode"
+BASE = (
+    "prompt+reference-image+random-sound+audio-adapter+fixed-frames+guidance+euler+transformer+lora+vae-decode+written"
+)
 PLANS = ("", "+compile", "+teacache(threshold=0.2)", "+offload", "+fp8", "+offload+fp8", "+cfg-merge")
 COMPARED = {
     "prepare_seconds": "seconds",
@@ -52,10 +55,21 @@ class Sound(RandomSound):
         super().__init__(frames)
 
 
+class Written(PipelineUnit):
+    """Waits for the pictures of a window, as a video that is written does."""
+
+    name = "written"
+
+    @hookimpl(trylast=True)
+    def end_window(self, window: Window) -> None:
+        window["frames"].sum().item()
+
+
 def engine_of(plan: str, models: RandomModels, arguments: argparse.Namespace, observers: list[Any]) -> Engine:
     """The engine for a plan, nothing loaded."""
     found = discover().catalog()
-    units: dict[str, type[PipelineUnit]] = {**found.units, RandomText.name: RandomText, Sound.name: Sound}
+    own: list[type[PipelineUnit]] = [RandomText, Sound, Written]
+    units = {**found.units, **{unit.name: unit for unit in own}}
     settings = {
         "euler": {"steps": arguments.steps},
         "fixed-frames": {"window_frames": arguments.window_frames},

@@ -275,7 +275,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--load", choices=LOADS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     size = arguments.size if device.type == "cuda" else "tiny"
     if arguments.load:
         print(json.dumps(load(arguments.load, device, arguments.folder)))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -225,7 +225,7 @@ class BlockStream:
         self.passing = [index for index in range(len(source.parcels)) if index not in self.resident]
         self.size = max((source.parcels[index].layout.nbytes for index in self.passing), default=0)
         self.shared: list[Place] = []
-        self.own: dict[int, Place] = {}
+        self.own: Mapping[int, Place] = {}
         self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.reader = ThreadPoolExecutor(1, "blocks") if source.in_background else None
 
@@ -237,9 +237,11 @@ class BlockStream:
     @contextmanager
     def present(self, index: int) -> Iterator[None]:
         """Have the weights of a block on the device for the time of a with-block."""
-        place = self.own.get(index) or next((place for place in self.shared if place.block == index), None)
-        if place is None:
-            place = self._bring(index, self._place(index, None))
+        if not self.shared and not self.own:
+            self._settle()
+        place = self.own.get(index) or self._place_of(index) or self._free()
+        if place.block != index:
+            self._bring(index, place)
         self._await(place)
         parcel = self.source.parcels[index]
         parcel.point(place.memory)
@@ -256,30 +258,33 @@ class BlockStream:
         wait([place.arriving for place in places if place.arriving is not None])
         if self.side is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.side)
-        self.shared.clear()
-        self.own.clear()
+        self.shared, self.own = [], {}
+
+    def _settle(self) -> None:
+        """Take the device memory in one piece: taken between activations, pieces would leave gaps that nothing fits."""
+        passing, kept = min(PLACES, len(self.passing)), sorted(self.resident)
+        sizes = [self.size] * passing + [self.source.parcels[index].layout.nbytes for index in kept]
+        memory = torch.empty(sum(sizes), dtype=torch.uint8, device=self.device)
+        now = self._now()
+        places = [Place(piece, used=now) for piece in memory.split(sizes)]
+        self.shared, self.own = places[:passing], dict(zip(kept, places[passing:], strict=True))
 
     def _prefetch_after(self, index: int, busy: Place) -> None:
         """Begin to bring the next block that passes, unless it is here."""
         following = next((other for other in self.passing if other > index), next(iter(self.passing), None))
-        if following is not None and all(place.block != following for place in self.shared):
-            self._bring(following, self._place(following, busy))
+        if following is not None and self._place_of(following) is None:
+            self._bring(following, self._free(busy))
 
-    def _place(self, index: int, busy: Place | None) -> Place:
-        """Memory for a block: its own, a new one of those that blocks share, or that of a block that is done."""
-        if index in self.resident:
-            self.own[index] = self._new_place(self.source.parcels[index].layout.nbytes)
-            return self.own[index]
-        if len(self.shared) < PLACES:
-            self.shared.append(self._new_place(self.size))
-            return self.shared[-1]
-        return next(place for place in self.shared if place is not busy)
+    def _place_of(self, index: int) -> Place | None:
+        """Where a block that passes is, or is about to be."""
+        return next((place for place in self.shared if place.block == index), None)
 
-    def _new_place(self, nbytes: int) -> Place:
-        memory = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
-        return Place(memory, used=self._now())
+    def _free(self, busy: Place | None = None) -> Place:
+        """An empty place for a block that passes, or that of a block that is done."""
+        others = [place for place in self.shared if place is not busy]
+        return min(others, key=lambda place: place.block is not None)
 
-    def _bring(self, index: int, place: Place) -> Place:
+    def _bring(self, index: int, place: Place) -> None:
         """Begin to fill a place."""
         if place.arriving is not None:
             wait([place.arriving])  # an earlier one that nobody has called
@@ -289,7 +294,6 @@ class BlockStream:
         else:
             place.arriving = self.reader.submit(self._fill, index, place)
         place.block = index
-        return place
 
     @torch.inference_mode()
     def _fill(self, index: int, place: Place) -> None:
