@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ import numpy as np
 import torch
 
 from benchmarks.report import publish
-from benchmarks.scaling import machine
 from benchmarks.synthetic import ROWS, RandomModels, RandomSound, RandomText
-from omniavatar.cli.progress import Display, Watcher
+from omniavatar.bench.machine import machine
+from omniavatar.cli.progress import Display, Watcher, wait_for
 from omniavatar.cli.videos import peak_memory
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Catalog, build_plan
-from omniavatar.engine.scopes import Request, Window
+from omniavatar.engine.scopes import Forward, Request, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import ceil_4k1
 from omniavatar.errors import OmniError
@@ -41,6 +42,7 @@ COMPARED = {
     "decode_seconds": "seconds",
     "generate_seconds": "seconds",
     "peak_gpu_mib": "memory",
+    "peak_rss_mib": "memory",
     "transformer_calls": "count",
     "transformer_calls_skipped": "count",
     "windows": "count",
@@ -63,6 +65,22 @@ class Written(PipelineUnit):
     @hookimpl(trylast=True)
     def end_window(self, window: Window) -> None:
         window["frames"].sum().item()
+
+
+class Transformers:
+    """The seconds that transformer calls take."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    @hookimpl(wrapper=True)
+    def call(self, forward: Forward) -> Iterator[Any]:
+        wait_for(forward.engine)
+        begin = time.perf_counter()
+        velocity = yield
+        wait_for(forward.engine)
+        self.seconds += time.perf_counter() - begin
+        return velocity
 
 
 def engine_of(plan: str, models: RandomModels, arguments: argparse.Namespace, observers: list[Any]) -> Engine:
@@ -92,8 +110,8 @@ def compare(plan: str, models: RandomModels, arguments: argparse.Namespace) -> d
     foreseen = Rehearsal(engine_of(plan, models, arguments, [])).estimate(request).as_json()
     took = time.perf_counter() - begin
     clean()
-    watcher = Watcher(Display())
-    engine = engine_of(plan, models, arguments, [watcher])
+    watcher, transformers = Watcher(Display()), Transformers()
+    engine = engine_of(plan, models, arguments, [watcher, transformers])
     watcher.load(engine, lambda: None)
     engine.generate(request)
     figures = {**vars(watcher.figures), **peak_memory(engine.device)}
@@ -102,6 +120,7 @@ def compare(plan: str, models: RandomModels, arguments: argparse.Namespace) -> d
         "estimate_seconds": round(took, 1),
         "estimate": foreseen,
         "run": {name: round(figures[name], 3) for name in COMPARED if name in figures},
+        "share_outside_transformer": round(1 - transformers.seconds / figures["generate_seconds"], 4),
         "off": {name: off(foreseen[name], figures[name]) for name in COMPARED if name in figures},
     }
 
@@ -145,7 +164,8 @@ def main() -> None:
         except (OmniError, torch.OutOfMemoryError) as error:
             results.append({"plan": BASE + plan, "refused": str(error).partition("\n")[0]})
         clean()
-    content = {"machine": machine(), **{key: value for key, value in vars(arguments).items() if key != "output"}}
+    given = {key: value for key, value in vars(arguments).items() if key != "output"}
+    content = {"machine": machine("cuda:0" if cuda else "cpu"), **given}
     publish({**content, "results": results}, arguments.output)
 
 

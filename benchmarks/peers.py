@@ -3,8 +3,9 @@
 One transformer call of 400x720x105 (30,375 tokens), 512 text tokens, bf16, batch 1, random weights of the true shapes:
 this engine with audio, by several plans, and diffusers' transformer without audio, with its blocks compiled and cuDNN's
 attention. Then the decoding of the window's 27 latent frames by both VAEs with equal weights, and how far the pictures
-differ. All ways take turns, round by round; a time is the median of the rounds. On a machine without a GPU it runs
-small networks, to show that it works; those times mean nothing.
+differ. All ways take turns, round by round; a time is the median of the rounds. Last every kernel for self-attention
+by itself, with its error against float64. On a machine without a GPU it runs small networks, to show that it works;
+those times mean nothing.
 """
 
 from __future__ import annotations
@@ -24,19 +25,23 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.report import publish
-from benchmarks.scaling import FRAMES, HEIGHT, WIDTH, StepTimer, machine
+from benchmarks.scaling import FRAMES, HEIGHT, WIDTH, StepTimer
 from benchmarks.synthetic import ROWS, TEXT_TOKENS, RandomCondition, RandomModels, RandomSound, RandomText, fill
 from benchmarks.training import seconds_of
 from omniavatar import builtin
+from omniavatar.bench.machine import machine
 from omniavatar.checkpoints.loading import build_on_meta
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Catalog, Plan, build_plan
 from omniavatar.engine.scopes import Request
 from omniavatar.engine.windows import latent_frames
+from omniavatar.models.attention import sdpa
 from omniavatar.units import AudioAdapter, Euler, Guidance, Transformer
+from omniavatar.units.attention import KERNELS
 
-OURS = ("eager", "compile", "compile+attention(kernel=flash-attn-4)")
+OURS = ("eager", "compile+attention(kernel=flash-attn-4)", "compile+fp8+attention(kernel=flash-attn-4)")
 THEIRS = "diffusers, compiled, cuDNN attention"
+PARTS = ("transformer", "vae", "attention")
 VAE_WAYS = {"omniavatar, 1 latent frame a pass": 1, "omniavatar, 4": 4, "omniavatar, all": 99}
 Work = Callable[[], float]
 """Does it once; the seconds that it took."""
@@ -45,7 +50,7 @@ Work = Callable[[], float]
 class OurCall:
     """The transformer calls of a plan: the seconds of a step that makes one call."""
 
-    def __init__(self, size: str, extra: str, device: torch.device) -> None:
+    def __init__(self, models: RandomModels, extra: str, device: torch.device) -> None:
         small = device.type == "cpu"
         frames, self.height, self.width = (9, 64, 64) if small else (FRAMES, HEIGHT, WIDTH)
         catalog = Catalog({unit.name: unit for unit in builtin.omni_units()}, builtin.omni_presets())
@@ -54,7 +59,7 @@ class OurCall:
         self.timer = StepTimer(device)
         self.engine = Engine(
             Plan([*conditions, Guidance(scale=1.0), Euler(steps=3), Transformer(), *added]),
-            RandomModels(size),
+            models,
             device=device,
             dtype=torch.float32 if small else torch.bfloat16,
             observers=[self.timer],
@@ -69,8 +74,8 @@ class OurCall:
 class TheirCall:
     """One call of diffusers' transformer of the same shape, with the 16 channels of text to video."""
 
-    def __init__(self, size: str, device: torch.device) -> None:
-        config = RandomModels(size).config("dit")
+    def __init__(self, models: RandomModels, device: torch.device) -> None:
+        config = models.config("dit")
         small = device.type == "cpu"
         frames, height, width = (9, 64, 64) if small else (FRAMES, HEIGHT, WIDTH)
         dtype = torch.float32 if small else torch.bfloat16
@@ -212,14 +217,14 @@ def rounds(works: Mapping[str, Work], count: int, against: str) -> list[dict[str
 
 
 def calls(
-    size: str, ours: Sequence[str], count: int, device: torch.device
+    models: RandomModels, ours: Sequence[str], count: int, device: torch.device
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The rows of the transformer, and the ways that do not run here with the reason."""
-    works: dict[str, Work] = {THEIRS: TheirCall(size, device)}
+    works: dict[str, Work] = {THEIRS: TheirCall(models, device)}
     refused: dict[str, str] = {}
     for extra in ours:
         try:
-            call = OurCall(size, extra, device)
+            call = OurCall(models, extra, device)
             call()
         except Exception as error:  # a way that fails stays in the table
             refused[extra] = str(error).partition("\n")[0]
@@ -228,31 +233,62 @@ def calls(
     return rounds(works, count, THEIRS), refused
 
 
+@torch.inference_mode()
+def attention_kernels(config: Mapping[str, Any], count: int, device: torch.device) -> list[dict[str, Any]]:
+    """Every kernel for self-attention: seconds, TFLOP/s, and its relative error on some queries of two heads."""
+    small = device.type == "cpu"
+    heads, width = config["num_heads"], config["dim"] // config["num_heads"]
+    tokens = 64 if small else latent_frames(FRAMES) * (HEIGHT // 16) * (WIDTH // 16)
+    dtype = torch.float32 if small else torch.bfloat16
+    q, k, v = (torch.randn(1, tokens, heads, width, device=device).to(dtype) for _ in range(3))
+    some = (slice(None), slice(64), slice(2))
+    exact = sdpa(q[some].double(), k[:, :, :2].double(), v[:, :, :2].double())
+    rows: list[dict[str, Any]] = []
+    for name, kernel in KERNELS.items():
+        try:
+            compute = kernel()
+            error = (compute(q, k, v)[some].double() - exact).norm() / exact.norm()
+            seconds = statistics.median([timed(partial(compute, q, k, v), device) for _ in range(count)])
+        except Exception as failure:  # a kernel that does not run here stays in the table
+            rows.append({"kernel": name, "refused": str(failure).partition("\n")[0]})
+            continue
+        speed = 4 * tokens**2 * heads * width / seconds / 1e12
+        figures = {"seconds": round(seconds, 5), "tflops": round(speed), "error": round(float(error), 7)}
+        rows.append({"kernel": name, **figures})
+    return rows
+
+
 def main() -> None:
     """Measure the transformer of one size, and the VAE."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     cuda = torch.cuda.is_available()
     parser.add_argument("--size", choices=ROWS, default="14b" if cuda else "tiny")
     parser.add_argument("--ours", nargs="*", default=list(OURS), help="what is added to the plan; 'eager': nothing")
+    parser.add_argument("--blocks", type=int, help="of the transformers; default: all that the size has")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--only", choices=["transformer", "vae"])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", module="diffusers")
     device = torch.device("cuda" if cuda else "cpu")
     result: dict[str, Any] = {
-        "machine": {**machine(), "diffusers": peer().__version__},
-        "command": " ".join(sys.argv),
+        "machine": {**machine(device), "diffusers": peer().__version__},
+        "command": " ".join(["python -m benchmarks.peers", *sys.argv[1:]]),
         "size": arguments.size,
+        "rounds": arguments.rounds,
     }
-    if arguments.only != "vae":
-        result["transformer"], result["refused"] = calls(arguments.size, arguments.ours, arguments.rounds, device)
+    models = RandomModels(arguments.size, blocks=arguments.blocks)
+    result["blocks"] = models.blocks
+    if "transformer" in arguments.only:
+        result["transformer"], result["refused"] = calls(models, arguments.ours, arguments.rounds, device)
         gc.collect()
         if cuda:
             torch.cuda.empty_cache()
-    if arguments.only != "transformer":
+    if "vae" in arguments.only:
         works, result["difference_of_pictures"] = vae_works(device)
         result["vae"] = rounds(works, arguments.rounds, "diffusers")
+    if "attention" in arguments.only:
+        result["attention"] = attention_kernels(models.config("dit"), arguments.rounds, device)
     publish(result, arguments.output)
 
 

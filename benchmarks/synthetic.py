@@ -28,20 +28,21 @@ TEXT_TOKENS = 512
 class RandomModels:
     """OmniAvatar's transformer (33 input channels) and audio layers with random weights, made where they are wanted.
 
-    size: a key of ROWS. with_vae: the VAE of Wan 2.1 as well, else only its format.
+    size: a key of ROWS. with_vae: the VAE of Wan 2.1 as well, else only its format. blocks: fewer than the size has.
     """
 
-    def __init__(self, size: str, *, with_vae: bool = False) -> None:
+    def __init__(self, size: str, *, with_vae: bool = False, blocks: int | None = None) -> None:
         rows = {row.name: row for row in Registry.builtin().rows}
         self.spec = rows[ROWS[size]].components["dit"]
         self.vae = rows["Wan2.1-VAE"].components["vae"] if with_vae else None
+        self.blocks = blocks or self.spec.config["num_layers"]
 
     def __contains__(self, role: object) -> bool:
         return role in ("dit", "audio_adapter", "vae")
 
     def config(self, role: str) -> dict[str, Any]:
         """The numbers of the transformer, or of the audio layers that fit it."""
-        dit = {**self.spec.config, "in_dim": 33}
+        dit = {**self.spec.config, "in_dim": 33, "num_layers": self.blocks}
         return dit if role == "dit" else {**AUDIO, "dim": dit["dim"], "num_layers": dit["num_layers"]}
 
     def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:

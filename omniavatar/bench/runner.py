@@ -27,7 +27,7 @@ from omniavatar.bench.probe import ENGINE, HARNESS, Made, Probe
 from omniavatar.bench.record import Calls, Combination, HookTime, Memory, Spread, Times, Video
 from omniavatar.cli import diagnosis
 from omniavatar.cli.progress import Status, Watcher, wait_for
-from omniavatar.errors import Ended, OmniError
+from omniavatar.errors import Ended, OmniError, PlanError
 
 if TYPE_CHECKING:
     from omniavatar.engine.engine import Engine
@@ -224,7 +224,10 @@ class Runner:
             work(outcome, outcome.contender, *arguments)
         except Exception as error:
             log.info("%s: %s", outcome.name, doing, exc_info=True)
-            outcome.status, outcome.reason = "failed", f"{doing}: {explained(error)}"
+            if isinstance(error, PlanError):  # of a unit that could look only now
+                outcome.status, outcome.reason = "refused", str(error)
+            else:
+                outcome.status, outcome.reason = "failed", f"{doing}: {explained(error)}"
             error.__traceback__ = None  # it holds the engine
             self._release(outcome)
 

@@ -216,9 +216,14 @@ class Study:
     def of(cls, begin: BenchStart, options: Mapping[str, Any], command: list[str]) -> Study:
         """Options of the command line over those of the suite. Raises InputError."""
         from omniavatar.bench.runner import Schedule
+        from omniavatar.engine.plan import make_unit
 
         suite = begin.suite
-        faces = suite.faces if options["faces"] is None else options["faces"]
+        inputs, settings = split_values({**options, "output": None}, begin.units)
+        for name, values in settings.items():
+            make_unit(begin.units[name], values)
+        given = {name: value for name, value in {**begin.config.inputs, **inputs}.items() if name != "output"}
+        faces = suite.faces and "image" not in given if options["faces"] is None else options["faces"]
         schedule = Schedule(
             seeds=tuple(dict.fromkeys(options["seeds"] or suite.seeds)),
             repeats=options["repeats"] or suite.repeats,
@@ -226,8 +231,6 @@ class Study:
             interleaved=not options["no_interleave"],
             faces=faces,
         )
-        inputs, settings = split_values({**options, "output": None}, begin.units)
-        given = {name: value for name, value in {**begin.config.inputs, **inputs}.items() if name != "output"}
         size = options["size"] or (None if suite.size is None else parse_size(suite.size))
         seconds = options["seconds"] or suite.seconds
         if faces:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from omniavatar.engine.unit import PipelineUnit
 
 
-OF_MODELS = ("config", "models", "models_dir", "tables")
-"""The early options of `omni run` that say which models there are."""
+OF_PLANS = ("units", "config", "models", "models_dir", "tables")
+"""The early options of `omni run` that say which units and which models there are."""
 
 
 @click.group(cls=Commands)
@@ -75,7 +75,7 @@ def show(name: str) -> None:
     console.print(_facts(unit))
 
 
-@units.command(params=[option for option in EARLY if option.name in OF_MODELS])
+@units.command(params=[option for option in EARLY if option.name in OF_PLANS])
 @click.argument("expression", required=False)
 def plan(expression: str | None, **early: Any) -> None:
     """The ordered plan of an EXPRESSION such as default+teacache(threshold=0.2), with hooks and data flow.
@@ -83,7 +83,7 @@ def plan(expression: str | None, **early: Any) -> None:
     With the settings that omni run gives these units for the same models, and what units know beforehand: the steps
     that a cache skips, for example.
     """
-    config, _ = configuration({**early, "units": expression})
+    config, _ = configuration({**early, "units": expression or early["units"]})
     from omniavatar.plugins import discover
 
     plugins = discover()

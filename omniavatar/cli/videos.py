@@ -246,6 +246,8 @@ def torch_device(name: str, local_rank: int = 0) -> torch.device:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(f"there is no device '{name}' here; choices: {', '.join(devices())}") from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # kernels that are not torch's run on the current one
     return device
 
 

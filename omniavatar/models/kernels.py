@@ -24,8 +24,9 @@ def fit(x: Tensor) -> bool:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
 def installed(device: int) -> bool:
-    """Whether there is Triton, and a GPU that it serves well."""
-    return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= OLDEST
+    """Whether there is Triton, which starts kernels on the current device, and that is one which it serves well."""
+    is_current = device == torch.cuda.current_device()
+    return is_current and find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= OLDEST
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor | None = None, scale: int = 1) -> Tensor:

@@ -68,7 +68,7 @@ def torch_kernel(backend: SDPBackend) -> Attention:
 @cache
 def flash_attn_4() -> Attention:
     """FlashAttention written in CuTe, of the package flash-attn-4."""
-    flash = installed("flash_attn.cute", "flash-attn-4").flash_attn_func
+    flash = installed("flash_attn.cute", "--pre 'flash-attn-4[cu13]'").flash_attn_func
     return opaque("flash_attn_4", lambda q, k, v: first(flash(q, k, v)))
 
 
@@ -79,12 +79,12 @@ def sage() -> Attention:
     return opaque("sage", lambda q, k, v: sageattn(q, k, v, tensor_layout="NHD"))
 
 
-def installed(module: str, package: str) -> Any:
-    """A module of a package that attention may come from. Raises PlanError if it does not import."""
+def installed(module: str, wanted: str) -> Any:
+    """A module that attention may come from, which `pip install wanted` brings. Raises PlanError without it."""
     try:
         return import_module(module)
     except Exception as error:
-        raise PlanError(f"attention from {package} does not import ({error}); pip install {package}") from error
+        raise PlanError(f"attention from {module} does not import ({error}); pip install {wanted}") from error
 
 
 def first(result: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -138,6 +138,7 @@ def test_ctrl_c_leaves_a_report(folder: Path, capsys: pytest.CaptureFixture[str]
         (("--units", "default", "--compare", "no.json"), "cannot read no.json: No such file"),
         (("--units", "default", "--xyzzy"), "unknown option '--xyzzy'; omni bench --help lists all"),
         (("--faces", "--size", "64x32"), "--size is 64x32 and procedural faces are square"),
+        (("--units", "default+teacache", "--teacache.threshold", "99"), "unit 'teacache': threshold = 99: "),
         (("--faces", "--image", "me.png"), "--faces brings a picture for each seed; leave --image out"),
         (("--units", "default", "--seed", "-1"), "Invalid value for '--seed'"),
     ],
@@ -156,7 +157,8 @@ def test_help_has_the_options_of_all_combinations(omni: Omni) -> None:
     assert "the file to write" not in out
 
 
-def test_the_faces_of_a_suite_can_be_left_out(omni: Omni, folder: Path) -> None:
+@pytest.mark.parametrize("without", [["--no-faces"], []])
+def test_the_faces_of_a_suite_can_be_left_out(omni: Omni, folder: Path, without: list[str]) -> None:
     (folder / "mine.toml").write_text('units = ["default"]\nfaces = true\n')
-    outcome = omni("bench", "--suite", "mine.toml", "--no-faces", "--image", "me.png", "--quiet")
+    outcome = omni("bench", "--suite", "mine.toml", *without, "--image", "me.png", "--quiet")
     assert "image 'me.png' does not exist" in outcome.error

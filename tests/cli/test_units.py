@@ -66,6 +66,7 @@ def test_square_brackets_in_descriptions_are_shown(omni: Omni) -> None:
 
 def test_plan_shows_the_order_and_the_hooks(omni: Omni) -> None:
     out = omni("units", "plan", "default+teacache(threshold=0.2)-lora").out
+    assert omni("units", "plan", "--units", "default+teacache(threshold=0.2)-lora").out == out
     order = [out.index(f"── {name}") for name in ("prompt", "reference-image", "vae-decode", "write-video")]
     assert order == sorted(order)
     assert "teacache(threshold=0.2)" in out

@@ -58,7 +58,7 @@ def test_a_kernel_for_other_devices_is_refused() -> None:
         engine_with("cudnn")
 
 
-@pytest.mark.parametrize(("kernel", "package"), [("flash-attn-4", "flash-attn-4"), ("sage", "sageattention")])
+@pytest.mark.parametrize(("kernel", "package"), [("flash-attn-4", "--pre 'flash-attn-4"), ("sage", "sageattention")])
 def test_a_package_that_is_not_there_is_named(kernel: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("flash_attn", "sageattention"):
         monkeypatch.setitem(sys.modules, module, None)

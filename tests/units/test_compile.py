@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -32,6 +33,25 @@ def video(expression: str) -> Tensor:
 def test_it_changes_nothing() -> None:
     plain = video("default-write-video")
     torch.testing.assert_close(video("default-write-video+compile(backend=aot_eager)"), plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_the_compiler_itself_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.compile_fx as inductor
+
+    made: list[Any] = []
+    compile_fx = inductor.compile_fx
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        made.append(arguments)
+        return compile_fx(*arguments, **options)
+
+    monkeypatch.setattr(inductor, "compile_fx", noted)
+    compiled = video("default-write-video+compile")
+    assert made
+    torch.testing.assert_close(compiled, video("default-write-video"), atol=1e-4, rtol=1e-4)
 
 
 def test_only_the_named_networks_are_compiled() -> None:
