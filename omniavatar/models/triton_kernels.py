@@ -37,12 +37,14 @@ def convolve_kernel(  # noqa: PLR0913, PLR0917 - a kernel has no objects
     BLOCK_C: tl.constexpr,
 ):
     """A matrix product for every tap of the convolution and every BLOCK_C channels."""
-    channels = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    parts = tl.cdiv(outputs, BLOCK_N)
+    channels = tl.program_id(0) % parts * BLOCK_N + tl.arange(0, BLOCK_N)
+    tile = tl.program_id(0) // parts
     across = tl.cdiv(width * SCALE, BLOCK_W)
     pixel = tl.arange(0, BLOCK_H * BLOCK_W)
-    row = tl.program_id(1) // across * BLOCK_H + pixel // BLOCK_W
-    column = tl.program_id(1) % across * BLOCK_W + pixel % BLOCK_W
-    t = tl.program_id(2).to(tl.int64)
+    row = tile // across * BLOCK_H + pixel // BLOCK_W
+    column = tile % across * BLOCK_W + pixel % BLOCK_W
+    t = tl.program_id(1).to(tl.int64)
     chunks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     sums = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_N], dtype=tl.float32)
     for index in range(KT * KH * KW * chunks):
@@ -51,9 +53,8 @@ def convolve_kernel(  # noqa: PLR0913, PLR0917 - a kernel has no objects
         frame = t + tap // (KH * KW) - (KT - 1)
         y, x = row + tap // KW % KH - KH // 2, column + tap % KW - KW // 2
         there = (y >= 0) & (y < height * SCALE) & (x >= 0) & (x < width * SCALE)
-        start = present + frame * (height * width * C)
-        if frame < 0:
-            start = past + (frame + KT - 1) * (height * width * C)
+        size = height * width * C
+        start = tl.where(frame < 0, past + (frame + KT - 1) * size, present + frame * size)
         place = (y // SCALE * width + x // SCALE) * C
         pixels = tl.load(start + place[:, None] + c[None, :], mask=there[:, None] & (c < C)[None, :], other=0.0)
         entry = ((tap * C + c) * outputs)[:, None] + channels[None, :]
@@ -78,7 +79,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor | None
     block_c = min(64 if c % 64 == 0 else 32, max(16, triton.next_power_of_2(c)))
     block_n = min(OUTPUTS, max(16, triton.next_power_of_2(count)))
     tiles = triton.cdiv(height * scale, ROWS) * triton.cdiv(width * scale, COLUMNS)
-    grid = (triton.cdiv(count, block_n), tiles, frames)
+    grid = (triton.cdiv(count, block_n) * tiles, frames)
     sizes = (height, width, count, scale, c, kt, kh, kw, ROWS, COLUMNS, block_n, block_c)
     for sample in range(b):
         convolve_kernel[grid](
@@ -127,13 +128,13 @@ def norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
 
 @triton.jit
 def norm_rope_kernel(  # noqa: PLR0913, PLR0917
-    rows,  # (b*s, 2*half)
-    weight,  # (2*half)
+    rows,  # (b*s, 2*count)
+    weight,  # (2*count)
     table,  # (positions, pairs, 2)
     result,
     positions,
     eps,
-    HALF: tl.constexpr,
+    COUNT: tl.constexpr,
     PAIRS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -141,21 +142,21 @@ def norm_rope_kernel(  # noqa: PLR0913, PLR0917
     row = tl.program_id(0).to(tl.int64)
     pair = tl.arange(0, BLOCK)
     both = pair[:, None] * 2 + tl.arange(0, 2)[None, :]
-    inside = (pair < HALF)[:, None] & (both >= 0)
-    x = tl.load(rows + row * (2 * HALF) + both, mask=inside, other=0.0).to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(tl.sum(x * x, 1), 0) / (2 * HALF) + eps)
+    inside = (pair < COUNT)[:, None] & (both >= 0)
+    x = tl.load(rows + row * (2 * COUNT) + both, mask=inside, other=0.0).to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(tl.sum(x * x, 1), 0) / (2 * COUNT) + eps)
     x = x * inverse * tl.load(weight + both, mask=inside, other=0.0).to(tl.float32)
     angle = table + row % positions * (2 * PAIRS) + pair[:, None] % PAIRS * 2 + tl.arange(0, 2)[None, :]
     cos, sin = tl.split(tl.load(angle, mask=inside, other=0.0))
     real, imaginary = tl.split(x)
     turned = tl.join(real * cos - imaginary * sin, real * sin + imaginary * cos)
-    tl.store(result + row * (2 * HALF) + both, turned.to(result.dtype.element_ty), mask=inside)
+    tl.store(result + row * (2 * COUNT) + both, turned.to(result.dtype.element_ty), mask=inside)
 
 
 def norm_rope(x: Tensor, weight: Tensor, eps: float, table: Tensor, heads: int) -> Tensor:
     """See `kernels.norm_rope`."""
     b, s, width = x.shape
-    rows, half = x.contiguous(), width // 2
+    rows, pairs = x.contiguous(), width // 2
     result = torch.empty_like(rows)
     positions = b * s if table.ndim == 4 and len(table) > 1 else s  # a table for every sample, or one for all
     norm_rope_kernel[(b * s,)](
@@ -165,9 +166,9 @@ def norm_rope(x: Tensor, weight: Tensor, eps: float, table: Tensor, heads: int) 
         result,
         positions,
         eps,
-        half,
-        half // heads,
-        triton.next_power_of_2(half),
+        pairs,
+        pairs // heads,
+        triton.next_power_of_2(pairs),
         num_warps=8,
     )
     return result.view(b, s, heads, width // heads)

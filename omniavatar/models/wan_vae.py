@@ -10,7 +10,7 @@ The file reads from the outside in: `WanVAE`, what it shares with other causal V
 frames; what a convolution needs of the frames before is in a `CausalCache` that belongs to the call. The groups change
 time and memory, never the result.
 
-Where `omniavatar.models.kernels` fit, they compute the convolutions of stride 1 and the norms.
+Where `omniavatar.models.kernels` fit, they compute causal and upsampling convolutions, shortcuts, and norms with SiLU.
 Architecture: Wan technical report, https://arxiv.org/abs/2503.20314, section 4.1.
 """
 

@@ -158,6 +158,8 @@ class Validation:
             for network in lender.networks.values():
                 stack.callback(network.train, network.training)
             stack.enter_context(holding(trainer.parameters, trainer.result(), lender.dtype))
+            if trainer.is_sharded and lender.dtype != torch.float32:  # LoRA layers stay float32 in what is sharded
+                stack.enter_context(torch.autocast(lender.device.type, lender.dtype))
             yield
 
 

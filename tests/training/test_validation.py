@@ -6,7 +6,8 @@ import gc
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,8 +20,9 @@ from omniavatar.hookspecs import hookimpl
 from omniavatar.resources import asset
 from omniavatar.training.diffusion import DiffusionTask
 from omniavatar.training.samples import LiveSamples
+from omniavatar.training.trained import LoraSettings, add_lora
 from omniavatar.training.trainer import STATE, Settings, Trainer, Visit
-from omniavatar.training.validation import holding
+from omniavatar.training.validation import Validation, holding
 from tests.training.scenes import DRAWS, Striped, diffusion, take
 
 SHOWN: dict[str, Any] = {
@@ -155,3 +157,16 @@ def test_what_cannot_be_made_is_refused(
     made = diffusion(tmp_path, expression=expression, validation={**SHOWN, **changes})
     with pytest.raises(error, match=message):
         made.requests()
+
+
+def test_lora_layers_that_stay_float32_in_a_sharded_network_make_videos() -> None:
+    """Those of other networks take its precision; see `holding`."""
+    network = nn.ModuleDict({"q": nn.Linear(8, 8)}).bfloat16()
+    add_lora(network, LoraSettings(rank=2, targets=("q",)), seed=0)
+    for name, weight in network.named_parameters():
+        if ".lora_" in name:
+            weight.data = weight.data.float()
+    lender = SimpleNamespace(networks={"dit": network}, dtype=torch.bfloat16, device=torch.device("cpu"))
+    trainer: Any = SimpleNamespace(parameters={}, result=dict, is_sharded=True)
+    with Validation._borrowed(cast(Any, SimpleNamespace(lenders=[lender])), trainer):
+        assert network["q"](torch.ones(1, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
