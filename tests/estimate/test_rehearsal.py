@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -142,6 +143,24 @@ class Slow(nn.Module):
         self.calls += 1
         self.time += 10.0 if self.calls == 1 else 0.5
         return x + 1
+
+
+def test_what_is_slow_the_first_time_does_not_count_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Compiling:
+        def __init__(self) -> None:
+            self.times = 0
+
+        @hookimpl
+        def end_window(self, window: Window) -> None:
+            self.times += 1
+            time.sleep(1.5 if self.times == 1 else 0)
+
+    monkeypatch.setattr(Rehearsal, "warms_up", True)
+    rehearsal = Rehearsal(engine_of("", SketchedModels()), [compiling := Compiling()])
+    foreseen = rehearsal.estimate(request(0.3))
+    assert compiling.times == 2
+    assert foreseen.phases[-1].seconds < 1.5
+    assert foreseen.transformer_calls == rehearsal.estimate(request(0.3)).transformer_calls
 
 
 def test_a_block_is_measured_and_then_only_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
