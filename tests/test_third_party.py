@@ -42,6 +42,7 @@ def brownness(video: Path) -> float:
     return float(red - blue)
 
 
+@pytest.mark.slow
 def test_a_plugin_unit_runs_by_name(site: Path, tmp_path: Path) -> None:
     path = tmp_path / "brown.mp4"
     done = omni(site, "run", "--units", "default+sepia(strength=1)", *FAST, "-o", str(path))

@@ -212,6 +212,7 @@ def test_a_users_error_on_one_rank_ends_all(misbehave: Callable[..., Ended], fol
     assert ended.seconds < STOP_SECONDS
 
 
+@pytest.mark.slow
 def test_interrupt(misbehave: Callable[..., Ended], folder: Path) -> None:
     ended = misbehave("sleep", interrupt=True)
     assert ended.lines == [f"omni: interrupted; {partial_of(folder)}"]

@@ -268,6 +268,7 @@ def test_a_subclass_brings_its_own_cross_attention() -> None:
         assert relative_error(dit(*example()), plain(*example())) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("per_token", [False, True])
 def test_a_block_compiles_into_one_graph_for_all_blocks(dit: WanDiT, *, per_token: bool) -> None:
