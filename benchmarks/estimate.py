@@ -32,9 +32,7 @@ from omniavatar.estimate.rehearsal import Rehearsal
 from omniavatar.hookspecs import hookimpl
 from omniavatar.plugins import discover
 
-BASE = (
-    "prompt+reference-image+random-sound+audio-adapter+fixed-frames+guidance+euler+transformer+lora+vae-decode+written"
-)
+BASE = "prompt+reference-image+random-sound+audio-adapter+fixed-frames+guidance+euler+transformer+lora+vae-decode"
 PLANS = ("", "+compile", "+teacache(threshold=0.2)", "+offload", "+fp8", "+offload+fp8", "+cfg-merge")
 COMPARED = {
     "prepare_seconds": "seconds",
@@ -57,18 +55,8 @@ class Sound(RandomSound):
         super().__init__(frames)
 
 
-class Written(PipelineUnit):
-    """Waits for the pictures of a window, as a video that is written does."""
-
-    name = "written"
-
-    @hookimpl(trylast=True)
-    def end_window(self, window: Window) -> None:
-        window["frames"].sum().item()
-
-
 class Transformers:
-    """The seconds that transformer calls take."""
+    """The seconds that transformer calls take; and pictures are waited for, as by a video that is written."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -82,12 +70,15 @@ class Transformers:
         self.seconds += time.perf_counter() - begin
         return velocity
 
+    @hookimpl(trylast=True)
+    def end_window(self, window: Window) -> None:
+        wait_for(window.engine)
+
 
 def engine_of(plan: str, models: RandomModels, arguments: argparse.Namespace, observers: list[Any]) -> Engine:
     """The engine for a plan, nothing loaded."""
     found = discover().catalog()
-    own: list[type[PipelineUnit]] = [RandomText, Sound, Written]
-    units = {**found.units, **{unit.name: unit for unit in own}}
+    units: dict[str, type[PipelineUnit]] = {**found.units, RandomText.name: RandomText, Sound.name: Sound}
     settings = {
         "euler": {"steps": arguments.steps},
         "fixed-frames": {"window_frames": arguments.window_frames},

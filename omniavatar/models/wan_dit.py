@@ -92,13 +92,6 @@ class AttentionLayer(nn.Module):
         """(b s (h d)) -> (b s h d)."""
         return rearrange(x, "b s (h d) -> b s h d", h=self.num_heads)
 
-    def project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of x (b s d), keys and values of context (b n d), each as (b, tokens, heads, head_dim)."""
-        q = self.split_heads(self.norm_q(self.q(x)))
-        k = self.split_heads(self.norm_k(self.k(context)))
-        v = self.split_heads(self.v(context))
-        return q, k, v
-
     def output(self, attended: Tensor) -> Tensor:
         """(b s h d) -> (b s d)."""
         projected: Tensor = self.o(rearrange(attended, "b s h d -> b s (h d)"))
@@ -127,6 +120,13 @@ class SelfAttention(AttentionLayer):
 
 class CrossAttention(AttentionLayer):
     """Attention of the video tokens on the context; no mask, so zero rows of the text take part."""
+
+    def project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of x (b s d), keys and values of context (b n d), each as (b, tokens, heads, head_dim)."""
+        q = self.split_heads(self.norm_q(self.q(x)))
+        k = self.split_heads(self.norm_k(self.k(context)))
+        v = self.split_heads(self.v(context))
+        return q, k, v
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """(b s d), (b n d) -> (b s d)."""
