@@ -98,3 +98,9 @@ def test_the_contract_and_the_built_in_plugin_import_no_torch() -> None:
     code = "import sys, omniavatar.hookspecs, omniavatar.builtin, omniavatar.plugins; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+def test_the_networks_and_units_import_no_compiler() -> None:
+    code = "import sys, omniavatar.units, omniavatar.models.wan_dit; print('torch._dynamo' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False", "torch's compiler, which takes two seconds to import"

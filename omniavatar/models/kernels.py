@@ -7,45 +7,19 @@ Pictures are (b c t h w), best in the memory format channels_last_3d, which is t
 
 from __future__ import annotations
 
-import logging
-from functools import cache
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
-log = logging.getLogger(__name__)
-
-HOPPER = 9
-"""Major compute capability of the GPUs on which the kernels were tested and measured."""
 HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
 def fit(x: Tensor) -> bool:
     """Whether the kernels can be used for this tensor, which lies on the current device."""
-    return x.is_cuda and x.dtype in HALF_PRECISION and not torch.is_grad_enabled() and serve(x.device.index)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
-def serve(device: int) -> bool:
-    """Whether they run on a GPU: it is of their kind, the current one, where Triton starts kernels, and they work."""
-    is_hopper = torch.cuda.get_device_capability(device)[0] == HOPPER
-    return is_hopper and device == torch.cuda.current_device() and work(device)
-
-
-@cache
-def work(device: int | torch.device) -> bool:
-    """Try one: Triton needs a C compiler, Python's headers and a folder for what it compiles."""
-    if find_spec("triton") is None:
+    if not x.is_cuda or x.dtype not in HALF_PRECISION or torch.is_grad_enabled():
         return False
-    try:
-        x = torch.ones(1, 16, 1, 1, 1, dtype=torch.float16, device=device)
-        norm_silu(x, x.flatten()).sum().item()
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
-        log.warning("Triton does not work here, so torch's slower kernels are used: %s", reason)
-        return False
-    return True
+    from omniavatar.models.gpu import serves  # imports torch's compiler, which takes two seconds
+
+    return bool(serves(x.device.index))
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor | None = None, scale: int = 1) -> Tensor:

@@ -315,18 +315,30 @@ class FromSecondWindow:
 
 
 class Exchange:
-    """What ranks hand each other; they are threads of one process."""
+    """What ranks hand each other. They are threads of one process and work by turns, which change where they wait.
+
+    So they cannot disturb each other by what torch keeps for the whole process, such as its compiler.
+    """
 
     def __init__(self, ranks: int) -> None:
+        self.turn = threading.Lock()
         self.barrier = threading.Barrier(ranks, timeout=PATIENCE)
         self.parts: list[Tensor] = [torch.empty(0)] * ranks
 
     def gather(self, rank: int, part: Tensor) -> list[Tensor]:
         self.parts[rank] = part
-        self.barrier.wait()
+        self.wait()
         parts = list(self.parts)
-        self.barrier.wait()
+        self.wait()
         return parts
+
+    def wait(self) -> None:
+        """Let the other ranks come as far."""
+        self.turn.release()
+        try:
+            self.barrier.wait()
+        finally:
+            self.turn.acquire()
 
 
 class ThreadGroup(Group):
@@ -365,11 +377,12 @@ def play_on_ranks(stage: Stage, plans: Sequence[Plan], request: Callable[[], Req
 
     def play(rank: int) -> Take:
         observer = OneOfRanks(ThreadGroup(rank, len(plans), exchange))
-        try:
-            return stage.player(plans[rank], observer, rank=rank).play(requests[rank])
-        except BaseException:
-            exchange.barrier.abort()
-            raise
+        with exchange.turn:
+            try:
+                return stage.player(plans[rank], observer, rank=rank).play(requests[rank])
+            except BaseException:
+                exchange.barrier.abort()
+                raise
 
     requests = [request() for _ in plans]
     with ThreadPoolExecutor(len(plans)) as pool:

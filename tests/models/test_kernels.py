@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from omniavatar.models import kernels
+from omniavatar.models import gpu, kernels
 from omniavatar.models.attention import sdpa
 from omniavatar.models.rope import apply_rope
 from omniavatar.models.wan_dit import SelfAttention
@@ -18,7 +18,7 @@ from tests.models.test_wan_vae import settings
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 ON_GPU = torch.cuda.is_available()
-FIT = ON_GPU and torch.cuda.get_device_capability()[0] == kernels.HOPPER
+FIT = ON_GPU and torch.cuda.get_device_capability()[0] == gpu.HOPPER
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 DTYPE = torch.bfloat16 if ON_GPU else torch.float16
 """The interpreter does not multiply in bfloat16."""
@@ -138,5 +138,24 @@ def test_where_triton_does_not_work_torch_computes(
         raise RuntimeError("Failed to find C compiler.")
 
     monkeypatch.setattr(kernels, "norm_silu", fail)
-    assert not kernels.work.__wrapped__(DEVICE)
+    assert not gpu.starts.__wrapped__(DEVICE)
     assert "Triton does not work here, so torch's slower kernels are used: Failed to find C compiler." in caplog.text
+
+
+def test_the_compiler_takes_the_answer_for_a_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def capability(device: int) -> tuple[int, int]:
+        asked.append(device)
+        return 8, 0
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def chosen(x: Tensor) -> Tensor:
+        from omniavatar.models.gpu import serves
+
+        return x + 1 if serves(3) else x - 1
+
+    assert chosen(torch.zeros(1)) == -1
+    assert asked == [3]
