@@ -37,7 +37,7 @@ def rows(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, 
 def default_of(info: FieldInfo) -> str:
     if info.is_required():
         return "required"
-    value = info.get_default(call_default_factory=True)
+    value = info.get_default(call_default_factory=True, validated_data={})
     if value is None:
         return "none"
     return "" if isinstance(value, BaseModel) or value == {} else f"`{json.dumps(plain(value))}`"

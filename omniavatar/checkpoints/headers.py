@@ -10,6 +10,7 @@ import json
 import math
 import pickle
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -231,7 +232,7 @@ def _entries(content: Mapping[Any, Any]) -> Entries:
 def unpickle(file: Path, *, data: bool) -> dict[str, Any]:
     """The unwrapped content of a pickled checkpoint: values memory-mapped, or without `data` names and shapes only.
 
-    A legacy file cannot be mapped: its data is skipped, or read into memory whole.
+    A legacy file cannot be mapped: its data is skipped (by torch 2.7 and later), or read into memory whole.
     """
     try:
         content = _load_zip(file, data) if is_zip(file) else _load_legacy(file, data)
@@ -266,7 +267,8 @@ def _load_legacy(file: Path, data: bool) -> Any:
 
     if data:
         return torch.load(file, map_location="cpu", weights_only=True)
-    with torch.serialization.skip_data():
+    can_skip = torch.__version__ >= "2.7"
+    with torch.serialization.skip_data() if can_skip else nullcontext():
         content = torch.load(file, map_location="cpu", weights_only=True)
     needed = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(content)}.values())
     if needed > file.stat().st_size:

@@ -180,7 +180,7 @@ def ask(ctx: click.Context, options: Mapping[str, Any]) -> tuple[VideoMaker, lis
     inputs, settings = split_values(options, begin.units)
     config = begin.final({key: options[key] for key in FLAGS if options[key] is not None}, settings)
     given = {**config.inputs, **inputs}
-    if options["input_file"] is None and options["seconds"] is None and asks_for_the_demo(given, begin.units):
+    if options["input_file"] is None and asks_for_the_demo(given, begin.units):
         given = {**DEMO, **given}
     videos = planned_videos(given, options["input_file"])
     shape = {name: options[name] for name in ("size", "seconds", "quiet", "as_json")}

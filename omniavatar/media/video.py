@@ -308,9 +308,9 @@ def _sound_arguments(soundtrack: Soundtrack, info: AudioInfo, duration: float) -
 
 
 def _count_frames(path: str | os.PathLike[str]) -> int | None:
-    copy_nowhere = ["-map", "0:V:0", "-c", "copy", "-f", "null", "-progress", "pipe:1", "-nostats", "-"]
+    list_packets = ["-map", "0:V:0", "-c", "copy", "-f", "framecrc", "-"]  # ffmpeg 7.0 counts copies nowhere else
     try:
-        counts = re.findall(rb"^frame=(\d+)", ffmpeg.run([*ffmpeg.source(path), *copy_nowhere]), re.MULTILINE)
+        packets = re.findall(rb"^\d", ffmpeg.run([*ffmpeg.source(path), *list_packets]), re.MULTILINE)
     except ffmpeg.FfmpegError:
         return None
-    return int(counts[-1]) if counts else None
+    return len(packets) or None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from omniavatar.distributed.groups import Group
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.unit import ALL, PipelineUnit
+from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 
 
@@ -58,7 +59,9 @@ class Together(nn.Module):
 
 
 def shard_blocks(blocks: nn.ModuleList, device_type: str, group: Group) -> None:
-    """Shard each block over all ranks, and let each gather its successor ahead of time."""
+    """Shard each block over all ranks, and let each gather its successor ahead of time. Raises PlanError."""
+    if device_type == "cpu" and torch.__version__ < "2.7":
+        raise PlanError(f"unit 'fsdp': torch {torch.__version__} shards on GPUs only; take torch 2.7, or leave it out")
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import fully_shard
 

@@ -75,7 +75,10 @@ def test_a_28_gb_file_is_recognised_at_once(tmp_path: Path) -> None:
     assert not result["torch"]
 
 
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+skips = pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 skips no data")
+
+
+@pytest.mark.parametrize("zipped", [pytest.param(True, id="zip"), pytest.param(False, id="legacy", marks=skips)])
 def test_pickled_data_is_not_read(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "model.pth"
     torch.save({"a": torch.ones(128, 2**20, dtype=torch.uint8)}, path, _use_new_zipfile_serialization=zipped)

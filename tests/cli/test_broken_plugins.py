@@ -108,7 +108,7 @@ UNIT_FAULTS = {
         + UNITS.format("Sparkle"),
         "unit 'sparkle': its Settings have a field of a type that does not exist; it was left out",
     ),
-    "something that is no unit": (HEAD + UNITS.format("Path"), "<class 'pathlib.Path'> is not a PipelineUnit"),
+    "something that is no unit": (HEAD + UNITS.format("dict"), "<class 'dict'> is not a PipelineUnit"),
     "units that are no list": (
         HEAD + "@hookimpl\ndef omni_units():\n    return Euler",
         "TypeError: 'type' object is not iterable",

@@ -63,6 +63,12 @@ def test_the_demo_needs_no_arguments(omni: Omni, folder: Path) -> None:
     assert [re.sub(", about.*", "", line) for line in chunks] == [f"chunk {number}/3 done" for number in (1, 2, 3)]
 
 
+def test_a_shorter_demo_talks_too(omni: Omni, folder: Path) -> None:
+    assert omni("run", "--seconds", "0.3", "--euler.steps", "1", "--reference-image.sizes", "[[32, 32]]").code == 0
+    info = probe_video(folder / "out" / "demo.mp4")
+    assert (info.frames, info.has_audio) == (9, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -60,12 +60,18 @@ def test_the_loss_is_the_weighted_error_behind_the_given_frames(tmp_path: Path) 
         torch.testing.assert_close(made.loss(batch).double(), expected.double(), atol=1e-6, rtol=1e-5)
 
 
+@torch.no_grad()
+def loss_of_same_batches(made: DiffusionTask) -> float:
+    """The mean of the losses of eight batches: noise levels change a loss more than twelve steps do."""
+    return sum(made.loss(made.batch(generator(seed))).item() for seed in range(8)) / 8
+
+
 def test_it_learns_and_only_what_it_shall(tmp_path: Path) -> None:
     made = task(tmp_path, train={"weights": ["audio_adapter.*"], "lora": {"rank": 4, "alpha": 4}})
     frozen = made.engine.model("dit").patch_embedding.weight.clone()
+    before = loss_of_same_batches(made)
     Trainer(made, Settings(steps=12, learning_rate=5e-3, log_every=1), tmp_path / "out").run()
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / LOG).read_text().splitlines()]
-    assert sum(losses[-4:]) < sum(losses[:4])
+    assert loss_of_same_batches(made) < 0.9 * before
     assert made.engine.model("dit").patch_embedding.weight.equal(frozen)
 
 
