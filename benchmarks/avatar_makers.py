@@ -21,8 +21,8 @@ from omniavatar.engine.windows import ceil_4k1, plan_spans
 from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.plugins import Plugins
-from omniavatar.training.clips import Clip
-from omniavatar.training.mouth import SAMPLE_RATE
+from omniavatar.training.faces.clips import Clip
+from omniavatar.training.faces.mouth import SAMPLE_RATE
 from omniavatar.units.write_video import to_bytes
 
 

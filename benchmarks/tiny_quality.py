@@ -1,8 +1,8 @@
 """How good the tiny avatar is: `python -m benchmarks.tiny_quality [--device cuda] [--output FILE] [--strip FILE]`.
 
 Makes videos of identities and utterances that were never trained on, and measures their pixels with the detector that
-reads the renderer's own frames (`omniavatar.training.quality`). The truth is that of the sound as the video plays it,
-the audio unit's silence in front. Exits with 1 if a figure misses its bar.
+reads the renderer's own frames (`omniavatar.training.reading.quality`). The truth is that of the sound as the video
+plays it, the audio unit's silence in front. Exits with 1 if a figure misses its bar.
 
 Figures, means over the videos of their part unless they say otherwise; frame 0, the given picture, never counts:
 
@@ -54,16 +54,16 @@ from omniavatar.config import RunConfig, find_config, parse_config, read_yaml
 from omniavatar.errors import InputError, OmniError
 from omniavatar.media.audio import load_waveform
 from omniavatar.plugins import discover
-from omniavatar.training import quality
-from omniavatar.training.clips import Clip
-from omniavatar.training.detector import Detector
 from omniavatar.training.faces import FPS, Identity, Performance, caption
+from omniavatar.training.faces.clips import Clip
 from omniavatar.training.faces.identity import Shade
+from omniavatar.training.faces.mouth import SAMPLE_RATE
 from omniavatar.training.faces.palette import CLOTHES, WALLS
 from omniavatar.training.faces.performance import Manner
-from omniavatar.training.mouth import SAMPLE_RATE
-from omniavatar.training.quality import Spoken
-from omniavatar.training.speech import utterance
+from omniavatar.training.faces.speech import utterance
+from omniavatar.training.reading import quality
+from omniavatar.training.reading.detector import Detector
+from omniavatar.training.reading.quality import Spoken
 
 PARTS = ("talk", "long", "scale", "prompt", "motion")
 UNSEEN = 9_000_000

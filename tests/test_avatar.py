@@ -11,7 +11,7 @@ from benchmarks.tiny_quality import FIRST, Sounds, Study
 from omniavatar.config import find_config, parse_config, read_yaml
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
-from omniavatar.training import quality
+from omniavatar.training.reading import quality
 
 MOST_BYTES = 24 * 2**20
 

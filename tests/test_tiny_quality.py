@@ -22,8 +22,8 @@ from omniavatar.engine.plan import Catalog, build_plan
 from omniavatar.errors import InputError
 from omniavatar.testing import FakeVAE
 from omniavatar.testing.tiny import TinyModels
-from omniavatar.training.clips import Clip, write_wave
 from omniavatar.training.faces import Identity, Performance
+from omniavatar.training.faces.clips import Clip, write_wave
 
 SECONDS = 2.4
 

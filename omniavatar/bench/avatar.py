@@ -16,11 +16,11 @@ from omniavatar.bench.record import Avatar, Spread
 from omniavatar.errors import InputError
 from omniavatar.media.audio import load_waveform
 from omniavatar.media.image import fit_image, load_image
-from omniavatar.training import quality
-from omniavatar.training.clips import Clip
-from omniavatar.training.detector import Detector, Reading
-from omniavatar.training.mouth import FPS, SAMPLE_RATE, mouth_frames
-from omniavatar.training.quality import Spoken
+from omniavatar.training.faces.clips import Clip
+from omniavatar.training.faces.mouth import FPS, SAMPLE_RATE, mouth_frames
+from omniavatar.training.reading import quality
+from omniavatar.training.reading.detector import Detector, Reading
+from omniavatar.training.reading.quality import Spoken
 
 UNSEEN = 9_000_000
 """No network was trained on faces from this number on."""

@@ -24,7 +24,7 @@ from omniavatar.errors import Ended, InputError, OmniError, OutputError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from omniavatar.training.data_faults import Faults
+    from omniavatar.training.data.faults import Faults
     from omniavatar.training.diffusion import Diffusion, DiffusionConfig
     from omniavatar.training.samples import Origin
     from omniavatar.training.takes import Source
@@ -45,7 +45,7 @@ def check_alone(options: Mapping[str, Any], world: World) -> None:
 
 def prepare(config: DiffusionConfig, workers: int, *, quiet: bool) -> int:
     """Keep what the networks make of all clips in the configuration's cache."""
-    from omniavatar.training.data_faults import SKIPPED
+    from omniavatar.training.data.faults import SKIPPED
     from omniavatar.training.folder import claimed
     from omniavatar.training.samples import ORIGIN, UNFINISHED, check_origin, keys_in, write_origin
 
@@ -92,7 +92,7 @@ def prepare(config: DiffusionConfig, workers: int, *, quiet: bool) -> int:
 
 def begin(folder: Path, origin: Origin) -> None:
     """Begin a cache, or go on with one of the same origin that was not finished."""
-    from omniavatar.training.data_faults import SKIPPED
+    from omniavatar.training.data.faults import SKIPPED
     from omniavatar.training.samples import UNFINISHED, check_origin, write_origin
 
     if any(folder.glob("*.safetensors")):
@@ -137,7 +137,7 @@ def share_out(config: DiffusionConfig, workers: int, faults: Faults | None, made
 
     However it ends, the processes write what they have made; a second Ctrl-C does not wait for that.
     """
-    from omniavatar.training.data_faults import Fault
+    from omniavatar.training.data.faults import Fault
 
     context = multiprocessing.get_context("spawn")
     reports, stop = context.Queue(), context.Event()

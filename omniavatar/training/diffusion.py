@@ -28,10 +28,10 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import TEMPORAL_FACTOR, Span
 from omniavatar.errors import InputError, nearest
 from omniavatar.media.paths import shown
-from omniavatar.training.data import Clips
-from omniavatar.training.data_clip import Limits
-from omniavatar.training.data_faults import SKIPPED, Fault, Faults
-from omniavatar.training.data_list import Entry, digest, identity, read_entries, stamp
+from omniavatar.training.data.clip import Limits
+from omniavatar.training.data.clips import Clips
+from omniavatar.training.data.faults import SKIPPED, Fault, Faults
+from omniavatar.training.data.lists import Entry, digest, identity, read_entries, stamp
 from omniavatar.training.gradients import Batch
 from omniavatar.training.objective import FlowMatching, Levels
 from omniavatar.training.preparation import CLEAN, Preparation

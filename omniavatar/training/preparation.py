@@ -19,7 +19,7 @@ from omniavatar.engine.plan import Plan
 from omniavatar.engine.scopes import Job, Request, Window
 from omniavatar.engine.windows import Span
 from omniavatar.errors import PlanError
-from omniavatar.training.data_clip import Unusable
+from omniavatar.training.data.clip import Unusable
 from omniavatar.training.split import Split
 from omniavatar.training.takes import Take
 

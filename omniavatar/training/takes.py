@@ -24,9 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from omniavatar.engine.windows import TEMPORAL_FACTOR, frames_for_budget
 from omniavatar.media.audio import load_waveform
-from omniavatar.training.clips import Clip as Drawn
-from omniavatar.training.data import Clips
-from omniavatar.training.data_clip import FRAME_SAMPLES, Clip, random_piece
+from omniavatar.training.data.clip import FRAME_SAMPLES, Clip, random_piece
+from omniavatar.training.data.clips import Clips
+from omniavatar.training.faces.clips import Clip as Drawn
 from omniavatar.training.trainer import generator
 
 Result = TypeVar("Result")

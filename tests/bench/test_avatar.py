@@ -10,7 +10,7 @@ import pytest
 from omniavatar.bench.avatar import UNSEEN, Readings, face_inputs
 from omniavatar.bench.probe import Made
 from omniavatar.media.image import load_image
-from omniavatar.training.clips import Clip
+from omniavatar.training.faces.clips import Clip
 
 SIDE, SECONDS = 64, 2.1
 

@@ -29,8 +29,8 @@ from omniavatar.models.audio_adapter import AudioAdapter
 from omniavatar.resources import asset
 from omniavatar.testing.tiny import ADAPTER, write_original
 from omniavatar.training import trainer
-from omniavatar.training.clips import Clip, write_clip
 from omniavatar.training.diffusion import DiffusionConfig, DiffusionTask
+from omniavatar.training.faces.clips import Clip, write_clip
 from omniavatar.training.folder import claimed
 from omniavatar.training.preparation import Preparation
 from omniavatar.training.samples import read_shard

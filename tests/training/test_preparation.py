@@ -16,7 +16,7 @@ from omniavatar.engine.scopes import Request, Window
 from omniavatar.engine.windows import Span
 from omniavatar.hookspecs import hookimpl
 from omniavatar.testing.tiny import TinyModels
-from omniavatar.training.data_clip import Unusable
+from omniavatar.training.data.clip import Unusable
 from omniavatar.training.preparation import CLEAN, Shapes, joined
 from tests.training.scenes import Striped, diffusion, plan, take
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from omniavatar.training.clips import write_wave
+from omniavatar.training.faces.clips import write_wave
 from omniavatar.training.takes import Choice, DrawnSource, Share, Take, TakeSettings
 from omniavatar.training.trainer import generator
 from tests.training.scenes import Striped, take

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from omniavatar.training.clips import Clip
+from omniavatar.training.faces.clips import Clip
 
 NUMBER = 9_500_007
 """Of a face that the built-in avatar was not trained on."""

@@ -8,7 +8,7 @@ import click
 from PIL import Image
 
 from omniavatar.errors import OmniError
-from omniavatar.training.clips import Clip, write_clip
+from omniavatar.training.faces.clips import Clip, write_clip
 
 
 @click.command()

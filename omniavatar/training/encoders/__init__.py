@@ -1,0 +1,1 @@
+"""Training the networks around a small transformer: VAE, audio encoder, text encoder."""

@@ -1,0 +1,1 @@
+"""What pixels show: faces found and followed, mouths read, and how good a video is by that."""
