@@ -133,9 +133,10 @@ def test_a_main_thread_that_is_idle_for_too_long_is_given_up_with_its_place() ->
         given_up.append((time.monotonic() - begin, error.where))
 
     with idle_limit(lambda: time.monotonic() - begin, 0.3, give_up):
-        time.sleep(0.6)
+        while not given_up and time.monotonic() - begin < 10:
+            time.sleep(0.05)
     seconds, where = given_up[0]
-    assert 0.3 < seconds < 0.6
+    assert 0.3 < seconds < 5
     assert "test_leaving.py" in where
     assert "in test_a_main_thread" in where
 
