@@ -247,6 +247,9 @@ def unpickle(file: Path, *, data: bool) -> dict[str, Any]:
         wrapper, inner = next(iter(content.items()))
         if wrapper in WRAPPERS and isinstance(inner, Mapping):
             content = inner
+    for name in content:
+        if not isinstance(name, str):
+            raise CheckpointError(f"{file} has an entry named {name!r}, which no tensor is; save its plain state dict")
     return dict(content)
 
 

@@ -60,8 +60,14 @@ def build_on_meta(path: str, config: Mapping[str, Any]) -> nn.Module:
         inspect.signature(network).bind(**config)
     except TypeError as error:
         raise CheckpointError(f"the network {path} cannot be built from its checkpoint table: {error}") from error
-    with torch.device("meta"):
-        return network(**config)
+    try:
+        with torch.device("meta"):
+            return network(**config)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the network {path} cannot be built with the numbers found for it ({error}); "
+            "put the config.json that came with the file beside it"
+        ) from error
 
 
 def load_network(

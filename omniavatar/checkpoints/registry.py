@@ -117,8 +117,9 @@ class Registry:
         self._tuned: dict[str, list[Tuned]] = defaultdict(list)
         for table in tables:
             try:
+                found = read_tuned(table)
                 rows += self._claimed(table)
-                for tuned in read_tuned(table):
+                for tuned in found:
                     self._tuned[tuned.hash].append(tuned)
             except CheckpointError as error:
                 if leave_out is None:
@@ -269,12 +270,7 @@ def _renamed(row: Row, role: str, header: Header) -> dict[str, TensorInfo]:
 
 def _folder_detection(row: Row, folder: Path) -> Detection:
     """A Hugging Face folder: its weights in one of the usual files."""
-    for name in (
-        "model.safetensors",
-        "model.safetensors.index.json",
-        "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
-    ):
+    for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
-            return detection(row, read_header(find_checkpoints(folder / name)[0]), folder)
+            return detection(row, read_header([folder / name]), folder)
     raise CheckpointError(f"{folder} has the config.json of a {row.name} but no model.safetensors or pytorch_model.bin")

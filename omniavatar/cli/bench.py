@@ -16,7 +16,7 @@ from rich.console import Console
 from omniavatar.bench.cases import Matrix, Suite, named, read_suite
 from omniavatar.cli.console import say
 from omniavatar.cli.options import DEVICE, FPS, split_values, unit_options
-from omniavatar.cli.progress import display_for
+from omniavatar.cli.progress import Progressing, display_for
 from omniavatar.cli.run import (
     ARGUMENTS,
     DEMO,
@@ -262,7 +262,7 @@ class Study:
             check_comparable(before.asked, asked, path)
         check_writable(self.folder)
         makers = {name: self._maker(number, name) for number, name in enumerate(self.begin.cases, start=1)}
-        with display_for(Console(stderr=True), quiet=self.options["quiet"]) as display:
+        with display_for(Progressing(), quiet=self.options["quiet"]) as display:
             runner = Runner(makers, self.schedule, device=asked.device, show=display.show)
             outcomes = runner.run()
         if all(outcome.status == "refused" for outcome in outcomes):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from omniavatar.cli.bench import check_writable
 from omniavatar.cli.options import DEVICE, FPS, split_values
 from omniavatar.cli.run import (
     DEMO,
@@ -22,7 +23,7 @@ from omniavatar.cli.run import (
 )
 from omniavatar.cli.start import EARLY, Start, start
 from omniavatar.cli.videos import VideoMaker
-from omniavatar.errors import InputError, PlanError
+from omniavatar.errors import InputError, OutputError, PlanError
 
 if TYPE_CHECKING:
     from omniavatar.calibration import Recorder
@@ -104,12 +105,15 @@ def calibrate(ctx: click.Context, cache: str, file: Path | None, force: bool, ru
     file = file or Path(f"{checkpoint.row.name}-{cache}.toml")
     if file.exists() and not force:
         raise InputError(f"{file} exists; name another file with --write, or replace it with --force")
+    check_writable(file.parent)
     requests = [maker.request(engine, video) for video in planned_videos(given, options["input_file"])]
     measure(maker, engine, [replace(one, seed=one.seed + run) for one in requests for run in range(runs)], recorder)
     fit = FITS[cache](recorder.changes)
     remarks = [f"{len(requests) * runs} videos by {'+'.join(map(repr, engine.plan.units))}"]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(table(fit, checkpoint, cache, remarks), encoding="utf-8")
+    try:
+        file.write_text(table(fit, checkpoint, cache, remarks), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {file}: {error.strerror}; choose another place") from None
     if not options["quiet"]:
         click.echo(f"{file}  ({fit.error})")
 

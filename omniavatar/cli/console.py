@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 def say(message: str, error: BaseException | None = None) -> None:
-    """Print a message, and what was noted on the error while it came up."""
-    click.echo("omni: " + "; ".join([message, *getattr(error, "__notes__", ())]), err=True)
+    """Print a message, and what was noted on the error while it came up, if anybody still reads it."""
+    with suppress(BrokenPipeError):
+        click.echo("omni: " + "; ".join([message, *getattr(error, "__notes__", ())]), err=True)
 
 
 @contextmanager

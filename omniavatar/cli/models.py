@@ -155,12 +155,14 @@ def billions(number: int | None) -> str:
 
 
 def _print_detection(detection: Detection, keys: bool) -> None:
+    from rich.text import Text
+
     console, row = _console(), detection.row
-    console.print(f"[bold]{row.name}[/bold]  {row.repo}  hash {detection.header.hash}", soft_wrap=True)
+    console.print(Text(row.name, "bold"), row.repo, f"hash {detection.header.hash}", sep="  ", soft_wrap=True)
     if row.note:
-        console.print(row.note, markup=False)
+        console.print(row.note)
     for file in detection.files:
-        console.print(f"  {file}", markup=False, soft_wrap=True)
+        console.print(f"  {file}", soft_wrap=True)
     table = _table("role", "network", "keys", "params", "dtype", "configuration")
     for component in detection.components:
         facts = component_facts(component, keys=False)
@@ -182,18 +184,18 @@ def _print_detection(detection: Detection, keys: bool) -> None:
 def _print_keys(console: Console, components: Iterable[Component]) -> None:
     for component in components:
         for name, tensor in component.tensors.items():
-            console.print(
-                f"{component.role}  {name}  {list(tensor.shape)}  {tensor.dtype}", markup=False, soft_wrap=True
-            )
+            console.print(f"{component.role}  {name}  {list(tensor.shape)}  {tensor.dtype}", soft_wrap=True)
 
 
 def _print_verdicts(folder: Path, verdicts: list[Verdict]) -> None:
+    from rich.text import Text
+
     styles: dict[VerdictKind, str] = {"known": "green", "unknown": "yellow", "damaged": "red"}
     table = _table("path", "verdict", "what")
     for verdict in verdicts:
         what = verdict.detection.row.name if verdict.detection else str(verdict.error)
         path = verdict.path.relative_to(folder) if verdict.path != folder else verdict.path
-        table.add_row(str(path), f"[{styles[verdict.kind]}]{verdict.kind}[/]", what)
+        table.add_row(str(path), Text(verdict.kind, styles[verdict.kind]), what)
     _console().print(table)
     kinds = [verdict.kind for verdict in verdicts]
     _console().print(", ".join(f"{kinds.count(kind)} {kind}" for kind in styles))
@@ -202,7 +204,7 @@ def _print_verdicts(folder: Path, verdicts: list[Verdict]) -> None:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False, emoji=False)
 
 
 def _table(*columns: str) -> Any:

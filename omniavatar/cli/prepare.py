@@ -13,10 +13,9 @@ from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from omniavatar.cli.console import say
-from omniavatar.cli.progress import Display, Status, display_for
+from omniavatar.cli.progress import Display, Progressing, Status, display_for
 from omniavatar.cli.train import opened
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.errors import Ended, InputError, OmniError, OutputError
@@ -69,7 +68,7 @@ def prepare(config: DiffusionConfig, workers: int, *, quiet: bool) -> int:
             return len({key for path in folder.glob("*.safetensors") for key in keys_in(path)})
 
         try:
-            with display_for(Console(stderr=True), quiet=quiet) as display:
+            with display_for(Progressing(), quiet=quiet) as display:
                 display.show(Status("loading the networks"))
                 progress = Progress(display, len(source) * config.variants, kept())
                 if workers == 1:

@@ -116,6 +116,16 @@ class Lines(Display):
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+class Progressing(Console):
+    """Standard error, until nobody reads it any more: that must not end the work."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 def display_for(console: Console, *, quiet: bool) -> Display:
     """The display that suits the place where the console's text goes."""
     if quiet:
@@ -143,7 +153,7 @@ class Watcher:
         self.display.__enter__()
         return self
 
-    def load(self, engine: Engine, note: Callable[[], None]) -> None:
+    def load(self, engine: Engine, note: Callable[[], None] = lambda: None) -> None:
         """Load the models that the plan's units need, one after another, and set the units up.
 
         note: called after each.

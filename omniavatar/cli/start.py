@@ -129,7 +129,7 @@ def configuration(early: Mapping[str, Any]) -> tuple[RunConfig, original.Overrid
     is_original = original.is_original(content)
     config = original.translate(content, hparams, path) if is_original else parse_config(content, path)
     overrides = original.overrides(content if is_original else {}, hparams)
-    changes: dict[str, Any] = {key: early[key] for key in ("units", "models_dir") if early.get(key)}
+    changes: dict[str, Any] = {key: early[key] for key in ("units", "models_dir") if early.get(key) is not None}
     if early.get("tables"):
         changes["tables"] = (*config.tables, *(str(Path(table).absolute()) for table in early["tables"]))
     if early.get("models"):

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
-from rich.console import Console
 
 from omniavatar.cli.console import logging_to_stderr, say, saying_faults
 from omniavatar.cli.options import DEVICE
-from omniavatar.cli.progress import Display, Status, Watcher, display_for
+from omniavatar.cli.progress import Display, Progressing, Status, Watcher, display_for
 from omniavatar.cli.ranks import Rescue, as_rank, check_ranks, start_ranks
 from omniavatar.config import RunConfig, find_config, packaged_configs, read_yaml, validated
 from omniavatar.distributed.world import World, place
@@ -109,8 +108,9 @@ def trained(config: DiffusionConfig, world: World, rescue: Rescue, *, quiet: boo
     from omniavatar.training.folder import claimed
     from omniavatar.training.trainer import Trainer, Visit
 
+    began = time.monotonic()
     diffusion = opened(config, world)
-    with display_for(Console(stderr=True), quiet=quiet or not world.is_main) as display, ExitStack() as stack:
+    with display_for(Progressing(), quiet=quiet or not world.is_main) as display, ExitStack() as stack:
         if world.is_main:
             stack.enter_context(claimed(config.output, "output"))
         base = diffusion.base()
@@ -137,7 +137,7 @@ def trained(config: DiffusionConfig, world: World, rescue: Rescue, *, quiet: boo
         )
         try:
             with stop:
-                is_done = trainer.run(stop.is_asked)
+                is_done = trainer.run(stop.is_asked, began)
             if not is_done and trainer.is_asked(stop.is_asked):
                 stop.leave()
         except (KeyboardInterrupt, Ended, Stopped) as error:

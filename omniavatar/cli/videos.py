@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
-from rich.console import Console
 
 from omniavatar.cli.console import say, saying_faults
 from omniavatar.cli.fields import inner_marks
-from omniavatar.cli.progress import Watcher, display_for
+from omniavatar.cli.progress import Progressing, Watcher, display_for
 from omniavatar.cli.ranks import Rescue
 from omniavatar.distributed.world import World, common, tells_for_all
 from omniavatar.errors import InputError, OmniError
@@ -62,7 +61,7 @@ class VideoMaker:
     def __post_init__(self) -> None:
         self.world = self.begin.world
         self.quiet = self.quiet or not self.world.is_main
-        self.watcher = Watcher(display_for(Console(stderr=True), quiet=self.quiet))
+        self.watcher = Watcher(display_for(Progressing(), quiet=self.quiet))
         self.rescue = Rescue()
 
     @property
@@ -176,11 +175,11 @@ class VideoMaker:
 
 def check_media(plan: Plan, inputs: Mapping[str, BaseModel]) -> None:
     """Look into the media files among the inputs, so that a bad one is found before any model is loaded."""
-    from omniavatar.media.audio import probe_audio
+    from omniavatar.media.audio import check_audio
     from omniavatar.media.image import load_image
     from omniavatar.media.video import probe_video
 
-    checks: dict[str, Callable[[Path], Any]] = {"image": load_image, "audio": probe_audio, "video": probe_video}
+    checks: dict[str, Callable[[Path], Any]] = {"image": load_image, "audio": check_audio, "video": probe_video}
     looked_at = set()
     for unit in plan.units:
         for name, info in unit.Inputs.model_fields.items():
@@ -190,6 +189,10 @@ def check_media(plan: Plan, inputs: Mapping[str, BaseModel]) -> None:
                     looked_at.add(look)
                     kind, path = look
                     checks[kind](path)
+    for output in [values.output for values in inputs.values() if hasattr(values, "output")]:
+        for kind, path in looked_at:
+            if output.exists() and output.samefile(path):
+                raise InputError(f"the output {output} is also the {kind} that is read; give it another name")
 
 
 def paths(value: Any) -> Iterator[Path]:

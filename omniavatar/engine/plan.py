@@ -97,7 +97,7 @@ def parse(expression: str, catalog: Catalog, _inside: tuple[str, ...] = ()) -> d
     if not text:
         raise PlanError("the plan expression is empty; for example: default")
     while True:
-        name, position = _read_name(text, position, catalog)
+        name, position = _read_name(text, position, catalog, chosen if sign == "-" else catalog.names)
         settings, position = _read_settings(text, position)
         _apply(chosen, sign, name, settings, catalog, _inside)
         if position == len(text):
@@ -130,8 +130,11 @@ def _apply(
             raise PlanError(f"'-{unit}': the plan has no unit '{unit}' to take out{nearest(unit, chosen)}")
 
 
-def _read_name(text: str, position: int, catalog: Catalog) -> tuple[str, int]:
-    """The longest known name at this position: a hyphen may belong to a name or take a unit out."""
+def _read_name(text: str, position: int, catalog: Catalog, meant: Iterable[str]) -> tuple[str, int]:
+    """The longest known name at this position: a hyphen may belong to a name or take a unit out.
+
+    meant: what an unknown name may have meant.
+    """
     position = _skip_spaces(text, position)
     match = NAME.match(text, position)
     if match is None:
@@ -141,7 +144,7 @@ def _read_name(text: str, position: int, catalog: Catalog) -> tuple[str, int]:
         name = "-".join(parts[:count])
         if name in catalog.units or name in catalog.presets:
             return name, _skip_spaces(text, position + len(name))
-    raise PlanError(f"unknown unit or preset '{match.group()}'{nearest(match.group(), catalog.names)}")
+    raise PlanError(f"unknown unit or preset '{match.group()}'{nearest(match.group(), meant)}")
 
 
 def _skip_spaces(text: str, position: int) -> int:
@@ -231,11 +234,13 @@ def check_together(units: Sequence[PipelineUnit]) -> None:
     claims: dict[str, str] = {}
     for unit in units:
         for value in made_by(unit):
-            if makers.setdefault(value, unit.name) != unit.name:
-                raise PlanError(f"units '{makers[value]}' and '{unit.name}' both provide '{value}'; leave one out")
+            if (maker := makers.setdefault(value, unit.name)) != unit.name:
+                raise PlanError(
+                    f"units '{maker}' and '{unit.name}' both provide '{value}'; leave one out with -{maker}"
+                )
         for hook in EXCLUSIVE_HOOKS:
-            if claims_hook(type(unit), hook) and claims.setdefault(hook, unit.name) != unit.name:
-                raise PlanError(f"units '{claims[hook]}' and '{unit.name}' both claim '{hook}'; leave one out")
+            if claims_hook(type(unit), hook) and (other := claims.setdefault(hook, unit.name)) != unit.name:
+                raise PlanError(f"units '{other}' and '{unit.name}' both claim '{hook}'; leave one out with -{other}")
     check_needs(units, makers)
     check_inputs(units)
 

@@ -7,6 +7,7 @@ What the skeleton of the algorithm itself needs are plain attributes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -81,6 +82,10 @@ class Request:
     def __post_init__(self) -> None:
         if (self.height is None) != (self.width is None):
             raise InputError(f"the size is {self.height}x{self.width}; give both height and width, or neither")
+        if self.fps < 1:
+            raise InputError(f"the video has {self.fps} frames per second; give 1 or more")
+        if self.seconds is not None and not 0 < self.seconds < math.inf:
+            raise InputError(f"the video is {self.seconds} seconds long; give more than 0")
 
 
 class Job(Scope):

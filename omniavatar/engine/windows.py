@@ -60,7 +60,7 @@ def ceil_4k1(frames: int) -> int:
 def frames_for_budget(max_tokens: int, height: int, width: int, pixels_per_token: int = 1024) -> int:
     """Frames (4k+1) of a window of at most about `max_tokens` tokens; a token covers 4 frames of 16x16 pixels."""
     frames = int(max_tokens * pixels_per_token / height / width)
-    return TEMPORAL_FACTOR * (frames // TEMPORAL_FACTOR) + 1 if frames % TEMPORAL_FACTOR else frames - 3
+    return (frames - 1) // TEMPORAL_FACTOR * TEMPORAL_FACTOR + 1
 
 
 def audio_rows(samples: int, sample_rate: int, fps: int, *, float_ceil: bool = False) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -50,6 +51,15 @@ def probe_audio(path: str | os.PathLike[str]) -> AudioInfo:
         channels=_count_channels(match[3]),
         codec=match[1],
     )
+
+
+def check_audio(path: str | os.PathLike[str]) -> None:
+    """Make sure, before any work is done, that a file has a sound that begins. Damage further on is found later."""
+    probe_audio(path)
+    first = ["-map", "0:a:0", "-frames:a", "1", "-f", "s16le", "pipe:1"]
+    with contextlib.suppress(ffmpeg.FfmpegError):  # to be said when all of it is decoded
+        if not ffmpeg.run([*ffmpeg.source(path), *first]):
+            raise InputError(f"audio {shown(path)} holds no sound (0 samples)")
 
 
 def load_waveform(

@@ -183,6 +183,10 @@ class Diffusion:
                 raise InputError(f"objective.drop names the condition '{condition}'{nearest(condition, known)}")
         config = config.model_copy(update={"trainer": with_precision(config.trainer, dtype)})
         starting = Starting(models, config.start, config.train.seed)
+        known = {role for unit in plan.units for role in (*unit.roles, *unit.optional_roles) if role in starting}
+        for role in config.train.roles:
+            if role not in starting:
+                raise InputError(f"train names the network '{role}'{nearest(role, known)}")
         return cls(config, plan, split(plan, config.train.roles), starting, device, dtype, world)
 
     def source(self, folder: Path, report: Callable[[Fault], None] | None = None) -> Source:

@@ -44,6 +44,7 @@ SHARD_BYTES = 256 * 2**20
 FLUSH_SECONDS = 30.0
 BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "I32": 4, "I64": 8, "F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 """Of a number, by the name that safetensors has for its type."""
+WHAT_TRAINS = " (what trains decides which units are prepared: train.weights, train.lora)"
 ANEW = "remove the cache and make it anew with omni train prepare"
 HOLD_GIB = 4.0
 Origin = Mapping[str, Any]
@@ -322,7 +323,8 @@ def check_origin(folder: Path, origin: Origin, name: str = ORIGIN) -> None:
         if NOT_HERE not in (found.get(field), wanted.get(field)) and found.get(field) != wanted.get(field):
             raise InputError(
                 f"the cache {folder} was made with another {field}: {short(found.get(field))}, and now it is "
-                f"{short(wanted.get(field))}; set that back, or {ANEW}, or name another folder"
+                f"{short(wanted.get(field))}; set that back{WHAT_TRAINS if field.startswith('units.') else ''}, or "
+                f"{ANEW}, or name another folder"
             )
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from omniavatar.checkpoints.registry import TRANSFORMER
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
-from omniavatar.errors import InputError, OutputError
+from omniavatar.errors import InputError, OutputError, nearest
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.paths import shown
 from omniavatar.models.lora import lora_pairs
@@ -263,13 +263,11 @@ def add_lora(network: nn.Module, settings: LoraSettings, seed: int) -> None:
         from peft.tuners.lora import LoraLayer
     except ImportError:
         raise InputError("LoRA training needs the package peft: pip install 'omniavatar[train]'") from None
-    fitting = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and any(name == end or name.endswith(f".{end}") for end in settings.targets)
-    ]
-    if not fitting:
-        raise InputError(f"no linear layer's name ends in one of the LoRA targets {', '.join(settings.targets)}")
+    layers = [name.split(".") for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    ends = {".".join(parts[-count:]) for parts in layers for count in range(1, len(parts) + 1)}
+    for target in settings.targets:
+        if target not in ends:
+            raise InputError(f"no linear layer's name ends in the LoRA target '{target}'{nearest(target, short(ends))}")
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(settings.targets))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -277,6 +275,11 @@ def add_lora(network: nn.Module, settings: LoraSettings, seed: int) -> None:
     for layer in network.modules():
         if isinstance(layer, LoraLayer):  # autocast fits inputs and weights; peft would copy every input to float32
             layer.cast_input_dtype_enabled = False
+
+
+def short(ends: set[str]) -> list[str]:
+    """The ends of names that hold for layers of every block."""
+    return [end for end in ends if end.count(".") < 2]
 
 
 def plain(name: str) -> str:

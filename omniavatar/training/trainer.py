@@ -160,13 +160,14 @@ class Trainer:
         self.skipped_in_a_row = 0
         self.is_torn = False
 
-    def run(self, asks_to_stop: Callable[[], bool] | None = None) -> bool:
+    def run(self, asks_to_stop: Callable[[], bool] | None = None, began: float | None = None) -> bool:
         """Train to the end, or until the time is up; returns whether it has reached the end.
 
         asks_to_stop: looked at between two updates; if it says so on any rank, all stop as when the time is up.
+        began: when the time that is limited began, by `time.monotonic`; default: now.
         """
+        deadline = (time.monotonic() if began is None else began) + 60 * (self.settings.max_minutes or math.inf)
         self.resume()
-        deadline = time.monotonic() + 60 * (self.settings.max_minutes or math.inf)
         reports = Averages(self.settings.log_every, self.world)
         try:
             while self.step < self.settings.steps and not self.is_late(deadline) and not self.is_asked(asks_to_stop):
@@ -178,7 +179,7 @@ class Trainer:
                 if self.step % self.settings.save_every == 0:
                     self.checkpoint()
                 due = [visit for visit in self.visits if self.step % visit.every == 0]
-                if due and self.is_asked(asks_to_stop):
+                if due and (self.is_late(deadline) or self.is_asked(asks_to_stop)):
                     break
                 for visit in due:
                     visit.work(self)

@@ -10,11 +10,11 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from omniavatar.engine.engine import Engine
+from omniavatar.engine.pictures import encode
 from omniavatar.engine.scopes import Job, Step, Window
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.engine.windows import TEMPORAL_FACTOR, Span, frames_for_budget, plan_spans
 from omniavatar.hookspecs import hookimpl
-from omniavatar.models.tiling import ENCODE_TILING
 
 
 class FixedFrames(PipelineUnit):
@@ -79,9 +79,7 @@ class FixedFrames(PipelineUnit):
             window["given_latents"] = window.get("image_latent") if given else None
         else:
             frames = window.previous["frames"][:, :, -given:] * 2 - 1
-            vae, tiling = window.engine.model("vae"), ENCODE_TILING if self.settings.tiled else None
-            latents: Tensor = vae.encode(frames.to(window.engine.device, window.engine.dtype), tiling=tiling)
-            window["given_latents"] = latents.float()
+            window["given_latents"] = encode(window.engine, frames, tiled=self.settings.tiled)
 
     @hookimpl
     def before_step(self, step: Step) -> None:

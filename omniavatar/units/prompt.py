@@ -84,7 +84,11 @@ class Prompt(PipelineUnit):
             raise CheckpointError(
                 f"no tokenizer folder at {folder}; put it there or name one with prompt(tokenizer=FOLDER)"
             )
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise CheckpointError(f"no tokenizer can be read from {folder} ({reason}); download it again") from error
 
 
 def clean(text: str) -> str:

@@ -29,9 +29,11 @@ class VaeDecode(PipelineUnit):
     settings: Settings
 
     def smaller(self, work: str, window: Window | None) -> Mapping[str, Any]:
-        if work != "decode" or self.settings.tiled:
+        if work != "decode":
             return {}
-        return {"latents_per_pass": 1} if self.settings.latents_per_pass > 1 else {"tiled": True}
+        if self.settings.latents_per_pass > 1:
+            return {"latents_per_pass": 1}
+        return {} if self.settings.tiled else {"tiled": True}
 
     @hookimpl
     def end_window(self, window: Window) -> None:

@@ -141,6 +141,12 @@ def test_truncated_pickles(tmp_path: Path, zipped: bool, kept: float) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_entries_without_a_text_for_a_name(tmp_path: Path) -> None:
+    torch.save({0: torch.zeros(2), "a": torch.zeros(2)}, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"has an entry named 0, .*save its plain state dict"):
+        read_header([tmp_path / "model.pt"])
+
+
 @pytest.mark.parametrize("content", [[torch.zeros(2)], torch.zeros(2)])
 def test_pickles_without_names(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "model.pt")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from omniavatar.checkpoints import Registry, UnknownCheckpoint
+from omniavatar.checkpoints.loading import load_network
 from omniavatar.errors import CheckpointError
 from tests.checkpoints.tiny import (
     ADAPTER,
@@ -128,7 +129,8 @@ def test_a_wav2vec2_folder(tmp_path: Path) -> None:
     (component,) = Registry.builtin().detect(folder).components
     assert (component.role, component.folder) == ("audio_encoder", folder)
     assert component.constants == {"feature_dim": 20}
-    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"no model\.safetensors or pytorch_model\.bin"):
         Registry.builtin().detect(folder)
 
@@ -215,3 +217,17 @@ def test_scan(tmp_path: Path) -> None:
     (tmp_path / "models" / "broken.pth").write_bytes(b"not a model")
     verdicts = {verdict.path.name: verdict.kind for verdict in registry.scan(tmp_path / "models")}
     assert verdicts == {"base.safetensors": "known", "odd.safetensors": "unknown", "broken.pth": "damaged"}
+
+
+def test_a_table_that_is_left_out_leaves_nothing_behind(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "first.toml")
+    table.write_text(table.read_text() + "\n[[tuned]]\nhsh = 'x'\n")
+    left_out = []
+    registry = Registry([table], lambda table, error: left_out.append(table))
+    assert (left_out, registry.rows) == ([table], ())
+
+
+def test_numbers_that_make_no_network_are_one_line(tmp_path: Path) -> None:
+    detection = Registry.builtin().detect(write_base(tmp_path))  # heads of 128 channels, since no config.json tells
+    with pytest.raises(CheckpointError, match=r"cannot be built with the numbers found for it \(.*config.json"):
+        load_network(detection.components)

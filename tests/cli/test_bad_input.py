@@ -40,6 +40,7 @@ def files(folder: Path) -> None:
     (folder / "cut.safetensors").write_bytes(tiny_file("vae.safetensors").read_bytes()[:-100])
     (folder / "pickle.pth").write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
     (folder / "a_folder.mp4").mkdir()
+    (folder / "voice.mp4").write_bytes(asset("demo", "speech.flac").read_bytes())
 
 
 CASES = {
@@ -53,7 +54,7 @@ CASES = {
     "empty audio": (["--audio", "empty.wav"], "audio 'empty.wav' is empty (0 bytes)"),
     "a picture as audio": (["--audio", IMAGE], f"audio '{IMAGE}' has no audio track"),
     "a mute video as audio": (["--audio", "mute.mp4"], "audio 'mute.mp4' has no audio track"),
-    "zero seconds of audio": (["--audio", "nothing.wav", "--quiet"], "audio 'nothing.wav' holds no sound"),
+    "zero seconds of audio": (["--audio", "nothing.wav"], "audio 'nothing.wav' holds no sound"),
     # options
     "zero seconds": (["--seconds", "0"], "--seconds is 0; give a length above 0"),
     "not a number of seconds": (["--seconds", "nan"], "--seconds is nan; give a length above 0"),
@@ -70,6 +71,7 @@ CASES = {
     "left-over argument": (["talk.mp4"], "Got unexpected extra argument (talk.mp4)"),
     # units and settings
     "unknown unit": (["--units", "default+teacahe"], "unknown unit or preset 'teacahe'; did you mean 'teacache'?"),
+    "no plan": (["--units", ""], "the plan expression is empty; for example: default"),
     "broken plan": (["--units", "default+"], "plan expression 'default+': a unit or preset is missing"),
     "unknown setting": (
         ["--euler.step", "3"],
@@ -90,6 +92,10 @@ CASES = {
     "unmet need": (["--units", "default-vae-decode"], "unit 'fixed-frames' needs 'previous.frames', which no unit"),
     # output
     "below a file": (["-o", "garbage.png/a.mp4"], "cannot write 'garbage.png/a.mp4': Not a directory"),
+    "the voice itself": (
+        ["--audio", "voice.mp4", "-o", "voice.mp4"],
+        "the output {folder}/voice.mp4 is also the audio that is read; give it another name",
+    ),
     "another format": (["-o", "a.avi"], "cannot write 'a.avi': the output is an mp4 file"),
     "a folder": (["-o", "a_folder.mp4"], "cannot write 'a_folder.mp4': it exists and is not a file"),
     "no such place": (["-o", "/proc/a.mp4"], "cannot write '/proc/a.mp4': "),

@@ -77,3 +77,9 @@ def test_a_checkpoint_without_a_curve_is_told_to_measure_one(omni: Omni) -> None
 def test_too_few_steps_are_said(omni: Omni) -> None:
     outcome = omni("calibrate", "teacache", *SMALL, "--euler.steps", "2", "--quiet", "--runs", "1")
     assert (outcome.code, outcome.error.partition(" fit")[0]) == (2, "2 steps are too few to")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_video(omni: Omni, folder: Path) -> None:
+    (folder / "file").write_text("")
+    outcome = omni("calibrate", "magcache", *SMALL, "--write", "file/mine.toml")
+    assert (outcome.code, outcome.error.partition(":")[0]) == (2, "cannot write to the folder file")

@@ -78,3 +78,11 @@ def test_billions(number: int | None, text: str) -> None:
     from omniavatar.cli.models import billions
 
     assert billions(number) == text
+
+
+def test_names_of_files_are_shown_as_they_are(tmp_path: Path) -> None:
+    write_delta(tmp_path / "[draft] x[")
+    (tmp_path / "[draft] x[" / "b].safetensors").write_bytes(b"<html>")
+    output = omni("verify", tmp_path).output
+    assert "[draft] x[/b].safetensors" in output.replace("\n", "")
+    assert "1 known, 0 unknown, 1 damaged" in output

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
+import sys
+from subprocess import PIPE
 from types import SimpleNamespace
 from typing import Any
 
@@ -123,3 +126,21 @@ def test_quiet_shows_nothing() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(4.25, "4.2 s"), (125, "2:05"), (7384, "2:03:04")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_reader_that_goes_away_ends_nothing() -> None:
+    code = """
+import os, sys
+from omniavatar.cli.progress import Lines, Progressing, Status
+lines = Lines(Progressing())
+sys.stdin.read(1)
+for _ in range(3):
+    lines.show(Status("x", milestone=True))
+os.write(1, b"done")
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stderr.close()
+        said, _ = process.communicate(b".")
+    assert (said, process.returncode) == (b"done", 0)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -296,7 +297,7 @@ def test_an_interruption_keeps_what_several_ranks_have_parts_of(config: Path, fo
 
 def test_time_that_is_up_ends_a_call(omni: Omni, config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock is one on which every look takes a minute."""
-    minutes = iter(range(0, 6000, 60))
+    minutes = count(time.monotonic() + 60, 60)
     clock = SimpleNamespace(monotonic=lambda: next(minutes), perf_counter=time.perf_counter)
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "time", clock)

@@ -131,7 +131,7 @@ def test_settings_are_yaml_values(settings: str, expected: dict[str, Any]) -> No
         ("knob(text=@)", "setting 'text=@': cannot read the value"),
         ("default(level=1)", "'default' takes no settings here; settings belong to a unit that is added"),
         ("knob-knob(level=1)", "'knob' takes no settings here; settings belong to a unit that is added"),
-        ("default-knbo", "unknown unit or preset 'knbo'; did you mean 'knob'?"),
+        ("default-xyz", "unknown unit or preset 'xyz'; choices: a, b, tea-cache"),
         ("defualt", "unknown unit or preset 'defualt'; did you mean 'default'?"),
         ("more-default", "'-b': the plan has no unit 'b' to take out; choices: c"),
         ("default-c", "'-c': the plan has no unit 'c' to take out; choices: a, b, tea-cache"),
@@ -273,9 +273,15 @@ def test_a_null_form_that_its_unit_does_not_provide() -> None:
         )
 
 
+def test_what_is_not_in_the_plan_is_not_suggested_to_be_taken_out(catalog: Catalog) -> None:
+    known = Catalog({**catalog.units, "motion": unit("motion")}, catalog.presets)
+    assert error_of("default-motoin", known).startswith("unknown unit or preset 'motoin'; choices: ")
+
+
 def test_two_makers_of_one_value() -> None:
     one, two = unit("one", provides=("x",)), unit("two", provides=("x",))
-    assert error_of("one+two", catalog_of(one, two)) == "units 'one' and 'two' both provide 'x'; leave one out"
+    said = error_of("one+two", catalog_of(one, two))
+    assert said == "units 'one' and 'two' both provide 'x'; leave one out with -one"
 
 
 @pytest.mark.parametrize("hook", ["plan_windows", "plan_steps", "guide", "advance"])
@@ -284,7 +290,7 @@ def test_two_claims_on_an_exclusive_hook(hook: str, catalog: Catalog) -> None:
     rival = unit("rival", answer=hookimpl(specname=hook)(lambda self: None))
     known = Catalog({**catalog.units, "rival": rival}, catalog.presets)
     message = error_of("default+rival", known)
-    assert message == f"units '{owner.name}' and 'rival' both claim '{hook}'; leave one out"
+    assert message == f"units '{owner.name}' and 'rival' both claim '{hook}'; leave one out with -{owner.name}"
 
 
 def test_a_wrapper_is_no_claim(catalog: Catalog) -> None:

@@ -134,3 +134,9 @@ def test_the_length_and_the_size_must_come_from_somewhere() -> None:
 def test_half_a_size_is_refused() -> None:
     with pytest.raises(InputError, match="the size is 16xNone; give both height and width, or neither"):
         Request(height=16)
+
+
+@pytest.mark.parametrize(("seconds", "fps"), [(1.0, 0), (-1.0, 25), (float("nan"), 25)])
+def test_numbers_that_make_no_video_are_refused(seconds: float, fps: int) -> None:
+    with pytest.raises(InputError, match="; give "):
+        Request(seconds=seconds, fps=fps)

@@ -66,7 +66,7 @@ def test_patterns_choose_further_weights() -> None:
     [
         ({"weights": ["dit.patch_embeding.*"]}, r"no weight fits the pattern .*; there is 'dit.patch_embedding"),
         ({"weights": ["vae2.*"]}, "names the network 'vae2', which no model file has"),
-        ({"lora": {**LORA, "targets": ["qq"]}}, "no linear layer's name ends in one of the LoRA targets qq"),
+        ({"lora": {**LORA, "targets": ["q", "ffn.O"]}}, r"ends in the LoRA target 'ffn.O'; did you mean 'ffn.[02]'"),
     ],
 )
 def test_what_is_not_there_is_named(settings: dict[str, Any], words: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -308,3 +309,19 @@ def test_draws_depend_on_every_number_of_their_key() -> None:
     draws = [float(torch.rand((), generator=generator(*key))) for key in keys]
     assert len(set(draws)) == len(keys)
     assert float(torch.rand((), generator=generator(0, 0, 0, 0))) == draws[0]
+
+
+def test_the_time_limit_counts_from_the_beginning_and_ends_before_visits(tmp_path: Path) -> None:
+    visited = list[int]()
+    visit = Visit(1, lambda trainer: visited.append(trainer.step))
+    trainer = Trainer(Slow(), settings(max_minutes=0.01), tmp_path, visits=[visit])
+    assert not trainer.run(began=time.monotonic() - 0.5)
+    assert (trainer.step, visited) == (1, [])
+
+
+class Slow(Line):
+    """An update takes 0.2 s."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        time.sleep(0.2)
+        return super().loss(batch)

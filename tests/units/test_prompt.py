@@ -141,3 +141,11 @@ def test_settings(catalog: Catalog) -> None:
     assert unit.settings.negative == "blurred, dark (very)"
     with pytest.raises(PlanError, match="unit 'prompt': length = 513: "):
         build_plan("prompt(length=513)", catalog)
+
+
+def test_a_folder_that_holds_no_tokenizer_is_one_line(tmp_path: Path) -> None:
+    unit = prompt_unit(tokenizer=tmp_path)
+    engine = fake_engine([unit], models=fake_models(text_encoder=FakeTextEncoder()))
+    with pytest.raises(CheckpointError, match=r"no tokenizer can be read from .*; download it again") as caught:
+        unit.encode(engine, "a")
+    assert "\n" not in str(caught.value)

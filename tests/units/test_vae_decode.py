@@ -63,3 +63,11 @@ def test_settings_reach_the_vae() -> None:
 def test_settings_are_checked(catalog: Catalog) -> None:
     with pytest.raises(PlanError, match="unit 'vae-decode': latents_per_pass = 0"):
         build_plan("vae-decode(latents_per_pass=0)", catalog)
+
+
+def test_what_takes_less_memory() -> None:
+    remedies = [
+        dict(VaeDecode(**settings).smaller("decode", None))
+        for settings in ({}, {"latents_per_pass": 1}, {"tiled": True}, {"tiled": True, "latents_per_pass": 1})
+    ]
+    assert remedies == [{"latents_per_pass": 1}, {"tiled": True}, {"latents_per_pass": 1}, {}]
