@@ -81,8 +81,10 @@ class Groups:
     def wait_as_long_as_the_world(self, device: torch.device) -> None:
         """Give all groups the time-out of the world; torch gives new ones its default."""
         timeout = self.world.handle._get_backend(device).options._timeout
+        public: Any = getattr(distributed, "set_timeout", None)  # since torch 2.15
+        set_timeout = public or distributed.distributed_c10d._set_pg_timeout
         for group in (self.samples, self.guidance, self.ring, self.ulysses, self.sequence):
-            distributed.distributed_c10d._set_pg_timeout(timeout, group.handle)
+            set_timeout(timeout, group.handle)
 
     @classmethod
     def _by_torch(cls, shape: Sequence[int], device: torch.device) -> Groups:

@@ -296,12 +296,12 @@ def test_an_interruption_keeps_what_several_ranks_have_parts_of(config: Path, fo
 
 
 def test_time_that_is_up_ends_a_call(omni: Omni, config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock is one on which every look takes a minute."""
+    """The clock is one on which every look takes a minute; there are two an update."""
     minutes = count(time.monotonic() + 60, 60)
     clock = SimpleNamespace(monotonic=lambda: next(minutes), perf_counter=time.perf_counter)
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "time", clock)
-        stopped = omni("train", "--config", config, "--max-minutes", "2.5")
+        stopped = omni("train", "--config", config, "--max-minutes", "4.5")
     assert (stopped.code, stopped.out) == (0, "out  (stopped after 2 of 4 steps; the same command goes on)\n")
     assert not (folder / "out" / "pytorch_model.pt").exists()
     assert omni("train", "--config", config).out == f"out  (trained, 4 steps)\n{HINT}"
