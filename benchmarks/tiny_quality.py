@@ -49,10 +49,10 @@ from rich.table import Table
 
 from benchmarks.avatar_makers import Asked, Drawn, Engines, Made, Maker, through_vae
 from omniavatar.bench.machine import machine
-from omniavatar.cli.videos import torch_device, torch_dtype
 from omniavatar.config import RunConfig, find_config, parse_config, read_yaml
 from omniavatar.errors import InputError, OmniError
 from omniavatar.media.audio import load_waveform
+from omniavatar.opening import torch_device, torch_dtype
 from omniavatar.plugins import discover
 from omniavatar.training.faces import FPS, Identity, Performance, caption
 from omniavatar.training.faces.clips import Clip

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from omniavatar.errors import CheckpointError, InputError, explain, nearest
 from omniavatar.resources import PACKAGE, data_folder
 
+DEFAULT_CONFIG = "tiny"
 PACKAGED = "package:"
 Schema = TypeVar("Schema", bound=BaseModel)
 

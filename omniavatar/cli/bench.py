@@ -324,7 +324,7 @@ class Study:
     def asked(self) -> Asked:
         """What is measured, as it is written down."""
         from omniavatar.bench.record import Asked
-        from omniavatar.cli.videos import torch_device, torch_dtype
+        from omniavatar.opening import torch_device, torch_dtype
 
         config, schedule = self.config, self.schedule
         device = torch_device(config.device)

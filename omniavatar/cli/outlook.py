@@ -83,11 +83,11 @@ def planned_window(plan: Plan, bundle: Bundle, config: RunConfig) -> Window:
     """
     import torch
 
-    from omniavatar.cli.videos import torch_dtype
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.plan import Plan
     from omniavatar.engine.scopes import Job, Request, Window
     from omniavatar.engine.windows import Span
+    from omniavatar.opening import torch_dtype
 
     device = torch.device("cpu")
     units = [unit for unit in plan.units if foresees(unit) or plans_steps(unit)]

@@ -157,7 +157,7 @@ def seconds_of(ctx: click.Context, param: click.Parameter, value: float | None) 
 def run(ctx: click.Context, **options: Any) -> int:
     """Make a talking video from a portrait, a voice and a prompt.
 
-    Without arguments it makes a demo video. The built-in avatar knows drawn faces; for a photograph, name a
+    Without arguments it makes a demo, out/demo.mp4. The built-in avatar knows drawn faces; for a photograph, name a
     configuration with real weights, such as omniavatar-1.3b.
     """
     maker, videos = ask(ctx, options)

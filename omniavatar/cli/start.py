@@ -12,7 +12,15 @@ import click
 from omniavatar import original
 from omniavatar.cli.console import saying_faults
 from omniavatar.cli.ranks import spread
-from omniavatar.config import RunConfig, find_config, merge_settings, model_entry, parse_config, read_yaml
+from omniavatar.config import (
+    DEFAULT_CONFIG,
+    RunConfig,
+    find_config,
+    merge_settings,
+    model_entry,
+    parse_config,
+    read_yaml,
+)
 from omniavatar.distributed.world import World, place
 from omniavatar.errors import InputError, nearest
 
@@ -21,7 +29,6 @@ if TYPE_CHECKING:
     from omniavatar.engine.unit import PipelineUnit
     from omniavatar.plugins import Plugins
 
-DEFAULT_CONFIG = "tiny"
 
 EARLY = (
     click.Option(["--units"], metavar="PLAN", help="plan expression, such as default+teacache(threshold=0.2)-lora"),

@@ -95,7 +95,7 @@ def check_words(options: Mapping[str, Any]) -> None:
 
 def run(config: DiffusionConfig, world: World, timeout: float, *, quiet: bool) -> int:
     """Train as one rank of the world; returns the exit code."""
-    from omniavatar.cli.videos import torch_device
+    from omniavatar.opening import torch_device
 
     device = torch_device(config.device, world.local_rank)
     rescue = Rescue()
@@ -280,8 +280,9 @@ def opened(config: DiffusionConfig, world: World) -> Diffusion:
     """Plan and models of a configuration; headers are read, weights are not. Validation inputs are looked at."""
     files = config.model_files()  # before torch is imported: this answer should not take seconds
     from omniavatar.checkpoints import Bundle
-    from omniavatar.cli.videos import check_media, torch_device, torch_dtype
+    from omniavatar.cli.videos import check_media
     from omniavatar.engine.plan import build_plan
+    from omniavatar.opening import torch_device, torch_dtype
     from omniavatar.plugins import discover
     from omniavatar.training.diffusion import Diffusion
 

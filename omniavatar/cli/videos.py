@@ -18,6 +18,7 @@ from omniavatar.cli.progress import Progressing, Watcher, display_for
 from omniavatar.cli.ranks import Rescue
 from omniavatar.distributed.world import World, common, tells_for_all
 from omniavatar.errors import InputError, OmniError
+from omniavatar.opening import engine_of, torch_device
 
 if TYPE_CHECKING:
     import torch
@@ -109,22 +110,10 @@ class VideoMaker:
 
     def engine(self, world: World, device: torch.device) -> Engine:
         """The engine for this configuration; headers are read, weights are not."""
-        from omniavatar.checkpoints import Bundle
-        from omniavatar.engine.engine import Engine
-        from omniavatar.engine.plan import build_plan
-
         with saying_faults(self.begin.plugins):
             registry = self.begin.plugins.registry(map(Path, self.config.tables))
-        roles = [entry.role for entry in self.config.models]
-        bundle = Bundle.open(self.config.model_files(), registry, roles)
-        plan = build_plan(self.config.units, self.begin.catalog, bundle.settings(), self.config.settings)
-        plan.check_complete()
-        unused = bundle.roles - {role for unit in plan.units for role in (*unit.roles, *unit.optional_roles)}
-        if unused and world.is_main:
-            log.warning("no unit of the plan uses what the model files have for: %s", ", ".join(sorted(unused)))
-        dtype = torch_dtype(self.config.dtype, device)
         observers = [*self.observers, self.watcher, self.rescue]
-        return Engine(plan, bundle, device=device, dtype=dtype, observers=observers, world=world)
+        return engine_of(self.config, self.begin.catalog, registry, device=device, world=world, observers=observers)
 
     def request(self, engine: Engine, video: Video) -> Request:
         """The request for a video, its inputs looked at as far as that is quick."""
@@ -234,37 +223,3 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
         peaks["peak_gpu_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return peaks
-
-
-def torch_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of this name, after a try; "auto" is the rank's GPU if there is one."""
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        name = f"cuda:{local_rank}"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(f"there is no device '{name}' here; choices: {', '.join(devices())}") from None
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # kernels that are not torch's run on the current one
-    return device
-
-
-def devices() -> list[str]:
-    """The names that can be given for a device on this machine."""
-    import torch
-
-    return ["auto", "cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-
-
-def torch_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of this name; "auto" is bf16 on a GPU and fp32 on the CPU."""
-    import torch
-
-    if name == "auto":
-        name = "fp32" if device.type == "cpu" else "bf16"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]

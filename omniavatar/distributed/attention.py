@@ -6,7 +6,9 @@ result. Padding at the end of the sequence is cut off before any attention is co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -44,12 +46,21 @@ def sequence_attention(inner: Attention, groups: Groups, sharding: Sharding) -> 
     return lambda q, k, v: padded(inner(q[:, :length], k[:, :length], v[:, :length]), q.shape[1])
 
 
+@contextmanager
+def not_our_future() -> Iterator[None]:
+    """Leave out what torch says to yunchang's authors about features that will go."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
 def ulysses_attention(inner: Attention, group: Group, length: int) -> Attention:
     """Exchange shards of tokens for shards of heads (yunchang's all-to-all), attend with `inner`, exchange back.
 
     length: tokens without padding that the group holds together. The number of heads is a multiple of the group's size.
     """
-    from yunchang.comm.all_to_all import SeqAllToAll4D
+    with not_our_future():
+        from yunchang.comm.all_to_all import SeqAllToAll4D
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (SeqAllToAll4D.apply(group.handle, x, 2, 1) for x in (q, k, v))
@@ -66,7 +77,8 @@ def ring_attention(group: Group, lengths: Sequence[int]) -> Attention:
     lengths: tokens without padding of every rank of the group; q, k and v have those of this rank. The partial results
     are joined by their log-sum-exp.
     """
-    from yunchang.ring.utils import RingComm, update_out_and_lse
+    with not_our_future():
+        from yunchang.ring.utils import RingComm, update_out_and_lse
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         communication = RingComm(group.handle)
