@@ -60,4 +60,4 @@ def explain(error: ValidationError) -> str:
     message = message[:1].lower() + message[1:]
     if first["type"] == "missing":
         return f"'{where}' is required"
-    return f"{where} = {first['input']!r}: {message}"
+    return f"{where} = {first['input']!r}: {message}" if where else message

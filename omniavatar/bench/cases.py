@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -60,7 +60,7 @@ class Suite(BaseModel):
     config: str | None = Field(None, description="configuration, as of omni run")
     units: tuple[str, ...] = Field((), description="plan expressions; the first combination is the reference")
     matrix: Matrix | None = Field(None, description="base and units, of which all combinations are made")
-    seeds: tuple[int, ...] = Field((42,), min_length=1, description="a video each")
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**40)], ...] = Field((42,), min_length=1, description="a video each")
     repeats: int = Field(3, ge=1, le=1000, description="timed videos for each combination and seed")
     warmup: int = Field(1, ge=0, le=100, description="videos of each combination before that")
     size: str | None = Field(None, description="HEIGHTxWIDTH")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from omniavatar.bench.plots import Point, bars, colour_of, scatter
 from omniavatar.bench.record import Combination, Record
-from omniavatar.bench.table import GROUPS
+from omniavatar.bench.table import GROUPS, why
 
 ENGINE = "engine, between units"
 LARGEST = 160
@@ -46,7 +46,7 @@ def page(record: Record, frames: Mapping[str, np.ndarray], differences: Sequence
 def _summary(record: Record) -> str:
     machine, asked = record.machine, record.asked
     facts = [machine.device, f"torch {machine.torch}", asked.dtype, f"commit {machine.commit or 'unknown'}"]
-    facts += [f"{len(asked.seeds)} seeds x {asked.repeats} repeats", record.created]
+    facts += [f"seeds: {len(asked.seeds)}, repeats: {asked.repeats}", record.created]
     ended = "<p class='bad'>Interrupted: not all was measured.</p>" if record.interrupted else ""
     return f"<p>{escape(' · '.join(facts))}</p>{ended}"
 
@@ -76,11 +76,10 @@ def _row(number: int, one: Combination, cells: Sequence[Callable[[Combination], 
     """One combination, with its figures or the reason why there are none."""
     name = escape(one.name)
     if one.times is None:
-        reason = escape(": ".join(filter(None, (one.status, one.reason))))
-        shown = f"<td class='bad left' colspan='{max(1, len(cells))}'>{reason}</td>"
+        shown = f"<td class='bad left' colspan='{max(1, len(cells))}'>{escape(why(number, one))}</td>"
     else:
         if one.status != "measured":
-            name += f" <span class='bad'>({escape(': '.join(filter(None, (one.status, one.reason))))})</span>"
+            name += f" <span class='bad'>({escape(why(number, one))})</span>"
         shown = "".join(f"<td>{escape(cell(one))}</td>" for cell in cells)
     return f"<tr><td><b style='color:{colour_of(number)}'>{number}</b></td><td class='left'>{name}</td>{shown}</tr>"
 
@@ -88,16 +87,14 @@ def _row(number: int, one: Combination, cells: Sequence[Callable[[Combination], 
 def _scatters(record: Record) -> list[str]:
     """Speed against each measure of quality that several combinations have."""
     plots = []
-    for title, label, value in MEASURES:
-        points = [
-            Point(one.name, number, total.median, y, total.low, total.high)
-            for number, one in enumerate(record.combinations, start=1)
-            if one.times is not None and (total := one.times.total_seconds) and (y := value(one)) is not None
-        ]
+    for title, label, value, of_first in MEASURES:
+        points = []
+        for number, one in enumerate(record.combinations, start=1):
+            y = of_first if number == 1 and of_first is not None else value(one)
+            if one.times is not None and (total := one.times.total_seconds) and y is not None:
+                points.append(Point(one.name, number, total.median, y, total.low, total.high))
         if len(points) > 1:
-            plots.append(
-                scatter(points, f"Speed against {title}", "seconds for a video (median; line: quartiles)", label)
-            )
+            plots.append(scatter(points, f"Speed against {title}", SECONDS, label))
     if not plots:
         return []
     note = "Left is faster, up is better. The line joins the combinations that no other one beats (the Pareto front)."
@@ -105,41 +102,33 @@ def _scatters(record: Record) -> list[str]:
     return [f"<h2>Speed against quality</h2>{body}"]
 
 
-def _reference_or(one: Combination, perfect: float, value: float | None) -> float | None:
-    """The first combination is what the others are compared with, so it is perfect."""
-    return perfect if one.quality is None else value
-
-
-def _is_comparable(one: Combination) -> bool:
-    return one.speed_up == 1.0 or one.quality is not None
-
-
-MEASURES: tuple[tuple[str, str, Value], ...] = (
+MEASURES: tuple[tuple[str, str, Value, float | None], ...] = (
     (
         "likeness of the pictures",
         "SSIM with combination 1",
-        lambda one: (
-            _reference_or(one, 1.0, one.quality.ssim.median if one.quality else None) if _is_comparable(one) else None
-        ),
+        lambda one: one.quality.ssim.median if one.quality else None,
+        1.0,
     ),
     (
         "likeness of the latents",
         "1 - relative latent error",
-        lambda one: (
-            _reference_or(
-                one, 1.0, 1 - one.quality.latent_error.median if one.quality and one.quality.latent_error else None
-            )
-            if _is_comparable(one)
-            else None
-        ),
+        lambda one: 1 - one.quality.latent_error.median if one.quality and one.quality.latent_error else None,
+        1.0,
     ),
     (
         "the mouth",
         "correlation with the sound",
         lambda one: one.avatar.mouth_correlation.median if one.avatar and one.avatar.mouth_correlation else None,
+        None,
     ),
-    ("identity", "face like the picture, SSIM", lambda one: one.avatar.identity_ssim.median if one.avatar else None),
+    (
+        "identity",
+        "face like the picture, SSIM",
+        lambda one: one.avatar.identity_ssim.median if one.avatar else None,
+        None,
+    ),
 )
+"""Title, label and value; the last is that of the first combination, where it is what the others are compared with."""
 
 
 def _breakdown(record: Record) -> str:
@@ -232,10 +221,10 @@ PAGE = Template(
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1160px; padding: 0 1em; color: #222; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1400px; padding: 0 1em; color: #222; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2em; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 3px 9px; text-align: right; border-bottom: 1px solid #ddd; vertical-align: top; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
+th, td { padding: 3px 7px; text-align: right; border-bottom: 1px solid #ddd; vertical-align: top; }
 th { font-weight: 600; } th.group { text-align: center; } td { white-space: nowrap; }
 td.left { text-align: left; white-space: normal; min-width: 12em; }
 .wide { overflow-x: auto; } .note { color: #666; } .bad { color: #b00020; }

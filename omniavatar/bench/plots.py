@@ -11,6 +11,8 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#e
 OTHERS = "#bbbbbb"
 REST = "all others"
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 84, 20, 34, 46
+_LABEL = 14
+"""Points nearer to each other share a label."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,17 @@ def scatter(points: Sequence[Point], title: str, x_label: str, y_label: str) -> 
     corners = [f"H{x(point.x):.1f} V{y(point.y):.1f}" for point in front[1:]]
     line = " ".join([f"M{x(front[0].x):.1f} {y(front[0].y):.1f}", *corners])
     parts.append(f'<path d="{line}" class="front"/>')
+    labels: dict[tuple[float, float], list[str]] = {}
     for point in points:
         place, up, colour = x(point.x), y(point.y), colour_of(point.number)
+        near = (at for at in labels if abs(at[0] - place) < _LABEL and abs(at[1] - up) < _LABEL)
+        labels.setdefault(next(near, (place, up)), []).append(str(point.number))
         parts.append(
             f"<g><title>{escape(point.label)}: {point.x:.4g}, {point.y:.4g}</title>"
             f'<line x1="{x(point.low):.1f}" x2="{x(point.high):.1f}" y1="{up:.1f}" y2="{up:.1f}" stroke="{colour}"/>'
-            f'<circle cx="{place:.1f}" cy="{up:.1f}" r="{6 if point in front else 4}" fill="{colour}"/>'
-            f"{_text(place + 9, up - 7, str(point.number), 'mark')}</g>"
+            f'<circle cx="{place:.1f}" cy="{up:.1f}" r="{6 if point in front else 4}" fill="{colour}"/></g>'
         )
+    parts += [_text(place + 9, up - 7, ", ".join(numbers), "mark") for (place, up), numbers in labels.items()]
     return _svg(_WIDTH, height, title, parts)
 
 

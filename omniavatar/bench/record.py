@@ -194,7 +194,7 @@ class Record(Schema):
             reason = error.strerror if isinstance(error, OSError) else "it is no text"
             raise InputError(f"cannot read {path}: {reason}; give a JSON file of omni bench") from None
         except ValidationError as error:
-            raise InputError(f"{path} is no record of this omni bench: {explain(error)}") from None
+            raise InputError(f"{path} is no record of this omni bench: {explain(error)}; give its bench.json") from None
 
 
 def described(schema: type[BaseModel] = Record, prefix: str = "") -> Iterator[str]:

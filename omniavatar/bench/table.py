@@ -10,6 +10,8 @@ from rich.table import Table
 from omniavatar.bench.record import Combination, Record, Spread
 
 Cell = Callable[[Combination], str]
+LONGEST = 300
+"""Letters of a reason that are shown; the JSON has all."""
 
 
 def tables(record: Record) -> Iterator[Table]:
@@ -29,8 +31,11 @@ def tables(record: Record) -> Iterator[Table]:
     if others:
         table = _table("incomplete")
         table.add_column("why", overflow="fold")
-        for one in others:
-            table.add_row(escape(one.name), status(one))
+        for number, one in enumerate(record.combinations, start=1):
+            if one in others:
+                colour = {"refused": "yellow", "failed": "bold red"}.get(one.status, "dim")
+                status, colon, reason = why(number, one).partition(":")
+                table.add_row(escape(one.name), f"[{colour}]{status}[/]{colon}{escape(reason)}")
         yield table
 
 
@@ -46,18 +51,19 @@ def _table(heading: str) -> Table:
     return table
 
 
-def status(combination: Combination) -> str:
-    """Why there are no figures, or not all."""
-    colour = {"refused": "yellow", "failed": "bold red"}.get(combination.status, "dim")
-    reason = f": {escape(combination.reason)}" if combination.reason else ""
-    return f"[{colour}]{combination.status}[/]{reason}"
+def why(number: int, one: Combination) -> str:
+    """Why a combination has no figures, or not all. Without those of the first, the others have less to show."""
+    reason = one.reason or ""
+    reason = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]}..."
+    lost = "no speed-up and no likeness of the others" if number == 1 and one.times is None else ""
+    return ": ".join(filter(None, (one.status, "; ".join(filter(None, (reason, lost))))))
 
 
 def seconds(spread: Spread) -> str:
-    """Median and half the interquartile range, with the digits that this leaves."""
-    half = spread.iqr / 2
+    """Median and, of several values, half the interquartile range."""
     digits = 0 if spread.median >= 100 else 1 if spread.median >= 10 else 2 if spread.median >= 1 else 3
-    return f"{spread.median:.{digits}f} ±{half:.{digits}f}"
+    scatter = f" ±{spread.iqr / 2:.{digits}f}" if len(spread.values) > 1 else ""
+    return f"{spread.median:.{digits}f}{scatter}"
 
 
 def _time(name: str) -> Cell:

@@ -231,7 +231,7 @@ class Study:
             interleaved=not options["no_interleave"],
             faces=faces,
         )
-        size = options["size"] or (None if suite.size is None else parse_size(suite.size))
+        size = options["size"] or size_in(suite, options["suite"])
         seconds = options["seconds"] or suite.seconds
         if faces:
             check_faces(given, size)
@@ -386,6 +386,14 @@ def import_networks(engine: Engine) -> None:
             for component in engine.models.components(role):
                 if component.spec.network is not None:
                     import_network(component.spec.network)
+
+
+def size_in(suite: Suite, name: str | None) -> tuple[int, int] | None:
+    """Height and width. Raises InputError that names the suite."""
+    try:
+        return None if suite.size is None else parse_size(suite.size)
+    except InputError as error:
+        raise InputError(f"suite {name}: {str(error).removeprefix('--')}") from None
 
 
 def check_faces(inputs: Mapping[str, Any], size: tuple[int, int] | None) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omniavatar.cli.bench import check_writable
+from omniavatar.cli.estimate import count
 from omniavatar.cli.options import DEVICE, FPS, split_values
 from omniavatar.cli.run import (
     DEMO,
@@ -109,7 +110,8 @@ def calibrate(ctx: click.Context, cache: str, file: Path | None, force: bool, ru
     requests = [maker.request(engine, video) for video in planned_videos(given, options["input_file"])]
     measure(maker, engine, [replace(one, seed=one.seed + run) for one in requests for run in range(runs)], recorder)
     fit = FITS[cache](recorder.changes)
-    remarks = [f"{len(requests) * runs} videos by {'+'.join(map(repr, engine.plan.units))}"]
+    videos = count(len(requests) * runs, "video")
+    remarks = [f"{videos} by {'+'.join(map(repr, engine.plan.units))}"]
     try:
         file.write_text(table(fit, checkpoint, cache, remarks), encoding="utf-8")
     except OSError as error:

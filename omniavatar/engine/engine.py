@@ -20,8 +20,9 @@ from omniavatar.engine.hooks import Hooks
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.residency import Residency
 from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step, Window
+from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import Span, ceil_4k1
-from omniavatar.errors import CheckpointError
+from omniavatar.errors import CheckpointError, PlanError
 from omniavatar.hookspecs import hookimpl
 
 
@@ -131,6 +132,12 @@ class Engine:
                 options["blocks"] = False
             self._networks[role] = self.models.load(role, device=device, dtype=self.dtype, **options).eval()
         return self._networks[role]
+
+    def check_frozen(self, network: nn.Module, unit: PipelineUnit) -> None:
+        """For a unit that keeps weights in another form. Raises PlanError if they change."""
+        is_training = any(one.trains for one in self.plan.units)
+        if is_training or any(weight.requires_grad for weight in network.parameters()):
+            raise PlanError(f"unit '{unit.name}' is for making videos, and training changes weights; leave it out")
 
     def set_up(self) -> None:
         """Run the units' `setup`, once; `generate` does it when the caller has not.

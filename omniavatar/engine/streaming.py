@@ -28,8 +28,7 @@ def take_over(unit: PipelineUnit, engine: Engine, source_of: SourceOf, resident_
     """
     for role in engine.roles:
         network = engine.model(role)
-        if any(weight.requires_grad for weight in network.parameters()) or "trained" in engine.plan:
-            raise PlanError(f"unit '{unit.name}' is for making videos, and training changes weights; leave it out")
+        engine.check_frozen(network, unit)
         stream = None
         if blocks := blocks_of(role, network):
             parcels = [Parcel.of(block, engine.device) for block in blocks]

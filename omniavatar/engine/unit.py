@@ -98,6 +98,7 @@ class PipelineUnit:
     exact: it changes what a video costs, not what it shows (up to rounding).
     fills_ranks: it spreads its work over the ranks that the other units leave; see `degrees`.
     main_rank_only: of several ranks only the first runs the unit's hooks, because it writes a file, say.
+    trains: it changes weights while the engine works.
     rehearses: an estimate may run the unit's hooks on networks with random weights, to see what a run costs; not if it
         writes something, moves the weights of blocks, or decides by what networks compute.
     decisive: weights whose values decide how much work there is, as patterns of names by role; an estimate reads these.
@@ -119,6 +120,7 @@ class PipelineUnit:
     exact: ClassVar[bool] = False
     main_rank_only: ClassVar[bool] = False
     fills_ranks: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
     rehearses: ClassVar[bool] = True
     decisive: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     eases: ClassVar[tuple[str, ...]] = ()

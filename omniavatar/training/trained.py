@@ -76,6 +76,7 @@ class Trained(PipelineUnit):
 
     name = "trained"
     fills_ranks = True
+    trains = True
 
     class Settings(WhatSettings):
         pass

@@ -53,8 +53,7 @@ class Fp8(PipelineUnit):
             if role not in settings.networks:
                 continue
             network = engine.model(role)
-            if any(weight.requires_grad for weight in network.parameters()) or "trained" in engine.plan:
-                raise PlanError("unit 'fp8' is for making videos, and training changes weights; leave it out")
+            engine.check_frozen(network, self)
             for block in getattr(network, "blocks", ()):
                 replace_linears(block, settings.mode, settings.scaling, engine.device)
 

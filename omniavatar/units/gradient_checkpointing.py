@@ -34,6 +34,7 @@ class GradientCheckpointing(PipelineUnit):
 
 
 def recompute(block: nn.Module) -> None:
-    """Let a block keep nothing but its input for gradients."""
+    """Let a block keep nothing but its input for gradients, once if several engines work with it."""
     forward: Any = block.forward
-    block.forward = partial(checkpoint, forward, use_reentrant=False)
+    if getattr(forward, "func", None) is not checkpoint:
+        block.forward = partial(checkpoint, forward, use_reentrant=False)

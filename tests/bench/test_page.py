@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -121,3 +122,32 @@ def test_the_terminal_gets_what_fits_80_columns() -> None:
 def test_seconds_have_the_digits_that_their_spread_leaves() -> None:
     assert seconds(Spread.of([123.4, 125.0])) == "124 ±0"
     assert seconds(Spread.of([0.0421, 0.0423])) == "0.042 ±0.000"
+
+
+def test_only_the_first_combination_is_like_itself() -> None:
+    """One that takes as long, but whose pictures cannot be compared, has no place in the plot."""
+    reference = combination(name="default", speed_up=1.0)
+    other = combination(around(0.5), name="default+cache", speed_up=1.0)
+    assert "Speed against likeness" not in page(record(reference, other), {})
+    assert "Speed against likeness" in page(study(), {})
+
+
+def test_what_a_refused_reference_costs_is_said() -> None:
+    refused = Combination(name="default+no", status="refused", reason="they quarrel", units=())
+    made = record(refused, combination(name="default", speed_up=None))
+    console = Console(width=200, record=True, file=io.StringIO())
+    for one in tables(made):
+        console.print(one)
+    said = "refused: they quarrel; no speed-up and no likeness of the others"
+    assert said in console.export_text()
+    assert said in Reader(page(made, {})).text
+
+
+def test_one_value_has_no_spread() -> None:
+    assert (seconds(Spread.of([1.5])), seconds(Spread.of([1.5, 1.5]))) == ("1.50", "1.50 ±0.00")
+
+
+def test_points_in_one_place_share_a_label() -> None:
+    points = [Point("a", 1, 1.0, 1.0, 1.0, 1.0), Point("b", 2, 1.001, 1.0, 1.0, 1.0), Point("c", 3, 2.0, 0.5, 2.0, 2.0)]
+    plot = ElementTree.fromstring(scatter(points, "t", "x", "y"))
+    assert [text.text for text in plot.iter() if text.get("class") == "mark"] == ["1, 2", "3"]
