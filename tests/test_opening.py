@@ -19,6 +19,7 @@ from tests.test_docs import BLOCK
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 
 
+@pytest.mark.slow
 def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(asset("demo", "portrait.png"), "face.png")

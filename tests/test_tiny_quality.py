@@ -123,6 +123,7 @@ def test_a_long_video_is_judged(maker: Spoilt, bars: set[str], sounds: Sounds) -
     assert missed(list(Study(maker, sounds).long(1, 4.0))) == bars
 
 
+@pytest.mark.slow
 def test_an_audio_scale_that_does_nothing_is_found(sounds: Sounds) -> None:
     class Deaf(Spoilt):
         def make(self, asked: Asked) -> Made:
@@ -132,6 +133,7 @@ def test_an_audio_scale_that_does_nothing_is_found(sounds: Sounds) -> None:
     assert missed(list(Study(Deaf(), sounds).scale(1, 1.0))) == {"smallest growth with audio scale"}
 
 
+@pytest.mark.slow
 def test_a_prompt_that_does_nothing_is_right_by_chance(sounds: Sounds) -> None:
     @cache
     def somebody() -> Identity:
@@ -150,6 +152,7 @@ def test_the_scenes_that_are_named_deal_out_all_colours(sounds: Sounds) -> None:
     assert len({(who.clothes_colour.name, who.wall_colour.name) for who in whos}) == 26
 
 
+@pytest.mark.slow
 def test_heads_that_move_as_they_like_are_found(sounds: Sounds) -> None:
     calm = Spoilt(draw=lambda clip: replace(clip, performance=Performance.from_seed(7, manner="calm")))
     assert missed(list(Study(calm, sounds).motion(1, 1.0))) == {"head motion, a lot to still"}

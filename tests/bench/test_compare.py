@@ -163,6 +163,7 @@ class Drags(PipelineUnit):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_sabotaged_unit_is_found(tmp_path: Path) -> None:
     records = []
     for spoilt in (False, True):

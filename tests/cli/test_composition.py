@@ -20,6 +20,7 @@ WORK = {
     "cached": "default+teacache(threshold=5)",
     "as the original": "original",
 }
+SLOW = (pytest.mark.slow,)
 REFUSED = {
     "default-prompt": "unit 'transformer' needs 'prompt_embedding', which no unit of the plan provides",
     "default-guidance": "no unit of the plan answers 'guide'; add a guidance rule such as guidance",
@@ -29,7 +30,10 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("expression", WORK.values(), ids=WORK.keys())
+@pytest.mark.parametrize(
+    "expression",
+    [pytest.param(text, id=name, marks=SLOW if text == "original" else ()) for name, text in WORK.items()],
+)
 def test_it_makes_a_video(omni: Omni, folder: Path, expression: str) -> None:
     sizes = ("--reference-image.sizes", "[[32, 32]]")
     outcome = omni("run", "--units", expression, "--prompt", "hi", *SMALL, *sizes, "-o", "talk.mp4")

@@ -37,12 +37,10 @@ def interrupt_after(line: str, folder: Path, number: int = signal.SIGINT) -> tup
     return process.wait(), rest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "said"),
-    [
-        (signal.SIGINT, 130, "interrupted"),
-        pytest.param(signal.SIGTERM, 143, "ended by SIGTERM", marks=pytest.mark.slow),
-    ],
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")],
 )
 def test_finished_windows_are_kept_as_a_partial_video(tmp_path: Path, number: int, code: int, said: str) -> None:
     ended, lines = interrupt_after("chunk 1/2 done", tmp_path, number)
@@ -56,6 +54,7 @@ def test_finished_windows_are_kept_as_a_partial_video(tmp_path: Path, number: in
     assert (info.frames, info.has_audio) == (int(frames[1]), True)
 
 
+@pytest.mark.slow
 def test_nothing_stays_of_a_video_without_a_finished_window(tmp_path: Path) -> None:
     assert interrupt_after("loaded", tmp_path) == (130, ["omni: interrupted"])
     assert tree(tmp_path) == set()

@@ -98,6 +98,7 @@ def test_faults_of_the_program_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -
     assert diagnosis(error) == ("", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--help",), ("plugins", "list")])
 def test_a_closed_pipe_ends_it_quietly(arguments: tuple[str, ...]) -> None:
     script = "import sys; sys.stdin.read(); from omniavatar.cli import main; main()"

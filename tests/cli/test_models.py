@@ -45,6 +45,7 @@ def test_inspect_as_json(tmp_path: Path) -> None:
     assert (lora["constants"]["rank"], adapter["num_keys"]) == (4, 8)
 
 
+@pytest.mark.slow
 def test_inspect_unknown(tmp_path: Path) -> None:
     state = {"patch_embedding.weight": torch.zeros(3, 16, 1, 2, 2), "surprise": torch.zeros(1)}
     file = write_safetensors(tmp_path / "x.safetensors", state)

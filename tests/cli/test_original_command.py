@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 from omniavatar.media.video import probe_video
@@ -13,6 +14,7 @@ from tests.cli.conftest import Omni
 from tests.test_original import INFERENCE, MODELS
 
 
+@pytest.mark.slow
 def test_the_original_command_writes_its_videos(omni: Omni, folder: Path, portrait: Path, speech: Path) -> None:
     """Files in the published formats and folders, a YAML file and a list as the original takes them."""
     write_original(folder / MODELS)

@@ -74,6 +74,7 @@ def test_audio_layers_that_no_file_has_can_stay_as_they_are(omni: Omni, config: 
     assert outcome.code == 0, outcome.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [ValueError("odd"), None])
 def test_what_goes_wrong_in_the_networks_is_the_clips_fault(
     omni: Omni, config: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None

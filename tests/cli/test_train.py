@@ -164,6 +164,7 @@ def test_from_a_folder_of_clips_to_a_video(omni: Omni, studio: Path, folder: Pat
     assert np.abs(ours - np.asarray(read_video(Path("out/validation", made[0]))).astype(int)).max() > 2
 
 
+@pytest.mark.slow
 def test_validation_changes_nothing_but_time(omni: Omni, config: Path, studio: Path, folder: Path) -> None:
     assert omni("train", "--config", config, "--output", "without", "--quiet") == Outcome(0, "", "")
     video = {"image": str(PORTRAIT), "audio": str(studio / "speech.wav")}
@@ -220,6 +221,7 @@ def test_what_was_trained_alone_is_used(omni: Omni, config: Path, studio: Path, 
     assert run.code == 0, run.err
 
 
+@pytest.mark.slow
 def test_a_result_that_cannot_be_used_is_said(omni: Omni, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def save(self: DiffusionTask, folder: Path, weights: Any) -> None:
         torch.save({"surprise": torch.zeros(1)}, folder / "pytorch_model.pt")
@@ -230,6 +232,7 @@ def test_a_result_that_cannot_be_used_is_said(omni: Omni, config: Path, monkeypa
     assert f"omni: omni run cannot use the result as it is: {Path('out/pytorch_model.pt').absolute()}" in trained.err
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_bit_by_bit(
     omni: Omni, config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""What several ranks must agree on with one; every rank of a world calls every check, in this order.
+"""What several ranks must agree on with one; every rank of a world calls every check of a group, in this order.
 
 A check makes a video alone and then with all ranks, and returns the worst relative error of latents and pictures of
 all windows.
@@ -47,21 +47,24 @@ from tests.models.networks import noise
 
 @dataclass(frozen=True)
 class Check:
-    """A comparison, and the world sizes it is for."""
+    """A comparison, and the groups of checks that it is in."""
 
     run: Callable[[World], float]
-    worlds: tuple[int, ...]
+    groups: tuple[str, ...]
 
 
 PORTRAIT = asset("demo", "portrait.png")
 CHECKS: dict[str, Check] = {}
+RANKS = {"quick": 2, "two": 2, "four": 4}
+"""By group of checks."""
 
 
-def check(*worlds: int) -> Callable[[Callable[[World], float]], Callable[[World], float]]:
-    """Register a check for these numbers of ranks."""
+def check(*worlds: int, quick: bool = False) -> Callable[[Callable[[World], float]], Callable[[World], float]]:
+    """Register a check for these numbers of ranks. quick: with two ranks it is one of the few that always run."""
+    groups = {2: "quick" if quick else "two", 4: "four"}
 
     def register(run: Callable[[World], float]) -> Callable[[World], float]:
-        CHECKS[run.__name__] = Check(run, worlds)
+        CHECKS[run.__name__] = Check(run, tuple(groups[world] for world in worlds))
         return run
 
     return register
@@ -92,7 +95,7 @@ def shares(world: World, video: Video, *parallel: PipelineUnit) -> float:
     return error
 
 
-@check(2, 4)
+@check(2, 4, quick=True)
 def what_all_have_found(world: World) -> float:
     """Not a picture, but it needs ranks as well: they go on with what none of them lacks."""
     mine = [5, 3, 1] if world.is_main else [1, 5, world.rank + 10]
@@ -100,12 +103,12 @@ def what_all_have_found(world: World) -> float:
     return 0.0
 
 
-@check(2, 4)
+@check(2, 4, quick=True)
 def ulysses(world: World) -> float:
     return shares(world, Video(), SequenceParallel(ulysses=world.size))
 
 
-@check(2, 4)
+@check(2, 4, quick=True)
 def ring(world: World) -> float:
     return shares(world, Video(), SequenceParallel(ring=world.size))
 
@@ -130,7 +133,7 @@ def ulysses_with_fewer_tokens_than_ranks(world: World) -> float:
     return shares(world, one_token(), SequenceParallel(ulysses=world.size))
 
 
-@check(2, 4)
+@check(2, 4, quick=True)
 def ring_with_fewer_tokens_than_ranks(world: World) -> float:
     return shares(world, one_token(), SequenceParallel(ring=world.size))
 
@@ -166,7 +169,7 @@ def ulysses_and_ring_with_spoilt_padding(world: World) -> float:
     return with_spoilt_padding(world, SequenceParallel(ulysses=2, ring=2))
 
 
-@check(2)
+@check(2, quick=True)
 def guidance_of_two_branches(world: World) -> float:
     error, together, alone = compare(world, Video(), GuidanceParallel())
     assert together.calls == alone.calls / 2
@@ -205,7 +208,7 @@ def caching() -> TeaCache:
     return TeaCache(threshold=0.3, coefficients=(0.1, 0.0))
 
 
-@check(2, 4)
+@check(2, 4, quick=True)
 def teacache_and_sequence(world: World) -> float:
     video = odd_video(frames=13, steps=5, units=[Texts(), caching()])
     error, together, alone = compare(world, video, SequenceParallel())
@@ -272,7 +275,7 @@ def many_windows_from_a_picture(world: World) -> float:
     return shares(world, video, SequenceParallel(ulysses=world.size))
 
 
-@check(2, 4)
+@check(2, 4, quick=True)
 def vae_rows(world: World) -> float:
     return compare(world, Video(height=48, width=32), SequenceParallel(), VaeParallel())[0]
 
@@ -322,7 +325,7 @@ def local_share(network: Any) -> float:
     return share
 
 
-@check(2, 4)
+@check(2, 4, quick=True)
 def sharded_weights(world: World) -> float:
     video = odd_video()
     alone = made_alone(world, video)

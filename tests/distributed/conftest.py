@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from tests.distributed.checks import RANKS
+
 ROOT = Path(__file__).parents[2]
-WORST = pytest.StashKey[dict[tuple[int, str], float]]()
+WORST = pytest.StashKey[dict[tuple[str, str], float]]()
 
 Report = dict[str, dict[str, Any]]
 
@@ -58,9 +60,10 @@ def run_program(program: Sequence[str], ranks: int, folder: Path, seconds: float
     assert codes == [0] * ranks, "".join(path.read_text() for path in folder.glob("*.err"))
 
 
-def run_ranks(ranks: int, folder: Path) -> list[Report]:
-    """The report of every rank of a world of this size."""
-    with started(["-m", "tests.distributed.worker", str(folder)], ranks, folder) as processes:
+def run_ranks(group: str, folder: Path) -> list[Report]:
+    """What every rank reports of a group of checks."""
+    ranks = RANKS[group]
+    with started(["-m", "tests.distributed.worker", str(folder), group], ranks, folder) as processes:
         for process in processes:
             process.wait()
     return [read_report(folder, rank) for rank in range(ranks)]
@@ -75,16 +78,17 @@ def read_report(folder: Path, rank: int) -> Report:
 
 
 @pytest.fixture(scope="session")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[Report]]:
-    """`reports(2)` is what the ranks of a world of 2 found, run once."""
-    return cache(lambda ranks: run_ranks(ranks, tmp_path_factory.mktemp(f"world{ranks}")))
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Report]]:
+    """`reports("four")` is what the ranks found in this group of checks, run once."""
+    return cache(lambda group: run_ranks(group, tmp_path_factory.mktemp(group)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say how far several ranks were from one, at worst."""
     errors = config.stash.get(WORST, {})
     if errors:
-        (ranks, name), error = max(errors.items(), key=lambda item: item[1])
+        (group, name), error = max(errors.items(), key=lambda item: item[1])
         terminalreporter.write_line(
-            f"several ranks against one: {len(errors)} checks, worst relative error {error:.1e} ({name}, {ranks} ranks)"
+            f"several ranks against one: {len(errors)} checks, worst relative error {error:.1e} "
+            f"({name}, {RANKS[group]} ranks)"
         )

@@ -12,25 +12,25 @@ from tests.distributed.conftest import WORST, Report
 TOLERANCE = 1e-5
 
 
-MARKS = {2: (), 4: (pytest.mark.slow,)}
-"""Worlds of so many ranks; four take half a minute on two cores."""
+MARKS = {"quick": (), "two": (pytest.mark.slow,), "four": (pytest.mark.slow,)}
+"""By group of checks; the slow ones take half a minute each on two cores."""
 
 
 @pytest.mark.parametrize(
-    ("ranks", "name"),
+    ("group", "name"),
     [
-        pytest.param(ranks, name, marks=marks)
-        for ranks, marks in MARKS.items()
+        pytest.param(group, name, marks=marks)
+        for group, marks in MARKS.items()
         for name, check in CHECKS.items()
-        if ranks in check.worlds
+        if group in check.groups
     ],
 )
 def test_ranks_make_what_one_makes(
-    ranks: int, name: str, reports: Callable[[int], list[Report]], pytestconfig: pytest.Config
+    group: str, name: str, reports: Callable[[str], list[Report]], pytestconfig: pytest.Config
 ) -> None:
-    outcomes = [report.get(name, {"failure": "not reached"}) for report in reports(ranks)]
+    outcomes = [report.get(name, {"failure": "not reached"}) for report in reports(group)]
     for rank, outcome in enumerate(outcomes):
         assert "failure" not in outcome, f"rank {rank}: {outcome['failure']}"
     errors = [outcome["error"] for outcome in outcomes]
-    pytestconfig.stash.setdefault(WORST, {})[ranks, name] = max(errors)
+    pytestconfig.stash.setdefault(WORST, {})[group, name] = max(errors)
     assert max(errors) < TOLERANCE

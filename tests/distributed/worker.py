@@ -1,6 +1,6 @@
-"""One rank of the checks: RANK, WORLD_SIZE and MASTER_* in the environment, the folder for the report as argument.
+"""One rank of the checks: RANK, WORLD_SIZE and MASTER_* in the environment, report folder and group as arguments.
 
-python -m tests.distributed.worker FOLDER
+python -m tests.distributed.worker FOLDER GROUP
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ TIMEOUT = 20.0
 """Seconds after which ranks that wait for each other give up."""
 
 
-def main(folder: Path) -> None:
-    """Run all checks of this world size in order, and report after each.
+def main(folder: Path, group: str) -> None:
+    """Run all checks of a group in order, and report after each.
 
     A failed assertion is about something that all ranks have finished; after any other exception they are no longer in
     step, nothing that followed would mean anything, and the run ends.
@@ -31,7 +31,7 @@ def main(folder: Path) -> None:
     report: dict[str, dict[str, object]] = {}
     with joined(world, torch.device("cpu"), TIMEOUT):
         for name, check in CHECKS.items():
-            if world.size not in check.worlds:
+            if group not in check.groups:
                 continue
             begin = time.perf_counter()
             try:
@@ -51,4 +51,4 @@ def save(report: dict[str, dict[str, object]], folder: Path, world: World) -> No
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -80,8 +80,8 @@ def request(seconds: float = 0.8) -> Request:
     [
         ("", ["negative", "positive"]),
         ("+guidance(audio_scale=3)+cfg-merge", ["negative", "no-audio", "positive"]),
-        ("+guidance(scale=1)+sliding-window(size=2, stride=1)", ["positive"]),
-        ("+teacache(threshold=10)", ["negative", "positive"]),
+        pytest.param("+guidance(scale=1)+sliding-window(size=2, stride=1)", ["positive"], marks=pytest.mark.slow),
+        pytest.param("+teacache(threshold=10)", ["negative", "positive"], marks=pytest.mark.slow),
     ],
 )
 def test_counts_are_those_of_the_run(expression: str, branches: list[str]) -> None:
@@ -95,6 +95,7 @@ def test_counts_are_those_of_the_run(expression: str, branches: list[str]) -> No
         assert content["transformer_calls_skipped"] == 2 * 2 * foreseen.windows
 
 
+@pytest.mark.slow
 def test_what_a_cache_skips_comes_from_the_real_weights_of_the_time_embedding() -> None:
     """With other weights there, other steps are skipped; no other weight is read."""
     models = SketchedModels()

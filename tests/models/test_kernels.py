@@ -36,7 +36,12 @@ def assert_rounded_once(result: Tensor, exact: Tensor) -> None:
 
 @pytest.mark.parametrize(
     ("channels", "made", "kernel"),
-    [(24, 3, (3, 3, 3)), (64, 136, (1, 3, 3)), (3, 20, (3, 1, 1)), (96, 16, (1, 1, 1))],
+    [
+        pytest.param(24, 3, (3, 3, 3), marks=pytest.mark.slow),
+        (64, 136, (1, 3, 3)),
+        (3, 20, (3, 1, 1)),
+        (96, 16, (1, 1, 1)),
+    ],
 )
 def test_convolutions_over_their_past(channels: int, made: int, kernel: tuple[int, int, int]) -> None:
     weight, bias = random(made, channels, *kernel), random(made)

@@ -502,6 +502,7 @@ def test_every_promise_has_a_unit_that_breaks_it() -> None:
     assert {promise for promise, _, _ in BROKEN} == set(PROMISES)
 
 
+@pytest.mark.slow
 def test_a_sound_unit_passes() -> None:
     check(Sound, inputs={"season": "winter"})
 

@@ -27,6 +27,7 @@ def test_the_video_is_nearly_the_same(mode: str) -> None:
     assert not any(isinstance(layer, Fp8Linear) for layer in engine.model("text_encoder").modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", ["", "(resident=2)"])
 @pytest.mark.parametrize("order", ["fp8+offload{}", "offload{}+fp8"])
 def test_offload_brings_8_bits(order: str, settings: str) -> None:

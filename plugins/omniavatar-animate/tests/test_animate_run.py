@@ -59,6 +59,7 @@ def video(folder: Path, *arguments: str | Path, units: str = "animate") -> np.nd
     return read_video(folder / "out.mp4").astype(int)
 
 
+@pytest.mark.slow
 def test_a_picture_is_animated_and_put_in_place_of_somebody(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given: list[tuple[str | Path, ...]] = []
     seen: list[np.ndarray] = []

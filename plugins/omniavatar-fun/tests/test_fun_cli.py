@@ -106,6 +106,7 @@ def test_a_control_video_and_a_reference(files: dict[str, str], tmp_path: Path) 
     assert not np.array_equal(alone, shows)
 
 
+@pytest.mark.slow
 def test_two_experts_with_their_own_reference_layers(files: dict[str, str], tmp_path: Path) -> None:
     common = ("--control-video", files["pose"], "--reference-image", PORTRAIT, "--image", PORTRAIT)
     plan, boundary = "fun-reference-video+moe", ("--moe.boundary", "0.9")

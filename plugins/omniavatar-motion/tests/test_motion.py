@@ -209,6 +209,7 @@ def test_a_controller_for_another_model(make: Any) -> None:
         make(DEFAULT, network=MotionController(freq_dim=32, dim=48), motion_bucket_id=50)
 
 
+@pytest.mark.slow
 def test_by_command(tmp_path: Path) -> None:
     """With the built-in avatar, LoRA and all."""
     width = 240  # of its transformer

@@ -449,7 +449,7 @@ def test_another_audio_encoder_is_refused() -> None:
 # The command
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_the_command_makes_a_video_with_its_sound(
     dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

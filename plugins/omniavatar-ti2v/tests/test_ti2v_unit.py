@@ -186,7 +186,7 @@ def test_the_size_is_that_of_the_table_whose_shape_is_nearest(
 ) -> None:
     path = tmp_path / "picture.png"
     Image.fromarray(np.zeros((*shape, 3), dtype=np.uint8)).save(path)
-    look = made(image=path, frames=1, euler={"steps": 1})
+    look = made(image=path, frames=5, euler={"steps": 1})
     assert look.windows[0].job.size == size
 
 

@@ -51,6 +51,7 @@ def test_the_opening_is_read(seed: int) -> None:
     assert abs(reading.opening - truth(seed)).mean() < 0.08
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS[:4])
 def test_the_opening_is_read_through_blur_noise_and_tint(seed: int) -> None:
     reading = read_clip(spoilt(drawn(seed)), drawn(seed)[0])
