@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import shlex
 import statistics
 import sys
 import warnings
@@ -273,7 +274,7 @@ def main() -> None:
     device = torch.device("cuda" if cuda else "cpu")
     result: dict[str, Any] = {
         "machine": {**machine(device), "diffusers": peer().__version__},
-        "command": " ".join(["python -m benchmarks.peers", *sys.argv[1:]]),
+        "command": f"python -m benchmarks.peers {shlex.join(sys.argv[1:])}".rstrip(),
         "size": arguments.size,
         "rounds": arguments.rounds,
     }

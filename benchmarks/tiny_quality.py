@@ -35,6 +35,7 @@ import argparse
 import json
 import math
 import operator
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -336,7 +337,7 @@ def report(
     kept = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     return {
         "machine": machine(torch_device(options.device)),
-        "command": " ".join(["python -m benchmarks.tiny_quality", *sys.argv[1:]]),
+        "command": f"python -m benchmarks.tiny_quality {shlex.join(sys.argv[1:])}".rstrip(),
         "models": made.maker.description,
         "settings": kept,
         "seconds": seconds,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import shlex
 import statistics
 import sys
 import time
@@ -166,7 +167,7 @@ def main() -> None:
             torch.cuda.empty_cache()
     content = {
         "machine": machine("cuda" if torch.cuda.is_available() else "cpu"),
-        "command": " ".join(["python -m benchmarks.training", *sys.argv[1:]]),
+        "command": f"python -m benchmarks.training {shlex.join(sys.argv[1:])}".rstrip(),
         "size": arguments.size,
         "height": shape[0],
         "width": shape[1],
