@@ -134,10 +134,10 @@ def fit_magcache(changes: Sequence[Change]) -> Fit:
         by_step.setdefault(change.step, []).append(change.magnitude)
     ratios = [round(fmean(by_step.get(step, [1.0])), 5) for step in range(counts.pop())]
     spread = max(max(abs(value - ratios[step]) for value in values) for step, values in by_step.items())
-    of = f"{len(changes)} ratios"
-    error = f"means of {of}, from which single branches and videos are off by {spread:.4f} at most"
     if len(changes) == len(by_step):
-        error = f"{of} of one branch of one video; how far others are off is not known"
+        error = f"{len(changes)} ratios of one branch of one video; how far others are off is not known"
+    else:
+        error = f"means of {len(changes)} ratios, from which single branches and videos are off by {spread:.4f} at most"
     return Fit({"ratios": ratios}, error)
 
 

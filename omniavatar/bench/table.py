@@ -27,15 +27,14 @@ def tables(record: Record) -> Iterator[Table]:
             for one in measured:
                 table.add_row(escape(short(one.name, first)), *(cell(one) for cell in used.values()))
             yield table
-    others = [one for one in record.combinations if one.status != "measured"]
+    others = [item for item in enumerate(record.combinations, start=1) if item[1].status != "measured"]
     if others:
         table = _table("incomplete")
         table.add_column("why", overflow="fold")
-        for number, one in enumerate(record.combinations, start=1):
-            if one in others:
-                colour = {"refused": "yellow", "failed": "bold red"}.get(one.status, "dim")
-                status, colon, reason = why(number, one).partition(":")
-                table.add_row(escape(one.name), f"[{colour}]{status}[/]{colon}{escape(reason)}")
+        for number, one in others:
+            colour = {"refused": "yellow", "failed": "bold red"}.get(one.status, "dim")
+            status, colon, reason = why(number, one).partition(":")
+            table.add_row(escape(one.name), f"[{colour}]{status}[/]{colon}{escape(reason)}")
         yield table
 
 

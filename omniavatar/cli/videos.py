@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.plan import Plan
     from omniavatar.engine.scopes import Job, Request
-
-log = logging.getLogger(__name__)
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
