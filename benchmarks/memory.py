@@ -35,7 +35,7 @@ from benchmarks.report import publish
 from benchmarks.scaling import FRAMES, HEIGHT, WIDTH, StepTimer
 from benchmarks.synthetic import RandomCondition, RandomModels, RandomSound, RandomText
 from omniavatar import builtin
-from omniavatar.bench.machine import machine
+from omniavatar.bench.machine import command, machine
 from omniavatar.bench.memory import Host
 from omniavatar.checkpoints import Bundle, Registry, fingerprint
 from omniavatar.engine.engine import Engine
@@ -284,7 +284,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     result = {
         "machine": machine(device),
-        "command": " ".join(sys.argv),
+        "command": command("benchmarks.memory"),
         "work": {"size": size, "height": HEIGHT, "width": WIDTH, "frames": FRAMES, "calls_a_step": 1, "steps": STEPS},
     }
     done: list[dict[str, Any]] = []

@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
-import shlex
 import statistics
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -30,7 +28,7 @@ from benchmarks.scaling import FRAMES, HEIGHT, WIDTH, StepTimer
 from benchmarks.synthetic import ROWS, TEXT_TOKENS, RandomCondition, RandomModels, RandomSound, RandomText, fill
 from benchmarks.training import seconds_of
 from omniavatar import builtin
-from omniavatar.bench.machine import machine
+from omniavatar.bench.machine import command, machine
 from omniavatar.checkpoints.loading import build_on_meta
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Catalog, Plan, build_plan
@@ -274,7 +272,7 @@ def main() -> None:
     device = torch.device("cuda" if cuda else "cpu")
     result: dict[str, Any] = {
         "machine": {**machine(device), "diffusers": peer().__version__},
-        "command": f"python -m benchmarks.peers {shlex.join(sys.argv[1:])}".rstrip(),
+        "command": command("benchmarks.peers"),
         "size": arguments.size,
         "rounds": arguments.rounds,
     }

@@ -27,7 +27,7 @@ from torch import distributed
 
 from benchmarks.report import publish
 from benchmarks.synthetic import RandomCondition, RandomModels, RandomSound, RandomText
-from omniavatar.bench.machine import machine
+from omniavatar.bench.machine import command, machine
 from omniavatar.distributed.groups import Group
 from omniavatar.distributed.world import World, joined
 from omniavatar.engine.engine import Engine
@@ -291,7 +291,7 @@ def main() -> None:
     heads = {"1.3b": 12, "14b": 40, "tiny": 2}[arguments.size]
     result = {
         "machine": machine("cuda" if torch.cuda.is_available() else "cpu"),
-        "command": " ".join(sys.argv),
+        "command": command("benchmarks.scaling"),
         "work": {"size": arguments.size, "height": HEIGHT, "width": WIDTH, "frames": FRAMES, "branches": 2},
         "rows": table(arguments.size, arguments.ranks, heads, arguments.only),
     }

@@ -35,7 +35,6 @@ import argparse
 import json
 import math
 import operator
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +48,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.avatar_makers import Asked, Drawn, Engines, Made, Maker, through_vae
-from omniavatar.bench.machine import machine
+from omniavatar.bench.machine import command, machine
 from omniavatar.config import RunConfig, find_config, parse_config, read_yaml
 from omniavatar.errors import InputError, OmniError
 from omniavatar.media.audio import load_waveform
@@ -337,7 +336,7 @@ def report(
     kept = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     return {
         "machine": machine(torch_device(options.device)),
-        "command": f"python -m benchmarks.tiny_quality {shlex.join(sys.argv[1:])}".rstrip(),
+        "command": command("benchmarks.tiny_quality"),
         "models": made.maker.description,
         "settings": kept,
         "seconds": seconds,

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import shlex
 import statistics
-import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +24,7 @@ from torch import Tensor
 from benchmarks.report import publish
 from benchmarks.synthetic import AUDIO, ROWS, TEXT_TOKENS, RandomModels
 from omniavatar import builtin
-from omniavatar.bench.machine import machine
+from omniavatar.bench.machine import command, machine
 from omniavatar.engine.plan import Catalog, build_plan
 from omniavatar.engine.windows import latent_frames
 from omniavatar.training.diffusion import Diffusion, DiffusionConfig, DiffusionTask
@@ -167,7 +165,7 @@ def main() -> None:
             torch.cuda.empty_cache()
     content = {
         "machine": machine("cuda" if torch.cuda.is_available() else "cpu"),
-        "command": f"python -m benchmarks.training {shlex.join(sys.argv[1:])}".rstrip(),
+        "command": command("benchmarks.training"),
         "size": arguments.size,
         "height": shape[0],
         "width": shape[1],

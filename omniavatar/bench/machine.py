@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,11 @@ import torch
 
 from omniavatar import __version__
 from omniavatar.resources import PACKAGE
+
+
+def command(module: str) -> str:
+    """How this program was started, by the module that it is, so that it can be pasted."""
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
