@@ -35,6 +35,16 @@ class CheckpointError(OmniError):
     """A model file is missing, damaged, or not what it should be."""
 
 
+class EngineBusy(OmniError):
+    """The engine makes another video at the moment."""
+
+
+class Cancelled(OmniError):
+    """The caller has cancelled the run; nothing of it is left."""
+
+    exit_code = 130
+
+
 class PluginError(OmniError):
     """A plugin package is broken."""
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omniavatar.cli.console import say
-from omniavatar.cli.progress import Display, Progressing, Status, display_for
+from omniavatar.cli.progress import Display, Progressing, display_for
+from omniavatar.engine.progress import Status
 from omniavatar.cli.train import opened
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.errors import Ended, InputError, OmniError, OutputError

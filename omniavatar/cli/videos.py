@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from omniavatar.config import RunConfig
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.plan import Plan
-    from omniavatar.engine.scopes import Job, Request
+    from omniavatar.engine.run import Result
+    from omniavatar.engine.scopes import Request
 
 Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,9 @@ class VideoMaker:
         made = 0
         for number, (video, request) in enumerate(good, start=1):
             self.watcher.title = f"video {number}/{len(good)}, " if len(good) > 1 else ""
-            job = self.made(video, engine, request)
-            if job is not None:
-                self.report(engine, job)
+            result = self.made(video, engine, request)
+            if result is not None:
+                self.report(engine, result)
                 made += 1
         return 0 if made == len(videos) else InputError.exit_code
 
@@ -123,20 +124,20 @@ class VideoMaker:
         height, width = self.size or (None, None)
         return Request(inputs, self.config.seed, height, width, self.seconds, self.config.fps)
 
-    def made(self, video: Video, engine: Engine, request: Request) -> Job | None:
+    def made(self, video: Video, engine: Engine, request: Request) -> Result | None:
         """Make one video. When one of several ranks fails the others cannot go on, so that ends them all."""
         if self.world.size > 1:
             return self.watched(engine, request)
         return self.tried(video, self.watched, engine, request)
 
-    def watched(self, engine: Engine, request: Request) -> Job:
+    def watched(self, engine: Engine, request: Request) -> Result:
         """Make one video, with its progress on show."""
         with self.watcher:
             return engine.generate(request)
 
     def tried(
-        self, video: Video, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
-    ) -> Result | None:
+        self, video: Video, work: Callable[Arguments, Found], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Found | None:
         """The result of some work on a video; what is wrong with a line of a list is reported, and None returned."""
         try:
             return work(*args, **kwargs)
@@ -147,16 +148,16 @@ class VideoMaker:
                 say(f"{video.place}: {error}", error)
             return None
 
-    def report(self, engine: Engine, job: Job) -> None:
+    def report(self, engine: Engine, result: Result) -> None:
         """Where the video is, or the figures as one line of JSON."""
         if not self.world.is_main:
             return
         if self.as_json:
-            click.echo(json.dumps(figures(engine, self.watcher, job)))
+            click.echo(json.dumps(figures(engine, self.watcher.load_seconds, result)))
         elif not self.quiet:
-            length, took = job.length / job.fps, self.watcher.figures.generate_seconds
-            place = job.results.get("video", "no file, since no unit writes one")
-            click.echo(f"{place}  ({length:.2f} s of video in {took:.1f} s)")
+            place = result.video or "no file, since no unit writes one"
+            took = result.timings.generate_seconds
+            click.echo(f"{place}  ({result.seconds:.2f} s of video in {took:.1f} s)")
 
 
 def check_media(plan: Plan, inputs: Mapping[str, BaseModel]) -> None:
@@ -190,20 +191,21 @@ def paths(value: Any) -> Iterator[Path]:
             yield from paths(item)
 
 
-def figures(engine: Engine, watcher: Watcher, job: Job) -> dict[str, Any]:
+def figures(engine: Engine, load_seconds: float, result: Result) -> dict[str, Any]:
     """What a video took, as JSON values."""
-    height, width = job.size
+    height, width = result.size
     return {
-        "video": str(job.results["video"]) if "video" in job.results else None,
-        "frames": job.length,
-        "fps": job.fps,
+        "video": None if result.video is None else str(result.video),
+        "frames": result.frames,
+        "fps": result.fps,
         "height": height,
         "width": width,
-        "units": [repr(unit) for unit in engine.plan.units],
+        "units": [repr(unit) for unit in result.plan.units],
+        "seed": result.seed,
         "device": str(engine.device),
         "dtype": str(engine.dtype).removeprefix("torch."),
-        "load_seconds": round(watcher.load_seconds, 3),
-        **{name: round(value, 3) for name, value in asdict(watcher.figures).items()},
+        **{name: value and round(value, 3) for name, value in asdict(result.timings).items()},
+        "load_seconds": round(load_seconds, 3),
         **peak_memory(engine.device),
     }
 

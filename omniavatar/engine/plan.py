@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from typing import Any
 
@@ -24,7 +24,7 @@ from omniavatar.hookspecs import PROJECT
 
 SettingsByUnit = Mapping[str, Mapping[str, Any]]
 
-EXCLUSIVE_HOOKS = ("plan_windows", "plan_steps", "guide", "advance")
+EXCLUSIVE_HOOKS = ("plan_windows", "plan_steps", "guide", "advance", "decode_latents")
 ANSWERED_HOOKS = {
     "plan_steps": "a sampler such as euler",
     "guide": "a guidance rule such as guidance",
@@ -63,6 +63,15 @@ class Plan:
         for hook, remedy in ANSWERED_HOOKS.items():
             if not any(claims_hook(type(unit), hook) for unit in self.units):
                 raise PlanError(f"no unit of the plan answers '{hook}'; add {remedy}")
+
+    @property
+    def names(self) -> list[str]:
+        """The units' names, in order."""
+        return [unit.name for unit in self.units]
+
+    def __str__(self) -> str:
+        """A plan expression that makes the same units."""
+        return "+".join(map(repr, self.units))
 
     @property
     def input_fields(self) -> dict[str, Any]:
@@ -208,6 +217,33 @@ def build_plan(expression: str, catalog: Catalog, *layers: SettingsByUnit) -> Pl
     return Plan(tuple(order(units)))
 
 
+def with_settings(plan: Plan, changes: SettingsByUnit) -> Plan:
+    """The plan with other settings of some units, for one run of an engine that is loaded.
+
+    Raises PlanError for a unit that it does not have, and for one that has used its settings in `setup`.
+    """
+    for name, values in changes.items():
+        if name not in plan:
+            raise PlanError(f"settings for '{name}', which the plan does not have{nearest(name, plan.names)}")
+        if not isinstance(values, Mapping):
+            raise PlanError(f"settings for '{name}' are {values!r} and not a mapping of names to values")
+    return replace(plan, units=tuple(_changed(unit, changes.get(unit.name) or {}) for unit in plan.units))
+
+
+def _changed(unit: PipelineUnit, values: Mapping[str, Any]) -> PipelineUnit:
+    """The unit with some settings changed, or itself if that makes no difference."""
+    if not values:
+        return unit
+    changed = make_unit(type(unit), {**unit.settings.model_dump(exclude_unset=True), **values})
+    if changed.settings == unit.settings:
+        return unit
+    if implements(type(unit), "setup"):
+        raise PlanError(
+            f"unit '{unit.name}' used its settings when the engine was set up; open another engine for other ones"
+        )
+    return changed
+
+
 def make_unit(unit_class: type[PipelineUnit], settings: Mapping[str, Any]) -> PipelineUnit:
     """The unit with these settings.
 
@@ -333,3 +369,8 @@ def claims_hook(unit_class: type[PipelineUnit], hook: str) -> bool:
         (options["specname"] or attribute) == hook and not options["wrapper"] and not options["hookwrapper"]
         for attribute, options in hooks_of(unit_class).items()
     )
+
+
+def implements(unit_class: type[PipelineUnit], hook: str) -> bool:
+    """Whether the unit answers or wraps this hook."""
+    return any((options["specname"] or attribute) == hook for attribute, options in hooks_of(unit_class).items())
