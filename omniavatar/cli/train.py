@@ -20,6 +20,7 @@ from omniavatar.cli.ranks import Rescue, as_rank, check_ranks, start_ranks
 from omniavatar.config import RunConfig, find_config, packaged_configs, read_yaml, validated
 from omniavatar.distributed.world import World, place
 from omniavatar.errors import CheckpointError, Ended, InputError, nearest
+from omniavatar.values import parse_yaml
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -326,9 +327,9 @@ def parse_change(change: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise InputError(f"--set {change}: give KEY=VALUE, such as trainer.steps=2000")
     try:
-        return key.strip(), yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {change}: cannot read the value") from None
+        return key.strip(), parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"--set {key}: cannot read the value: {error}") from None
 
 
 def lay_over(content: dict[str, Any], key: str, value: Any) -> None:
