@@ -9,7 +9,7 @@ from typing import Any, get_args
 import yaml
 
 DEEPEST = 40
-"""Lists and mappings inside each other that a YAML text may have."""
+"""Lists and mappings inside each other that a text may have."""
 LARGEST = 2**64
 """Whole numbers are smaller than this."""
 
@@ -64,6 +64,12 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ValueError(" ".join(str(error).split())) from None
     if any(isinstance(item, int) and abs(item) >= LARGEST for item in items(content)):
         raise ValueError("a number is too large")
+    level: list[Any] = [content]
+    for _ in range(DEEPEST):
+        level = [item for one in level for item in (one.values() if isinstance(one, dict) else one)]
+        level = [item for item in level if isinstance(item, dict | list)]
+    if level:
+        raise ValueError(f"more than {DEEPEST} lists or tables stand inside each other")
     return content
 
 

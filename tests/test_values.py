@@ -48,6 +48,7 @@ def test_what_cannot_be_read_is_one_line(text: str, message: str) -> None:
         ("a = " + "{b = " * 50_000, "maximum recursion depth"),
         ("a = " + "9" * 10_000, "Exceeds the limit"),
         ("a = [[1, " + "9" * 400 + "]]", "a number is too large"),
+        ("a = " + "[" * 100 + "]" * 100, "more than 40 lists or tables"),
         ("a = 1\na = 2", "Cannot overwrite a value"),
     ],
 )
