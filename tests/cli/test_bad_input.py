@@ -64,7 +64,7 @@ CASES = {
     "unknown device": (["--device", "gpu"], "there is no device 'gpu' here; choices: auto, cpu"),
     "device without memory": (["--device", "meta"], "there is no device 'meta' here; choices: auto, cpu"),
     "unknown dtype": (["--dtype", "fp64"], "command line: dtype = 'fp64': input should be 'auto', 'bf16'"),
-    "negative seed": (["--seed", "-1"], "command line: seed = -1: input should be greater than or equal to 0"),
+    "negative seed": (["--seed", "-2"], "command line: seed = '-2': input should be greater than or equal to -1"),
     "no frames a second": (["--fps", "0"], "command line: fps = 0: input should be greater than or equal to 1"),
     "misspelt option": (["--promt", "x"], "unknown option '--promt'; did you mean '--prompt'?"),
     "unknown option": (["--xyzzy"], "unknown option '--xyzzy'; omni run --help lists all"),
