@@ -15,18 +15,33 @@ import glob
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from omniavatar.errors import CheckpointError, InputError, explain, nearest
 from omniavatar.resources import PACKAGE, data_folder
+from omniavatar.values import parse_yaml, refuse_bools
 
 DEFAULT_CONFIG = "tiny"
 PACKAGED = "package:"
+RANDOM = -1
+"""The seed that stands for one that is drawn."""
 Schema = TypeVar("Schema", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Words:
+    """What messages call the ways to say where models are: options for users of the command line, else arguments."""
+
+    models: str
+    models_dir: str
+
+
+OPTIONS = Words("--model", "--models-dir")
+ARGUMENTS = Words("models=", "models_dir=")
 
 
 class ModelEntry(BaseModel):
@@ -83,8 +98,18 @@ class RunConfig(BaseModel):
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: bf16 on CUDA, fp32 on the CPU")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
     gpus: int = Field(1, ge=1, le=1024, description="ranks that work together; on this machine they are started")
-    seed: int = Field(42, ge=0, lt=2**40, description="seed of the noise")
+    seed: int = Field(42, ge=RANDOM, lt=2**63, description="seed of the noise; -1 or random: drawn for each run")
     fps: int = Field(25, ge=1, le=120, description="frames per second")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        return refuse_bools(value, cls.model_fields[str(info.field_name)].annotation)
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _seed(cls, seed: Any) -> Any:
+        return RANDOM if seed == "random" else seed
 
     @field_validator("units", mode="before")
     @classmethod
@@ -113,7 +138,7 @@ class RunConfig(BaseModel):
             return PACKAGE / self.models_dir.removeprefix(PACKAGED)
         return Path(self.models_dir).expanduser()
 
-    def model_files(self) -> list[str | list[str]]:
+    def model_files(self, words: Words = OPTIONS) -> list[str | list[str]]:
         """What to open for every model entry. Raises CheckpointError that says what is missing and how to get it."""
         folder = self.models_folder
         missing = {
@@ -122,7 +147,7 @@ class RunConfig(BaseModel):
             if (absent := [path for path in entry.needed if not found(folder / path)])
         }
         if missing:
-            raise CheckpointError(explain_missing(missing, folder))
+            raise CheckpointError(explain_missing(missing, folder, words))
         return [entry.below(folder) for entry in self.models]
 
 
@@ -139,17 +164,18 @@ def found(path: Path) -> bool:
     return path.exists() or bool(glob.glob(str(path)))
 
 
-def explain_missing(missing: Mapping[ModelEntry, Sequence[str]], folder: Path) -> str:
+def explain_missing(missing: Mapping[ModelEntry, Sequence[str]], folder: Path, words: Words = OPTIONS) -> str:
     """What is missing, where it was looked for, and the commands that fetch it: one line, or a short list."""
     paths = list(dict.fromkeys(path for absent in missing.values() for path in absent))
     commands = download_commands(missing, folder)
     if not commands and len(paths) == 1:
-        return f"no model at {folder / paths[0]}; say where it is with --model, or with --models-dir for all of them"
+        where = f"{words.models}, or with {words.models_dir} for all of them"
+        return f"no model at {folder / paths[0]}; say where it is with {where}"
     lines = [f"{len(paths)} model files are missing; looked in {folder.resolve()} for"]
     lines += [f"  {path}" for path in paths]
     if commands:
         lines += ["download them with", *(f"  {command}" for command in commands)]
-    return "\n".join([*lines, "or say where they are with --models-dir"])
+    return "\n".join([*lines, f"or say where they are with {words.models_dir}"])
 
 
 def download_commands(entries: Iterable[ModelEntry], folder: Path) -> list[str]:
@@ -168,10 +194,9 @@ def download_commands(entries: Iterable[ModelEntry], folder: Path) -> list[str]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping. Raises InputError."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"cannot read the configuration {path}: {reason}") from None
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the configuration {path}: {error}") from None
     if not isinstance(content, dict):
         raise InputError(f"the configuration {path} is not a mapping of names to values")
     return content
@@ -191,7 +216,11 @@ def find_config(name: str, kind: str = "") -> Path:
     stem = path.name.removesuffix(".yaml")
     if stem in packaged and path.parent in (Path(), Path(kind), Path("configs", kind)):
         return packaged[stem]
-    raise InputError(f"there is no configuration {name}{nearest(stem, packaged)}")
+    hint = nearest(stem, packaged)
+    if path.suffix not in (".yaml", ".yml") and path.parent == Path():
+        raise InputError(f"there is no configuration {name}{hint}")
+    what = "is a folder" if path.is_dir() else "does not exist"
+    raise InputError(f"the configuration file {name} {what}{hint.replace('; choices:', '; packaged ones:')}")
 
 
 def parse_config(content: Mapping[str, Any], source: Path | str) -> RunConfig:

@@ -6,8 +6,9 @@ The command line prints the message and exits with `exit_code`; anything that is
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -62,6 +63,23 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f"; choices: {', '.join(known)}" if known else ""
 
 
+class _Short(reprlib.Repr):
+    """Cuts lists and texts that are long; Python refuses to write very large numbers, so these are named."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 200
+        self.maxlist = self.maxtuple = self.maxdict = 8
+
+    def repr_int(self, number: int, level: int) -> str:
+        return repr(number) if number.bit_length() < 200 else f"a number of {number.bit_length()} bits"
+
+
+def shown(value: Any) -> str:
+    """A value as it stands in an error: in one line of bounded length."""
+    return " ".join(_Short().repr(value).split())
+
+
 def explain(error: ValidationError) -> str:
     """The first problem of a pydantic error in one line: where, what is wrong, the value."""
     first = error.errors(include_url=False)[0]
@@ -70,4 +88,4 @@ def explain(error: ValidationError) -> str:
     message = message[:1].lower() + message[1:]
     if first["type"] == "missing":
         return f"'{where}' is required"
-    return f"{where} = {first['input']!r}: {message}" if where else message
+    return f"{where} = {shown(first['input'])}: {message}" if where else message

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from omniavatar import __version__, builtin
-from omniavatar.errors import CheckpointError, Ended, PluginError
+from omniavatar.errors import CheckpointError, Ended, PlanError, PluginError
 from omniavatar.hookspecs import PROJECT, Discovery
 
 if TYPE_CHECKING:
@@ -59,8 +59,11 @@ class Plugins:
     entries: dict[str, EntryPoint] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
 
-    def catalog(self) -> Catalog:
-        """All units and presets. A unit that does not fit, or a name that a second package brings, is left out."""
+    def catalog(self, extra_units: Iterable[Any] = ()) -> Catalog:
+        """All units and presets. A unit that does not fit, or a name that a second package brings, is left out.
+
+        extra_units: classes of the caller's own; PlanError is raised if one of these does not fit.
+        """
         from omniavatar.engine.plan import Catalog
 
         units: dict[str, Any] = {}
@@ -71,14 +74,24 @@ class Plugins:
         for plugin, named in self._each("omni_presets", presets_in):
             for name, expression in named.items():
                 self._add(plugin, "preset", name, expression, units if name in units else presets)
+        for unit_class in extra_units:
+            fault = unit_fault(unit_class)
+            if fault:
+                raise PlanError(f"extra_units: {fault}")
+            if unit_class.name in units or unit_class.name in presets:
+                what = "unit" if unit_class.name in units else "preset"
+                raise PlanError(f"extra_units: a {what} '{unit_class.name}' exists already; give yours another name")
+            units[unit_class.name] = unit_class
         return Catalog(units, presets)
 
     def registry(self, tables: Iterable[Path] = ()) -> Registry:
         """All known checkpoints. A table that cannot be read, or has a row that is known already, is left out.
 
-        tables: the user's own, the last to be read; a faulty one of these is an error.
+        tables: the user's own, the last to be read; a faulty one of these is an error, and so is one that names code
+        which no installed package names.
         """
         from omniavatar.checkpoints import Registry
+        from omniavatar.checkpoints.tables import check_networks, network_modules
 
         owners = {table: plugin for plugin, tables in self._each("omni_checkpoints", tables_in) for table in tables}
 
@@ -87,6 +100,12 @@ class Plugins:
                 raise error
             self._report(owners[table], f"{error}; it was left out")
 
+        registry, tables = Registry(owners, leave_out), list(tables)
+        if not tables:
+            return registry
+        modules = network_modules(registry.rows)
+        for table in tables:
+            check_networks(table, modules)
         return Registry([*owners, *tables], leave_out)
 
     def checkpoint_tables(self) -> list[Path | Traversable]:

@@ -21,7 +21,8 @@ ALLOWED = {
     "media": {"errors"},
     "distributed": {"errors", "models"},
     "hookspecs": set(),
-    "engine": {"errors", "hookspecs", "models", "media", "distributed"},
+    "values": set(),
+    "engine": {"errors", "values", "hookspecs", "models", "media", "distributed"},
     "units": {"errors", "hookspecs", "models", "media", "distributed", "engine"},
 }
 # Folders that may import everything.

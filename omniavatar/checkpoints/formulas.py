@@ -50,7 +50,7 @@ class Formulas:
     def _formula(self, text: str) -> Any:
         try:
             return self._node(ast.parse(text[1:].strip(), mode="eval").body)
-        except (ArithmeticError, LookupError, SyntaxError, TypeError, ValueError) as error:
+        except (ArithmeticError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{self.folder}: '{text}' of the checkpoint table has no value here: {error}"
             ) from error
@@ -60,7 +60,10 @@ class Formulas:
             case ast.Constant(value=value):
                 return value
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-                return _OPERATORS[type(op)](self._node(left), self._node(right))
+                numbers = [self._node(side) for side in (left, right)]
+                if not all(isinstance(number, int | float) for number in numbers):
+                    raise ValueError(f"'{ast.unparse(node)}' is about other things than numbers")
+                return _OPERATORS[type(op)](*numbers)
             case ast.Call(func=ast.Name(id="dim" | "count" | "setting" as name), args=arguments, keywords=[]):
                 return getattr(self, name)(*(self._node(argument) for argument in arguments))
         raise ValueError(f"'{ast.unparse(node)}' is not dim(), count(), setting(), a constant or + - * //")

@@ -29,6 +29,7 @@ from omniavatar.cli.run import (
 )
 from omniavatar.cli.start import EARLY, Start, start
 from omniavatar.config import merge_settings, parse_config
+from omniavatar.engine.settings import Chosen, file_layer
 from omniavatar.errors import InputError, OmniError, OutputError, PlanError, nearest
 
 if TYPE_CHECKING:
@@ -68,12 +69,12 @@ class BenchStart(Start):
     """`chosen` are the units of all combinations; `cases` those of each, by name, or why there is none."""
 
     suite: Suite
-    cases: Mapping[str, dict[str, dict[str, Any]] | OmniError]
+    cases: Mapping[str, Chosen | OmniError]
 
     @classmethod
     def of(cls, early: Mapping[str, Any]) -> BenchStart:
         """What the suite and the early options say. Raises PlanError for a unit on the command line that is unknown."""
-        from omniavatar.engine.plan import parse
+        from omniavatar.engine.plan import choose
 
         typed = typed_expressions(early["units"], early["matrix"])
         source = early["suite"] or (None if typed else "quick")
@@ -84,26 +85,28 @@ class BenchStart(Start):
             if unit not in begin.catalog.units:
                 near = nearest(unit, begin.catalog.units)
                 raise InputError(f"the suite {source} has settings for an unknown unit '{unit}'{near}")
-        cases: dict[str, dict[str, dict[str, Any]] | OmniError] = {}
+        cases: dict[str, Chosen | OmniError] = {}
         for number, (name, expression) in enumerate(named([*listed, *typed]).items()):
             try:
-                cases[name] = parse(expression, begin.catalog)
+                cases[name] = choose(expression, begin.catalog)
             except PlanError as error:
                 if number >= len(listed):
                     raise
                 cases[name] = error
         known = [units for units in cases.values() if not isinstance(units, OmniError)]
-        chosen: dict[str, dict[str, Any]] = {unit: {} for units in known for unit in units}
+        chosen: Chosen = {unit: {} for units in known for unit in units}
         settings = merge_settings(begin.config.settings, suite.settings)
-        config = parse_config({**dict(begin.config), "settings": settings}, source or "command line")
-        return cls(config, begin.overrides, begin.catalog, begin.plugins, chosen, begin.world, suite, cases)
+        changes = {"settings": settings, "seed": 0}  # seeds are those of the suite
+        config = parse_config({**dict(begin.config), **changes}, source or "command line")
+        file = file_layer(source, settings) if suite.settings else begin.file
+        return cls(config, begin.overrides, begin.catalog, begin.plugins, chosen, file, begin.world, suite, cases)
 
     def case(self, name: str) -> Start:
         """That of one combination. Raises why there is none."""
         chosen = self.cases[name]
         if isinstance(chosen, OmniError):
             raise chosen
-        return Start(self.config, self.overrides, self.catalog, self.plugins, chosen, self.world)
+        return Start(self.config, self.overrides, self.catalog, self.plugins, chosen, self.file, self.world)
 
 
 def typed_expressions(units: tuple[str, ...], matrix: tuple[str, ...]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
+from omniavatar.values import parse_yaml
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -61,8 +61,8 @@ def parse_value(text: str, info: FieldInfo) -> Any:
     if text.lower() in NOTHING:
         return None
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text)
+    except ValueError:
         return text
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from omniavatar.cli.console import say
 from omniavatar.distributed.leaving import LOST, Stopped, Stuck, Word, idle_limit, leave, stoppable
@@ -22,13 +22,6 @@ if TYPE_CHECKING:
 
 LOST_SIGNS = ("timed out", "timeout", "closed", "reset", "refused", "broken pipe", "aborted", "remote process")
 """How exchanges say that the other side is gone or late."""
-
-
-def spread(chosen: Mapping[str, dict[str, Any]], ranks: int, degree: int) -> dict[str, dict[str, Any]]:
-    """The chosen units for this many ranks: what guidance leaves of them, with this degree, shares every call."""
-    if ranks == 1 or (ranks <= degree and "guidance-parallel" in chosen):
-        return dict(chosen)
-    return {**chosen, "sequence-parallel": chosen.get("sequence-parallel", {})}
 
 
 def check_ranks(world: World, config: RunConfig) -> None:

@@ -135,7 +135,7 @@ def seconds_of(ctx: click.Context, param: click.Parameter, value: float | None) 
     "--seconds", type=float, callback=seconds_of, metavar="NUMBER", help="longest length  [default: the sound's]"
 )
 @FPS
-@click.option("--seed", type=int, metavar="INTEGER", help="seed of the noise  [default: 42]")
+@click.option("--seed", metavar="INTEGER|random", help="seed of the noise; random or -1 draws one  [default: 42]")
 @DEVICE
 @click.option(
     "--dtype", metavar="auto|bf16|fp16|fp32", help="precision of the networks  [default: bf16 on a GPU, or fp32]"
@@ -167,7 +167,7 @@ def run(ctx: click.Context, **options: Any) -> int:
         return estimate_videos(maker, videos)
     if maker.config.gpus > maker.world.size:
         maker.check(videos)
-        return start_ranks(maker.config.gpus, "run", ctx.meta[ARGUMENTS])
+        return start_ranks(maker.config.gpus, "run", [*ctx.meta[ARGUMENTS], f"--seed={maker.config.seed}"])
     code = as_rank(maker.world, maker.device, options["timeout"], lambda: maker.make(videos), maker.rescue)
     if not code and options.get("image") and not (options["config"] or options["models"] or options["quiet"]):
         click.echo("omni: the built-in avatar knows drawn faces; for a photograph: --config omniavatar-1.3b", err=True)

@@ -17,14 +17,13 @@ from omniavatar.cli.progress import Progressing, Watcher, display_for
 from omniavatar.cli.ranks import Rescue
 from omniavatar.distributed.world import World, common, tells_for_all
 from omniavatar.errors import InputError, OmniError
-from omniavatar.opening import engine_of, torch_device
+from omniavatar.opening import FinalConfig, engine_of, torch_device
 
 if TYPE_CHECKING:
     import torch
     from pydantic import BaseModel
 
     from omniavatar.cli.start import Start
-    from omniavatar.config import RunConfig
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.plan import Plan
     from omniavatar.engine.run import Result
@@ -50,7 +49,7 @@ class VideoMaker:
     """
 
     begin: Start
-    config: RunConfig
+    config: FinalConfig
     size: tuple[int, int] | None
     seconds: float | None
     quiet: bool

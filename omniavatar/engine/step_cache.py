@@ -40,6 +40,7 @@ class StepCache(PipelineUnit):
     """
 
     conflicts: ClassVar = {"first-block-cache": OTHER_CACHE}
+    passes_on = ("run_blocks",)
 
     def schedule(self, steps: Sequence[Step], count: int) -> Schedule:
         """What is done in these steps, all of one network, of a window with `count` steps."""

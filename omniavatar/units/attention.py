@@ -28,6 +28,7 @@ class AttentionKernel(PipelineUnit):
 
     name = "attention"
     roles = ("dit",)
+    claims = ("attention_kernel",)
 
     class Settings(UnitSettings):
         kernel: Literal["auto", "cudnn", "flash", "efficient", "math", "flash-attn-4", "sage"] = Field(

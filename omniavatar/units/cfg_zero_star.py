@@ -25,6 +25,7 @@ class CfgZeroStar(PipelineUnit):
     """
 
     name = "cfg-zero-star"
+    passes_on = ("predict",)
 
     class Settings(UnitSettings):
         optimized_scale: bool = Field(True, description="scale the predictions to lead away from")

@@ -22,6 +22,7 @@ class GuidanceInterval(PipelineUnit):
     """
 
     name = "guidance-interval"
+    passes_on = ("substitute",)
     conflicts: ClassVar = {
         "guidance-parallel": "outside the interval there is one call for all ranks, which sequence-parallel can share"
     }

@@ -445,7 +445,7 @@ def test_a_cache_of_other_weights_is_refused(omni: Omni, config: Path, studio: P
         (["--config=train.yaml", "--max-minutes=0"], "trainer.max_minutes = 0.0: input should be greater than 0"),
         (
             ["--config=train.yaml", "--set=settings.eulr.steps=1"],
-            "settings: there is no unit 'eulr'; did you mean 'euler'?",
+            "settings: unknown unit 'eulr'; did you mean 'euler'?",
         ),
         (["--config=train.yaml", "--set=objective.drop.sound=0.1"], "objective.drop names the condition 'sound'"),
         (["--config=train.yaml", "--set=models=[a.pth]"], "no model at "),
