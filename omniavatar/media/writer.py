@@ -114,8 +114,9 @@ class VideoWriter:
             self._workspace = Workspace(self.path)
         try:
             with self._told():
-                self._sound = self._prepare_sound(soundtrack, duration)
-                self._preview = Preview(self.path, self._sound) if preview else None
+                self._sound_seconds = encode_soundtrack(soundtrack, self._sound, duration) if soundtrack else None
+                if preview:
+                    self._preview = Preview(self.path, self._sound if soundtrack else None)
                 form = Format(width, height, self.fps, crf, dict(metadata or {}))
                 follow = self._preview.follow if self._preview else None
                 self._encoder = Encoder(self._pictures, form, follow=follow)
@@ -224,20 +225,26 @@ class VideoWriter:
         """The growing file, named so that its finder knows what it is."""
         return self._workspace.path / sibling_name(self.path, "partial")
 
-    def _prepare_sound(self, soundtrack: Soundtrack | None, duration: float | None) -> Path | None:
-        if soundtrack is None:
-            return None
-        encode_soundtrack(soundtrack, self._workspace.path / "sound.m4a", duration)
+    @property
+    def _sound(self) -> Path:
         return self._workspace.path / "sound.m4a"
 
     def _mux(self) -> Path:
         """Put pictures and sound into one file of the workspace. Raises FfmpegError."""
         whole = self._workspace.path / "whole.mp4"
-        seconds = float(self._encoder.frames / self.fps)
-        sound = _second_input(self._workspace.path / "sound.m4a", seconds) if self._sound else []
+        sound = [] if self._sound_seconds is None else self._second_input(self._sound_seconds)
         output = ["-c:v", "copy", "-movflags", "+faststart", "-f", "mp4", ffmpeg.url(whole)]
         ffmpeg.run(["-y", "-i", ffmpeg.url(self._pictures), *sound, *output])
         return whole
+
+    def _second_input(self, sound_seconds: float) -> list[str]:
+        """The prepared sound beside the pictures, to their end; one that ends before is filled up and encoded anew."""
+        seconds = float(self._encoder.frames / self.fps)
+        streams = ["-t", f"{seconds:.6f}", "-i", ffmpeg.url(self._sound), "-map", "0:v:0", "-map", "1:a:0"]
+        if sound_seconds > seconds - _CLOSE_ENOUGH:
+            last_packet = f"setts=duration=min(DURATION\\,{seconds:.9f}/TB-PTS)"
+            return [*streams, "-c:a", "copy", "-bsf:a", last_packet]
+        return [*streams, "-af", f"apad=whole_dur={seconds:.6f}", *AAC]
 
     def _keep(self, whole: Path | None, *, try_mux: bool) -> str:
         """Publish the best that there is as a partial file and say where it is; never raises.
@@ -249,7 +256,7 @@ class VideoWriter:
             if count == 0:
                 self._end()
                 return ""
-            lacking = "" if whole or self._sound is None else ", without sound"
+            lacking = "" if whole or self._sound_seconds is None else ", without sound"
             if try_mux:
                 try:
                     whole, lacking = self._mux(), ""
@@ -332,15 +339,6 @@ def signals_deferred() -> Iterator[None]:
             signal.signal(number, handler)
     if came and not stopping:
         signal.raise_signal(came[0])
-
-
-def _second_input(sound: Path, seconds: float) -> list[str]:
-    """The prepared sound beside the pictures, up to their end; one that ends before is filled up, encoded anew."""
-    streams = ["-t", f"{seconds:.6f}", "-i", ffmpeg.url(sound), "-map", "0:v:0", "-map", "1:a:0"]
-    length = ffmpeg.duration_in(ffmpeg.describe(sound, "audio"))
-    if length is None or length > seconds - _CLOSE_ENOUGH:
-        return [*streams, "-c:a", "copy"]
-    return [*streams, "-af", f"apad=whole_dur={seconds:.6f}", *AAC]
 
 
 def _frames(count: int | None) -> str:
