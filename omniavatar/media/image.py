@@ -112,10 +112,10 @@ def fit_image(image: np.ndarray, size: tuple[int, int], *, original_rounding: bo
 def resized(image: np.ndarray, size: tuple[int, int]) -> Tensor:
     """A (h, w, 3) uint8 picture at `size` = (H, W): (1, 3, H, W) in [0, 1], bilinear and anti-aliased."""
     channels = [  # one at a time: a large photograph in float32 takes a gigabyte
-        F.interpolate(channel[None, None].float(), size=size, mode="bilinear", align_corners=False, antialias=True)
+        F.interpolate(channel.float().div_(255)[None, None], size=size, mode="bilinear", antialias=True)
         for channel in torch.from_numpy(image).unbind(-1)
     ]
-    return torch.cat(channels, dim=1) / 255
+    return torch.cat(channels, dim=1)
 
 
 def placement(height: int, width: int, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
