@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -119,7 +120,7 @@ class VideoMaker:
         inputs = dict(video.inputs)
         if "output" not in engine.plan.input_fields:
             inputs.pop("output", None)
-        check_media(engine.plan, engine.plan.parse_inputs(inputs))
+        check_media(engine.plan, engine.plan.parse_inputs(inputs), self.seconds)
         height, width = self.size or (None, None)
         return Request(inputs, self.config.seed, height, width, self.seconds, self.config.fps)
 
@@ -159,13 +160,20 @@ class VideoMaker:
             click.echo(f"{place}  ({result.seconds:.2f} s of video in {took:.1f} s)")
 
 
-def check_media(plan: Plan, inputs: Mapping[str, BaseModel]) -> None:
-    """Look into the media files among the inputs, so that a bad one is found before any model is loaded."""
+def check_media(plan: Plan, inputs: Mapping[str, BaseModel], seconds: float | None = None) -> None:
+    """Look into the media files among the inputs, so that a bad one is found before any model is loaded.
+
+    seconds: the longest length of the video, None if the sound decides.
+    """
     from omniavatar.media.audio import check_audio
     from omniavatar.media.image import load_image
     from omniavatar.media.video import probe_video
 
-    checks: dict[str, Callable[[Path], Any]] = {"image": load_image, "audio": check_audio, "video": probe_video}
+    checks: dict[str, Callable[[Path], Any]] = {
+        "image": load_image,
+        "audio": partial(check_audio, seconds=seconds),
+        "video": probe_video,
+    }
     looked_at = set()
     for unit in plan.units:
         for name, info in unit.Inputs.model_fields.items():

@@ -16,7 +16,7 @@ from omniavatar.errors import InputError
 from omniavatar.media import ffmpeg
 from omniavatar.media.ffmpeg import Ffmpeg, FfmpegError
 from omniavatar.media.paths import shown
-from omniavatar.media.sound import Samples
+from omniavatar.media.sound import Samples, Soundtrack
 
 AAC = ("-c:a", "aac", "-b:a", "192k")
 
@@ -31,19 +31,6 @@ _LEAST_SECONDS = 0.05
 
 _STREAM = re.compile(r"^  Stream #0:\d+.*?: Audio: \w+.*?, (\d+) Hz, ([^,\n]+)", re.MULTILINE)
 _DISK_TROUBLE = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS))
-
-
-@dataclass(frozen=True)
-class Soundtrack:
-    """A sound, at its own quality, behind `delay_seconds` of silence.
-
-    `start_seconds` leaves out that much of the delayed sound in front, for a video that goes on in the middle.
-    The original starts the sound one frame late, since frame 0 is the portrait: delay = 1 / fps + silence.
-    """
-
-    source: str | os.PathLike[str] | Samples
-    delay_seconds: float = 0.0
-    start_seconds: float = 0.0
 
 
 def encode_soundtrack(track: Soundtrack, path: Path, duration: float | None) -> float:

@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from omniavatar.errors import InputError
+from omniavatar.media.clip import Clip
 from omniavatar.media.ffmpeg import Ffmpeg
 from omniavatar.media.footage import Footage
-from omniavatar.media.video import read_video
+from omniavatar.media.video import decoder, read_video
 from tests.media.samples import write_lossless
 
 SIZE = (20, 24)
@@ -30,12 +31,11 @@ def decoders(monkeypatch: pytest.MonkeyPatch) -> list[Ffmpeg]:
     """Every decoder that is started."""
     started: list[Ffmpeg] = []
 
-    class Noted(Ffmpeg):
-        def __init__(self, arguments: list[str]) -> None:
-            super().__init__(arguments)
-            started.append(self)
+    def noted(source: Path | Clip, arguments: list[str]) -> Ffmpeg:
+        started.append(decoder(source, arguments))
+        return started[-1]
 
-    monkeypatch.setattr("omniavatar.media.footage.Ffmpeg", Noted)
+    monkeypatch.setattr("omniavatar.media.footage.decoder", noted)
     return started
 
 

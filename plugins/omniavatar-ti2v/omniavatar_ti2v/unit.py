@@ -52,8 +52,8 @@ class Ti2v(PipelineUnit):
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
-        path = job.inputs(self).image
-        picture = None if path is None else load_image(path)
+        source = job.inputs(self).image
+        picture = None if source is None else load_image(source)
         settle_size(job, lambda: self.size_for(picture), MULTIPLE)
         job["image_latent"] = None
         if picture is not None:

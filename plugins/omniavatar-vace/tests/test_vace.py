@@ -27,6 +27,7 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, InputError, OmniError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.ffmpeg import Ffmpeg
+from omniavatar.media.video import decoder
 from omniavatar.models.wan_dit import WanDiT
 from omniavatar.resources import asset
 from omniavatar.testing.tiny import DIT, TinyModels
@@ -264,18 +265,17 @@ def test_every_frame_is_decoded_once(
     """Two windows, a video and a mask: two decoders, which are gone when the job is done."""
     started: list[Ffmpeg] = []
 
-    class Counted(Ffmpeg):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            started.append(self)
+    def counted(source: Path, arguments: list[str]) -> Ffmpeg:
+        started.append(decoder(source, arguments))
+        return started[-1]
 
-    monkeypatch.setattr("omniavatar.media.footage.Ffmpeg", Counted)
+    monkeypatch.setattr("omniavatar.media.footage.decoder", counted)
     inputs = {"control_video": files["video"], "control_mask": files["mask"]}
     assert len(make(catalog, networks, inputs=inputs, seconds=0.48).windows) == 2
     assert len(started) == 2
-    for decoder in started:
+    for process in started:
         with pytest.raises(ProcessLookupError):
-            os.kill(decoder.pid, 0)
+            os.kill(process.pid, 0)
 
 
 @pytest.mark.parametrize("fps", [4, 50])
