@@ -222,6 +222,7 @@ class Step(Scope):
         self.timestep = timestep
         self.sigma = sigma
         self.sigma_next = sigma_next
+        self.regimes: set[str] = set()
         self.network: Any = self.engine.model("dit")
         self.velocity: Tensor = torch.empty(0)
 
