@@ -19,7 +19,7 @@ from omniavatar.engine.attention import AttentionSlot
 from omniavatar.engine.hooks import Hooks
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.residency import Residency
-from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step, Window
+from omniavatar.engine.scopes import Branch, Forward, Job, Request, Scope, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import Span, ceil_4k1
 from omniavatar.errors import CheckpointError, PlanError
@@ -94,6 +94,7 @@ class Engine:
         self.dtype = dtype
         self.world = world
         self.groups = Groups()
+        self.values = Scope()
         self.attention = AttentionSlot()
         units = [unit for unit in plan.units if world.is_main or not unit.main_rank_only]
         self.residency = Residency(plan.units)
