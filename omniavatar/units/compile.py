@@ -42,8 +42,9 @@ class Compile(PipelineUnit):
     @hookimpl(trylast=True)
     def setup(self, engine: Engine) -> None:
         for role in engine.roles:
-            if role in self.settings.networks:
-                compile_blocks(getattr(engine.model(role), "blocks", nn.ModuleList()), self.settings)
+            blocks = getattr(engine.model(role), "blocks", None) if role in self.settings.networks else None
+            if blocks is not None:
+                compile_blocks(blocks, self.settings)
 
 
 class Compiled(Wrapped):

@@ -86,7 +86,7 @@ class Small(nn.Module):
 def compiled_blocks(graphs: Graphs) -> nn.ModuleList:
     """The blocks of an engine of its own, compiled by a counting compiler."""
     blocks = nn.ModuleList(Small().eval() for _ in range(3))
-    compile_blocks(blocks, Compile().settings.model_copy(update={"backend": graphs}))
+    compile_blocks(blocks, Compile(backend="eager").settings.model_copy(update={"backend": graphs}))
     return blocks
 
 
@@ -115,7 +115,7 @@ def test_many_engines_in_one_process_all_run_compiled_code(monkeypatch: pytest.M
 
 def test_names_of_weights_stay_as_they_are() -> None:
     plain, compiled = (
-        Engine(build_plan(f"default{more}", catalog(), SMALL), TinyModels()) for more in ("", "+compile")
+        Engine(build_plan(f"default{more}", catalog(), SMALL), TinyModels()) for more in ("", "+compile(backend=eager)")
     )
     compiled.set_up()
     assert list(compiled.model("dit").state_dict()) == list(plain.model("dit").state_dict())
@@ -124,7 +124,7 @@ def test_names_of_weights_stay_as_they_are() -> None:
 def test_a_second_engine_finds_the_compiled_blocks_of_the_first() -> None:
     blocks = compiled_blocks(Graphs())
     before = list(blocks)
-    compile_blocks(blocks, Compile().settings)
+    compile_blocks(blocks, Compile(backend="eager").settings)
     assert list(blocks) == before
 
 
