@@ -50,6 +50,7 @@ class Preparation:
         window.latents = torch.zeros_like(clean)
         engine.hooks.begin_window(window)
         found = {name: window.get(name) for name in self.split.values}
+        found = {name: value for name, value in found.items() if not callable(value)}  # what units ask of each other
         for name, value in found.items():
             if value is not None and not isinstance(value, Tensor):
                 raise PlanError(f"'{name}' is no tensor but {type(value).__name__}; a unit that makes it must run live")
