@@ -317,6 +317,7 @@ class Step(Scope):
         self.timestep = timestep
         self.sigma = sigma
         self.sigma_next = sigma_next
+        self.regimes: set[str] = set()
         self.network: Any = self.engine.model("dit")
         self.regimes: set[str] = set()
         self.velocity: Tensor = torch.empty(0)

@@ -53,6 +53,7 @@ class Preparation:
             before = self._before(loop, take, frames)
             window = loop.open_window(0, span_of(take), before, latents=torch.zeros_like(clean))
             found = {name: window.get(name) for name in self.split.values}
+        found = {name: value for name, value in found.items() if not callable(value)}  # what units ask of each other
         for name, value in found.items():
             if value is not None and not isinstance(value, Tensor):
                 raise PlanError(f"'{name}' is no tensor but {type(value).__name__}; a unit that makes it must run live")

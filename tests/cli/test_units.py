@@ -76,7 +76,7 @@ def test_plan_shows_the_order_and_the_hooks(omni: Omni) -> None:
 
 def test_plan_shows_what_units_know_beforehand(omni: Omni) -> None:
     out = omni("units", "plan", "default+teacache(threshold=9)+guidance-interval(low=0.9)+euler(steps=6, shift=5)").out
-    assert "will dit: 4 of 6 steps skipped; computed: 1, 6" in out
+    assert "will dit: 3 of 6 steps skipped; computed: 1, 4, 6; guidance-interval changes at 4" in out
     assert "will guidance in 3 of 6 steps: 1-3" in out
 
 

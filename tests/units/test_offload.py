@@ -18,6 +18,7 @@ from omniavatar.hookspecs import hookimpl
 from omniavatar.models.streaming import Streamed
 from omniavatar.testing.tiny import DIT, TinyModels
 from omniavatar.units import Offload
+from omniavatar.units.compile import Compiled
 from omniavatar.units.offload import resident_blocks
 from tests.training.scenes import SETTINGS, catalog, diffusion
 
@@ -87,7 +88,7 @@ def test_compiled_blocks(order: str) -> None:
     plain, _, _ = play("default-write-video", seconds=0.3)
     compiled, engine, _ = play(f"default-write-video+{order}", seconds=0.3)
     torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-5)
-    assert all(block.block._compiled_call_impl is not None for block in engine.model("dit").blocks)
+    assert all(isinstance(block.block, Compiled) for block in engine.model("dit").blocks)
 
 
 def test_a_second_video_by_the_same_engine() -> None:
