@@ -31,6 +31,7 @@ from omniavatar.resources import asset
 from tests.cli.conftest import SMALL, Omni, tree
 from tests.scenes import Scene, denoising_units, fake_engine, request
 
+pytestmark = pytest.mark.usefixtures("interruptible")
 UNIT = '''
 import ctypes
 import os

@@ -210,6 +210,7 @@ with VideoWriter(sys.argv[1], width=48, height=32, fps=25) as writer:
 """
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_in_a_terminal_keeps_what_is_there(folder: Path) -> None:
     """The terminal signals the whole process group; ffmpeg must live on to finish the file."""
     partial = folder / "partial.mp4"
