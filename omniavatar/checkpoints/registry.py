@@ -135,6 +135,10 @@ class Registry:
         """The tables in `registry/`, then those of plugins."""
         return cls([*registry_tables(), *extra_tables])
 
+    def origin(self, row: Row) -> Table:
+        """The table that has a row."""
+        return self._origins[f"name '{row.name}'"]
+
     def _claimed(self, table: Table) -> list[Row]:
         """The rows of a table. Each name, hash and model type belongs to one row of all tables only."""
         rows, claims = read_table(table), dict(self._origins)

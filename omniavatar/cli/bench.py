@@ -11,10 +11,9 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from omniavatar.bench.cases import Matrix, Suite, named, read_suite
-from omniavatar.cli.console import say
+from omniavatar.cli.console import say, tell
 from omniavatar.cli.options import DEVICE, FPS, split_values, unit_options
 from omniavatar.cli.progress import Progressing, display_for
 from omniavatar.cli.run import (
@@ -281,11 +280,8 @@ class Study:
         record.write(self.folder / "bench.json")
         (self.folder / "bench.html").write_text(page(record, frames, [str(one) for one in worse]), encoding="utf-8")
         if not self.options["quiet"]:
-            console = Console()
-            for one in tables(record):
-                console.print(one)
-                console.print()
-            click.echo(f"report: {self.folder / 'bench.html'}; figures: {self.folder / 'bench.json'}")
+            tell(*(part for table in tables(record) for part in (table, "")), markup=True)
+            tell(f"report: {self.folder / 'bench.html'}; figures: {self.folder / 'bench.json'}")
         for outcome in runner.outcomes:
             if outcome.status == "failed":
                 say(f"{outcome.name} failed: {outcome.reason}")
@@ -303,7 +299,7 @@ class Study:
         for one in worse:
             say(f"worse than before: {one}")
         if not worse and not self.options["quiet"]:
-            click.echo(f"nothing is worse than in {self.options['compare']}")
+            tell(f"nothing is worse than in {self.options['compare']}")
 
     def record(self, runner: Runner, asked: Asked) -> Record:
         """What was found."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omniavatar.cli.bench import check_writable
+from omniavatar.cli.console import tell
 from omniavatar.cli.estimate import count
 from omniavatar.cli.options import DEVICE, FPS, split_values
 from omniavatar.cli.run import (
@@ -117,7 +118,7 @@ def calibrate(ctx: click.Context, cache: str, file: Path | None, force: bool, ru
     except OSError as error:
         raise OutputError(f"cannot write {file}: {error.strerror}; choose another place") from None
     if not options["quiet"]:
-        click.echo(f"{file}  ({fit.error})")
+        tell(f"{file}  ({fit.error})")
 
 
 def measure(maker: VideoMaker, engine: Engine, requests: list[Request], recorder: Recorder) -> None:

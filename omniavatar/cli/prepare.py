@@ -12,9 +12,7 @@ from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from omniavatar.cli.console import say
+from omniavatar.cli.console import say, tell
 from omniavatar.cli.progress import Display, Progressing, Status, display_for
 from omniavatar.cli.train import opened
 from omniavatar.distributed.world import ALONE, World
@@ -56,7 +54,7 @@ def prepare(config: DiffusionConfig, workers: int, *, quiet: bool) -> int:
     if (folder / ORIGIN).exists():
         check_origin(folder, origin)
         if not quiet:
-            click.echo(f"{folder}  (made before; remove it to make it anew)")
+            tell(f"{folder}  (made before; remove it to make it anew)")
         return 0
     config.data.check()
     with claimed(folder, "cache"):
@@ -85,7 +83,7 @@ def prepare(config: DiffusionConfig, workers: int, *, quiet: bool) -> int:
         (folder / UNFINISHED).unlink()
     if not quiet:
         bad = [f"bad clips: {len(faults.found)}, see {SKIPPED}"] if faults is not None and faults.found else []
-        click.echo(f"{folder}  ({', '.join([f'{count} samples', *bad])})")
+        tell(f"{folder}  ({', '.join([f'{count} samples', *bad])})")
     return 0
 
 

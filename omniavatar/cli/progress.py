@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -113,7 +113,8 @@ class Lines(Display):
         if status.milestone or now - self.last >= self.EVERY_SECONDS:
             self.last = now
             text = ", ".join(filter(None, (status.text, status.time_left)))
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            with suppress(OSError):  # a full disk must not end the work either
+                self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class Progressing(Console):

@@ -9,9 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-import click
-
-from omniavatar.cli.console import say, saying_faults
+from omniavatar.cli.console import say, saying_faults, tell
 from omniavatar.cli.fields import inner_marks
 from omniavatar.cli.progress import Progressing, Watcher, display_for
 from omniavatar.cli.ranks import Rescue
@@ -152,11 +150,11 @@ class VideoMaker:
         if not self.world.is_main:
             return
         if self.as_json:
-            click.echo(json.dumps(figures(engine, self.watcher, job)))
+            tell(json.dumps(figures(engine, self.watcher, job)))
         elif not self.quiet:
             length, took = job.length / job.fps, self.watcher.figures.generate_seconds
             place = job.results.get("video", "no file, since no unit writes one")
-            click.echo(f"{place}  ({length:.2f} s of video in {took:.1f} s)")
+            tell(f"{place}  ({length:.2f} s of video in {took:.1f} s)")
 
 
 def check_media(plan: Plan, inputs: Mapping[str, BaseModel]) -> None:

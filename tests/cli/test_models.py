@@ -23,6 +23,11 @@ def test_list() -> None:
     assert "14.29 B" in result.output
 
 
+def test_checkpoints_of_tests_are_listed_on_demand() -> None:
+    assert "omniavatar-test" not in omni("list").output
+    assert "omniavatar-test" in omni("list", "--all").output
+
+
 def test_list_as_json() -> None:
     rows = {row["name"]: row for row in json.loads(omni("list", "--json").output)}
     assert rows["Wan2.1-T2V-14B"]["num_params"] == 14288491584
