@@ -6,7 +6,8 @@ The command line prints the message and exits with `exit_code`; anything that is
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -43,6 +44,28 @@ class Ended(SystemExit):
     """A signal ends the program; the code is 128 + its number."""
 
 
+@contextmanager
+def parsing(explained: Callable[[str], OmniError]) -> Iterator[None]:
+    """Make one line of whatever a parser raises about foreign data: the error that `explained` makes of a short reason.
+
+    Also of RecursionError, MemoryError, and panics of extensions in Rust, which are no `Exception`; not of Ctrl-C.
+    """
+    try:
+        yield
+    except OmniError:
+        raise
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        first_line = shortened(str(error).strip().partition("\n")[0])
+        raise explained(": ".join(filter(None, (type(error).__name__, first_line)))) from error
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether an error is about what was being done; Ctrl-C and the end of the program are not."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """A hint for a misspelt name: "; did you mean 'x'?" when one choice is near, else the list of choices."""
     known = sorted(choices)
@@ -60,4 +83,9 @@ def explain(error: ValidationError) -> str:
     message = message[:1].lower() + message[1:]
     if first["type"] == "missing":
         return f"'{where}' is required"
-    return f"{where} = {first['input']!r}: {message}" if where else message
+    return f"{where} = {shortened(repr(first['input']))}: {message}" if where else message
+
+
+def shortened(text: str, length: int = 100) -> str:
+    """The beginning of a text that may be long."""
+    return text if len(text) <= length else f"{text[:length]}..."

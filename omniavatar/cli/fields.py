@@ -62,7 +62,7 @@ def parse_value(text: str, info: FieldInfo) -> Any:
         return None
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # a number of too many digits, too many brackets
         return text
 
 

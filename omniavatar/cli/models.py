@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omniavatar.cli import Commands
-from omniavatar.cli.console import AS_JSON, saying_faults, show, show_json, table_of
+from omniavatar.cli.console import AS_JSON, say, saying_faults, show, show_json, table_of
 from omniavatar.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -50,15 +50,29 @@ def list_command(also_tests: bool, as_json: bool) -> None:
 def inspect(paths: tuple[str, ...], keys: bool, as_json: bool) -> None:
     """Say what model files, shard patterns or folders are.
 
-    An unknown file is compared with the nearest known checkpoint.
+    An unknown file is compared with the nearest known checkpoint; a bad one does not end it for the others.
     """
+    from omniavatar.checkpoints.registry import examining
+
     known = registry()
-    detections = [detection for path in paths for detection in known.detect_all(path)]
+    detections: list[Detection] = []
+    errors = []
+    for path in paths:
+        try:
+            with examining(Path(path)):
+                detections += known.detect_all(path)
+        except CheckpointError as error:
+            errors.append(error)
     if as_json:
-        show_json([detection_facts(detection, keys) for detection in detections])
-        return
-    for detection in detections:
-        _print_detection(detection, keys)
+        if detections or not errors:
+            show_json([detection_facts(detection, keys) for detection in detections])
+    else:
+        for detection in detections:
+            _print_detection(detection, keys)
+    for other in errors[:-1]:
+        say(str(other))
+    if errors:
+        raise errors[-1]
 
 
 @models.command()

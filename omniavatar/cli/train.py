@@ -19,7 +19,7 @@ from omniavatar.cli.progress import Display, Progressing, Status, Watcher, displ
 from omniavatar.cli.ranks import Rescue, as_rank, check_ranks, start_ranks
 from omniavatar.config import RunConfig, find_config, packaged_configs, read_yaml, validated
 from omniavatar.distributed.world import World, place
-from omniavatar.errors import CheckpointError, Ended, InputError, nearest
+from omniavatar.errors import CheckpointError, Ended, InputError, nearest, shortened
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -327,8 +327,8 @@ def parse_change(change: str) -> tuple[str, Any]:
         raise InputError(f"--set {change}: give KEY=VALUE, such as trainer.steps=2000")
     try:
         return key.strip(), yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {change}: cannot read the value") from None
+    except (yaml.YAMLError, ValueError, RecursionError):  # a number of too many digits, too many brackets
+        raise InputError(f"--set {shortened(change)}: cannot read the value") from None
 
 
 def lay_over(content: dict[str, Any], key: str, value: Any) -> None:
