@@ -14,16 +14,16 @@ import click
 
 from omniavatar.bench.cases import Matrix, Suite, named, read_suite
 from omniavatar.cli.console import say, tell
+from omniavatar.cli.demo import DEMO, asks_for_the_demo
 from omniavatar.cli.options import DEVICE, FPS, split_values, unit_options
 from omniavatar.cli.progress import Progressing, display_for
 from omniavatar.cli.run import (
     ARGUMENTS,
-    DEMO,
     RunCommand,
-    asks_for_the_demo,
+    asked_size,
     parse_size,
     seconds_of,
-    size_of,
+    size_options,
     with_hyphens,
 )
 from omniavatar.cli.start import EARLY, Start, start
@@ -159,7 +159,7 @@ class BenchCommand(RunCommand):
     default=None,
     help="a procedural talking head for each seed as picture and prompt, and avatar measures",
 )
-@click.option("--size", callback=size_of, metavar="HxW", help="height and width  [default: nearest of a table]")
+@size_options
 @click.option(
     "--seconds", type=float, callback=seconds_of, metavar="NUMBER", help="longest length  [default of the demo: 2]"
 )
@@ -230,7 +230,7 @@ class Study:
             interleaved=not options["no_interleave"],
             faces=faces,
         )
-        size = options["size"] or size_in(suite, options["suite"])
+        size = asked_size(options) or size_in(suite, options["suite"])
         seconds = options["seconds"] or suite.seconds
         if faces:
             check_faces(given, size)

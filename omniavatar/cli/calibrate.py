@@ -11,16 +11,16 @@ import click
 
 from omniavatar.cli.bench import check_writable
 from omniavatar.cli.console import tell
+from omniavatar.cli.demo import DEMO, asks_for_the_demo
 from omniavatar.cli.estimate import count
 from omniavatar.cli.options import DEVICE, FPS, split_values
 from omniavatar.cli.run import (
-    DEMO,
     FLAGS,
     RunCommand,
-    asks_for_the_demo,
+    asked_size,
     planned_videos,
     seconds_of,
-    size_of,
+    size_options,
     with_hyphens,
 )
 from omniavatar.cli.start import EARLY, Start, start
@@ -73,7 +73,7 @@ def cache_of(ctx: click.Context, param: click.Parameter, value: str) -> str:
     "--runs", type=click.IntRange(1, MOST_RUNS), default=2, metavar="INTEGER", help="seeds for each input  [default: 2]"
 )
 @click.option("--input-file", metavar="FILE", help="several inputs: a line each, prompt@@image@@audio")
-@click.option("--size", callback=size_of, metavar="HxW", help="height and width in pixels")
+@size_options
 @click.option("--seconds", type=float, callback=seconds_of, metavar="NUMBER", help="longest length of a video")
 @FPS
 @click.option("--seed", type=int, metavar="INTEGER", help="seed of the first run  [default: 42]")
@@ -100,8 +100,8 @@ def calibrate(ctx: click.Context, cache: str, file: Path | None, force: bool, ru
     from omniavatar.calibration import FITS, Recorder, calibrated, table
 
     recorder = Recorder()
-    shape = {name: options[name] for name in ("size", "seconds", "quiet")}
-    maker = VideoMaker(begin, config, **shape, as_json=False, observers=[recorder])
+    shape = {name: options[name] for name in ("seconds", "quiet")}
+    maker = VideoMaker(begin, config, asked_size(options), **shape, as_json=False, observers=[recorder])
     engine = maker.engine(maker.world, maker.device)
     checkpoint = calibrated(engine.models)  # type: ignore[arg-type]
     file = file or Path(f"{checkpoint.row.name}-{cache}.toml")

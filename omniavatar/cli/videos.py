@@ -43,7 +43,7 @@ class Video:
 class VideoMaker:
     """Makes videos with one configuration and says on stdout where they are, or with `as_json` what they took.
 
-    observers: further ones of the engine.
+    observers: further ones of the engine. remarks: what to say before the work begins.
     """
 
     begin: Start
@@ -53,6 +53,7 @@ class VideoMaker:
     quiet: bool
     as_json: bool
     observers: Sequence[Any] = ()
+    remarks: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.world = self.begin.world
@@ -83,6 +84,8 @@ class VideoMaker:
         engine.check_split()
         good = self.agreed([(video, self.tried(video, self.request, engine, video)) for video in videos])
         if good:
+            for remark in () if self.quiet else self.remarks:
+                say(remark)
             with self.watcher:
                 self.watcher.load(engine, self.rescue.note)
         made = 0
