@@ -135,10 +135,17 @@ def saying_faults(plugins: Plugins) -> Iterator[None]:
 
 
 class SayingHandler(logging.Handler):
-    """Log records as messages of this program."""
+    """Log records as messages of this program, each message once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage())
+        message = record.getMessage()
+        if message not in self.said:
+            self.said.add(message)
+            say(message)
 
 
 @contextmanager

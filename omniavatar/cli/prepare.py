@@ -12,7 +12,7 @@ from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
-from omniavatar.cli.console import say, tell
+from omniavatar.cli.console import logging_to_stderr, say, tell
 from omniavatar.cli.progress import Display, Progressing, Status, display_for
 from omniavatar.cli.train import opened
 from omniavatar.distributed.world import ALONE, World
@@ -208,9 +208,10 @@ def work(config: DiffusionConfig, part: int, parts: int, reports: Any, stop: Any
             raise KeyboardInterrupt
 
     try:
-        diffusion = opened(config, ALONE)
-        assert config.cache is not None
-        make(diffusion, diffusion.source(config.cache, report), part, parts, report)
+        with logging_to_stderr(-1):  # the process that has started this one says the rest
+            diffusion = opened(config, ALONE)
+            assert config.cache is not None
+            make(diffusion, diffusion.source(config.cache, report), part, parts, report)
     except KeyboardInterrupt:
         reports.cancel_join_thread()
     except (OmniError, torch.OutOfMemoryError) as error:
