@@ -15,6 +15,7 @@ import click
 from omniavatar.bench.cases import Matrix, Suite, named, read_suite
 from omniavatar.cli.console import say, tell
 from omniavatar.cli.demo import DEMO, asks_for_the_demo
+from omniavatar.cli.fields import UserPath
 from omniavatar.cli.options import DEVICE, FPS, split_values, unit_options
 from omniavatar.cli.progress import Progressing, display_for
 from omniavatar.cli.run import (
@@ -139,9 +140,19 @@ class BenchCommand(RunCommand):
     context_settings={"max_content_width": 120, "token_normalize_func": with_hyphens},
 )
 @click.option(
-    "--output", "-o", metavar="FOLDER", default="out/bench", help="folder of the report  [default: out/bench]"
+    "--output",
+    "-o",
+    type=UserPath(),
+    metavar="FOLDER",
+    default="out/bench",
+    help="folder of the report  [default: out/bench]",
 )
-@click.option("--compare", metavar="FILE", help="bench.json of an earlier run: say what is worse, and exit with 1")
+@click.option(
+    "--compare",
+    type=UserPath(),
+    metavar="FILE",
+    help="bench.json of an earlier run: say what is worse, and exit with 1",
+)
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 10),
@@ -242,7 +253,7 @@ class Study:
             begin=begin,
             config=begin.final(flags, settings),
             schedule=schedule,
-            folder=Path(options["output"]),
+            folder=options["output"],
             inputs=given,
             settings=settings,
             options={**options, "size": size, "seconds": seconds, "flags": flags},
@@ -256,7 +267,7 @@ class Study:
         from omniavatar.bench.runner import Runner
 
         asked, path = self.asked(), self.options["compare"]
-        before = None if path is None else Record.read(Path(path))
+        before = None if path is None else Record.read(path)
         if before is not None:
             check_comparable(before.asked, asked, path)
         check_writable(self.folder)

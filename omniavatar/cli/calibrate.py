@@ -13,6 +13,7 @@ from omniavatar.cli.bench import check_writable
 from omniavatar.cli.console import tell
 from omniavatar.cli.demo import DEMO, asks_for_the_demo
 from omniavatar.cli.estimate import count
+from omniavatar.cli.fields import UserPath
 from omniavatar.cli.options import DEVICE, FPS, split_values
 from omniavatar.cli.run import (
     FLAGS,
@@ -65,7 +66,7 @@ def cache_of(ctx: click.Context, param: click.Parameter, value: str) -> str:
 )
 @click.argument("cache", metavar="teacache|magcache", callback=cache_of)
 @click.option(
-    "--write", "file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    "--write", "file", type=UserPath(dir_okay=False), metavar="FILE",
     help="the table  [default: CHECKPOINT-CACHE.toml]",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="replace a table that exists")

@@ -11,6 +11,7 @@ import click
 
 from omniavatar.cli import Commands
 from omniavatar.cli.console import AS_JSON, say, saying_faults, show, show_json, table_of
+from omniavatar.cli.fields import UserPath
 from omniavatar.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def inspect(paths: tuple[str, ...], keys: bool, as_json: bool) -> None:
 
 
 @models.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", type=UserPath(exists=True, file_okay=False))
 @AS_JSON
 def verify(folder: Path, as_json: bool) -> None:
     """Check every model below FOLDER: known, unknown or damaged.

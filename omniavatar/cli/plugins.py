@@ -12,6 +12,7 @@ import click
 
 from omniavatar.cli import Commands
 from omniavatar.cli.console import AS_JSON, saying_faults, show, show_json, table_of, tell
+from omniavatar.cli.fields import UserPath
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -53,7 +54,7 @@ def _state(entry: Description) -> Text:
 
 @plugins.command()
 @click.argument("name")
-@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.argument("folder", required=False, type=UserPath())
 @click.pass_obj
 def new(found: Plugins, name: str, folder: Path | None) -> None:
     """Write a package with a unit called NAME into FOLDER (default: omniavatar-NAME here).

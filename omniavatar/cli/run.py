@@ -236,7 +236,7 @@ def planned_videos(inputs: dict[str, Any], input_file: str | None) -> list[Video
         return [Video(inputs)]
     from omniavatar.original import read_samples
 
-    path = Path(input_file)
+    path = Path(input_file).expanduser()
     folder = Path(inputs.pop("output", Path("out", path.stem)))
     return [
         Video(
