@@ -57,8 +57,13 @@ def parsing(explained: Callable[[str], OmniError]) -> Iterator[None]:
     except BaseException as error:
         if not is_failure(error):
             raise
-        first_line = shortened(str(error).strip().partition("\n")[0])
-        raise explained(": ".join(filter(None, (type(error).__name__, first_line)))) from error
+        raise explained(in_one_line(error)) from error
+
+
+def in_one_line(error: BaseException) -> str:
+    """The type of an error and the beginning of what it says."""
+    first_line = shortened(str(error).strip().partition("\n")[0])
+    return ": ".join(filter(None, (type(error).__name__, first_line)))
 
 
 def is_failure(error: BaseException) -> bool:

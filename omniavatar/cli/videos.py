@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from omniavatar.cli import diagnosis
 from omniavatar.cli.console import say, saying_faults, tell
 from omniavatar.cli.fields import inner_marks
 from omniavatar.cli.progress import Progressing, Watcher, display_for
 from omniavatar.cli.ranks import Rescue
 from omniavatar.distributed.world import World, common, tells_for_all
-from omniavatar.errors import InputError, OmniError
+from omniavatar.errors import InputError, in_one_line, is_failure
 from omniavatar.opening import engine_of, torch_device
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from omniavatar.engine.plan import Plan
     from omniavatar.engine.scopes import Job, Request
 
+log = logging.getLogger(__name__)
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -95,6 +99,8 @@ class VideoMaker:
             if job is not None:
                 self.report(engine, job)
                 made += 1
+        if 0 < made < len(videos) and not self.quiet:
+            say(f"{made} of {len(videos)} videos are made")
         return 0 if made == len(videos) else InputError.exit_code
 
     def agreed(self, asked: Sequence[tuple[Video, Request | None]]) -> list[tuple[Video, Request]]:
@@ -138,14 +144,21 @@ class VideoMaker:
     def tried(
         self, video: Video, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result | None:
-        """The result of some work on a video; what is wrong with a line of a list is reported, and None returned."""
+        """The result of some work on a video; what is wrong with a line of a list is reported, and None returned.
+
+        So is a fault of the program, or memory that is short, since other lines may do.
+        """
         try:
             return work(*args, **kwargs)
-        except OmniError as error:
-            if not video.place:
+        except BaseException as error:
+            if not video.place or not is_failure(error):
                 raise
+            message, _ = diagnosis(error)
+            if not message:
+                message = in_one_line(error)
+                log.info("%s", "".join(traceback.format_exception(error)).rstrip())
             if tells_for_all():  # ranks that this program has started find what it has found before
-                say(f"{video.place}: {error}", error)
+                say(f"{video.place}: {message}", error)
             return None
 
     def report(self, engine: Engine, job: Job) -> None:

@@ -16,6 +16,7 @@ from omniavatar.cli.options import unit_options
 from omniavatar.cli.run import run
 from omniavatar.cli.start import start
 from omniavatar.cli.synonyms import MEANT, SYNONYMS, UNITS
+from omniavatar.cli.videos import Video, VideoMaker
 from omniavatar.media.audio import load_waveform
 from omniavatar.media.video import probe_video, read_video
 from omniavatar.testing.tiny import FILES, tiny_file
@@ -187,6 +188,34 @@ def test_every_synonym_leads_to_an_option_or_a_unit() -> None:
     assert {option for option in SYNONYMS if not option.startswith("*")} <= known
     assert set(UNITS) <= set(begin.catalog.units)
     assert not set(MEANT) & {name.removeprefix("--") for name in known}
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (TypeError("no such\nshape"), "TypeError: no such"),
+        (MemoryError(), "out of memory"),
+        (type("PanicException", (BaseException,), {})("overflow"), "PanicException: overflow"),
+    ],
+)
+def test_no_line_of_a_list_ends_it_for_the_others(
+    omni: Omni, folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, said: str
+) -> None:
+    request = VideoMaker.request
+
+    def read(self: VideoMaker, engine: Any, video: Video) -> Any:
+        if video.inputs["prompt"] == "bad":
+            raise error
+        return request(self, engine, video)
+
+    monkeypatch.setattr(VideoMaker, "request", read)
+    (folder / "list.txt").write_text("bad\ngood\n")
+    outcome = omni("run", "--input-file", "list.txt", *SMALL, "--seconds", "0.2")
+    assert outcome.code == 2
+    first, *_, last = notes(outcome)
+    assert first.startswith(f"omni: list.txt, line 1: {said}")
+    assert last == "omni: 1 of 2 videos are made"
+    assert tree(folder / "out") == {"list", "list/result_001.mp4"}
 
 
 def test_width_and_height_are_a_size(omni: Omni, folder: Path) -> None:
