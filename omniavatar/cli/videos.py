@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -10,14 +12,13 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-import click
-
-from omniavatar.cli.console import say, saying_faults
+from omniavatar.cli import diagnosis
+from omniavatar.cli.console import say, saying_faults, tell
 from omniavatar.cli.fields import inner_marks
 from omniavatar.cli.progress import Progressing, Watcher, display_for
 from omniavatar.cli.ranks import Rescue
 from omniavatar.distributed.world import World, common, tells_for_all
-from omniavatar.errors import InputError, OmniError
+from omniavatar.errors import InputError, in_one_line, is_failure
 from omniavatar.opening import FinalConfig, engine_of, torch_device
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from omniavatar.engine.run import Result
     from omniavatar.engine.scopes import Request
 
+log = logging.getLogger(__name__)
 Arguments = ParamSpec("Arguments")
 Found = TypeVar("Found")
 
@@ -46,7 +48,7 @@ class Video:
 class VideoMaker:
     """Makes videos with one configuration and says on stdout where they are, or with `as_json` what they took.
 
-    observers: further ones of the engine.
+    observers: further ones of the engine. remarks: what to say before the work begins.
     """
 
     begin: Start
@@ -56,6 +58,7 @@ class VideoMaker:
     quiet: bool
     as_json: bool
     observers: Sequence[Any] = ()
+    remarks: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.world = self.begin.world
@@ -86,6 +89,8 @@ class VideoMaker:
         engine.check_split()
         good = self.agreed([(video, self.tried(video, self.request, engine, video)) for video in videos])
         if good:
+            for remark in () if self.quiet else self.remarks:
+                say(remark)
             with self.watcher:
                 self.watcher.load(engine, self.rescue.note)
         made = 0
@@ -95,6 +100,8 @@ class VideoMaker:
             if result is not None:
                 self.report(engine, result)
                 made += 1
+        if 0 < made < len(videos) and not self.quiet:
+            say(f"{made} of {len(videos)} videos are made")
         return 0 if made == len(videos) else InputError.exit_code
 
     def agreed(self, asked: Sequence[tuple[Video, Request | None]]) -> list[tuple[Video, Request]]:
@@ -138,14 +145,21 @@ class VideoMaker:
     def tried(
         self, video: Video, work: Callable[Arguments, Found], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Found | None:
-        """The result of some work on a video; what is wrong with a line of a list is reported, and None returned."""
+        """The result of some work on a video; what is wrong with a line of a list is reported, and None returned.
+
+        So is a fault of the program, or memory that is short, since other lines may do.
+        """
         try:
             return work(*args, **kwargs)
-        except OmniError as error:
-            if not video.place:
+        except BaseException as error:
+            if not video.place or not is_failure(error):
                 raise
+            message, _ = diagnosis(error)
+            if not message:
+                message = in_one_line(error)
+                log.info("%s", "".join(traceback.format_exception(error)).rstrip())
             if tells_for_all():  # ranks that this program has started find what it has found before
-                say(f"{video.place}: {error}", error)
+                say(f"{video.place}: {message}", error)
             return None
 
     def report(self, engine: Engine, result: Result) -> None:
@@ -153,11 +167,11 @@ class VideoMaker:
         if not self.world.is_main:
             return
         if self.as_json:
-            click.echo(json.dumps(figures(engine, self.watcher.load_seconds, result)))
+            tell(json.dumps(figures(engine, self.watcher.load_seconds, result)))
         elif not self.quiet:
             place = result.video or "no file, since no unit writes one"
             took = result.timings.generate_seconds
-            click.echo(f"{place}  ({result.seconds:.2f} s of video in {took:.1f} s)")
+            tell(f"{place}  ({result.seconds:.2f} s of video in {took:.1f} s)")
 
 
 def check_media(plan: Plan, inputs: Mapping[str, BaseModel], seconds: float | None = None) -> None:

@@ -319,7 +319,6 @@ class Step(Scope):
         self.sigma_next = sigma_next
         self.regimes: set[str] = set()
         self.network: Any = self.engine.model("dit")
-        self.regimes: set[str] = set()
         self.velocity: Tensor = torch.empty(0)
 
     @property
