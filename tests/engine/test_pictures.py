@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from omniavatar.engine.loop import Loop
 from omniavatar.engine.pictures import encode, is_usable, settle_size, usable_sizes
 from omniavatar.engine.scopes import Job, Request
 from omniavatar.errors import InputError
@@ -13,7 +14,8 @@ from tests.scenes import fake_engine, fake_models
 
 
 def job(height: int | None = None, width: int | None = None) -> Job:
-    return Job(fake_engine([], models=fake_models()), Request(height=height, width=width), {})
+    engine = fake_engine([], models=fake_models())
+    return Loop(engine, engine.plan, Request(height=height, width=width)).job
 
 
 def test_a_size_is_chosen_only_if_there_is_none() -> None:
