@@ -123,8 +123,8 @@ def test_sound_is_in_sync(folder: Path, suffix: str, sample_rate: int, channels:
 
 
 @pytest.mark.parametrize("duration", [True, False], ids=["known", "unknown"])
-@pytest.mark.parametrize("rate", [8000, 16000, 44100])
-@pytest.mark.parametrize("frames", [1, 2, 13, 50])
+@pytest.mark.parametrize("rate", [16000, 44100])
+@pytest.mark.parametrize("frames", [1, 13, 50])
 def test_pictures_and_sound_end_together_and_an_impulse_stays_in_its_place(
     folder: Path, rate: int, frames: int, duration: bool
 ) -> None:
@@ -365,6 +365,7 @@ def test_writing_in_pieces_counts_frames_and_seconds(folder: Path) -> None:
     with VideoWriter(folder / "a.mp4", **SIZE) as writer:
         for piece in np.split(gradient_frames(10, 32, 48), 5):
             writer.write(piece)
+            writer.write(piece[:0])
         assert (writer.frames_written, writer.duration) == (10, 0.4)
         assert not (folder / "a.mp4").exists()  # nothing to see before it is whole
     assert probe_video(folder / "a.mp4").frames == 10
@@ -727,6 +728,28 @@ def test_a_second_ctrl_c_says_nothing_new() -> None:
         stop()
 
 
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("fails", [False, True])
+def test_ctrl_c_while_a_file_is_saved_carries_the_line_that_says_where(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    writer = VideoWriter(folder / "a.mp4", **SIZE)
+    writer.write(gradient_frames(3, 32, 48))
+    count = writer._count
+
+    def interrupted() -> int | None:
+        signal.raise_signal(signal.SIGINT)
+        return count()
+
+    monkeypatch.setattr(writer, "_count", interrupted)
+    if fails:
+        (folder / "a.mp4").mkdir()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        writer.close() if fails else writer.keep()
+    assert caught.value.__notes__ == [f"the 3 finished frames are in {folder}/a.partial.mp4"]
+    assert plays(folder / "a.partial.mp4") == 3
+
+
 def test_signals_that_were_ignored_stay_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -748,10 +771,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 with VideoWriter(sys.argv[1], width=48, height=32, fps=25) as writer:
     writer.write(np.zeros((20, 32, 48, 3), dtype=np.uint8))
     mux = writer._mux
-    def slow():
+    def slow(frames):
         print("saving", flush=True)
         sys.stdin.readline()
-        return mux()
+        return mux(frames)
     writer._mux = slow
     print("ready", flush=True)
     while True:
