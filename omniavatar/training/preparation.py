@@ -24,6 +24,7 @@ from omniavatar.errors import PlanError
 from omniavatar.training.data.clip import Unusable
 from omniavatar.training.split import Split
 from omniavatar.training.takes import Take
+from omniavatar.units.audio import SAMPLE_RATE
 
 CLEAN = "clean"
 """Under this name a sample holds the latents (1 c t h w) that training wants back."""
@@ -71,7 +72,7 @@ class Preparation:
     def _request(self, take: Take) -> Request:
         """The video that the take is a part of."""
         height, width = take.pictures.shape[1:3]
-        offered = {"image": take.reference, "audio": take.sound, "prompt": take.prompt}
+        offered = {"image": take.reference, "audio": (take.sound, SAMPLE_RATE), "prompt": take.prompt}
         taken = self.engine.plan.input_fields
         inputs = {name: value for name, value in offered.items() if value is not None and name in taken}
         return Request(inputs, height=height, width=width)

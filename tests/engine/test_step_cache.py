@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from omniavatar.engine.scopes import Forward, Job, Step, Window
+from omniavatar.engine.loop import Loop
+from omniavatar.engine.scopes import Forward, Step, Window
 from omniavatar.engine.unit import PipelineUnit
-from omniavatar.engine.windows import Span
 from omniavatar.hookspecs import hookimpl
 from omniavatar.units import CfgMerge, Euler, FirstBlockCache, Guidance, GuidanceInterval, MagCache, TeaCache
 from tests.scenes import Scene, denoising_units, fake_engine, request
@@ -78,9 +78,7 @@ def test_a_range_of_steps_beside_branches_in_one_batch(cache: str) -> None:
 def test_the_borders_of_a_range_are_foretold(cache: str) -> None:
     unit = CACHES[cache]()
     engine = fake_engine([unit, WeakBlocks(2, 4), GuidanceInterval(low=0.9), Euler(steps=STEPS, shift=1.0)])
-    window = Window(Job(engine, request(), {}), 0, Span(0, 5, 0, 0, 5), None)
-    window.steps = engine.hooks.plan_steps(window)
-    (line,) = unit.forecast(window)
+    (line,) = unit.forecast(Loop(engine, engine.plan, request()).plan_window())
     last = ", 8" if cache == "teacache" else ""
     skipped = STEPS - (5 if last else 4)
     assert line == (
