@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -154,6 +154,7 @@ def place_of(frame: FrameType | None) -> str:
 
 def leave(code: int) -> NoReturn:
     """End this process now: what libraries do at exit may wait for ranks that are gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # full, closed, or not there: no reason to stay
+            stream.flush()
     os._exit(code)

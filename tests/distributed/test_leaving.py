@@ -77,6 +77,14 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
+@pytest.mark.parametrize("stdout", ["None", "open('/dev/full', 'w')"])
+def test_a_rank_leaves_also_where_nothing_can_be_printed(stdout: str) -> None:
+    script = (
+        f"import sys; sys.stdout = {stdout}; print('x'); from omniavatar.distributed.leaving import leave; leave(3)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 3
+
+
 def test_closing_is_not_disturbed_by_further_signals() -> None:
     closed = []
     with pytest.raises(Stopped, match="ended by SIGINT"), stoppable(never):  # noqa: PT012
