@@ -21,7 +21,7 @@ from omniavatar.errors import CheckpointError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import GivenModels, recorder
 from omniavatar.units import Euler, Guidance, Transformer
-from tests.scenes import Scene, denoising_units, fake_engine, fake_models, request, tiny_engine, video_of
+from tests.scenes import Scene, denoising_units, fake_engine, fake_models, recorded, request, tiny_engine, video_of
 
 SILENT_PLAN = "default+teacache-write-video"
 
@@ -34,9 +34,7 @@ def engine(tiny_models: Bundle, catalog: Catalog) -> Engine:
 
 def frames_of(engine: Engine, request: Request) -> Tensor:
     """The frames of a video as they were decoded (1 3 t h w)."""
-    seen = recorder.WindowRecorder()
-    engine.generate(request, observers=[seen])
-    return recorder.video_of(seen.windows)
+    return recorder.video_of(recorded(engine, request))
 
 
 def talking(portrait: Path, speech: Path, **changes: Any) -> Request:

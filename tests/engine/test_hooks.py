@@ -11,7 +11,6 @@ import pytest
 
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.hooks import Hooks
-from omniavatar.engine.loop import Loop
 from omniavatar.engine.plan import hooks_of
 from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Step, Window
 from omniavatar.engine.unit import PipelineUnit
@@ -19,7 +18,7 @@ from omniavatar.engine.windows import Span
 from omniavatar.errors import PlanError, PluginError
 from omniavatar.hookspecs import Pipeline, hookimpl
 from omniavatar.testing import FakeDiT
-from tests.scenes import Scene, denoising_units, fake_engine, fake_models, request
+from tests.scenes import Scene, bare_job, denoising_units, fake_engine, fake_models, request
 
 
 class Recorder(PipelineUnit):
@@ -190,12 +189,6 @@ output_frames 1: 9 to 13
 end_window 1
 """,
 )
-
-
-def bare_job() -> Job:
-    """A job that has not begun."""
-    engine = fake_engine([])
-    return Loop(engine, engine.plan, request()).job
 
 
 def expected_log() -> list[str]:

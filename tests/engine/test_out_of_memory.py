@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from omniavatar.engine.engine import Engine
-from omniavatar.engine.loop import Loop
 from omniavatar.engine.out_of_memory import Shortage, amount, is_out_of_memory
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.scopes import Forward, Job, Request, Step, Window
@@ -19,7 +18,7 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import GivenModels
 from omniavatar.units import FixedFrames, VaeDecode
-from tests.scenes import SIZE, Scene, denoising_units, fake_models
+from tests.scenes import SIZE, Scene, bare_job, denoising_units, fake_models
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.25 GiB is "
@@ -173,7 +172,7 @@ def test_fewer_tokens_are_a_window_of_two_thirds() -> None:
     models = fake_models()
     models.networks["dit"].patch_size = (1, 2, 2)  # type: ignore[assignment]
     engine = Engine(Plan([Scene(frames=13), *denoising_units()]), models)
-    job = Loop(engine, engine.plan, Request(height=64, width=64)).job
+    job = bare_job(engine, Request(height=64, width=64))
     job.frames = 1000
     unit = FixedFrames(overlap=5, window_frames=None, max_tokens=420)
     span = unit.plan_windows(job)[0]

@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from omniavatar.engine.loop import Loop
 from omniavatar.engine.scopes import Branch, Forward, Job, Previous, Request, Scope, Step, Window
 from omniavatar.engine.windows import Span
 from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
-from tests.scenes import Scene, denoising_units, fake_engine, request
+from tests.scenes import Scene, bare_job, denoising_units, fake_engine, request
 
 SPAN = Span(0, 9, 0, 0, 9)
 
@@ -37,15 +36,9 @@ class Watch(Scene):
         """Without the recorder, which keeps steps."""
 
 
-def bare_job(request: Request) -> Job:
-    """A job that has not begun."""
-    engine = fake_engine([])
-    return Loop(engine, engine.plan, request).job
-
-
 @pytest.fixture
 def job() -> Job:
-    return bare_job(Request(height=16, width=16))
+    return bare_job()
 
 
 @pytest.fixture
@@ -137,7 +130,7 @@ def test_only_the_window_before_is_kept_and_older_ones_go_at_once() -> None:
 
 
 def test_the_length_and_the_size_must_come_from_somewhere() -> None:
-    job = bare_job(Request())
+    job = bare_job(asked=Request())
     with pytest.raises(InputError, match="no audio is given; give one, or seconds for a silent video"):
         _ = job.length
     with pytest.raises(InputError, match="the size of the video is unknown; give its height and width"):

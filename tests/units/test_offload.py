@@ -20,17 +20,18 @@ from omniavatar.testing.tiny import DIT, TinyModels
 from omniavatar.units import Offload
 from omniavatar.units.compile import Compiled
 from omniavatar.units.offload import resident_blocks
+from tests.scenes import Frames
 from tests.training.scenes import SETTINGS, catalog, diffusion
 
 LAYERS = DIT["num_layers"]
 SMALL = {**SETTINGS, "euler": {"steps": 3}, "fixed-frames": {"window_frames": 9, "overlap": 5}}
 
 
-class Witness:
-    """Keeps what the windows show, and who was on the device in which hook."""
+class Witness(Frames):
+    """Keeps what the windows of all videos show, and who was on the device in which hook."""
 
     def __init__(self) -> None:
-        self.frames: list[Tensor] = []
+        super().__init__()
         self.present: dict[str, set[str]] = {}
 
     def note(self, hook: str, engine: Engine) -> None:
@@ -42,7 +43,7 @@ class Witness:
 
     @hookimpl(trylast=True)
     def end_window(self, window: Window) -> None:
-        self.frames.append(window["frames"].clone())
+        super().end_window(window)
         self.note("end_window", window.engine)
 
 
@@ -52,7 +53,7 @@ def play(expression: str, *observers: Any, models: Any = None, seconds: float = 
     plan = build_plan(expression, catalog(), SMALL)
     engine = Engine(plan, models or TinyModels(), observers=[witness, *observers])
     engine.generate(Request({"prompt": "hi"}, seconds=seconds))
-    return torch.cat(witness.frames, dim=2), engine, witness
+    return torch.cat(witness.seen, dim=2), engine, witness
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,7 +97,7 @@ def test_a_second_video_by_the_same_engine() -> None:
     engine = Engine(build_plan("default-write-video+offload", catalog(), SMALL), TinyModels(), observers=[witness])
     for _ in range(2):
         engine.generate(Request({"prompt": "hi"}, seconds=0.3))
-    assert torch.equal(witness.frames[0], witness.frames[1])
+    assert torch.equal(witness.seen[0], witness.seen[1])
 
 
 def test_networks_are_there_only_while_their_units_run() -> None:

@@ -20,7 +20,7 @@ from omniavatar.testing import FakeDiT
 from omniavatar.testing.tiny import tiny_file
 from omniavatar.units import Audio, Prompt, prompt
 from omniavatar.units.prompt import NEGATIVE_PROMPT, clean, load_tokenizer, words_beyond
-from tests.scenes import denoising_units, fake_engine, fake_models, request, tiny_engine
+from tests.scenes import denoising_units, fake_engine, fake_models, recorded, request, tiny_engine
 
 TOKENIZER = tiny_file("tokenizer")
 
@@ -75,12 +75,12 @@ def test_clean(text: str, expected: str) -> None:
 def test_texts_are_embedded_once_per_video_and_context_once_per_window_and_branch() -> None:
     encoder, dit = FakeTextEncoder(), CountingDiT()
     engine = engine_for(prompt_unit(), Audio(silence=0), *denoising_units(steps=3, scale=4.5), encoder=encoder, dit=dit)
-    job = engine.generate(request(seconds=0.44))
-    assert len(job.spans) == 2
+    windows = recorded(engine, request(seconds=0.44))
+    assert len(windows) == 2
     assert encoder.texts == 2
     assert dit.calls == 2 * 3 * 2
     assert len(dit.contexts) == 2 * 2
-    positive, negative = job["prompt_embedding"], job["negative_embedding"]
+    positive, negative = windows[0]["prompt_embedding"], windows[0]["negative_embedding"]
     assert not positive.equal(negative)
     for window in (dit.contexts[:2], dit.contexts[2:]):
         assert window[0].equal(positive)
@@ -167,9 +167,9 @@ def test_a_single_word_that_is_too_long_is_lost_in_part(caplog: pytest.LogCaptur
 def test_guidance_1_makes_no_negative_context() -> None:
     dit = CountingDiT()
     engine = engine_for(prompt_unit(), Audio(), *denoising_units(scale=1), encoder=FakeTextEncoder(), dit=dit)
-    job = engine.generate(request(seconds=0.2))
+    (window,) = recorded(engine, request(seconds=0.2))
     assert len(dit.contexts) == 1
-    assert dit.contexts[0].equal(job["prompt_embedding"])
+    assert dit.contexts[0].equal(window["prompt_embedding"])
 
 
 def test_what_is_encoded_is_the_clean_text_padded_or_cut_to_the_length() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from omniavatar.engine.scopes import Forward, Job, Step, Window
+from omniavatar.engine.scopes import Forward, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import Span
 from omniavatar.errors import PlanError
@@ -19,7 +19,7 @@ from omniavatar.testing import FakeDiT
 from omniavatar.units import CfgMerge, Euler, Guidance, Transformer
 from omniavatar.units.transformer import model_input, tell_noise
 from tests.models.networks import noise, randomized
-from tests.scenes import Scene, fake_engine, fake_models, request
+from tests.scenes import Scene, bare_job, fake_engine, fake_models, request
 
 
 class Text(PipelineUnit):
@@ -59,12 +59,12 @@ def test_hooks_compose_to_the_plain_forward() -> None:
     class Look:
         @hookimpl(trylast=True)
         def unembed(self, forward: Forward) -> None:
-            seen.append((forward, forward.frame_index, forward.grid))
+            seen.append((forward, forward["condition"], forward.frame_index, forward.grid))
 
     units = [Scene(frames=9), Text(), Guidance(scale=1), Euler(steps=2), Transformer()]
     fake_engine(units, models=fake_models(dit=dit), observers=[Look()]).generate(request(height=32))
-    for forward, frame_index, grid in seen:
-        condition = forward["condition"]
+    assert len(seen) == 2
+    for forward, condition, frame_index, grid in seen:
         latents = torch.cat([forward.latents, condition], dim=1)
         timestep = torch.tensor([forward.step.timestep], dtype=torch.float64)
         expected = dit(latents, timestep, noise(1, 3, 6, seed=6))
@@ -91,7 +91,7 @@ def test_positions_are_made_once_per_window() -> None:
 def forward() -> Forward:
     """A call for two branches of a window whose latents are 1."""
     engine = fake_engine([], models=fake_models(dit=FakeDiT(condition_channels=2)))
-    window = Window(Job(engine, request(), {}), 0, Span(0, 5, 0, 0, 5), None)
+    window = Window(bare_job(engine), 0, Span(0, 5, 0, 0, 5))
     window.latents = torch.ones(1, 4, 2, 2, 2)
     return Forward(Step(window, 0, 1000.0, 1.0, 0.0), [window.branch("a"), window.branch("b")])
 
