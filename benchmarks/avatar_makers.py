@@ -127,7 +127,11 @@ class Engines:
 
     def make(self, asked: Asked) -> Made:
         engine = self._engine({"scale": asked.scale, "audio_scale": asked.audio_scale})
-        inputs = {"image": asked.picture, "audio": None if asked.sound is None else (asked.sound, SAMPLE_RATE), "prompt": asked.clip.caption}
+        inputs = {
+            "image": asked.picture,
+            "audio": None if asked.sound is None else (asked.sound, SAMPLE_RATE),
+            "prompt": asked.clip.caption,
+        }
         given = {name: value for name, value in inputs.items() if value is not None}
         side = self.side
         request = Request(given, self._seed + asked.clip.who.seed, side, side, seconds=(asked.frames - 1) / 25)

@@ -16,9 +16,9 @@ import click
 
 from omniavatar.cli.console import say
 from omniavatar.cli.progress import Display, Progressing, display_for
-from omniavatar.engine.progress import Status
 from omniavatar.cli.train import opened
 from omniavatar.distributed.world import ALONE, World
+from omniavatar.engine.progress import Status
 from omniavatar.errors import Ended, InputError, OmniError, OutputError
 
 if TYPE_CHECKING:

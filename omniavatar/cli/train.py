@@ -16,10 +16,10 @@ import yaml
 from omniavatar.cli.console import logging_to_stderr, say, saying_faults
 from omniavatar.cli.options import DEVICE
 from omniavatar.cli.progress import Display, Progressing, Watcher, display_for
-from omniavatar.engine.progress import Status
 from omniavatar.cli.ranks import Rescue, as_rank, check_ranks, start_ranks
 from omniavatar.config import RunConfig, find_config, packaged_configs, read_yaml, validated
 from omniavatar.distributed.world import World, place
+from omniavatar.engine.progress import Status
 from omniavatar.errors import CheckpointError, Ended, InputError, nearest
 
 if TYPE_CHECKING:

@@ -228,7 +228,7 @@ class Loop:
             if self._open is not None:
                 self._open.close()
             self._open = self.previous = None
-            self.job.clear()
+            self.job.close()
 
 
 class Tail:
@@ -298,7 +298,7 @@ def state_of(loop: Loop, next_window: int) -> dict[str, Tensor]:
     job = loop.job
     state = {
         STATE_WINDOW: torch.tensor(next_window),
-        STATE_START: torch.tensor(job.spans[next_window].keep_start),
+        STATE_START: torch.tensor(start_of(job, next_window)),
         STATE_REQUEST: torch.tensor([job.seed, *job.size, job.length, job.fps]),
     }
     for name, value in (loop.previous.values if loop.previous is not None else {}).items():
@@ -306,6 +306,11 @@ def state_of(loop: Loop, next_window: int) -> dict[str, Tensor]:
             raise InputError(f"the value '{name}' is {type(value).__name__} and no tensor, so no state can hold it")
         state[STATE_VALUE + name] = value.contiguous().clone()
     return state
+
+
+def start_of(job: Job, index: int) -> int:
+    """The number of the first frame that a window shows; behind the last window the length of the video."""
+    return job.spans[index].keep_start if index < len(job.spans) else job.length
 
 
 def announce(job: Job, state: Mapping[str, Tensor]) -> None:
@@ -324,7 +329,7 @@ def restore(loop: Loop, state: Mapping[str, Tensor]) -> None:
     for what, here, there in zip(names, mine, state[STATE_REQUEST].tolist(), strict=True):
         if here != there:
             raise InputError(f"the state is of another video: its {what} is {there}, and here it is {here}")
-    if not 0 < job.first < len(job.spans) or job.spans[job.first].keep_start != job.first_frame:
+    if not 0 < job.first <= len(job.spans) or start_of(job, job.first) != job.first_frame:
         raise InputError(
             f"the state is of another plan: it goes on with window {job.first + 1}, frame {job.first_frame}, and the "
             f"video has windows from the frames {', '.join(str(span.keep_start) for span in job.spans)}"

@@ -11,11 +11,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from traceback import walk_tb
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -97,7 +98,8 @@ class Run:
         self._loop: Loop | None = Loop(engine, plan, request, self._observers, check)
         self._at_work = threading.Lock()
         self._work: Generator[Any, None, None] | None = None
-        self._chunks: Iterator[Chunk] | None = None
+        self._items: Iterator[Any] | None = None
+        self._maker: Callable[[Loop], Any] | None = None
         self._done: int | None = None
         self._result: Result | None = None
 
@@ -105,29 +107,22 @@ class Run:
 
     def __iter__(self) -> Iterator[Chunk]:
         """The chunks, each when it is made. A second iteration goes on where the first has stopped."""
-        if self._chunks is None and self._loop is not None:
-            self._chunks = self._driven(self._make_chunks(self._loop))
-        self._refuse_if_cancelled()
-        return iter(()) if self._chunks is None else self._chunks
+        return self._iterate(self._make_chunks)
 
     def groups(self) -> Iterator[Group]:
         """The frames of the video in groups as they are decoded: the first long before the last of its chunk is.
 
         Instead of iterating over chunks, not beside it.
         """
-        if self._loop is None:
-            self._refuse_if_cancelled()
-            return iter(())
-        return self._driven(self._make_groups(self._loop))
+        return self._iterate(self._make_groups)
 
     def result(self) -> Result:
         """What became of the video; what is not made yet is made first.
 
         Raises Cancelled after `cancel`, and InputError if the run has failed before.
         """
-        if self._loop is not None:
-            for _ in self._driven(self._make_groups(self._loop)) if self._work is None else self._chunks or ():
-                pass
+        for _ in self._iterate(self._make_groups) if self._items is None else self._items:
+            pass
         self._refuse_if_cancelled()
         if self._result is None:
             raise InputError("the run ended before its video was finished, so there is no result")
@@ -159,12 +154,13 @@ class Run:
         return self._loop is None
 
     def state(self) -> State:
-        """What `Engine.start(request, resume=...)` needs to go on behind the last chunk: tensors by name, on the host.
+        """What `Engine.start(request, resume=...)` needs to go on behind this chunk: tensors by name, on the host.
 
-        To be asked between two chunks; `safetensors.torch.save_file` writes it. Raises InputError at other times.
+        To be asked while a chunk has been taken and the next one has not; `safetensors.torch.save_file` writes it.
+        Raises InputError at other times.
         """
         if self._loop is None or self._done is None:
-            raise InputError("a run has a state between two chunks, after the first and until it is over")
+            raise InputError("a run has a state behind a chunk, until the next one is asked for")
         return state_of(self._loop, self._done)
 
     def __enter__(self) -> Self:
@@ -193,7 +189,7 @@ class Run:
 
     def _loading(self, doing: str, done: int, total: int) -> None:
         """Tell all observers that want to know how far loading is."""
-        for observer in self._observers:
+        for observer in (*self.engine.observers, *self._observers):
             if isinstance(observer, Progress):
                 observer.loading(doing, done, total)
 
@@ -250,8 +246,7 @@ class Run:
             start = window.span.keep_start
             loop.close_window(window)
             del window
-            if index < count - 1:
-                self._done = index + 1
+            self._done = index + 1
             yield Chunk(index, count, start, np.concatenate(frames) if frames else empty(loop.job))
             del frames
             self._done = None
@@ -273,11 +268,21 @@ class Run:
             manifest=manifest(self.engine, self.plan, job, self.progress.timings),
         )
 
+    def _iterate(self, make: Callable[[Loop], Generator[Item, None, None]]) -> Iterator[Item]:
+        """The items that `make` gives, from where an iteration over them has stopped.
+
+        Raises Cancelled, or InputError if the run is iterated over in another way already.
+        """
+        self._refuse_if_cancelled()
+        if self._loop is not None and self._items is None:
+            self._maker, self._work = make, make(self._loop)
+            self._items = self._driven(self._work)
+        if self._maker not in (None, make):
+            raise InputError("the run is iterated over in another way already: by chunks or by groups of frames")
+        return iter(()) if self._items is None else self._items
+
     def _driven(self, work: Generator[Item, None, None]) -> Generator[Item, None, None]:
         """The items of some work on the video, made in the engine's surroundings; ends the run with the last one."""
-        if self._work is not None:
-            raise InputError("the run is iterated over already; go on with that iteration")
-        self._work = work
         while True:
             with self._at_work:
                 self._refuse_if_cancelled()
@@ -288,6 +293,7 @@ class Run:
                     self._end(None)
                     return
                 except BaseException as error:
+                    forget_circles(error)
                     self._end(error)
                     raise
             yield item
@@ -304,7 +310,7 @@ class Run:
         loop, work = self._loop, self._work
         if loop is None:
             return
-        self._loop = self._work = self._chunks = self._done = self._resume = None
+        self._loop = self._work = self._items = self._maker = self._done = self._resume = None
         try:
             if work is not None and error is not None:
                 with self._surroundings():
@@ -321,6 +327,14 @@ def refuse(is_cancelled: threading.Event) -> None:
     """Raise Cancelled if that is so."""
     if is_cancelled.is_set():
         raise Cancelled("the run was cancelled")
+
+
+def forget_circles(error: BaseException) -> None:
+    """Let the frames of pluggy that an error came through forget it, since they keep it, and with it all that the
+    frames below hold, until the cycle collector comes."""
+    for frame, _ in walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__")).startswith("pluggy."):
+            frame.clear()
 
 
 def empty(job: Job) -> np.ndarray:

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +100,7 @@ class Request:
             raise InputError(f"the inputs are a mapping of names to values, not {type(self.inputs).__name__}")
         if self.seed is None or self.seed == -1:
             object.__setattr__(self, "seed", secrets.randbelow(2**32))
-        if not _is_whole(self.seed) or not 0 <= self.seed <= MAX_SEED:
+        if not isinstance(self.seed, SupportsIndex) or not _is_whole(self.seed) or not 0 <= int(self.seed) <= MAX_SEED:
             raise InputError(f"the seed is {self.seed!r}; give a whole number from 0 to 2**63 - 1, or -1 to draw one")
         if (self.height is None) != (self.width is None):
             raise InputError(f"the size is {self.height}x{self.width}; give both height and width, or neither")
@@ -166,6 +166,12 @@ class Job(Scope):
         if self.height is None or self.width is None:
             raise InputError("the size of the video is unknown; give its height and width")
         return self.height, self.width
+
+    def close(self) -> None:
+        """Let go of all that the job holds, and of the loop, which holds the job."""
+        self.clear()
+        if "loop" in vars(self):
+            del self.loop
 
 
 class Previous(Scope):

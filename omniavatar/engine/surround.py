@@ -101,7 +101,7 @@ def is_wrapper(function: Callable[..., Any]) -> bool:
 
 
 def _each_inside(
-    results: Generator[Any, None, None], inside: Callable[[], AbstractContextManager[None]]
+    results: Generator[Any, Any, Any], inside: Callable[[], AbstractContextManager[None]]
 ) -> Iterator[Any]:
     """The results of a generator, each made in the contexts."""
     try:

@@ -1,8 +1,8 @@
 """What came of the windows of a run, to look at when the run itself has let everything go.
 
-    recorder = WindowRecorder()
-    engine.generate(request, observers=[recorder])
-    recorder.windows[0]["frames"]       # (1 3 t h w), all frames of the window as they were decoded
+recorder = WindowRecorder()
+engine.generate(request, observers=[recorder])
+recorder.windows[0]["frames"]       # (1 3 t h w), all frames of the window as they were decoded
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SeenWindow:
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value, or `default` when no unit has stored it."""
-        return self[name] if name in self else default
+        return self[name] if name in self else default  # noqa: SIM401 - this is the get
 
     def tensors(self) -> dict[str, Tensor]:
         """The latents and the frames, as far as there are any."""

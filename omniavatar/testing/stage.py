@@ -10,11 +10,10 @@ from __future__ import annotations
 import inspect
 import threading
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,7 @@ from omniavatar.distributed.sharding import Sharding
 from omniavatar.distributed.world import World
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Plan
-from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step, Window
-from omniavatar.engine.windows import Span
+from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.attention import Attention, sdpa
 from omniavatar.models.audio_adapter import AudioAdapter
@@ -181,7 +179,7 @@ class Player:
     engine: Engine
 
     def play(self, request: Request, state: bytes | None = None) -> Take:
-        """Make a video, or go on with one behind its first window, as another process does that got the file `state`."""
+        """Make a video; with a `state`, as in a file, what follows the window behind which it was taken."""
         recorder, results, take = WindowRecorder(), Results(), Take()
         resume = None if state is None else safetensors.torch.load(state)
         with self.engine.start(request, observers=[recorder, results], resume=resume) as run:
