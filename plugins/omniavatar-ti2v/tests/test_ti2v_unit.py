@@ -16,7 +16,8 @@ from torch import Tensor
 
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Plan, build_plan
-from omniavatar.engine.scopes import Branch, Forward, Request, Step, Window
+from omniavatar.engine.run import Result
+from omniavatar.engine.scopes import Branch, Forward, Request, Step
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import InputError, PlanError
 from omniavatar.hookspecs import hookimpl
@@ -24,6 +25,7 @@ from omniavatar.models.wan_dit import PerToken, WanDiT
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing import tiny
+from omniavatar.testing.recorder import WindowRecorder
 from tests.models.networks import randomized
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -52,10 +54,10 @@ def models() -> tiny.TinyModels:
     return tiny.TinyModels(dit=randomized(dit), vae=randomized(WanVAE38(**VAE38)), audio_adapter=randomized(adapter))
 
 
-class Look(PipelineUnit):
+class Look(WindowRecorder):
     """Keeps the calls, the time of their tokens, and the windows."""
 
-    name = "look"
+    result: Result
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +65,6 @@ class Look(PipelineUnit):
         self.times: list[Tensor] = []
         self.frames: list[Tensor] = []
         self.blocks = 0
-        self.windows: list[Window] = []
 
     @hookimpl(trylast=True)
     def embed(self, forward: Forward) -> None:
@@ -74,10 +75,6 @@ class Look(PipelineUnit):
     @hookimpl
     def before_block(self, forward: Forward, index: int) -> None:
         self.blocks += 1
-
-    @hookimpl(trylast=True)
-    def end_window(self, window: Window) -> None:
-        self.windows.append(window)
 
 
 class Merged(PipelineUnit):
@@ -101,9 +98,9 @@ def made(
     """Make a small video; `settings` replace those of a unit."""
     plan = build_plan(expression, discover().catalog(), SETTINGS, settings)
     look = Look()
-    engine = Engine(Plan((*plan.units, *more, look)), models())
+    engine = Engine(Plan((*plan.units, *more)), models(), observers=[look])
     given = {} if image is None else {"image": image}
-    engine.generate(Request(inputs={**given, **(inputs or {})}, seconds=(frames - 1) / 25, fps=25))
+    look.result = engine.generate(Request(inputs={**given, **(inputs or {})}, seconds=(frames - 1) / 25, fps=25))
     return look
 
 
@@ -186,7 +183,7 @@ def test_the_size_is_that_of_the_table_whose_shape_is_nearest(
     path = tmp_path / "picture.png"
     Image.fromarray(np.zeros((*shape, 3), dtype=np.uint8)).save(path)
     look = made(image=path, frames=5, euler={"steps": 1})
-    assert look.windows[0].job.size == size
+    assert look.result.size == size
 
 
 def test_a_size_that_does_not_divide_is_named() -> None:
