@@ -110,7 +110,12 @@ def calibrate(ctx: click.Context, cache: str, file: Path | None, force: bool, ru
         raise InputError(f"{file} exists; name another file with --write, or replace it with --force")
     check_writable(file.parent)
     requests = [maker.request(engine, video) for video in planned_videos(given, options["input_file"])]
-    measure(maker, engine, [replace(one, seed=int(one.seed or 0) + run) for one in requests for run in range(runs)], recorder)
+    measure(
+        maker,
+        engine,
+        [replace(one, seed=int(one.seed or 0) + run) for one in requests for run in range(runs)],
+        recorder,
+    )
     fit = FITS[cache](recorder.changes)
     videos = count(len(requests) * runs, "video")
     remarks = [f"{videos} by {'+'.join(map(repr, engine.plan.units))}"]

@@ -114,7 +114,10 @@ CASES = {
     "unknown field": (["--config", "typo.yaml"], "typo.yaml: unknown field 'unitz'; did you mean 'units'?"),
     "wrong field": (["--config", "wrong.yaml"], "wrong.yaml: fps = 'many': input should be a valid integer"),
     "settings of no unit": (["--config", "unit.yaml"], "file unit.yaml: unknown unit 'guidence'"),
-    "no such setting": (["--config", "setting.yaml"], "file setting.yaml: unit 'euler' has no setting 'stepz'; did you mean 'steps'?"),
+    "no such setting": (
+        ["--config", "setting.yaml"],
+        "file setting.yaml: unit 'euler' has no setting 'stepz'; did you mean 'steps'?",
+    ),
     "unknown hparam": (["--hp", "num_step=3"], "--hp: unknown key 'num_step'; did you mean 'num_steps'?"),
     "broken hparam": (["--hp", "num_steps"], "--hp: 'num_steps' is not key=value"),
     "hparam out of bounds": (["--hp", "num_steps=0"], "unit 'euler': steps = 0: input should be greater than or equal"),
