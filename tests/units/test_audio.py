@@ -15,6 +15,7 @@ from omniavatar.engine.plan import Catalog, build_plan
 from omniavatar.engine.scopes import Job
 from omniavatar.errors import InputError, PlanError
 from omniavatar.media.audio import load_waveform
+from omniavatar.media.sound import Soundtrack
 from omniavatar.models.wav2vec import normalize
 from omniavatar.testing import FakeAudioEncoder, GivenModels
 from omniavatar.units import Audio
@@ -38,7 +39,7 @@ def row_values(rows: int, silence: float = 0.0) -> list[float]:
 
 
 def run(
-    sound: Path | None,
+    sound: Any,
     *,
     models: GivenModels | None = None,
     seconds: float | None = None,
@@ -80,6 +81,14 @@ def test_silence_in_front_moves_the_rows(stairs: Path) -> None:
 def test_the_sound_of_the_file_starts_one_frame_after_the_silence(stairs: Path, silence: float, fps: int) -> None:
     job, _ = run(stairs, silence=silence, fps=fps)
     assert job["audio_delay"] == silence + 1 / fps
+    assert job["soundtrack"] == Soundtrack(stairs, delay_seconds=silence + 1 / fps)
+
+
+@pytest.mark.parametrize("seconds", [0.2, 5])
+def test_no_more_is_read_than_the_video_lasts_and_what_sets_its_level(seconds: float) -> None:
+    """A minute behind the end of the video."""
+    job, _ = run((np.ones(200 * 16000, np.float32), 16000), seconds=seconds)
+    assert len(job["audio_track"].wave) == (job.frames or 0) * 640 + 60 * 16000
 
 
 def test_the_sound_is_encoded_once_whatever_the_number_of_windows(stairs: Path) -> None:
