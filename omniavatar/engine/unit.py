@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, InstanceOf, PlainValidator, ValidationInfo
+from pydantic import BaseModel, ConfigDict, InstanceOf, PlainValidator, ValidationInfo, field_validator
 
 from omniavatar.errors import nearest
 from omniavatar.media.sound import Samples, sound_input
+from omniavatar.values import refuse_bools
 
 if TYPE_CHECKING:
     from omniavatar.engine.engine import Engine, Models
@@ -70,16 +71,25 @@ def listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-class UnitSettings(BaseModel):
+class Values(BaseModel):
+    """Base of settings and inputs: other names, numbers that are none (nan, inf) and true for 1 are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        return refuse_bools(value, cls.model_fields[str(info.field_name)].annotation)
+
+
+class UnitSettings(Values):
     """Base of a unit's settings. Give every field a description (with its unit) and bounds; other names are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(validate_default=True)
 
 
-class UnitInputs(BaseModel):
+class UnitInputs(Values):
     """Base of a unit's inputs: what changes from video to video. The command line makes an option of each."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,10 @@ class PipelineUnit:
     uses: like needs, but only if some unit of the plan provides it.
     provides: values it stores. A name that is also in needs or uses is changed rather than made.
     conflicts: units, or values that others provide, that must not be in the same plan, each with the reason.
+    passes_on: first-result hooks that it answers in some calls only, and leaves to the units behind it in the others.
+        Of several units that answer the same one, all but the last must.
+    claims: things of an engine of which there is one and which it replaces, such as "attention_kernel"; two units of a
+        plan must not claim the same.
     nulls: for every condition that it brings and branches may drop: values that it provides, each with the value that
         stands for nothing, zeros if it is not there; training drops conditions by them.
     roles, optional_roles: models it works with.
@@ -132,6 +146,8 @@ class PipelineUnit:
     uses: ClassVar[tuple[str, ...]] = ()
     provides: ClassVar[tuple[str, ...]] = ()
     conflicts: ClassVar[Mapping[str, str]] = {}
+    passes_on: ClassVar[tuple[str, ...]] = ()
+    claims: ClassVar[tuple[str, ...]] = ()
     nulls: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     roles: ClassVar[tuple[str, ...]] = ()
     optional_roles: ClassVar[tuple[str, ...]] = ()
@@ -204,7 +220,8 @@ class PipelineUnit:
 
 def declaration_faults(unit_class: type[PipelineUnit]) -> Iterator[str]:
     """What a class says about itself in another form than `PipelineUnit` does, one line each."""
-    for attribute in ("needs", "uses", "provides", "roles", "optional_roles", "host_roles", "idle_in_steps"):
+    names_in_tuples = ("needs", "uses", "provides", "passes_on", "claims")
+    for attribute in (*names_in_tuples, "roles", "optional_roles", "host_roles", "idle_in_steps"):
         names = getattr(unit_class, attribute)
         if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
             yield f"its {attribute} are {names!r} and not names in a tuple, such as ('frames',)"

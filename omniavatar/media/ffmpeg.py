@@ -8,8 +8,10 @@ the output.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -25,6 +27,7 @@ _LISTS = {b"ffconcat ": "ffconcat", b"#EXTM3U": "m3u8"}
 """How lists of other media files begin."""
 _REPORTED = re.compile(r"^  (Duration|Program|Stream #0:\d+)", re.MULTILINE)
 _PREFIX = re.compile(r"^(\[[^\]]*\] )+")
+_SHORTAGES = frozenset((errno.E2BIG, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC))
 _AFTERMATH = (
     "Conversion failed",
     "Decode error rate",
@@ -81,7 +84,9 @@ class Ffmpeg:
             )
         except (OSError, RuntimeError) as error:  # RuntimeError: imageio-ffmpeg finds no binary
             self._log.close()
-            raise FfmpegError(f"ffmpeg cannot be started: {error}; reinstall imageio-ffmpeg") from None
+            short_of = isinstance(error, OSError) and error.errno in _SHORTAGES
+            advice = "" if short_of else "; reinstall imageio-ffmpeg"
+            raise FfmpegError(f"ffmpeg cannot be started: {error}{advice}") from None
 
     @property
     def pid(self) -> int:
@@ -92,11 +97,15 @@ class Ffmpeg:
         assert self._process.stdin is not None
         return self._process.stdin
 
+    @property
+    def stdout(self) -> IO[bytes]:
+        assert self._process.stdout is not None
+        return self._process.stdout
+
     def read(self, count: int | None = None) -> bytearray:
         """The next `count` bytes that it writes to its standard output, or all; fewer only where it ends."""
-        assert self._process.stdout is not None
         output = bytearray()
-        while chunk := self._process.stdout.read(_CHUNK if count is None else min(_CHUNK, count - len(output))):
+        while chunk := self.stdout.read(_CHUNK if count is None else min(_CHUNK, count - len(output))):
             output += chunk
         return output
 
@@ -105,13 +114,17 @@ class Ffmpeg:
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
-        if self._process.wait() != 0:
-            raise FfmpegError(last_words(self.log()))
+        if (code := self._process.wait()) != 0:
+            raise FfmpegError(last_words(self.log()) if code > 0 else f"ffmpeg was ended by {_signal_name(-code)}")
 
     def log(self) -> str:
         """What it has written to its standard error so far."""
         self._log.seek(0)
         return self._log.read().decode(errors="replace")
+
+    def stop(self) -> None:
+        """End it at once, if it still runs; other threads that read or write find its pipes at their end."""
+        self._process.kill()
 
     def kill(self) -> None:
         """End it at once, if it still runs, and close what connects to it; may be called again."""
@@ -157,10 +170,26 @@ def describe(path: str | os.PathLike[str], what: str) -> str:
     return log
 
 
+def count_packets(path: str | os.PathLike[str], stream: str = "0:V:0") -> int:
+    """Packets of a stream, which are its pictures; counted without decoding, as far as the file can be read.
+
+    Raises FfmpegError if nothing of it can be.
+    """
+    list_packets = ["-map", stream, "-c", "copy", "-f", "framecrc", "-"]  # ffmpeg 7.0 counts copies nowhere else
+    return len(re.findall(rb"^\d", run([*source(path), *list_packets]), re.MULTILINE))
+
+
 def duration_in(description: str) -> float | None:
     """Seconds according to the container (to 10 ms, estimated for some formats), or None where it does not say."""
     match = re.search(r"^  Duration: (\d+):(\d\d):(\d\d\.\d+)", description, re.MULTILINE)
     return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) if match else None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _check_no_list(path: Path, what: str) -> None:

@@ -111,9 +111,10 @@ def fit_image(image: np.ndarray, size: tuple[int, int], *, original_rounding: bo
 
 def resized(image: np.ndarray, size: tuple[int, int]) -> Tensor:
     """A (h, w, 3) uint8 picture at `size` = (H, W): (1, 3, H, W) in [0, 1], bilinear and anti-aliased."""
+    pixels = torch.from_numpy(image if image.flags.writeable else image.copy())
     channels = [  # one at a time: a large photograph in float32 takes a gigabyte
         F.interpolate(channel.float().div_(255)[None, None], size=size, mode="bilinear", antialias=True)
-        for channel in torch.from_numpy(image).unbind(-1)
+        for channel in pixels.unbind(-1)
     ]
     return torch.cat(channels, dim=1)
 

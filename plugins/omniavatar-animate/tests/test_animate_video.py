@@ -24,7 +24,7 @@ from omniavatar.distributed.groups import Group
 from omniavatar.distributed.sharding import Sharding
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Catalog, Plan, build_plan
-from omniavatar.engine.scopes import Forward, Job, Request, Window
+from omniavatar.engine.scopes import Forward, Job, Request, Step
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, InputError, PlanError
 from omniavatar.hookspecs import hookimpl
@@ -34,6 +34,7 @@ from omniavatar.media.video import decoder, read_video
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing import tiny
+from omniavatar.testing.recorder import WindowRecorder, video_of
 from tests.media.samples import write_lossless
 from tests.models.networks import noise, randomized, relative_error
 
@@ -49,10 +50,8 @@ TOKENS = 4
 SPEECH = asset("demo", "speech.flac")
 
 
-class Look(PipelineUnit):
+class Look(WindowRecorder):
     """Keeps calls, tokens and windows."""
-
-    name = "look"
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,9 +59,7 @@ class Look(PipelineUnit):
         self.after_first: list[Tensor] = []
         self.contexts: list[Any] = []
         self.blocks = 0
-        self.windows: list[Window] = []
-        self.latents: list[Tensor] = []
-        self.shown: list[Tensor] = []
+        self.black: list[Tensor] = []
 
     @hookimpl(trylast=True)
     def embed(self, forward: Forward) -> None:
@@ -75,15 +72,18 @@ class Look(PipelineUnit):
         if index == 0:
             self.after_first.append(forward.x)
 
-    @hookimpl(trylast=True)
-    def end_window(self, window: Window) -> None:
-        self.windows.append(window)
-        self.latents.append(window.latents.clone())
-        self.shown.append(window["frames"][:, :, window.span.keep])
+    @hookimpl
+    def before_step(self, step: Step) -> None:
+        self.black.append(no_face(step.window))
+
+    @property
+    def latents(self) -> list[Tensor]:
+        """Of every window."""
+        return [window.latents for window in self.windows]
 
     @property
     def video(self) -> Tensor:
-        return torch.cat(self.shown, dim=2)
+        return video_of(self.windows)
 
     @property
     def condition(self) -> Tensor:
@@ -130,7 +130,7 @@ def make(
     """A small video of the picture that follows the files of these names."""
     plan = build_plan(f"{expression}-write-video", catalog(), SETTINGS, settings)
     look = Look()
-    engine = Engine(Plan((*plan.units, *more, look)), given or models())
+    engine = Engine(Plan((*plan.units, *more)), given or models(), observers=[look])
     wanted = {name: files[name] for name in ("image", *names)} | (inputs or {})
     seconds = None if frames is None else (frames - 1) / fps
     engine.generate(Request(wanted, seconds=seconds, fps=fps, height=size, width=size))
@@ -268,7 +268,7 @@ def test_the_negative_branch_sees_the_pose_and_a_black_face(files: dict[str, Pat
     assert relative_error(look.embedded[negative], plain.embedded[negative]) > 1e-3
     torch.testing.assert_close(look.after_first[negative], dark.after_first[negative])
     assert relative_error(look.after_first[positive], dark.after_first[positive]) > 1e-3
-    pictures = no_face(look.windows[0])
+    pictures = look.black[0]
     assert pictures.shape == (1, 3, 9, 16, 16)
     assert (pictures == -1).all()
 

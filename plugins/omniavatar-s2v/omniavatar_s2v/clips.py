@@ -79,8 +79,9 @@ class S2VClips(PipelineUnit):
     def frames_before(self, window: Window) -> Tensor | None:
         """The last 73 frames before a window (1 3 73 h w) in [0, 1], grey where there are fewer; None without any."""
         if window.previous is not None:
-            has_picture = window.previous["motion_latents"] is None
-            shown = window.previous["frames"][:, :, window.previous.span.keep.start if has_picture else 0 :]
+            shown, span = window.previous["frames"], window.previous.span
+            if window.previous.index == 0 and window.job.inputs(self).motion is None:
+                shown = shown[:, :, -(span.stop - span.keep_start) :]  # not the picture, nor what is behind it
         elif (source := window.job.inputs(self).motion) is not None:
             with Footage(source, fps=window.job.fps, size=window.job.size) as footage:
                 shown = footage.last(MOTION_FRAMES, device=window.engine.device)
