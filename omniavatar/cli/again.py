@@ -80,8 +80,8 @@ def of_video(path: str) -> list[str]:
         command, seed, inputs = words(record["command"]), int(record["seed"]), dict(record["inputs"])
     except (ValueError, KeyError, TypeError):
         raise InputError(
-            f"{OPTION}: {path} does not say which command made it; videos of omni run do, unless --write-video.metadata "
-            "was false"
+            f"{OPTION}: {path} does not say which command made it; videos of omni run do, unless "
+            "--write-video.metadata was false"
         ) from None
     if any(word.partition("=")[0] == OF_ONE_VIDEO[0] for word in command):
         command = [*without(command, OF_ONE_VIDEO), *options_of(inputs)]

@@ -239,7 +239,8 @@ def ask(ctx: click.Context, options: Mapping[str, Any]) -> tuple[VideoMaker, lis
     if options.get("preview"):
         unit, setting = PREVIEW
         if unit not in begin.units:
-            raise PlanError(f"--preview: the plan has no unit '{unit}'; add it with --units '{begin.config.units}+{unit}'")
+            hint = f"add it with --units '{begin.config.units}+{unit}'"
+            raise PlanError(f"--preview: the plan has no unit '{unit}'; {hint}")
         settings.setdefault(unit, {}).setdefault(setting, True)
     config = begin.final({key: options[key] for key in FLAGS if options[key] is not None}, settings)
     given = {**config.inputs, **inputs}

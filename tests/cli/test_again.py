@@ -81,7 +81,9 @@ def test_metadata_may_be_left_out(omni: Omni, folder: Path) -> None:
     assert "does not say which command made it" in outcome.err
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"folder": "/", "command": "x"}', '{"folder": "/", "command": [1]}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"folder": "/", "command": "x"}', '{"folder": "/", "command": [1]}']
+)
 def test_a_damaged_record_is_one_line(content: str) -> None:
     again.last_file().parent.mkdir()
     again.last_file().write_text(content)

@@ -234,11 +234,12 @@ def test_pictures_in_memory_are_those_of_a_file(tmp_path: Path) -> None:
                 image,
             ),
             *(pixels, pixels.transpose(2, 0, 1), pixels / 255, tensor, tensor.permute(2, 0, 1), tensor / 255),
-            (tensor.double() / 255).requires_grad_(),
+            *((tensor.double() / 255).requires_grad_(), np.asarray(image)),
         ]
         for value in given:
             np.testing.assert_array_equal(load_image(value), pixels, err_msg=str(type(value)))
             np.testing.assert_array_equal(load_image(image_input(value)), pixels)
+            assert load_image(value).flags.writeable
         assert file.tell() == 0
 
 
