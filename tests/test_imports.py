@@ -17,7 +17,7 @@ ROOT = Path(omniavatar.__file__).parent
 ALLOWED = {
     "errors": set(),
     "models": {"errors"},
-    "checkpoints": {"errors", "resources"},
+    "checkpoints": {"errors", "values", "resources"},
     "media": {"errors"},
     "distributed": {"errors", "models"},
     "hookspecs": set(),

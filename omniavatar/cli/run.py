@@ -93,6 +93,12 @@ def explained(error: click.NoSuchOption, begin: Start) -> OmniError:
         near = f"did you mean '{error.possibilities[0]}'?" if error.possibilities else f"{command} --help lists all"
         return InputError(f"unknown option '{option}'; {near}")
     if unit not in begin.chosen:
+        from omniavatar.engine.plan import in_place_of
+
+        taker = in_place_of(unit, begin.chosen, begin.catalog)
+        if taker is not None:
+            hint = f"'{taker}' is in its place: --{taker}.{setting}"
+            return PlanError(f"{option}: unit '{unit}' is not in the plan; {hint}")
         return PlanError(
             f"{option}: unit '{unit}' is not in the plan; add it with --units '{begin.config.units}+{unit}'"
         )

@@ -82,6 +82,15 @@ CASES = {
         ["--teacache.threshold", "1"],
         "--teacache.threshold: unit 'teacache' is not in the plan; add it with --units 'default+teacache'",
     ),
+    "setting of another sampler": (
+        ["--units", "default-euler+unipc", "--euler.steps", "1"],
+        "--euler.steps: unit 'euler' is not in the plan; 'unipc' is in its place: --unipc.steps",
+    ),
+    "brackets without end": (
+        ["--units", f"default+teacache(coefficients={'[' * 5000}{']' * 5000})"],
+        f"setting 'coefficients={'[' * 87}...': cannot read the value: more than 40 lists or mappings",
+    ),
+    "nan in a list": (["--units", "default+teacache(coefficients=[.nan])"], "unit 'teacache': coefficients.0 = nan: "),
     "overlap": (["--fixed-frames.overlap", "12"], "unit 'fixed-frames': overlap = 12: "),
     "too many steps": (
         ["--euler.steps", "1001"],
@@ -114,7 +123,10 @@ CASES = {
     "unknown field": (["--config", "typo.yaml"], "typo.yaml: unknown field 'unitz'; did you mean 'units'?"),
     "wrong field": (["--config", "wrong.yaml"], "wrong.yaml: fps = 'many': input should be a valid integer"),
     "settings of no unit": (["--config", "unit.yaml"], "file unit.yaml: unknown unit 'guidence'"),
-    "no such setting": (["--config", "setting.yaml"], "file setting.yaml: unit 'euler' has no setting 'stepz'; did you mean 'steps'?"),
+    "no such setting": (
+        ["--config", "setting.yaml"],
+        "file setting.yaml: unit 'euler' has no setting 'stepz'; did you mean 'steps'?",
+    ),
     "unknown hparam": (["--hp", "num_step=3"], "--hp: unknown key 'num_step'; did you mean 'num_steps'?"),
     "broken hparam": (["--hp", "num_steps"], "--hp: 'num_steps' is not key=value"),
     "hparam out of bounds": (["--hp", "num_steps=0"], "unit 'euler': steps = 0: input should be greater than or equal"),
