@@ -9,21 +9,18 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from omniavatar.checkpoints import Bundle
 from omniavatar.config import RunConfig
 from omniavatar.engine.engine import Engine
+from omniavatar.engine.loop import to_bytes
 from omniavatar.engine.plan import Catalog, Plan, build_plan, parse
-from omniavatar.engine.scopes import Job, Request, Window
-from omniavatar.engine.unit import PipelineUnit
+from omniavatar.engine.scopes import Request
 from omniavatar.engine.windows import ceil_4k1, plan_spans
 from omniavatar.errors import InputError
-from omniavatar.hookspecs import hookimpl
 from omniavatar.plugins import Plugins
 from omniavatar.training.faces.clips import Clip
 from omniavatar.training.faces.mouth import SAMPLE_RATE
-from omniavatar.units.write_video import to_bytes
 
 
 @dataclass(frozen=True)
@@ -77,28 +74,10 @@ class Maker(Protocol):
 # Engines --------------------------------------------------------------------------------------------------------------
 
 
-class KeepFrames(PipelineUnit):
-    """The video as an array (t h w 3) uint8, `job.results["frames"]`."""
-
-    name = "keep-frames"
-    needs = ("frames",)
-    uses = ("output_frames",)
-
-    @hookimpl
-    def end_window(self, window: Window) -> None:
-        frames: Tensor = window["output_frames" if "output_frames" in window else "frames"]
-        kept: list[Tensor] = window.job.once("keep-frames.kept", list)
-        kept.append(to_bytes(frames[0, :, window.span.keep]))
-
-    @hookimpl
-    def end_job(self, job: Job) -> None:
-        job.results["frames"] = torch.cat(job["keep-frames.kept"]).numpy()
-
-
 class Engines:
     """Videos by an engine of each setting that is asked for.
 
-    engine: makes one for these settings by unit, of a plan that has the unit `keep-frames`.
+    engine: makes one for these settings by unit, of a plan that writes no file.
     """
 
     def __init__(
@@ -110,13 +89,13 @@ class Engines:
     @classmethod
     def of(cls, config: RunConfig, plugins: Plugins, device: torch.device, dtype: torch.dtype) -> Engines:
         """By a configuration, as `omni run` does, without files."""
-        catalog = with_keep_frames(plugins.catalog())
+        catalog = plugins.catalog()
         roles = [entry.role for entry in config.models]
         registry = plugins.registry()
 
         def engine(changes: dict[str, dict[str, Any]]) -> Engine:
             bundle = Bundle.open(config.model_files(), registry, roles)
-            expression = keeping_frames(config.units, catalog)
+            expression = without_file(config.units, catalog)
             plan = build_plan(expression, catalog, bundle.settings(), config.settings, changes)
             return Engine(plan, bundle, device=device, dtype=dtype)
 
@@ -148,14 +127,20 @@ class Engines:
 
     def make(self, asked: Asked) -> Made:
         engine = self._engine({"scale": asked.scale, "audio_scale": asked.audio_scale})
-        inputs = {"image": asked.picture, "audio": asked.sound, "prompt": asked.clip.caption}
+        inputs = {
+            "image": asked.picture,
+            "audio": None if asked.sound is None else (asked.sound, SAMPLE_RATE),
+            "prompt": asked.clip.caption,
+        }
         given = {name: value for name, value in inputs.items() if value is not None}
         side = self.side
         request = Request(given, self._seed + asked.clip.who.seed, side, side, seconds=(asked.frames - 1) / 25)
         started = time.perf_counter()
-        job = engine.generate(request)
+        with engine.start(request) as run:
+            chunks = list(run)
         seconds = time.perf_counter() - started
-        return Made(job.results["frames"], tuple(span.keep_start for span in job.spans[1:]), seconds)
+        frames = np.concatenate([chunk.frames for chunk in chunks])
+        return Made(frames, tuple(chunk.start for chunk in chunks[1:]), seconds)
 
     def _engine(self, guidance: Mapping[str, float | None]) -> Engine:
         """Each has networks of its own, since setting one up may change them."""
@@ -169,15 +154,9 @@ class Engines:
         return next((getattr(one.settings, name) for one in self.plan.units if one.name == unit), default)
 
 
-def with_keep_frames(catalog: Catalog) -> Catalog:
-    """The catalog and the unit that keeps frames."""
-    return Catalog({**catalog.units, KeepFrames.name: KeepFrames}, catalog.presets)
-
-
-def keeping_frames(expression: str, catalog: Catalog) -> str:
-    """The plan with its frames kept rather than written."""
-    writes = "write-video" in parse(expression, catalog)
-    return f"{expression}{'-write-video' if writes else ''}+{KeepFrames.name}"
+def without_file(expression: str, catalog: Catalog) -> str:
+    """The plan without a file."""
+    return f"{expression}-write-video" if "write-video" in parse(expression, catalog) else expression
 
 
 # Oracles --------------------------------------------------------------------------------------------------------------
@@ -243,7 +222,7 @@ class ThroughVae:
     def _decoded(self, frames: np.ndarray) -> np.ndarray:
         pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].to(self.device).float() / 127.5 - 1
         video = self.vae.decode(self.vae.encode(pixels, latents_per_pass=13), latents_per_pass=13)
-        return to_bytes((video[0] + 1) / 2).numpy()
+        return to_bytes((video + 1) / 2)
 
 
 def through_vae(files: Sequence[str], plugins: Plugins, device: torch.device) -> ThroughVae:

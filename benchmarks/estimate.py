@@ -20,7 +20,7 @@ import torch
 from benchmarks.report import publish
 from benchmarks.synthetic import ROWS, RandomModels, RandomSound, RandomText
 from omniavatar.bench.machine import machine
-from omniavatar.cli.progress import Display, Watcher, wait_for
+from omniavatar.cli.progress import Display, Watcher
 from omniavatar.cli.videos import peak_memory
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Catalog, build_plan
@@ -63,16 +63,16 @@ class Transformers:
 
     @hookimpl(wrapper=True)
     def call(self, forward: Forward) -> Iterator[Any]:
-        wait_for(forward.engine)
+        forward.engine.wait()
         begin = time.perf_counter()
         velocity = yield
-        wait_for(forward.engine)
+        forward.engine.wait()
         self.seconds += time.perf_counter() - begin
         return velocity
 
     @hookimpl(trylast=True)
     def end_window(self, window: Window) -> None:
-        wait_for(window.engine)
+        window.engine.wait()
 
 
 def engine_of(plan: str, models: RandomModels, arguments: argparse.Namespace, observers: list[Any]) -> Engine:
@@ -105,7 +105,7 @@ def compare(plan: str, models: RandomModels, arguments: argparse.Namespace) -> d
     engine = engine_of(plan, models, arguments, [watcher, transformers])
     watcher.load(engine, lambda: None)
     engine.generate(request)
-    figures = {**vars(watcher.figures), **peak_memory(engine.device)}
+    figures = {**vars(watcher.timings), **peak_memory(engine.device)}
     return {
         "plan": BASE + plan,
         "estimate_seconds": round(took, 1),

@@ -27,10 +27,10 @@ from benchmarks.report import publish
 from omniavatar.bench.machine import machine
 from omniavatar.checkpoints import Bundle, Registry
 from omniavatar.checkpoints.nearest import expected_shapes
-from omniavatar.engine.engine import Engine, whole_video
+from omniavatar.engine.engine import Engine
 from omniavatar.engine.flow_match import shifted_sigmas
 from omniavatar.engine.plan import build_plan
-from omniavatar.engine.scopes import Job, Request, Window
+from omniavatar.engine.scopes import Request, Window
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing.tiny import FILES
@@ -56,21 +56,17 @@ class Prepared:
         self.bare_dit: Any = models.load("dit", dtype=torch.float32)
         inputs = {"image": asset("demo", "portrait.png"), "audio": asset("demo", "speech.flac"), "prompt": "A talk."}
         self.request = Request(inputs, seconds=1.92)
-        self.engine.set_up()
-        self.job = Job(self.engine, self.request, plan.parse_inputs(inputs))
-        hooks = self.engine.hooks
-        hooks.begin_job(self.job)
-        self.job.spans = [whole_video(self.job)]
+        self.run = self.engine.start(self.request)
+        self.run.begin()
 
     def window(self) -> Window:
         """A fresh window: its noise, steps and conditions."""
-        window = self.engine.open_window(self.job, 0, self.job.spans[0], None)
-        self.engine.hooks.begin_window(window)
-        return window
+        return self.run.open_window(0, self.run.job.spans[0])
 
     def by_engine(self, window: Window) -> Tensor:
         """The engine's inner loop."""
-        self.engine.denoise(window)
+        for _ in self.run.denoise(window):
+            pass
         return window.latents
 
     def by_hand(self, window: Window) -> Tensor:

@@ -12,12 +12,13 @@ or one in the original OmniAvatar's, which `omniavatar.original` translates.
 from __future__ import annotations
 
 import glob
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -61,6 +62,11 @@ class ModelEntry(BaseModel):
         pattern=r"^[a-z]\w*$",
         description="role of its transformer, or of the one its LoRA changes, where that is not 'dit'",
     )
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _at_home(cls, path: Any) -> Any:
+        return [at_home(part) for part in path] if isinstance(path, list | tuple) else at_home(path)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -116,6 +122,11 @@ class RunConfig(BaseModel):
     def _joined(cls, units: Any) -> Any:
         """A list of expressions is their sum."""
         return "+".join(units) if isinstance(units, list) and all(isinstance(unit, str) for unit in units) else units
+
+    @field_validator("tables", mode="before")
+    @classmethod
+    def _at_home(cls, tables: Any) -> Any:
+        return [at_home(table) for table in tables] if isinstance(tables, list | tuple) else tables
 
     @field_validator("models", mode="before")
     @classmethod
@@ -209,7 +220,7 @@ def packaged_configs(kind: str = "") -> dict[str, Path]:
 
 def find_config(name: str, kind: str = "") -> Path:
     """The file of this name, or the packaged configuration of a kind, such as "omniavatar-14b"."""
-    path = Path(name)
+    path = Path(at_home(name))
     if path.is_file():
         return path
     packaged = packaged_configs(kind)
@@ -235,9 +246,26 @@ def validated(schema: type[Schema], content: Mapping[str, Any], source: Path | s
         if key not in known:
             raise InputError(f"{source}: unknown field '{key}'{nearest(str(key), known)}")
     try:
-        return schema(**content)
+        return schema(**paths_at_home(schema, content))
     except ValidationError as error:
         raise InputError(f"{source}: {unknown_field(schema, error) or explain(error)}") from None
+
+
+def at_home(value: Any) -> Any:
+    """A path with the user's folder for `~` at its beginning; anything else as it is."""
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+def paths_at_home(annotation: Any, value: Any) -> Any:
+    """A value for a field or schema with the user's folder for `~` in all that is a path by its type."""
+    if isinstance(value, str):
+        return at_home(value) if annotation is Path or Path in get_args(annotation) else value
+    if not isinstance(value, Mapping):
+        return value
+    if get_origin(annotation) is dict:
+        return {key: paths_at_home(get_args(annotation)[1], inner) for key, inner in value.items()}
+    fields = {name: info.annotation for schema in schemas_in(annotation) for name, info in schema.model_fields.items()}
+    return {key: paths_at_home(fields.get(key), inner) for key, inner in value.items()}
 
 
 def unknown_field(schema: type[BaseModel], error: ValidationError) -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,12 +37,49 @@ class CheckpointError(OmniError):
     """A model file is missing, damaged, or not what it should be."""
 
 
+class EngineBusy(OmniError):
+    """The engine makes another video at the moment."""
+
+
+class Cancelled(OmniError):
+    """The caller has cancelled the run; nothing of it is left."""
+
+    exit_code = 130
+
+
 class PluginError(OmniError):
     """A plugin package is broken."""
 
 
 class Ended(SystemExit):
     """A signal ends the program; the code is 128 + its number."""
+
+
+@contextmanager
+def parsing(explained: Callable[[str], OmniError]) -> Iterator[None]:
+    """Make one line of whatever a parser raises about foreign data: the error that `explained` makes of a short reason.
+
+    Also of RecursionError, MemoryError, and panics of extensions in Rust, which are no `Exception`; not of Ctrl-C.
+    """
+    try:
+        yield
+    except OmniError:
+        raise
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        raise explained(in_one_line(error)) from error
+
+
+def in_one_line(error: BaseException) -> str:
+    """The type of an error and the beginning of what it says."""
+    first_line = shortened(str(error).strip().partition("\n")[0])
+    return ": ".join(filter(None, (type(error).__name__, first_line)))
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether an error is about what was being done; Ctrl-C and the end of the program are not."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -79,3 +117,8 @@ def explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"'{where}' is required"
     return f"{where} = {shown(first['input'])}: {message}" if where else message
+
+
+def shortened(text: str, length: int = 100) -> str:
+    """The beginning of a text that may be long."""
+    return text if len(text) <= length else f"{text[:length]}..."

@@ -15,7 +15,7 @@ Shapes: b batch, c channels, t h w latent frames, rows and columns, f gh gw the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,10 +24,11 @@ import pluggy
 
 if TYPE_CHECKING:
     import click
+    import numpy as np
     from torch import Tensor
 
     from omniavatar.engine.engine import Engine
-    from omniavatar.engine.scopes import Branch, Forward, Job, Step, Window
+    from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Step, Window
     from omniavatar.engine.unit import PipelineUnit
     from omniavatar.engine.windows import Span
 
@@ -64,13 +65,17 @@ class Pipeline:
 
     setup; begin_job; plan_windows; per window: plan_steps, begin_window; per step: before_step, guide -> substitute,
     predict -> call -> (embed, run_blocks -> before_block/after_block, unembed) per transformer call, advance,
-    after_step; end_window; end_job.
+    after_step; decode_latents; per group of frames: postprocess_frames, output_frames; end_window; end_job.
+
+    `setup` belongs to the engine; all other hooks to one run, whose units may have other settings.
     """
 
     @hookspec
     def setup(self, engine: Engine) -> None:
         """Once per engine, before the first job; models may be changed in place here.
 
+        The settings of a unit with this hook are those of the engine: a run cannot have others. What must be closed
+        with the engine goes to `engine.resources`.
         Example: merge a LoRA into `engine.model("dit")`, or wrap `engine.attention`.
         """
 
@@ -78,6 +83,7 @@ class Pipeline:
     def begin_job(self, job: Job) -> None:
         """Once per video: compute what is constant for all of it and store it, `job["prompt_embedding"] = ...`.
 
+        What is constant for all videos belongs to the engine's scope: `job.engine.values.once("x.tokenizer", load)`.
         A unit that denoises frames of its own in front of the video's says so: `job.leading += 1`.
         """
 
@@ -188,9 +194,33 @@ class Pipeline:
     def after_step(self, step: Step) -> None:
         """Once per step, also the last: `step.window.latents` are the new ones and may be changed."""
 
+    @hookspec(firstresult=True)
+    def decode_latents(self, window: Window) -> Iterator[Tensor] | None:
+        """Once per window, after the last step, first result: its frames in order, group by group, as (1 3 t h w) in
+        [0, 1]. Only one unit (the decoder) may claim it; it may be a generator, which works when the next group is
+        asked for.
+        """
+
+    @hookspec
+    def postprocess_frames(self, window: Window, frames: Frames) -> None:
+        """Once per group of decoded frames, in order: change what is shown.
+
+        The next window continues from what was decoded.
+        `frames.pixels` (1 3 t h w) may be replaced, by as many frames; not changed in place. Frames outside of
+        `window.span.keep` come along, to compare with. Example: `frames.pixels = frames.pixels.flip(-1)`.
+        """
+
+    @hookspec
+    def output_frames(self, window: Window, start: int, frames: np.ndarray) -> None:
+        """Once per group of frames that enter the video, as they are shown: (t h w 3) uint8 on the host; `start` is the
+        number of the first, counted in the video. They must not be changed. Example: encode or send them.
+        """
+
     @hookspec
     def end_window(self, window: Window) -> None:
-        """Once per window, after the last step: decode, write, hand over to the next window."""
+        """Once per window, when its frames are decoded: `window["frames"]` (1 3 t h w) are the last ones, as many as
+        the next window continues from. Store here what that one reads as "previous.NAME".
+        """
 
     @hookspec
     def end_job(self, job: Job) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from omniavatar.checkpoints import Registry
     from omniavatar.engine.plan import Catalog
 
+OWN_PACKAGE = "omniavatar"
 LONGEST = 500
 """Letters of an error that are shown."""
 
@@ -41,12 +42,18 @@ class Failure:
 
 @dataclass(frozen=True)
 class Description:
-    """A plugin: its name, version and place, the hooks it implements, what of it was left out and why."""
+    """A plugin: its name, package, version and place, the hooks it implements, what of it was left out and why.
+
+    units, presets: the names of those that it brings, once `Plugins.catalog` has been asked.
+    """
 
     name: str
+    package: str
     version: str
     source: str
     hooks: tuple[str, ...]
+    units: tuple[str, ...] = ()
+    presets: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     is_active: bool = True
 
@@ -58,6 +65,8 @@ class Plugins:
     manager: pluggy.PluginManager
     entries: dict[str, EntryPoint] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    owners: dict[str, dict[str, str]] = field(default_factory=lambda: {"unit": {}, "preset": {}})
+    """Which plugin each unit and each preset is from, once `catalog` has been asked."""
 
     def catalog(self, extra_units: Iterable[Any] = ()) -> Catalog:
         """All units and presets. A unit that does not fit, or a name that a second package brings, is left out.
@@ -129,7 +138,15 @@ class Plugins:
 
     def describe(self) -> list[Description]:
         """The packages: those that work in the order in which they are asked, then the others."""
-        own = Description(builtin.__name__, __version__, str(Path(builtin.__file__).parent), self.hooks_of(builtin))
+        own = Description(
+            name=builtin.__name__,
+            package=OWN_PACKAGE,
+            version=__version__,
+            source=str(Path(builtin.__file__).parent),
+            hooks=self.hooks_of(builtin),
+            units=self._brought("unit", builtin.__name__),
+            presets=self._brought("preset", builtin.__name__),
+        )
         found = [self._described(name, entry) for name, entry in self.entries.items()]
         return [own, *sorted(found, key=lambda description: not description.is_active)]
 
@@ -138,12 +155,26 @@ class Plugins:
         plugin = self.manager.get_plugin(name)
         return Description(
             name=name,
+            package=self.package_of(name),
             version=entry.dist.version if entry.dist is not None else "",
             source=place_of(plugin, entry),
             hooks=self.hooks_of(plugin),
+            units=self._brought("unit", name),
+            presets=self._brought("preset", name),
             faults=tuple(failure.reason for failure in failures),
             is_active=plugin is not None,
         )
+
+    def package_of(self, plugin: str) -> str:
+        """The installed package that a plugin is from, as pip calls it."""
+        if plugin == builtin.__name__:
+            return OWN_PACKAGE
+        entry = self.entries.get(plugin)
+        return entry.dist.name if entry is not None and entry.dist is not None else plugin
+
+    def _brought(self, what: str, plugin: str) -> tuple[str, ...]:
+        """The names of the units or presets that a plugin brings."""
+        return tuple(name for name, owner in self.owners[what].items() if owner == plugin)
 
     def hooks_of(self, plugin: Any) -> tuple[str, ...]:
         """The names of the hooks that a plugin implements."""
@@ -188,6 +219,7 @@ class Plugins:
             self._report(plugin, f"{what} '{name}' exists already; it was left out")
         else:
             table[name] = value
+            self.owners[what][name] = plugin
 
     def _report(self, plugin: str, reason: str) -> None:
         failure = Failure(plugin, reason)

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from omniavatar.checkpoints import Bundle
 from omniavatar.engine.engine import Engine
+from omniavatar.engine.loop import Loop
 from omniavatar.engine.plan import Catalog, Plan, build_plan
 from omniavatar.engine.scopes import Branch, Forward, Job, Request, Window
+from omniavatar.engine.scopes import Frames as DecodedFrames
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
-from omniavatar.testing import FakeAudioAdapter, FakeAudioEncoder, FakeDiT, FakeVAE, GivenModels
+from omniavatar.testing import FakeAudioAdapter, FakeAudioEncoder, FakeDiT, FakeVAE, GivenModels, recorder
+from omniavatar.testing.recorder import SeenWindow, WindowRecorder
 from omniavatar.units import Euler, FixedFrames, Guidance, Transformer, VaeDecode
 
 SIZE = 16
@@ -38,16 +42,38 @@ class Scene(PipelineUnit):
         self.frames = frames
         self.texts = texts
         self.by_branch = by_branch
-        self.windows: list[Window] = []
+        self.recorder = WindowRecorder()
+
+    @property
+    def windows(self) -> list[SeenWindow]:
+        """The windows of the last video, as they were when they ended."""
+        return self.recorder.windows
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
+        self.recorder.begin_job(job)
         if self.frames is not None:
             job.frames = self.frames
 
-    @hookimpl
+    @hookimpl(tryfirst=True)
     def begin_window(self, window: Window) -> None:
-        self.windows.append(window)
+        self.recorder.begin_window(window)
+
+    @hookimpl(tryfirst=True, specname="postprocess_frames")
+    def see_decoded(self, frames: DecodedFrames) -> None:
+        self.recorder.see_decoded(frames)
+
+    @hookimpl(trylast=True)
+    def postprocess_frames(self, frames: DecodedFrames) -> None:
+        self.recorder.postprocess_frames(frames)
+
+    @hookimpl
+    def output_frames(self, frames: np.ndarray) -> None:
+        self.recorder.output_frames(frames)
+
+    @hookimpl(trylast=True)
+    def end_window(self, window: Window) -> None:
+        self.recorder.end_window(window)
 
     @hookimpl
     def embed(self, forward: Forward) -> None:
@@ -74,15 +100,17 @@ class SecondExpert(PipelineUnit):
             step.network = self.network
 
 
-class Frames:
-    """Keeps what the windows show."""
+class Frames(WindowRecorder):
+    """Keeps what the windows of all videos show."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.seen: list[Tensor] = []
 
     @hookimpl(trylast=True)
     def end_window(self, window: Window) -> None:
-        self.seen.append(window["frames"].clone())
+        super().end_window(window)
+        self.seen.append(self.windows[-1]["frames"])
 
 
 def fake_models(**networks: Any) -> GivenModels:
@@ -117,6 +145,19 @@ def request(seconds: float | None = None, **changes: Any) -> Request:
     return Request(**{"inputs": {}, "height": SIZE, "width": SIZE, "seconds": seconds, **changes})
 
 
+def bare_job(engine: Engine | None = None, asked: Request | None = None) -> Job:
+    """The job of a video that has not begun."""
+    engine = engine or fake_engine([])
+    return Loop(engine, engine.plan, asked or request()).job
+
+
+def recorded(engine: Engine, asked: Request) -> list[SeenWindow]:
+    """The windows of a video, as they were when they ended."""
+    watch = WindowRecorder()
+    engine.generate(asked, observers=[watch])
+    return watch.windows
+
+
 def tiny_engine(
     models: Bundle, catalog: Catalog, expression: str, *, observers: Iterable[Any] = (), **settings: Any
 ) -> Engine:
@@ -127,4 +168,4 @@ def tiny_engine(
 
 def video_of(scene: Scene) -> Tensor:
     """All kept frames of a job's windows (1 3 t h w)."""
-    return torch.cat([window["frames"][:, :, window.span.keep] for window in scene.windows], dim=2)
+    return recorder.video_of(scene.windows)

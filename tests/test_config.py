@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from omniavatar.checkpoints import Registry
-from omniavatar.config import RunConfig, find_config, merge_settings, parse_config, read_yaml
+from omniavatar.config import RunConfig, find_config, merge_settings, parse_config, paths_at_home, read_yaml
 from omniavatar.engine.plan import Catalog, build_plan
 from omniavatar.errors import CheckpointError, InputError
 from omniavatar.resources import asset, data_folder
+from omniavatar.training.diffusion import DiffusionConfig
 
 PUBLISHED = ("omniavatar-14b", "omniavatar-1.3b")
 
@@ -174,3 +175,36 @@ def test_published_configurations_name_files_that_the_registry_knows(name: str) 
         repo, file = str(entry.repo), Path(entry.parts[0]).name
         known = [place.removeprefix(f"{repo}:") for place in places if place.startswith(f"{repo}:")]
         assert any(fnmatch(file, pattern or Path(repo).name) for pattern in known), file
+
+
+def test_the_users_folder_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in configurations of training; not in what only looks like a path."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    run = config(models=["~/a.pth", ["~/b1", "b2"], {"path": "~/c"}, "dit2=~/d"], tables=["~/t.toml"])
+    assert [entry.path for entry in run.models] == [
+        "/home/ada/a.pth",
+        ("/home/ada/b1", "b2"),
+        "/home/ada/c",
+        "/home/ada/d",
+    ]
+    assert run.tables == ("/home/ada/t.toml",)
+    content = {
+        "output": "~/out",
+        "cache": "~/cache",
+        "data": {"path": "~/clips", "prompt": "~/ is no path", "faces": {"clips": 1, "sounds": "~/sounds"}},
+        "start": {"dit": {"weights": "~/w"}},
+        "device": "cpu",
+        "nonsense": ["~"],
+    }
+    assert paths_at_home(DiffusionConfig, content) == {
+        "output": "/home/ada/out",
+        "cache": "/home/ada/cache",
+        "data": {
+            "path": "/home/ada/clips",
+            "prompt": "~/ is no path",
+            "faces": {"clips": 1, "sounds": "/home/ada/sounds"},
+        },
+        "start": {"dit": {"weights": "/home/ada/w"}},
+        "device": "cpu",
+        "nonsense": ["~"],
+    }

@@ -10,17 +10,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from omniavatar.cli.progress import wait_for
-from omniavatar.engine.surround import surrounded
+from omniavatar.engine.surround import Around
 from omniavatar.hookspecs import hookimpl
-from omniavatar.units.write_video import to_bytes
 
 if TYPE_CHECKING:
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.scopes import Forward, Job, Step, Window
+    from omniavatar.media.sound import Soundtrack
 
 ENGINE = ("", "")
 HARNESS = ("", "harness")
@@ -44,7 +42,7 @@ class HookTimes:
         self._engine = engine
         self._now()
         try:
-            with surrounded(engine.hooks, engine.plan.units, self.inside):
+            with engine.instrumented(Around(self.inside)):
                 yield
         finally:
             self._now()
@@ -64,7 +62,7 @@ class HookTimes:
     def _now(self) -> None:
         """What has passed since the last call was the innermost hook's."""
         if self._engine is not None:
-            wait_for(self._engine)
+            self._engine.wait()
             now = time.perf_counter()
             if self._since is not None:
                 self.seconds[self._running[-1]] += now - self._since
@@ -102,7 +100,10 @@ class Probe:
         self.timed = Timed()
         self.hooks = HookTimes()
         self._keeps = False
-        self._pictures: list[Tensor] = []
+        self._pictures: list[np.ndarray] = []
+        self._borders: tuple[int, ...] = ()
+        self._silence = 0.0
+        self._size = (0, 0)
         self._latents: list[Tensor] = []
         self._window_started = self._step_started = 0.0
 
@@ -115,17 +116,11 @@ class Probe:
         finally:
             self._keeps = False
 
-    def made(self, job: Job) -> Made:
-        """What became of this job, the last; it is not kept any longer."""
+    def made(self) -> Made:
+        """What became of the last video; it is not kept any longer."""
         pictures, latents, self._pictures, self._latents = self._pictures, self._latents, [], []
-        delay = job.get("audio_delay")
-        return Made(
-            frames=torch.cat(pictures).numpy() if pictures else None,
-            latents=latents,
-            borders=tuple(span.keep_start for span in job.spans[1:]),
-            silence=0.0 if delay is None else max(0.0, delay - 1 / job.fps),
-            size=job.size,
-        )
+        frames = np.concatenate(pictures) if pictures else None
+        return Made(frames, latents, self._borders, self._silence, self._size)
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
@@ -151,22 +146,28 @@ class Probe:
     @hookimpl(wrapper=True)
     def after_step(self, step: Step) -> Iterator[None]:
         result = yield
-        wait_for(step.engine)
+        step.engine.wait()
         self.timed.steps.append(time.perf_counter() - self._step_started)
         return result
 
     @hookimpl(wrapper=True)
     def end_window(self, window: Window) -> Iterator[None]:
         result = yield
-        wait_for(window.engine)
+        window.engine.wait()
         self.timed.windows.append(time.perf_counter() - self._window_started)
         if self._keeps:
             with self.hooks.inside(*HARNESS):
-                self._keep(window)
+                self._latents.append(window.video_latents.detach().float().cpu().clone())
         return result
 
-    def _keep(self, window: Window) -> None:
-        self._latents.append(window.video_latents.detach().float().cpu().clone())
-        name = "output_frames" if "output_frames" in window else "frames"
-        if name in window:
-            self._pictures.append(to_bytes(window[name][0, :, window.span.keep]))
+    @hookimpl
+    def output_frames(self, frames: np.ndarray) -> None:
+        if self._keeps:
+            self._pictures.append(frames)
+
+    @hookimpl(trylast=True)
+    def end_job(self, job: Job) -> None:
+        soundtrack: Soundtrack | None = job.get("soundtrack")
+        self._borders = tuple(span.keep_start for span in job.spans[1:])
+        self._silence = 0.0 if soundtrack is None else max(0.0, soundtrack.delay_seconds - 1 / job.fps)
+        self._size = job.size

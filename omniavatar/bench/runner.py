@@ -26,12 +26,14 @@ from omniavatar.bench.memory import Device, Host, Meter
 from omniavatar.bench.probe import ENGINE, HARNESS, Made, Probe
 from omniavatar.bench.record import Calls, Combination, HookTime, Memory, Spread, Times, Video
 from omniavatar.cli import diagnosis
-from omniavatar.cli.progress import Status, Watcher, wait_for
+from omniavatar.cli.progress import Watcher
+from omniavatar.engine.progress import Status
 from omniavatar.errors import Ended, OmniError, PlanError
 
 if TYPE_CHECKING:
     from omniavatar.engine.engine import Engine
-    from omniavatar.engine.scopes import Job, Request
+    from omniavatar.engine.run import Result
+    from omniavatar.engine.scopes import Request
 
 log = logging.getLogger(__name__)
 SHOWN = 6
@@ -248,18 +250,18 @@ class Runner:
         """A video with its hooks timed and its pictures kept, which is too slow to be timed itself."""
         probe, request = contender.probe, contender.requests[seed]
         with self._measured(outcome, counts=False), probe.keeping(), probe.hooks.counting(contender.engine):
-            seconds, job = self._video(contender, seed)
+            seconds, result = self._video(contender, seed)
         if outcome.first_seconds is None:
             outcome.first_seconds = seconds
         outcome.profiled += 1
         outcome.hooks.update({who: value for who, value in probe.hooks.seconds.items() if who[1] != "setup"})
-        made = probe.made(job)
+        made = probe.made()
         self._judge(outcome, made, seed)
         if self.schedule.faces:
             outcome.readings.add(made, dict(request.inputs), request.fps)
         if outcome.frames is None and made.frames is not None:
             outcome.frames = made.frames[np.linspace(0, len(made.frames) - 1, SHOWN + 1).round().astype(int)[1:]]
-        self._describe(outcome, contender, job)
+        self._describe(outcome, contender, result)
 
     def _judge(self, outcome: Outcome, made: Made, seed: int) -> None:
         """Hold a video against the first combination's; that one's are kept for it."""
@@ -268,12 +270,12 @@ class Runner:
         elif seed in self._references:
             outcome.likenesses.add(made, self._references[seed])
 
-    def _describe(self, outcome: Outcome, contender: Contender, job: Job) -> None:
+    def _describe(self, outcome: Outcome, contender: Contender, result: Result) -> None:
         """What a video is and what was called for it, which is the same for all of a combination."""
-        figures, timed = contender.watcher.figures, contender.probe.timed
-        height, width = job.size
+        figures, timed = contender.watcher.timings, contender.probe.timed
+        height, width = result.size
         outcome.video = Video(
-            frames=job.length, height=height, width=width, windows=figures.windows, steps=figures.steps
+            frames=result.frames, height=height, width=width, windows=figures.windows, steps=figures.steps
         )
         outcome.calls = Calls(
             made=figures.transformer_calls - figures.transformer_calls_skipped,
@@ -285,7 +287,7 @@ class Runner:
     def _time(self, outcome: Outcome, contender: Contender, seed: int) -> None:
         with self._measured(outcome):
             seconds, _ = self._video(contender, seed)
-        timed, figures = contender.probe.timed, contender.watcher.figures
+        timed, figures = contender.probe.timed, contender.watcher.timings
         sample = Sample(
             total=seconds,
             window=sum(timed.windows) / max(1, len(timed.windows)),
@@ -295,15 +297,15 @@ class Runner:
         )
         outcome.samples.append(sample)
 
-    def _video(self, contender: Contender, seed: int) -> tuple[float, Job]:
-        """Make one video: its seconds, and the job."""
+    def _video(self, contender: Contender, seed: int) -> tuple[float, Result]:
+        """Make one video: the seconds that it took, and what became of it."""
         started = time.perf_counter()
-        job = contender.engine.generate(contender.requests[seed])
-        wait_for(contender.engine)
+        result = contender.engine.generate(contender.requests[seed])
+        contender.engine.wait()
         seconds = time.perf_counter() - started
         self._done += 1
         self._took.append(seconds)
-        return seconds, job
+        return seconds, result
 
     @contextmanager
     def _measured(self, outcome: Outcome, *, counts: bool = True) -> Iterator[None]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from omniavatar.checkpoints.headers import Header
 from omniavatar.checkpoints.names import compiled
-from omniavatar.errors import CheckpointError
+from omniavatar.errors import CheckpointError, parsing
 
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -88,12 +88,10 @@ def read_settings(file: Path) -> dict[str, Any]:
     """The JSON object in a file beside a checkpoint; an absent file is an empty one."""
     if not file.is_file():
         return {}
-    try:
+    with parsing(lambda reason: CheckpointError(f"{file} is not a readable JSON file: {reason}")):
         if file.stat().st_size > _MAX_SETTINGS_BYTES:
             raise ValueError("too large")
         content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not a readable JSON file: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}, not a JSON object")
     return content

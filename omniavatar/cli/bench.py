@@ -11,20 +11,20 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from omniavatar.bench.cases import Matrix, Suite, named, read_suite
-from omniavatar.cli.console import say
+from omniavatar.cli.console import say, tell
+from omniavatar.cli.demo import DEMO, asks_for_the_demo
+from omniavatar.cli.fields import UserPath
 from omniavatar.cli.options import DEVICE, FPS, split_values, unit_options
 from omniavatar.cli.progress import Progressing, display_for
 from omniavatar.cli.run import (
     ARGUMENTS,
-    DEMO,
     RunCommand,
-    asks_for_the_demo,
+    asked_size,
     parse_size,
     seconds_of,
-    size_of,
+    size_options,
     with_hyphens,
 )
 from omniavatar.cli.start import EARLY, Start, start
@@ -143,9 +143,19 @@ class BenchCommand(RunCommand):
     context_settings={"max_content_width": 120, "token_normalize_func": with_hyphens},
 )
 @click.option(
-    "--output", "-o", metavar="FOLDER", default="out/bench", help="folder of the report  [default: out/bench]"
+    "--output",
+    "-o",
+    type=UserPath(),
+    metavar="FOLDER",
+    default="out/bench",
+    help="folder of the report  [default: out/bench]",
 )
-@click.option("--compare", metavar="FILE", help="bench.json of an earlier run: say what is worse, and exit with 1")
+@click.option(
+    "--compare",
+    type=UserPath(),
+    metavar="FILE",
+    help="bench.json of an earlier run: say what is worse, and exit with 1",
+)
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 10),
@@ -163,7 +173,7 @@ class BenchCommand(RunCommand):
     default=None,
     help="a procedural talking head for each seed as picture and prompt, and avatar measures",
 )
-@click.option("--size", callback=size_of, metavar="HxW", help="height and width  [default: nearest of a table]")
+@size_options
 @click.option(
     "--seconds", type=float, callback=seconds_of, metavar="NUMBER", help="longest length  [default of the demo: 2]"
 )
@@ -234,7 +244,7 @@ class Study:
             interleaved=not options["no_interleave"],
             faces=faces,
         )
-        size = options["size"] or size_in(suite, options["suite"])
+        size = asked_size(options) or size_in(suite, options["suite"])
         seconds = options["seconds"] or suite.seconds
         if faces:
             check_faces(given, size)
@@ -246,7 +256,7 @@ class Study:
             begin=begin,
             config=begin.final(flags, settings),
             schedule=schedule,
-            folder=Path(options["output"]),
+            folder=options["output"],
             inputs=given,
             settings=settings,
             options={**options, "size": size, "seconds": seconds, "flags": flags},
@@ -260,7 +270,7 @@ class Study:
         from omniavatar.bench.runner import Runner
 
         asked, path = self.asked(), self.options["compare"]
-        before = None if path is None else Record.read(Path(path))
+        before = None if path is None else Record.read(path)
         if before is not None:
             check_comparable(before.asked, asked, path)
         check_writable(self.folder)
@@ -284,11 +294,8 @@ class Study:
         record.write(self.folder / "bench.json")
         (self.folder / "bench.html").write_text(page(record, frames, [str(one) for one in worse]), encoding="utf-8")
         if not self.options["quiet"]:
-            console = Console()
-            for one in tables(record):
-                console.print(one)
-                console.print()
-            click.echo(f"report: {self.folder / 'bench.html'}; figures: {self.folder / 'bench.json'}")
+            tell(*(part for table in tables(record) for part in (table, "")), markup=True)
+            tell(f"report: {self.folder / 'bench.html'}; figures: {self.folder / 'bench.json'}")
         for outcome in runner.outcomes:
             if outcome.status == "failed":
                 say(f"{outcome.name} failed: {outcome.reason}")
@@ -306,7 +313,7 @@ class Study:
         for one in worse:
             say(f"worse than before: {one}")
         if not worse and not self.options["quiet"]:
-            click.echo(f"nothing is worse than in {self.options['compare']}")
+            tell(f"nothing is worse than in {self.options['compare']}")
 
     def record(self, runner: Runner, asked: Asked) -> Record:
         """What was found."""

@@ -87,17 +87,15 @@ def planned_window(plan: Plan, bundle: Bundle, config: RunConfig) -> Window:
     import torch
 
     from omniavatar.engine.engine import Engine
+    from omniavatar.engine.loop import Loop
     from omniavatar.engine.plan import Plan
-    from omniavatar.engine.scopes import Job, Request, Window
-    from omniavatar.engine.windows import Span
+    from omniavatar.engine.scopes import Request
     from omniavatar.opening import torch_dtype
 
     device = torch.device("cpu")
     units = [unit for unit in plan.units if foresees(unit) or plans_steps(unit)]
     engine = Engine(Plan(tuple(units)), WithoutBlocks(bundle), device=device, dtype=torch_dtype(config.dtype, device))
-    window = Window(Job(engine, Request(), {}), 0, Span(0, 1, 0, 0, 1), None)
-    window.steps = engine.hooks.plan_steps(window)
-    return window
+    return Loop(engine, engine.plan, Request()).plan_window()
 
 
 class WithoutBlocks:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from omniavatar.cli.console import logging_to_stderr, say, saying_faults
+from omniavatar.cli.console import logging_to_stderr, say, saying_faults, tell
 from omniavatar.cli.options import DEVICE
-from omniavatar.cli.progress import Display, Progressing, Status, Watcher, display_for
+from omniavatar.cli.progress import Display, Progressing, Watcher, display_for
 from omniavatar.cli.ranks import Rescue, as_rank, check_ranks, start_ranks
 from omniavatar.config import RunConfig, find_config, packaged_configs, read_yaml, validated
 from omniavatar.distributed.world import World, place
+from omniavatar.engine.progress import Status
 from omniavatar.errors import CheckpointError, Ended, InputError
 from omniavatar.values import parse_yaml
 
@@ -147,7 +148,7 @@ def trained(config: DiffusionConfig, world: World, rescue: Rescue, *, quiet: boo
             raise
         hint = use_of(config) if is_done and world.is_main else ""
     if world.is_main and not quiet:
-        click.echo(f"{config.output}  ({course.summary(trainer)}){hint}")
+        tell(f"{config.output}  ({course.summary(trainer)}){hint}")
     return 0
 
 

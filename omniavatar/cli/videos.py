@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-import click
-
-from omniavatar.cli.console import say, saying_faults
+from omniavatar.cli import diagnosis
+from omniavatar.cli.console import say, saying_faults, tell
 from omniavatar.cli.fields import inner_marks
 from omniavatar.cli.progress import Progressing, Watcher, display_for
 from omniavatar.cli.ranks import Rescue
 from omniavatar.distributed.world import World, common, tells_for_all
-from omniavatar.errors import InputError, OmniError
+from omniavatar.errors import InputError, in_one_line, is_failure
 from omniavatar.opening import FinalConfig, engine_of, torch_device
 
 if TYPE_CHECKING:
@@ -26,10 +28,12 @@ if TYPE_CHECKING:
     from omniavatar.cli.start import Start
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.plan import Plan
-    from omniavatar.engine.scopes import Job, Request
+    from omniavatar.engine.run import Result
+    from omniavatar.engine.scopes import Request
 
+log = logging.getLogger(__name__)
 Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Video:
 class VideoMaker:
     """Makes videos with one configuration and says on stdout where they are, or with `as_json` what they took.
 
-    observers: further ones of the engine.
+    observers: further ones of the engine. remarks: what to say before the work begins.
     """
 
     begin: Start
@@ -54,6 +58,7 @@ class VideoMaker:
     quiet: bool
     as_json: bool
     observers: Sequence[Any] = ()
+    remarks: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.world = self.begin.world
@@ -84,15 +89,19 @@ class VideoMaker:
         engine.check_split()
         good = self.agreed([(video, self.tried(video, self.request, engine, video)) for video in videos])
         if good:
+            for remark in () if self.quiet else self.remarks:
+                say(remark)
             with self.watcher:
                 self.watcher.load(engine, self.rescue.note)
         made = 0
         for number, (video, request) in enumerate(good, start=1):
             self.watcher.title = f"video {number}/{len(good)}, " if len(good) > 1 else ""
-            job = self.made(video, engine, request)
-            if job is not None:
-                self.report(engine, job)
+            result = self.made(video, engine, request)
+            if result is not None:
+                self.report(engine, result)
                 made += 1
+        if 0 < made < len(videos) and not self.quiet:
+            say(f"{made} of {len(videos)} videos are made")
         return 0 if made == len(videos) else InputError.exit_code
 
     def agreed(self, asked: Sequence[tuple[Video, Request | None]]) -> list[tuple[Video, Request]]:
@@ -118,53 +127,67 @@ class VideoMaker:
         inputs = dict(video.inputs)
         if "output" not in engine.plan.input_fields:
             inputs.pop("output", None)
-        check_media(engine.plan, engine.plan.parse_inputs(inputs))
+        check_media(engine.plan, engine.plan.parse_inputs(inputs), self.seconds)
         height, width = self.size or (None, None)
         return Request(inputs, self.config.seed, height, width, self.seconds, self.config.fps)
 
-    def made(self, video: Video, engine: Engine, request: Request) -> Job | None:
+    def made(self, video: Video, engine: Engine, request: Request) -> Result | None:
         """Make one video. When one of several ranks fails the others cannot go on, so that ends them all."""
         if self.world.size > 1:
             return self.watched(engine, request)
         return self.tried(video, self.watched, engine, request)
 
-    def watched(self, engine: Engine, request: Request) -> Job:
+    def watched(self, engine: Engine, request: Request) -> Result:
         """Make one video, with its progress on show."""
         with self.watcher:
             return engine.generate(request)
 
     def tried(
-        self, video: Video, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
-    ) -> Result | None:
-        """The result of some work on a video; what is wrong with a line of a list is reported, and None returned."""
+        self, video: Video, work: Callable[Arguments, Found], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Found | None:
+        """The result of some work on a video; what is wrong with a line of a list is reported, and None returned.
+
+        So is a fault of the program, or memory that is short, since other lines may do.
+        """
         try:
             return work(*args, **kwargs)
-        except OmniError as error:
-            if not video.place:
+        except BaseException as error:
+            if not video.place or not is_failure(error):
                 raise
+            message, _ = diagnosis(error)
+            if not message:
+                message = in_one_line(error)
+                log.info("%s", "".join(traceback.format_exception(error)).rstrip())
             if tells_for_all():  # ranks that this program has started find what it has found before
-                say(f"{video.place}: {error}", error)
+                say(f"{video.place}: {message}", error)
             return None
 
-    def report(self, engine: Engine, job: Job) -> None:
+    def report(self, engine: Engine, result: Result) -> None:
         """Where the video is, or the figures as one line of JSON."""
         if not self.world.is_main:
             return
         if self.as_json:
-            click.echo(json.dumps(figures(engine, self.watcher, job)))
+            tell(json.dumps(figures(engine, self.watcher.load_seconds, result)))
         elif not self.quiet:
-            length, took = job.length / job.fps, self.watcher.figures.generate_seconds
-            place = job.results.get("video", "no file, since no unit writes one")
-            click.echo(f"{place}  ({length:.2f} s of video in {took:.1f} s)")
+            place = result.video or "no file, since no unit writes one"
+            took = result.timings.generate_seconds
+            tell(f"{place}  ({result.seconds:.2f} s of video in {took:.1f} s)")
 
 
-def check_media(plan: Plan, inputs: Mapping[str, BaseModel]) -> None:
-    """Look into the media files among the inputs, so that a bad one is found before any model is loaded."""
+def check_media(plan: Plan, inputs: Mapping[str, BaseModel], seconds: float | None = None) -> None:
+    """Look into the media files among the inputs, so that a bad one is found before any model is loaded.
+
+    seconds: the longest length of the video, None if the sound decides.
+    """
     from omniavatar.media.audio import check_audio
     from omniavatar.media.image import load_image
     from omniavatar.media.video import probe_video
 
-    checks: dict[str, Callable[[Path], Any]] = {"image": load_image, "audio": check_audio, "video": probe_video}
+    checks: dict[str, Callable[[Path], Any]] = {
+        "image": load_image,
+        "audio": partial(check_audio, seconds=seconds),
+        "video": probe_video,
+    }
     looked_at = set()
     for unit in plan.units:
         for name, info in unit.Inputs.model_fields.items():
@@ -189,20 +212,21 @@ def paths(value: Any) -> Iterator[Path]:
             yield from paths(item)
 
 
-def figures(engine: Engine, watcher: Watcher, job: Job) -> dict[str, Any]:
+def figures(engine: Engine, load_seconds: float, result: Result) -> dict[str, Any]:
     """What a video took, as JSON values."""
-    height, width = job.size
+    height, width = result.size
     return {
-        "video": str(job.results["video"]) if "video" in job.results else None,
-        "frames": job.length,
-        "fps": job.fps,
+        "video": None if result.video is None else str(result.video),
+        "frames": result.frames,
+        "fps": result.fps,
         "height": height,
         "width": width,
-        "units": [repr(unit) for unit in engine.plan.units],
+        "units": [repr(unit) for unit in result.plan.units],
+        "seed": result.seed,
         "device": str(engine.device),
         "dtype": str(engine.dtype).removeprefix("torch."),
-        "load_seconds": round(watcher.load_seconds, 3),
-        **{name: round(value, 3) for name, value in asdict(watcher.figures).items()},
+        **{name: value and round(value, 3) for name, value in asdict(result.timings).items()},
+        "load_seconds": round(load_seconds, 3),
         **peak_memory(engine.device),
     }
 

@@ -1,12 +1,18 @@
-"""The engine: the skeleton of chunked video denoising. Everything it does happens in the units of its plan.
+"""The engine: what is loaded. Networks, where they lie, how they attend, which ranks work together; and who uses them.
 
-engine = Engine(plan, models, device="cuda", dtype=torch.bfloat16)
-job = engine.generate(Request(inputs={"image": "me.png", "audio": "me.wav", "prompt": "..."}))
+    engine = Engine(plan, models, device="cuda", dtype=torch.bfloat16)
+    result = engine.generate(Request({"image": "me.png", "audio": "me.wav", "prompt": "..."}))
+
+A video is a `Run` (`run.py`), the algorithm is in `loop.py`, and everything it does happens in the units of the plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,13 +23,13 @@ from omniavatar.distributed.groups import Groups, grid_shape
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.attention import AttentionSlot
 from omniavatar.engine.hooks import Hooks
-from omniavatar.engine.plan import Plan
+from omniavatar.engine.plan import Plan, SettingsByUnit, with_settings
 from omniavatar.engine.residency import Residency
-from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step, Window
+from omniavatar.engine.run import Result, Run, State
+from omniavatar.engine.scopes import Request, Scope
+from omniavatar.engine.surround import Around
 from omniavatar.engine.unit import PipelineUnit
-from omniavatar.engine.windows import Span, ceil_4k1
-from omniavatar.errors import CheckpointError, PlanError
-from omniavatar.hookspecs import hookimpl
+from omniavatar.errors import CheckpointError, EngineBusy, InputError, PlanError
 
 
 class Adapter(Protocol):
@@ -68,13 +74,14 @@ class Models(Protocol):
 
 
 class Engine:
-    """Makes videos by one plan with one set of models.
+    """Makes videos by one plan with one set of models, one at a time.
 
-    plan: the ordered units.
-    models: the networks by role.
+    plan: the ordered units. models: the networks by role.
     device, dtype: where and in what precision the networks run; latents stay in float32 between steps.
-    observers: further implementations of `hookspecs.Pipeline`, called before the units (progress, timing).
+    observers: further implementations of `hookspecs.Pipeline` for all runs, called before the units.
     world: the ranks that make the video together; each has an engine with the same plan and gets the same requests.
+
+    `values` is the outermost scope, of what is constant for all videos; `resources` are closed with the engine.
     Raises CheckpointError if a unit's role has no model.
     """
 
@@ -93,15 +100,19 @@ class Engine:
         self.device = torch.device(device)
         self.dtype = dtype
         self.world = world
+        self.observers = tuple(observers)
         self.groups = Groups()
         self.attention = AttentionSlot()
-        units = [unit for unit in plan.units if world.is_main or not unit.main_rank_only]
+        self.values = Scope()
+        self.resources = ExitStack()
         self.residency = Residency(plan.units)
-        self.hooks = Hooks(units, [*observers, self.residency, _Calls()])
-        self._around = self.residency.watching(self.hooks, plan.units)
+        self._around: list[Around] = [self.residency.around]
+        self._hooks: tuple[Any, Hooks] | None = None
         self._networks: dict[str, nn.Module] = {}
-        self._is_set_up = False
+        self._is_set_up = self._is_closed = False
         self._set_up_failure: BaseException | None = None
+        self._lock = threading.Lock()
+        self._run: weakref.ref[Run] | None = None
         for unit in plan.units:
             for role in unit.roles:
                 if role not in models:
@@ -110,6 +121,8 @@ class Engine:
                         f"add the file with --model, or leave the unit out with -{unit.name}"
                     )
             unit.check_models(models)
+
+    # Networks ---------------------------------------------------------------------------------------------------------
 
     @property
     def roles(self) -> list[str]:
@@ -125,6 +138,8 @@ class Engine:
     def model(self, role: str) -> Any:
         """The network of this role, loaded on first use: on the device, or in host memory if a unit wants that."""
         if role not in self._networks:
+            if self._is_closed:
+                raise InputError("the engine is closed; open another one")
             in_host_memory = any(unit.hosts(role) for unit in self.plan.units)
             device = torch.device("cpu") if in_host_memory else self.device
             options: dict[str, Any] = {"attention": self.attention}
@@ -133,27 +148,148 @@ class Engine:
             self._networks[role] = self.models.load(role, device=device, dtype=self.dtype, **options).eval()
         return self._networks[role]
 
-    def check_frozen(self, network: nn.Module, unit: PipelineUnit) -> None:
-        """For a unit that keeps weights in another form. Raises PlanError if they change."""
-        is_training = any(one.trains for one in self.plan.units)
-        if is_training or any(weight.requires_grad for weight in network.parameters()):
-            raise PlanError(f"unit '{unit.name}' is for making videos, and training changes weights; leave it out")
+    def load(self, show: Callable[[str, int, int], None] = lambda doing, done, total: None) -> None:
+        """Load the networks that the plan needs, and set the units up; a run does it when it has not been done.
+
+        show: called before each part with what is being done, how many parts are over, and how many there are.
+        """
+        roles = list(dict.fromkeys(role for unit in self.plan.units for role in unit.roles))
+        with self.current():
+            for index, role in enumerate(roles):
+                show(f"loading {role}", index, len(roles))
+                self.model(role)
+            show("setting up", len(roles), len(roles))
+            self.set_up()
 
     def set_up(self) -> None:
-        """Run the units' `setup`, once; `generate` does it when the caller has not.
+        """Run the units' `setup`, once.
 
         After a failure the models may be changed halfway, so every later call fails in the same way.
         """
+        if self._is_closed:
+            raise InputError("the engine is closed; open another one")
         if self._set_up_failure is not None:
             raise self._set_up_failure
         if not self._is_set_up:
             self._is_set_up = True
             try:
                 self.groups = Groups.make(self.world, self.degrees(), self.device)
-                self.hooks.setup(self)
+                self.hooks_of(self.plan).setup(self)
             except BaseException as error:
                 self._set_up_failure = error
                 raise
+
+    def check_frozen(self, network: nn.Module, unit: PipelineUnit) -> None:
+        """For a unit that keeps weights in another form. Raises PlanError if they change."""
+        is_training = any(one.trains for one in self.plan.units)
+        if is_training or any(weight.requires_grad for weight in network.parameters()):
+            raise PlanError(f"unit '{unit.name}' is for making videos, and training changes weights; leave it out")
+
+    def wait(self) -> None:
+        """Wait until a GPU has done what it was told, so that times are those of the work and not of its order."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    # Runs -------------------------------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        request: Request,
+        *,
+        settings: SettingsByUnit | None = None,
+        observers: Iterable[Any] = (),
+        resume: State | str | Path | None = None,
+    ) -> Run:
+        """A video that is made as the caller takes its chunks. Nothing is loaded or computed before the first.
+
+        settings: by unit, stronger than the engine's, for units that do nothing in `setup`.
+        observers: objects with hooks, called beside the units', such as `omniavatar.progress.Progress`.
+        resume: what `Run.state` gave, or a safetensors file of it; chunks begin behind it.
+        Raises EngineBusy while another run is in work, InputError for inputs, PlanError for settings.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise InputError("the engine is closed; open another one")
+            if self._is_busy():
+                gc.collect()  # a run that nobody can go on with, but that points at itself, is no reason to refuse
+            if self._is_busy():
+                raise EngineBusy(
+                    "the engine is making another video; wait until it is done, cancel it, or open another engine"
+                )
+            plan = with_settings(self.plan, settings or {})
+            for unit in plan.units:
+                unit.check_models(self.models)
+            run = Run(self, plan, request, observers, resume)
+            self._run = weakref.ref(run)
+        return run
+
+    def generate(
+        self,
+        request: Request,
+        *,
+        settings: SettingsByUnit | None = None,
+        observers: Iterable[Any] = (),
+        resume: State | str | Path | None = None,
+    ) -> Result:
+        """Make a whole video; see `start`. However it ends, nothing half-written stays behind."""
+        with self.start(request, settings=settings, observers=observers, resume=resume) as run:
+            return run.result()
+
+    def _is_busy(self) -> bool:
+        current = self._run() if self._run is not None else None
+        return current is not None and not current.is_over
+
+    def close(self) -> None:
+        """Cancel the run in work and give memory, threads and groups of ranks back. The engine cannot be used again."""
+        with self._lock:
+            current, self._run = self._run() if self._run is not None else None, None
+            self._is_closed = True
+        if current is not None:
+            current.cancel()
+        self.resources.close()
+        self.residency.visitors.clear()
+        self._networks.clear()
+        self.values.clear()
+        self.attention = AttentionSlot()
+        self.groups = Groups()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # For loops --------------------------------------------------------------------------------------------------------
+
+    def hooks_of(self, plan: Plan, observers: Iterable[Any] = ()) -> Hooks:
+        """The hooks of a plan that this engine works by; made once for its own plan, if nobody observes."""
+        key = (plan, tuple(observers), tuple(self._around))
+        if self._hooks is not None and self._hooks[0] == key:
+            return self._hooks[1]
+        units = [unit for unit in plan.units if self.world.is_main or not unit.main_rank_only]
+        hooks = Hooks(units, [*self.observers, *key[1], self.residency], self._around)
+        if not key[1]:
+            self._hooks = (key, hooks)
+        return hooks
+
+    @contextmanager
+    def instrumented(self, around: Around) -> Iterator[None]:
+        """Have every hook of every unit run in a context, in what is started within the with-block."""
+        self._around.append(around)
+        try:
+            yield
+        finally:
+            self._around.remove(around)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """What the engine works in: its GPU is the current one, since kernels that are not torch's run there."""
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            yield
+
+    # Ranks ------------------------------------------------------------------------------------------------------------
 
     def degrees(self) -> dict[str, int]:
         """Over how many ranks the plan spreads work, by axis; units that take what is left are asked last."""
@@ -165,91 +301,11 @@ class Engine:
                 ranks //= degree
         return degrees
 
+    def agreed(self, number: int) -> int:
+        """The first rank's number, on all ranks."""
+        mine = torch.tensor(number, device=self.device)
+        return int(self.groups.world.broadcast(mine, 0)) if self.groups.world.size > 1 else number
+
     def check_split(self) -> None:
         """Raise PlanError if the plan cannot spread its work over the ranks of the world."""
         grid_shape(self.degrees(), self.world.size)
-
-    @torch.inference_mode()
-    def generate(self, request: Request) -> Job:
-        """Make one video; what the units made of it is in `job.results`.
-
-        However it ends, `job.resources` is closed, so that nothing half-written stays behind.
-        """
-        self.plan.check_complete()
-        job = Job(self, request, self.plan.parse_inputs(request.inputs))
-        self.set_up()
-        with job.resources:
-            self.run(job)
-        return job
-
-    def run(self, job: Job) -> None:
-        """The algorithm."""
-        hooks = self.hooks
-        hooks.begin_job(job)
-        job.spans = hooks.plan_windows(job) or [whole_video(job)]
-        window: Window | None = None
-        for index, span in enumerate(job.spans):
-            window = self.open_window(job, index, span, window)
-            hooks.begin_window(window)
-            self.denoise(window)
-            hooks.end_window(window)
-            window.close()
-        hooks.end_job(job)
-
-    def denoise(self, window: Window) -> None:
-        """All steps of a window."""
-        hooks = self.hooks
-        for step in window.steps:
-            hooks.before_step(step)
-            step.velocity = hooks.guide(step)
-            window.latents = hooks.advance(step)
-            hooks.after_step(step)
-
-    def forward(self, forward: Forward) -> Tensor:
-        """One transformer call: the velocity (b c t h w) for `forward.latents`."""
-        self.hooks.embed(forward)
-        forward.x = self.hooks.run_blocks(forward)
-        self.hooks.unembed(forward)
-        return forward.output
-
-    def open_window(self, job: Job, index: int, span: Span, previous: Window | None) -> Window:
-        """A window with its noise and its steps; only the values of the window just before it are kept."""
-        if previous is not None:
-            previous.previous = None
-        window = Window(job, index, span, previous)
-        window.latents = self.noise(job, index, span)
-        window.steps = self.hooks.plan_steps(window)
-        return window
-
-    def noise(self, job: Job, index: int, span: Span) -> Tensor:
-        """Starting noise (1 c t h w), float32; the same for any device, rank and order of windows.
-
-        Leading frames get what is drawn last, as in the first VACE program.
-        """
-        vae = self.model("vae")
-        height, width = (side // vae.spatial_factor for side in job.size)
-        generator = torch.Generator().manual_seed(job.request.seed * 1_000_003 + index)
-        shape = (1, vae.z_dim, span.latent_frames + job.leading, height, width)
-        return torch.randn(shape, generator=generator).roll(job.leading, dims=2).to(self.device)
-
-
-class _Calls:
-    """The engine's own `predict` and `call`, asked after all units."""
-
-    @hookimpl(trylast=True)
-    def predict(self, step: Step, branches: Sequence[Branch]) -> Sequence[Tensor]:
-        return one_call_each(step, branches)
-
-    @hookimpl(trylast=True)
-    def call(self, forward: Forward) -> Tensor:
-        return forward.engine.forward(forward)
-
-
-def one_call_each(step: Step, branches: Sequence[Branch]) -> list[Tensor]:
-    """One transformer call per branch: the velocities (b c t h w)."""
-    return [step.forward([branch]) for branch in branches]
-
-
-def whole_video(job: Job) -> Span:
-    """One window over all frames, with nothing given: what a plan without `plan_windows` makes."""
-    return Span(0, ceil_4k1(job.length), 0, 0, job.length)

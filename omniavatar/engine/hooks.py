@@ -1,6 +1,6 @@
 """Every hook call of the engine in one place, typed. `hookspecs.Pipeline` documents what each one means.
 
-One `Hooks` belongs to one engine. pluggy calls the last registered first, so the plan is registered in reverse.
+One `Hooks` belongs to one run. pluggy calls the last registered first, so the plan is registered in reverse.
 """
 
 from __future__ import annotations
@@ -9,29 +9,38 @@ import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pluggy
 from torch import Tensor
 
 from omniavatar.engine.plan import hooks_of
+from omniavatar.engine.surround import Around, surrounded
 from omniavatar.errors import PlanError, PluginError, nearest
-from omniavatar.hookspecs import PROJECT, Pipeline
+from omniavatar.hookspecs import PROJECT, Pipeline, hookimpl
 
 if TYPE_CHECKING:
     from omniavatar.engine.engine import Engine
-    from omniavatar.engine.scopes import Branch, Forward, Job, Step, Window
+    from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Step, Window
     from omniavatar.engine.unit import PipelineUnit
     from omniavatar.engine.windows import Span
 
 
 class Hooks:
-    """The plan's hook implementations, called in plan order; `observers` (progress, timing) see every call first."""
+    """The plan's hook implementations, called in plan order; `observers` (progress, timing) see every call first.
 
-    def __init__(self, units: Iterable[PipelineUnit], observers: Iterable[Any] = ()) -> None:
+    around: what every hook of a unit runs in, such as a clock; see `surround`.
+    """
+
+    def __init__(
+        self, units: Iterable[PipelineUnit], observers: Iterable[Any] = (), around: Sequence[Around] = ()
+    ) -> None:
         self.manager = pluggy.PluginManager(PROJECT)
         self.manager.add_hookspecs(Pipeline)
+        self._registered: dict[str, Any] = {}
         for unit in reversed(list(units)):
-            self._register(unit, name=unit.name)
-        for observer in observers:
+            self._registered[unit.name] = surrounded(unit, around)
+            self._register(self._registered[unit.name], name=unit.name)
+        for observer in (*observers, OneCallEach()):
             self._register(observer)
         self._call = self.manager.hook
 
@@ -61,12 +70,11 @@ class Hooks:
         )
         return result
 
-    def begin_window(self, window: Window) -> None:
-        self._call.begin_window(window=window)
-
-    def begin_window_without(self, units: Iterable[PipelineUnit], window: Window) -> None:
-        """`begin_window` of all but some units, whose values the window has already."""
-        self.manager.subset_hook_caller("begin_window", list(units))(window=window)
+    def begin_window(self, window: Window, without: Iterable[PipelineUnit] = ()) -> None:
+        """`begin_window` of all units but some, whose values the window has already."""
+        left_out = [self._registered[unit.name] for unit in without if unit.name in self._registered]
+        call = self.manager.subset_hook_caller("begin_window", left_out) if left_out else self._call.begin_window
+        call(window=window)
 
     def before_step(self, step: Step) -> None:
         self._call.before_step(step=step)
@@ -112,11 +120,33 @@ class Hooks:
     def after_step(self, step: Step) -> None:
         self._call.after_step(step=step)
 
+    def decode_latents(self, window: Window) -> Iterator[Tensor]:
+        result: Iterator[Tensor] | None = self._call.decode_latents(window=window)
+        return iter(()) if result is None else result
+
+    def postprocess_frames(self, window: Window, frames: Frames) -> None:
+        self._call.postprocess_frames(window=window, frames=frames)
+
+    def output_frames(self, window: Window, start: int, frames: np.ndarray) -> None:
+        self._call.output_frames(window=window, start=start, frames=frames)
+
     def end_window(self, window: Window) -> None:
         self._call.end_window(window=window)
 
     def end_job(self, job: Job) -> None:
         self._call.end_job(job=job)
+
+
+class OneCallEach:
+    """The skeleton's own `predict` and `call`, asked after all units."""
+
+    @hookimpl(trylast=True)
+    def predict(self, step: Step, branches: Sequence[Branch]) -> Sequence[Tensor]:
+        return step.loop.one_call_each(step, branches)
+
+    @hookimpl(trylast=True)
+    def call(self, forward: Forward) -> Tensor:
+        return forward.loop.transformer(forward)
 
 
 def _answered(hook: str, remedy: str, result: Any) -> Any:
@@ -127,6 +157,10 @@ def _answered(hook: str, remedy: str, result: Any) -> Any:
 
 
 SPECS = {name: spec for name, spec in vars(Pipeline).items() if hasattr(spec, f"{PROJECT}_spec")}
+
+
+STREAMS = ("decode_latents",)
+"""Hooks that may be generators without being wrappers."""
 
 
 def hook_faults(unit_class: type[PipelineUnit]) -> Iterator[str]:
@@ -141,7 +175,8 @@ def hook_faults(unit_class: type[PipelineUnit]) -> Iterator[str]:
             yield from _signature_faults(name, function)
         else:
             yield f"there is no hook '{name}'{nearest(name, SPECS)}"
-        if (options["wrapper"] or options["hookwrapper"]) != inspect.isgeneratorfunction(function):
+        gives_many = name in STREAMS and inspect.isgeneratorfunction(function)
+        if not gives_many and (options["wrapper"] or options["hookwrapper"]) != inspect.isgeneratorfunction(function):
             yield f"its {name} must have a yield if it is marked with wrapper=True, and only then"
 
 

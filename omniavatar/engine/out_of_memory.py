@@ -49,6 +49,9 @@ WORK_OF_HOOK = {
     "plan_windows": "prepare",
     "plan_steps": "prepare",
     "begin_window": "prepare",
+    "decode_latents": "decode",
+    "postprocess_frames": "decode",
+    "output_frames": "decode",
     "end_window": "decode",
     "end_job": "decode",
 }
@@ -166,7 +169,7 @@ class Place:
             return f"{doing} {number}"
         if self.step is None:
             return f"denoising {number}"
-        return f"denoising {number}, step {self.step.index + 1} of {len(window.steps)}{self._of_block()}"
+        return f"denoising {number}, step {self.step.index + 1} of {window.step_count}{self._of_block()}"
 
     def _of_block(self) -> str:
         return "" if self.block is None else f", block {self.block + 1}"

@@ -28,7 +28,7 @@ from omniavatar.values import parse_yaml
 
 log = logging.getLogger(__name__)
 
-EXCLUSIVE_HOOKS = ("plan_windows", "plan_steps", "guide", "advance")
+EXCLUSIVE_HOOKS = ("plan_windows", "plan_steps", "guide", "advance", "decode_latents")
 ANSWERED_HOOKS = {
     "plan_steps": "a sampler such as euler",
     "guide": "a guidance rule such as guidance",

@@ -9,19 +9,23 @@ the steps without declaring it, because it takes whichever is there, brings it b
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from omniavatar.engine.plan import hooks_of
-from omniavatar.engine.surround import surrounded
+from omniavatar.engine.surround import Around
 from omniavatar.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from omniavatar.engine.hooks import Hooks
     from omniavatar.engine.scopes import Step
     from omniavatar.engine.unit import PipelineUnit
 
-OUTSIDE_STEPS = frozenset(("begin_job", "plan_windows", "plan_steps", "begin_window", "end_window", "end_job"))
+OUTSIDE_STEPS = frozenset(
+    (
+        *("begin_job", "plan_windows", "plan_steps", "begin_window"),
+        *("decode_latents", "postprocess_frames", "output_frames", "end_window", "end_job"),
+    )
+)
 """The hooks of a video that are not called from step to step."""
 
 
@@ -42,11 +46,10 @@ class Residency:
         self._roles = {unit.name: {*unit.roles, *unit.optional_roles} for unit in units}
         self._in_steps = {role for unit in units for role in roles_in_steps(unit)}
 
-    def watching(self, hooks: Hooks, units: Sequence[PipelineUnit]) -> ExitStack:
-        """Be told which unit runs, as long as the result is kept."""
-        stack = ExitStack()
-        stack.enter_context(surrounded(hooks, units, self._inside, OUTSIDE_STEPS))
-        return stack
+    @property
+    def around(self) -> Around:
+        """What every hook outside the steps runs in, so that the networks of its unit are there."""
+        return Around(self._inside, OUTSIDE_STEPS)
 
     @contextmanager
     def _inside(self, unit: str, hook: str) -> Iterator[None]:

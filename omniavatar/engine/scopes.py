@@ -1,17 +1,19 @@
-"""The four scopes of a value: job (one video), window (one chunk), step (one denoising step), forward (one call).
+"""The scopes of a value: engine (all videos), job (one video), window (one chunk), step (one denoising step), forward
+(one transformer call).
 
 A value is stored in the scope in which it is constant, under the name that its unit declares in `provides`
-(`window["condition"] = y`); an inner scope sees the values of the outer ones (`forward["condition"]`).
-What the skeleton of the algorithm itself needs are plain attributes.
+(`window["condition"] = y`); an inner scope sees the values of the outer ones (`forward["condition"]`). The engine's
+scope is `engine.values`. What the skeleton of the algorithm itself needs are plain attributes.
 """
 
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +26,10 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from omniavatar.distributed.sharding import Sharding
-    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.loop import Loop
     from omniavatar.engine.unit import PipelineUnit
 
+MAX_SEED = 2**63 - 1
 Default = TypeVar("Default")
 
 
@@ -67,25 +70,52 @@ class Scope:
             self.values[name] = make()
         return self.values[name]
 
+    def pop(self, name: str, default: Any = None) -> Any:
+        """Take a value out of this scope; `default` when it is not here."""
+        return self.values.pop(name, default)
+
+    def clear(self) -> None:
+        """Let all values of this scope go, whoever still holds the scope itself."""
+        self.values.clear()
+
 
 @dataclass(frozen=True)
 class Request:
-    """What one video is asked to be. `inputs` are the raw values for the units' `Inputs`, by name."""
+    """What one video is asked to be. Raises InputError for values that no video can have.
+
+    inputs: the raw values for the units' `Inputs`, by name, such as image, audio, prompt and output.
+    seed: of the noise, 0 to 2**63 - 1; None or -1 draws one, which `Request.seed` then says.
+    height, width: pixels, both or neither. seconds: the longest length. fps: frames per second, a whole number.
+    """
 
     inputs: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 42
+    seed: int | None = 42
     height: int | None = None
     width: int | None = None
     seconds: float | None = None
     fps: int = 25
 
     def __post_init__(self) -> None:
+        if not isinstance(self.inputs, Mapping):
+            raise InputError(f"the inputs are a mapping of names to values, not {type(self.inputs).__name__}")
+        if self.seed is None or self.seed == -1:
+            object.__setattr__(self, "seed", secrets.randbelow(2**32))
+        if not isinstance(self.seed, SupportsIndex) or not _is_whole(self.seed) or not 0 <= int(self.seed) <= MAX_SEED:
+            raise InputError(f"the seed is {self.seed!r}; give a whole number from 0 to 2**63 - 1, or -1 to draw one")
         if (self.height is None) != (self.width is None):
             raise InputError(f"the size is {self.height}x{self.width}; give both height and width, or neither")
-        if self.fps < 1:
-            raise InputError(f"the video has {self.fps} frames per second; give 1 or more")
-        if self.seconds is not None and not 0 < self.seconds < math.inf:
-            raise InputError(f"the video is {self.seconds} seconds long; give more than 0")
+        for name, side in (("height", self.height), ("width", self.width)):
+            if side is not None and not (_is_whole(side) and side >= 1):
+                raise InputError(f"the {name} is {side!r}; give a whole number of pixels")
+        if not _is_whole(self.fps) or not 1 <= self.fps <= 1000:
+            raise InputError(f"the video has {self.fps!r} frames per second; give a whole number from 1 to 1000")
+        if self.seconds is not None and not (isinstance(self.seconds, int | float) and 0 < self.seconds < math.inf):
+            raise InputError(f"the video is {self.seconds!r} seconds long; give more than 0")
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a value is an integer, and no truth value."""
+    return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
 class Job(Scope):
@@ -95,18 +125,24 @@ class Job(Scope):
     `begin_job`; a sound that ends earlier shortens the video. `leading` counts latent frames that are denoised in front
     of those of every window and are not of the video, such as reference pictures: a unit that wants some adds to it in
     `begin_job`. `resources` closes whatever a unit opened, however the job ends; `results` is what the caller gets.
+    `first` and `first_frame` are the numbers of the first window and frame that are made, above 0 when an earlier run
+    is resumed.
     """
 
-    def __init__(self, engine: Engine, request: Request, inputs: Mapping[str, BaseModel]) -> None:
-        super().__init__()
-        self.engine = engine
+    def __init__(self, loop: Loop, request: Request, inputs: Mapping[str, BaseModel]) -> None:
+        super().__init__(loop.engine.values)
+        self.loop = loop
+        self.engine = loop.engine
         self.request = request
         self.inputs_by_unit = inputs
+        self.seed = int(request.seed or 0)
         self.fps = request.fps
         self.frames = None if request.seconds is None else max(1, round(request.seconds * request.fps)) + 1
         self.height = request.height
         self.width = request.width
         self.leading = 0
+        self.first = 0
+        self.first_frame = 0
         self.spans: Sequence[Span] = ()
         self.resources = ExitStack()
         self.results: dict[str, Any] = {}
@@ -120,7 +156,7 @@ class Job(Scope):
         """Frames of the video, the picture at its beginning included."""
         if self.frames is None:
             raise InputError(
-                "the length of the video is unknown; give one with --seconds, or a sound to the audio unit with --audio"
+                "the length of the video is unknown, since no audio is given; give one, or seconds for a silent video"
             )
         return self.frames
 
@@ -128,8 +164,53 @@ class Job(Scope):
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         if self.height is None or self.width is None:
-            raise InputError("the size of the video is unknown; give one with --size")
+            raise InputError("the size of the video is unknown; give its height and width")
         return self.height, self.width
+
+    def close(self) -> None:
+        """Let go of all that the job holds, and of the loop, which holds the job."""
+        self.clear()
+        if "loop" in vars(self):
+            del self.loop
+
+
+class Previous(Scope):
+    """What a window knows of the one before it: the values that units of the plan read as "previous.NAME", its span.
+
+    Its tensors wait in host memory; reading one brings it to the engine's device.
+    """
+
+    def __init__(self, job: Job, index: int, span: Span, values: Mapping[str, Any]) -> None:
+        super().__init__(job)
+        self.device = job.engine.device
+        self.index = index
+        self.span = span
+        self.values.update(values)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.values and name not in (self.outer or ()):
+            raise KeyError(
+                f"the window before has not kept {name!r}; a unit that reads it says so with needs or uses: "
+                f"'previous.{name}'; kept: {', '.join(sorted(self.values)) or 'nothing'}"
+            )
+        value = super().__getitem__(name)
+        return value.to(self.device) if isinstance(value, Tensor) else value
+
+
+@dataclass
+class Frames:
+    """A group of decoded frames of a window, in order; `start` is the number of the first, counted in the video.
+
+    pixels: (1 3 t h w) float32 in [0, 1] on the engine's device.
+    """
+
+    start: int
+    pixels: Tensor
+
+    @property
+    def stop(self) -> int:
+        """The number of the frame behind the last one."""
+        return self.start + self.pixels.shape[2]
 
 
 class Window(Scope):
@@ -137,24 +218,31 @@ class Window(Scope):
 
     The latents are those of the span behind `job.leading` others; `video_latents` are the former alone.
 
-    `previous` is the window before, with all that its units stored, or None.
+    `previous` is what is known of the window before, or None.
     """
 
-    def __init__(self, job: Job, index: int, span: Span, previous: Window | None) -> None:
+    def __init__(self, job: Job, index: int, span: Span, previous: Previous | None = None) -> None:
         super().__init__(job)
         self.job = job
+        self.loop = job.loop
         self.engine = job.engine
         self.index = index
         self.span = span
         self.previous = previous
         self.steps: Sequence[Step] = ()
         self.latents: Tensor = torch.empty(1, 0, 0, 0, 0)
+        self._step_count = 0
         self._branches: dict[str, Branch] = {}
         self._memories: dict[tuple[Any, ...], Scope] = {}
 
     @property
     def is_last(self) -> bool:
         return self.index == len(self.job.spans) - 1
+
+    @property
+    def step_count(self) -> int:
+        """How many steps the window has, or had before it was closed."""
+        return len(self.steps) or self._step_count
 
     @property
     def video_latents(self) -> Tensor:
@@ -174,13 +262,17 @@ class Window(Scope):
         return self._memories.setdefault(key, Scope(self))
 
     def close(self) -> None:
-        """Drop what only the steps needed; what units stored in the window stays for the next one.
+        """Let go of all that the window holds, at once and whoever still holds the window itself.
 
-        Steps, branches and memories point back at the window, and without them it is freed as soon as nobody holds it.
+        Steps, branches and memories point back at the window, so without this only the cycle collector would free it.
         """
-        self.steps = ()
+        self._step_count, self.steps = self.step_count, ()
+        for scope in (*self._branches.values(), *self._memories.values(), self):
+            scope.clear()
         self._branches.clear()
         self._memories.clear()
+        self.previous = None
+        self.latents = torch.empty(1, 0, 0, 0, 0)
 
 
 class Branch(Scope):
@@ -210,6 +302,8 @@ class Step(Scope):
     """One denoising step from noise level `sigma` to `sigma_next`; `timestep` (0..1000) is what the network is told.
 
     In training every sample of the window's batch has a noise level of its own: (b) float64 each.
+    `regimes` names what acts in this step and not in all others: a unit that acts in a range of steps adds its name in
+    a `plan_steps` wrapper, so that caches compute where the regimes change.
     """
 
     def __init__(
@@ -217,11 +311,13 @@ class Step(Scope):
     ) -> None:
         super().__init__(window)
         self.window = window
+        self.loop = window.loop
         self.engine = window.engine
         self.index = index
         self.timestep = timestep
         self.sigma = sigma
         self.sigma_next = sigma_next
+        self.regimes: set[str] = set()
         self.network: Any = self.engine.model("dit")
         self.velocity: Tensor = torch.empty(0)
 
@@ -234,18 +330,15 @@ class Step(Scope):
         return self.index == len(self.window.steps) - 1
 
     def predict(self, branches: Sequence[Branch]) -> Sequence[Tensor]:
-        """The velocity (b c t h w) of every branch, through the hooks `substitute` and `predict`."""
-        taken = self.engine.hooks.substitute(self, branches)
-        wanted = list(dict.fromkeys(taken))
-        velocities = dict(zip(wanted, self.engine.hooks.predict(self, wanted), strict=True))
-        return [velocities[branch] for branch in taken]
+        """The velocity (b c t h w) of every branch; see `loop.predict`."""
+        return self.loop.predict(self, branches)
 
     def forward(self, branches: Sequence[Branch], frames: slice | None = None) -> Tensor:
         """One transformer call for these branches, joined along the batch: (len(branches)*b c t h w).
 
         frames: the latent frames of the window that the call is about; default: all.
         """
-        return self.engine.hooks.call(Forward(self, branches, frames))
+        return self.loop.call(Forward(self, branches, frames))
 
 
 class Forward(Scope):
@@ -268,6 +361,7 @@ class Forward(Scope):
         self.step = step
         self.window = step.window
         self.job = step.window.job
+        self.loop = step.loop
         self.engine = step.engine
         self.network: Any = step.network
         self.branches = tuple(branches)
@@ -278,10 +372,7 @@ class Forward(Scope):
 
     def run_block(self, index: int) -> None:
         """One block of the network on `x`, with the hooks around it."""
-        hooks = self.engine.hooks
-        hooks.before_block(self, index)
-        self.x = self.network.blocks[index](self.x, self.context, self.t_mod, self.rope)
-        hooks.after_block(self, index)
+        self.loop.run_block(self, index)
 
     def cut(self, values: Tensor) -> Tensor:
         """The frames of this call, of something that has a value for every latent frame of the window (b c t h w)."""

@@ -7,21 +7,21 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, InstanceOf, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, InstanceOf, PlainValidator, ValidationInfo, field_validator
 
 from omniavatar.errors import nearest
-from omniavatar.media.paths import input_file
+from omniavatar.media.sound import Samples, sound_input
 from omniavatar.values import refuse_bools
 
 if TYPE_CHECKING:
     from omniavatar.engine.engine import Engine, Models
     from omniavatar.engine.scopes import Window
+    from omniavatar.media.clip import Clip
 
 ALL = "*"
 """In `host_roles`: every role."""
@@ -36,18 +36,39 @@ class InputKind:
     kind: str
 
 
-InMemory = InstanceOf[np.ndarray]
-"""What a file holds, where a program has it already: a picture (h w 3) uint8, or a sound (n,) float32 at 16 kHz."""
+def _image(value: Any, info: ValidationInfo) -> Path | np.ndarray:
+    from omniavatar.media.image import image_input  # here, since it imports torch
+
+    return image_input(value, _named(info, "image"))
 
 
-def given(value: Path | np.ndarray, what: str) -> Path | np.ndarray:
-    """The path of a file that can be read, or what is in memory."""
-    return value if isinstance(value, np.ndarray) else input_file(value, what)
+def _audio(value: Any, info: ValidationInfo) -> Path | Samples:
+    return sound_input(value, _named(info, "audio"))
 
 
-ImageFile = Annotated[Path | InMemory, AfterValidator(partial(given, what="image")), InputKind("image")]
-AudioFile = Annotated[Path | InMemory, AfterValidator(partial(given, what="audio")), InputKind("audio")]
-VideoFile = Annotated[Path, AfterValidator(partial(input_file, what="video")), InputKind("video")]
+def _video(value: Any, info: ValidationInfo) -> Path | Clip:
+    from omniavatar.media.clip import video_input
+
+    return video_input(value, _named(info, "video"))
+
+
+def _named(info: ValidationInfo, kind: str) -> str:
+    """What errors call an input: its name in words, of several pictures "image"."""
+    name = (info.field_name or kind).replace("_", " ")
+    return name.removesuffix("s") if name.endswith(f"{kind}s") else name
+
+
+ImageFile = Annotated[Path | InstanceOf[np.ndarray], PlainValidator(_image), InputKind("image")]
+"""A picture; a unit gets a file that can be read, or pixels (h w 3) uint8. See `media.image.load_image`."""
+AudioFile = Annotated[Path | InstanceOf[Samples], PlainValidator(_audio), InputKind("audio")]
+"""A sound; a unit gets a file that can be read, or `Samples`. See `media.sound.sound_input`."""
+VideoFile = Annotated[Path | Any, PlainValidator(_video), InputKind("video")]
+"""A video, or a picture instead; a unit gets a file that can be read, or a `Clip`. See `media.clip.video_input`."""
+
+
+def listed(value: Any) -> Any:
+    """An input that may be one or several, as several; for a `BeforeValidator`."""
+    return value if isinstance(value, list | tuple) else [value]
 
 
 class Values(BaseModel):

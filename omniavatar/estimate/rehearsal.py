@@ -15,16 +15,17 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from omniavatar.engine.engine import Engine, whole_video
+from omniavatar.engine.engine import Engine
 from omniavatar.engine.out_of_memory import host_peak
 from omniavatar.engine.plan import Plan
+from omniavatar.engine.run import Run
 from omniavatar.engine.scopes import Forward, Job, Request, Window
 from omniavatar.estimate.networks import Alike, RehearsalModels, signature, stand_in
 from omniavatar.estimate.report import Estimate, Network, Phase, WindowCost, total
@@ -204,10 +205,9 @@ class Rehearsal:
 
     def _rehearse(self, request: Request) -> Estimate:
         inputs = {name: value for name, value in request.inputs.items() if name in self.engine.plan.input_fields}
-        job = Job(self.engine, request, self.engine.plan.parse_inputs(inputs))
-        with job.resources:
-            before, windows, after = self._run(job)
-        return self._report(job, before, windows, after)
+        with self.engine.start(replace(request, inputs=inputs)) as run:
+            before, windows, after = self._run(run)
+            return self._report(run.job, before, windows, after)
 
     def _set_up(self) -> None:
         """Make the networks, let units change them, and put the stand-ins in their places."""
@@ -250,35 +250,30 @@ class Rehearsal:
             for each in stands:
                 each.copying = share * network.largest_block * self._copying
 
-    def _run(self, job: Job) -> tuple[float, list[WindowCost], float]:
-        """The engine's algorithm, but of windows that are alike the first only: seconds before and after, windows."""
-        hooks, engine = self.engine.hooks, self.engine
+    def _run(self, run: Run) -> tuple[float, list[WindowCost], float]:
+        """The run itself, but of windows that are alike the first only: seconds before and after, windows."""
         with self._phase(PREPARE) as before:
-            hooks.begin_job(job)
-            job.spans = hooks.plan_windows(job) or [whole_video(job)]
-        window: Window | None = None
-        windows: list[WindowCost] = []
-        known: dict[tuple[int, ...], WindowCost] = {}
-        for index, span in enumerate(job.spans):
-            likeness = (span.frames, span.given, min(index, 1))
-            if likeness not in known:
-                window = engine.open_window(job, index, span, window)
-                known[likeness] = self._window(window)
-                window.close()
-            windows.append(known[likeness])
+            run.begin()
+        likenesses = [(span.frames, span.given, min(index, 1)) for index, span in enumerate(run.job.spans)]
+        first = {likeness: index for index, likeness in reversed(list(enumerate(likenesses)))}
+        windows = run.windows(sorted(first.values()))
+        costs = {likenesses[index]: self._window(run, windows) for index in sorted(first.values())}
+        next(windows, None)  # closes the last one
         with self._phase(DECODE) as after:
-            hooks.end_job(job)
-        return before[0], windows, after[0]
+            run.finish()
+        return before[0], [costs[likeness] for likeness in likenesses], after[0]
 
-    def _window(self, window: Window) -> WindowCost:
+    def _window(self, run: Run, windows: Iterator[Window]) -> WindowCost:
         self.count.begin()
         with self._phase(PREPARE) as prepare:
-            self.engine.hooks.begin_window(window)
+            window = next(windows)
         with self._phase(DENOISE) as denoise:
-            self.engine.denoise(window)
+            for _ in run.denoise(window):
+                pass
         steps = len(window.steps)
         with self._phase(DECODE) as decode:
-            self.engine.hooks.end_window(window)
+            for _ in run.decode(window):
+                pass
         count = self.count
         return WindowCost(
             window.span.frames, steps, count.calls, count.skipped, count.tokens, prepare[0], denoise[0], decode[0]

@@ -8,11 +8,14 @@ the output.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
@@ -20,7 +23,11 @@ from omniavatar.errors import InputError, OmniError
 from omniavatar.media.paths import input_file, shown
 
 _CHUNK = 1 << 20
+_LISTS = {b"ffconcat ": "ffconcat", b"#EXTM3U": "m3u8"}
+"""How lists of other media files begin."""
+_REPORTED = re.compile(r"^  (Duration|Program|Stream #0:\d+)", re.MULTILINE)
 _PREFIX = re.compile(r"^(\[[^\]]*\] )+")
+_SHORTAGES = frozenset((errno.E2BIG, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC))
 _AFTERMATH = (
     "Conversion failed",
     "Decode error rate",
@@ -77,7 +84,9 @@ class Ffmpeg:
             )
         except (OSError, RuntimeError) as error:  # RuntimeError: imageio-ffmpeg finds no binary
             self._log.close()
-            raise FfmpegError(f"ffmpeg cannot be started: {error}; reinstall imageio-ffmpeg") from None
+            short_of = isinstance(error, OSError) and error.errno in _SHORTAGES
+            advice = "" if short_of else "; reinstall imageio-ffmpeg"
+            raise FfmpegError(f"ffmpeg cannot be started: {error}{advice}") from None
 
     @property
     def pid(self) -> int:
@@ -88,11 +97,15 @@ class Ffmpeg:
         assert self._process.stdin is not None
         return self._process.stdin
 
+    @property
+    def stdout(self) -> IO[bytes]:
+        assert self._process.stdout is not None
+        return self._process.stdout
+
     def read(self, count: int | None = None) -> bytearray:
         """The next `count` bytes that it writes to its standard output, or all; fewer only where it ends."""
-        assert self._process.stdout is not None
         output = bytearray()
-        while chunk := self._process.stdout.read(_CHUNK if count is None else min(_CHUNK, count - len(output))):
+        while chunk := self.stdout.read(_CHUNK if count is None else min(_CHUNK, count - len(output))):
             output += chunk
         return output
 
@@ -101,13 +114,17 @@ class Ffmpeg:
         if self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
-        if self._process.wait() != 0:
-            raise FfmpegError(last_words(self.log()))
+        if (code := self._process.wait()) != 0:
+            raise FfmpegError(last_words(self.log()) if code > 0 else f"ffmpeg was ended by {_signal_name(-code)}")
 
     def log(self) -> str:
         """What it has written to its standard error so far."""
         self._log.seek(0)
         return self._log.read().decode(errors="replace")
+
+    def stop(self) -> None:
+        """End it at once, if it still runs; other threads that read or write find its pipes at their end."""
+        self._process.kill()
 
     def kill(self) -> None:
         """End it at once, if it still runs, and close what connects to it; may be called again."""
@@ -136,19 +153,61 @@ def run(arguments: Sequence[str]) -> bytearray:
 
 
 def describe(path: str | os.PathLike[str], what: str) -> str:
-    """ffmpeg's description of a media file: a `Duration:` line and a `Stream #0:n` line for each stream."""
-    input_file(path, what)
-    with Ffmpeg(source(path)) as process:
+    """ffmpeg's description of a media file: a `Duration:` line and a `Stream #0:n` line for each stream.
+
+    Raises InputError for what is no media file, a list of others, or named so that the description would be wrong.
+    """
+    file_path = input_file(path, what)
+    _check_no_list(file_path, what)
+    with Ffmpeg(source(file_path)) as process:
         process.read()
         with contextlib.suppress(FfmpegError):  # it always asks for an output file
             process.finish()
         log = process.log()
     if "\nInput #0" not in f"\n{log}":
         raise InputError(f"{what} {shown(path)} is not a media file that ffmpeg can read: {last_words(log)}")
+    _check_report(log, f"{what} {shown(path)}")
     return log
+
+
+def count_packets(path: str | os.PathLike[str], stream: str = "0:V:0") -> int:
+    """Packets of a stream, which are its pictures; counted without decoding, as far as the file can be read.
+
+    Raises FfmpegError if nothing of it can be.
+    """
+    list_packets = ["-map", stream, "-c", "copy", "-f", "framecrc", "-"]  # ffmpeg 7.0 counts copies nowhere else
+    return len(re.findall(rb"^\d", run([*source(path), *list_packets]), re.MULTILINE))
 
 
 def duration_in(description: str) -> float | None:
     """Seconds according to the container (to 10 ms, estimated for some formats), or None where it does not say."""
-    match = re.search(r"^ +Duration: (\d+):(\d\d):(\d\d\.\d+)", description, re.MULTILINE)
+    match = re.search(r"^  Duration: (\d+):(\d\d):(\d\d\.\d+)", description, re.MULTILINE)
     return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) if match else None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _check_no_list(path: Path, what: str) -> None:
+    """Refuse lists of files, which may name themselves, or more files than anybody has."""
+    with open(path, "rb") as file:
+        head = file.read(16)
+    for beginning, kind in _LISTS.items():
+        if head.startswith(beginning):
+            raise InputError(f"{what} {shown(path)} is a list of other files ({kind}); join them to one file")
+
+
+def _check_report(log: str, name: str) -> None:
+    """Refuse a description with lines that a file's name or its metadata have put there.
+
+    The duration comes first, then every stream once, or again where there are programs, as in broadcasts.
+    """
+    lines = _REPORTED.findall(log)
+    streams = [line for line in lines if line.startswith("Stream")]
+    again = len(streams) != len(set(streams)) and "Program" not in lines
+    if lines[:1] != ["Duration"] or lines.count("Duration") != 1 or again:
+        raise InputError(f"{name} has a name or metadata that look like ffmpeg's output; rename or convert it")

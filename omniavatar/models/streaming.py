@@ -23,6 +23,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from omniavatar.models.wrapped import Wrapped
+
 log = logging.getLogger(__name__)
 
 ALIGNMENT = 256
@@ -324,21 +326,17 @@ class BlockStream:
         return torch.cuda.current_stream(self.device).record_event() if self.side is not None else None
 
 
-class Streamed(nn.Module):
-    """A block whose weights are there while it runs. Compiling it compiles the block inside."""
+class Streamed(Wrapped):
+    """A block whose weights are there while it runs."""
 
     def __init__(self, block: nn.Module, stream: BlockStream, index: int) -> None:
-        super().__init__()
-        self.block, self.stream, self.index = block, stream, index
+        super().__init__(block)
+        self.stream, self.index = stream, index
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """What the block makes of its inputs."""
         with self.stream.present(self.index):
             return self.block(*inputs, **named)
-
-    def compile(self, *arguments: Any, **options: Any) -> None:
-        """See `nn.Module.compile`."""
-        self.block.compile(*arguments, **options)
 
 
 class Visitor:

@@ -7,6 +7,8 @@ They stand where the engine expects the roles `dit`, `vae`, `audio_encoder` and 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
@@ -84,6 +86,12 @@ class FakeVAE(nn.Module):
         """(b c k+1 h w) -> (b 3 4k+1 8h 8w) in [-1, 1]."""
         video = repeat(latents.mean(dim=1), "b t h w -> b c (t f) (h p) (w q)", c=3, f=4, p=8, q=8)
         return video[:, :, 3:].clamp(-1, 1)
+
+    def decode_frames(self, latents: Tensor, latents_per_pass: int = 1) -> Iterator[Tensor]:
+        """The video of `decode` in groups: frame 0, then 4 `latents_per_pass` frames."""
+        video = self.decode(latents)
+        yield video[:, :, :1]
+        yield from video[:, :, 1:].split(4 * latents_per_pass, dim=2) if video.shape[2] > 1 else ()
 
 
 class FakeAudioEncoder(nn.Module):

@@ -10,14 +10,14 @@ from __future__ import annotations
 import inspect
 import threading
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -26,8 +26,7 @@ from omniavatar.distributed.sharding import Sharding
 from omniavatar.distributed.world import World
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Plan
-from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step, Window
-from omniavatar.engine.windows import Span
+from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.attention import Attention, sdpa
 from omniavatar.models.audio_adapter import AudioAdapter
@@ -37,6 +36,7 @@ from omniavatar.models.wan_vae import WanVAE
 from omniavatar.models.wav2vec import AudioEncoder
 from omniavatar.resources import asset
 from omniavatar.testing import tiny
+from omniavatar.testing.recorder import SeenWindow, WindowRecorder
 from omniavatar.testing.tiny import tiny_file
 from omniavatar.testing.weights import randomized, relative_error
 
@@ -153,34 +153,23 @@ class StageModels:
 
 @dataclass
 class Take:
-    """One video: of every window what it started from, what it was, and the tensors that came of it."""
+    """One video: its windows, the tensors that came of each, and what a run needs to go on behind the first."""
 
-    noise: list[Tensor] = field(default_factory=list)
-    windows: list[Window] = field(default_factory=list)
+    windows: list[SeenWindow] = field(default_factory=list)
     tensors: list[dict[str, Tensor]] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
+    state: bytes | None = None
 
 
-class Recorder:
-    """Keeps what comes of the jobs of an engine."""
+class Results:
+    """Observes runs and keeps the results of the last one."""
 
     def __init__(self) -> None:
-        self.take = Take()
+        self.found: dict[str, Any] = {}
 
-    @hookimpl(tryfirst=True)
-    def begin_job(self, job: Job) -> None:
-        self.take = Take()
-
-    @hookimpl(tryfirst=True)
-    def plan_steps(self, window: Window) -> None:
-        self.take.noise.append(window.latents.clone())
-
-    @hookimpl(wrapper=True, tryfirst=True)
-    def end_window(self, window: Window) -> Iterator[None]:
-        yield
-        shown = {name: window[name] for name in ("frames", "output_frames") if name in window}
-        self.take.windows.append(window)
-        self.take.tensors.append({name: value.clone() for name, value in {"latents": window.latents, **shown}.items()})
+    @hookimpl(trylast=True)
+    def end_job(self, job: Job) -> None:
+        self.found = {name: contents(value) for name, value in job.results.items()}
 
 
 @dataclass(frozen=True)
@@ -188,13 +177,17 @@ class Player:
     """An engine and what watches it."""
 
     engine: Engine
-    recorder: Recorder
 
-    def play(self, request: Request) -> Take:
-        """Make a video."""
-        job = self.engine.generate(request)
-        take = self.recorder.take
-        take.results = {name: contents(value) for name, value in job.results.items()}
+    def play(self, request: Request, state: bytes | None = None) -> Take:
+        """Make a video; with a `state`, as in a file, what follows the window behind which it was taken."""
+        recorder, results, take = WindowRecorder(), Results(), Take()
+        resume = None if state is None else safetensors.torch.load(state)
+        with self.engine.start(request, observers=[recorder, results], resume=resume) as run:
+            for chunk in run:
+                if chunk.index == 0 and chunk.count > 1:
+                    take.state = safetensors.torch.save(dict(run.state()))
+        take.windows, take.results = recorder.windows, results.found
+        take.tensors = [window.tensors() for window in take.windows]
         return take
 
 
@@ -214,9 +207,7 @@ class Stage:
         self, plan: Plan, *observers: Any, rank: int = 0, make: Callable[..., Engine] = Engine, **options: Any
     ) -> Player:
         """A new engine with networks of its own; `options` are further ones of `Engine`."""
-        recorder = Recorder()
-        engine = make(plan, self.models, observers=[*observers, recorder], world=World(rank=rank), **options)
-        return Player(engine, recorder)
+        return Player(make(plan, self.models, observers=observers, world=World(rank=rank), **options))
 
     def request(self, plan: Plan, *, frames: int = FRAMES, seed: int = 1, **inputs: Any) -> Request:
         """A video of the portrait and the voice, as far as the plan takes them, with the inputs of the check."""
@@ -283,35 +274,6 @@ class Interruption:
         if step.window.is_last and not self.is_over:
             self.is_over = True
             raise KeyboardInterrupt
-
-
-class FromSecondWindow:
-    """Begins with the second window; the first one is that of an earlier take, as it comes back from a file."""
-
-    def __init__(self, before: Take) -> None:
-        self.before = before
-        self.file = BytesIO()
-        torch.save((before.windows[0].latents, before.windows[0].values), self.file)
-        self.spans: Sequence[Span] = ()
-
-    @hookimpl(wrapper=True, tryfirst=True)
-    def plan_windows(self, job: Job) -> Generator[None, Sequence[Span], Sequence[Span]]:
-        self.spans = yield
-        return self.spans[1:]
-
-    @hookimpl(tryfirst=True)
-    def plan_steps(self, window: Window) -> None:
-        window.job.spans = self.spans
-        window.index += 1
-        window.previous = window.previous or self.restored(window.job)
-        window.latents = self.before.noise[window.index].clone()
-
-    def restored(self, job: Job) -> Window:
-        """The first window with its latents and what units have stored in it, read from the file."""
-        window = Window(job, 0, self.before.windows[0].span, None)
-        self.file.seek(0)
-        window.latents, window.values = torch.load(self.file, weights_only=False)
-        return window
 
 
 class Exchange:

@@ -15,7 +15,7 @@ from torch import nn
 from omniavatar.engine.engine import Adapter, Engine, Models
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.scopes import Scope
-from omniavatar.engine.surround import surrounded
+from omniavatar.engine.surround import Around
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Watch:
         with ExitStack() as stack:
             for method, accesses in notes.items():
                 stack.enter_context(mock.patch.object(Scope, method, self._noting(method, accesses)))
-            stack.enter_context(surrounded(engine.hooks, engine.plan.units, self._inside))
+            stack.enter_context(engine.instrumented(Around(self._inside)))
             yield
 
     @contextmanager

@@ -22,8 +22,9 @@ from omniavatar.config import RunConfig
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.flow_match import TIMESTEPS
+from omniavatar.engine.loop import Loop
 from omniavatar.engine.plan import Plan
-from omniavatar.engine.scopes import Job, Request, Window
+from omniavatar.engine.scopes import Request, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import TEMPORAL_FACTOR, Span
 from omniavatar.errors import InputError, nearest
@@ -290,6 +291,7 @@ class DiffusionTask:
         settings = config.objective
         self.objective = FlowMatching(shift=settings.shift, first=settings.first, last=settings.last)
         self.nulls = nulls_of(split.prepared)
+        self.loop = Loop(engine, engine.plan, Request())
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         return self.trained.parameters
@@ -326,15 +328,10 @@ class DiffusionTask:
         frames = TEMPORAL_FACTOR * (clean.shape[2] - 1) + 1
         given = batch.get("given_latents")
         given_frames = 0 if given is None else TEMPORAL_FACTOR * (given.shape[2] - 1) + 1
-        job = Job(self.engine, Request(), {})
-        job.frames = frames
-        window = Window(job, 0, Span(0, frames, given_frames, given_frames, frames), None)
-        job.spans = [window.span]
-        window.latents = clean
-        for name in self.split.values:
-            window[name] = batch.get(name)
-        self.engine.hooks.begin_window_without(self.split.prepared, window)
-        return window
+        job, span = self.loop.job, Span(0, frames, given_frames, given_frames, frames)
+        job.frames, job.spans = frames, [span]
+        values = {name: batch.get(name) for name in self.split.values}
+        return self.loop.open_window(0, span, latents=clean, values=values, without=self.split.prepared)
 
     def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         config = self.config

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from omniavatar.engine.flow_match import TIMESTEPS, add_noise, shifted_sigmas, training_weights, velocity_target
-from omniavatar.engine.scopes import Branch, Step, Window
+from omniavatar.engine.scopes import Branch, Window
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,7 @@ class FlowMatching:
         """
         sigma = levels.sigma.view(-1, 1, 1, 1, 1)
         window.latents = add_noise(clean, noise, sigma.to(clean.dtype))
-        step = Step(window, 0, levels.sigma * TIMESTEPS, levels.sigma, 0.0)
-        window.steps = [step]
-        window.engine.hooks.before_step(step)
+        step = window.loop.open_step(window, levels.sigma * TIMESTEPS, levels.sigma)
         (velocity,) = step.predict([branch])
         given: Tensor | None = window.get("given_latents")
         start = window.job.leading + (0 if given is None else given.shape[2])
@@ -83,5 +81,6 @@ def distillation_loss(window: Window, target: Tensor) -> Tensor:
 
     Gradients pass through every step, so this suits plans of few steps without guidance.
     """
-    window.engine.denoise(window)
+    for _ in window.loop.denoise(window):
+        pass
     return functional.mse_loss(window.latents.float(), target.float())

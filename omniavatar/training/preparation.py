@@ -9,19 +9,22 @@ A sample is a window: its clean latents and the values that its steps will read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from omniavatar.engine.engine import Engine, Models
+from omniavatar.engine.loop import Loop
 from omniavatar.engine.plan import Plan
-from omniavatar.engine.scopes import Job, Request, Window
+from omniavatar.engine.scopes import Previous, Request
 from omniavatar.engine.windows import Span
 from omniavatar.errors import PlanError
 from omniavatar.training.data.clip import Unusable
 from omniavatar.training.split import Split
 from omniavatar.training.takes import Take
+from omniavatar.units.audio import SAMPLE_RATE
 
 CLEAN = "clean"
 """Under this name a sample holds the latents (1 c t h w) that training wants back."""
@@ -45,11 +48,13 @@ class Preparation:
         """The sample, on the engine's device. Raises Unusable if not all of its numbers are finite."""
         engine, frames = self.engine, self._frames(take)
         clean = engine.model("vae").encode(frames.to(engine.dtype), latents_per_pass=4).float()
-        job = self._job(take)
-        window = Window(job, 0, span_of(take), self._before(job, take, frames))
-        window.latents = torch.zeros_like(clean)
-        engine.hooks.begin_window(window)
-        found = {name: window.get(name) for name in self.split.values}
+        with closing(Loop(engine, engine.plan, self._request(take))) as loop:
+            loop.job.frames = take.clip_frames
+            loop.begin([Span(0, take.clip_frames, 0, 0, take.clip_frames)])
+            before = self._before(loop, take, frames)
+            window = loop.open_window(0, span_of(take), before, latents=torch.zeros_like(clean))
+            found = {name: window.get(name) for name in self.split.values}
+        found = {name: value for name, value in found.items() if not callable(value)}  # what units ask of each other
         for name, value in found.items():
             if value is not None and not isinstance(value, Tensor):
                 raise PlanError(f"'{name}' is no tensor but {type(value).__name__}; a unit that makes it must run live")
@@ -64,28 +69,20 @@ class Preparation:
         pictures = torch.from_numpy(take.pictures).to(self.engine.device)
         return pictures.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
 
-    def _job(self, take: Take) -> Job:
+    def _request(self, take: Take) -> Request:
         """The video that the take is a part of."""
         height, width = take.pictures.shape[1:3]
-        offered = {"image": take.reference, "audio": take.sound, "prompt": take.prompt}
+        offered = {"image": take.reference, "audio": (take.sound, SAMPLE_RATE), "prompt": take.prompt}
         taken = self.engine.plan.input_fields
         inputs = {name: value for name, value in offered.items() if value is not None and name in taken}
-        request = Request(inputs, height=height, width=width)
-        job = Job(self.engine, request, self.engine.plan.parse_inputs(inputs))
-        job.frames = take.clip_frames
-        with job.resources:
-            self.engine.set_up()
-            self.engine.hooks.begin_job(job)
-        job.spans = [Span(0, take.clip_frames, 0, 0, take.clip_frames)]
-        return job
+        return Request(inputs, height=height, width=width)
 
-    def _before(self, job: Job, take: Take, frames: Tensor) -> Window | None:
+    def _before(self, loop: Loop, take: Take, frames: Tensor) -> Previous | None:
         """The window before, which ends with the given frames; none at the beginning of a video."""
         if not take.given or (take.given == 1 and take.start == 0):
             return None
-        before = Window(job, 0, Span(0, take.given, 0, 0, 0), None)
-        before["frames"] = (self._again(frames[:, :, : take.given], take.again) + 1) / 2
-        return before
+        pictures = (self._again(frames[:, :, : take.given], take.again) + 1) / 2
+        return Previous(loop.job, 0, Span(0, take.given, 0, 0, 0), {"frames": pictures})
 
     def _again(self, frames: Tensor, times: int) -> Tensor:
         """Frames (1 3 t h w) in [-1, 1] after passing through the VAE so often, each time as the beginning of a clip.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
 from typing import Any, Literal
@@ -104,7 +105,8 @@ def kernel_of(kernel: Attention) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The kernel with the types written at it that torch reads, and a result of its own."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return kernel(q.contiguous(), k.contiguous(), v.contiguous()).contiguous()
+        with torch.cuda.device(q.device) if q.is_cuda else nullcontext():  # where packages start their kernels
+            return kernel(q.contiguous(), k.contiguous(), v.contiguous()).contiguous()
 
     attention.__annotations__ = {"q": Tensor, "k": Tensor, "v": Tensor, "return": Tensor}
     return attention

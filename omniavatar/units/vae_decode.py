@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import Field
+from torch import Tensor
 
 from omniavatar.engine.scopes import Window
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.tiling import DECODE_TILING
 
+GROUP = 16
+"""Frames that are made float32 at once."""
+
 
 class VaeDecode(PipelineUnit):
-    """Latents to pictures, as the last thing in a window."""
+    """VAE decoding: the latents of a chunk to frames, group by group."""
 
     name = "vae-decode"
     provides = ("frames",)
@@ -36,11 +40,13 @@ class VaeDecode(PipelineUnit):
         return {} if self.settings.tiled else {"tiled": True}
 
     @hookimpl
-    def end_window(self, window: Window) -> None:
-        engine = window.engine
-        video = engine.model("vae").decode(
-            window.video_latents.to(engine.dtype),
-            tiling=DECODE_TILING if self.settings.tiled else None,
-            latents_per_pass=self.settings.latents_per_pass,
-        )
-        window["frames"] = (video.float() + 1) / 2
+    def decode_latents(self, window: Window) -> Iterator[Tensor]:
+        vae, latents = window.engine.model("vae"), window.video_latents.to(window.engine.dtype)
+        if self.settings.tiled:
+            per_pass = self.settings.latents_per_pass
+            decoded = iter([vae.decode(latents, tiling=DECODE_TILING, latents_per_pass=per_pass)])
+        else:
+            decoded = vae.decode_frames(latents, self.settings.latents_per_pass)
+        for frames in decoded:
+            for group in frames.split(GROUP, dim=2):
+                yield (group.float() + 1) / 2

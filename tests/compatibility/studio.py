@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import build_plan
-from omniavatar.engine.scopes import Job, Request, Window
-from omniavatar.hookspecs import hookimpl
+from omniavatar.engine.run import Result
+from omniavatar.engine.scopes import Request
 from omniavatar.media import ffmpeg
 from omniavatar.media.video import probe_video
+from omniavatar.testing.recorder import WindowRecorder, video_of
 from omniavatar.testing.tiny import tiny_file
 from tests.compatibility.cases import FRAMES, UNITS, Case, catalog
 from tests.compatibility.scenarios import ATTENTION, NETWORKS, File, Maker, Sizes, averages
@@ -38,7 +39,7 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Video:
-    """What was made: latents and pictures of every window, and the pictures that are shown (1 3 t h w)."""
+    """What was made: latents and pictures of every window, and the pictures that are in the video (1 3 t h w)."""
 
     windows: list[Tensor]
     shown: Tensor
@@ -50,37 +51,18 @@ class Video:
         pairs = zip(self.windows, other.windows, strict=True)
         return max(0.0 if torch.equal(one, two) else relative_error(one, two) for one, two in pairs)
 
-    def flaw(self, case: Case, job: Job) -> str | None:
+    def flaw(self, case: Case, result: Result) -> str | None:
         """What is wrong with it by itself."""
         shape = (1, 3, case.frames, case.size, case.size)
         if self.shown.shape != shape:
             return f"the video has shape {tuple(self.shown.shape)} and not {shape}"
         if not all(tensor.isfinite().all() for tensor in self.windows):
             return "the video has values that are not finite"
-        if "video" in job.results:
-            info = probe_video(job.results["video"])
+        if result.video is not None:
+            info = probe_video(result.video)
             if (info.frames, info.height, info.width) != shape[2:]:
                 return f"the file has {info.frames} frames of {info.height}x{info.width}"
         return None
-
-
-class Recorder:
-    """Keeps what windows end with."""
-
-    def __init__(self) -> None:
-        self.windows: list[Tensor] = []
-        self.shown: list[Tensor] = []
-
-    @hookimpl(trylast=True)
-    def end_window(self, window: Window) -> None:
-        self.windows += [window.latents.clone(), window["frames"].clone()]
-        self.shown.append(window["frames"][:, :, window.span.keep])
-
-    def video(self) -> Video:
-        """What has been made since it was asked for the last time."""
-        video = Video(self.windows, torch.cat(self.shown, dim=2))
-        self.windows, self.shown = [], []
-        return video
 
 
 class Studio:
@@ -112,23 +94,27 @@ class Studio:
 
     def _make(self, case: Case, world: World, twice: bool) -> Video:
         plan = build_plan(str(case), catalog(), case.settings)
-        recorder = Recorder()
-        engine = Engine(plan, Models(case), observers=[recorder], world=world)
+        engine = Engine(plan, Models(case), world=world)
         inputs = {name: self._path(value) if isinstance(value, File) else value for name, value in case.inputs.items()}
         request = Request(inputs, height=case.size, width=case.size, seconds=(case.frames - 1) / FPS, fps=FPS)
-        job = engine.generate(request)
-        video = recorder.video()
-        if flaw := video.flaw(case, job):
+        video, result = filmed(engine, request)
+        if flaw := video.flaw(case, result):
             raise Broken(flaw)
-        if twice:
-            engine.generate(request)
-            if video.difference(recorder.video()) > 0:
-                raise Broken("a second run makes another video")
+        if twice and video.difference(filmed(engine, request)[0]) > 0:
+            raise Broken("a second run makes another video")
         return video
 
     def _path(self, file: File) -> Path:
         path = self.files / file.name
         return path if path.exists() else self.output / file.name
+
+
+def filmed(engine: Engine, request: Request) -> tuple[Video, Result]:
+    """Make a video, and keep what its windows end with."""
+    recorder = WindowRecorder()
+    result = engine.generate(request, observers=[recorder])
+    tensors = [tensor for window in recorder.windows for tensor in window.tensors().values()]
+    return Video(tensors, video_of(recorder.windows)), result
 
 
 # Networks -----------------------------------------------------------------------------------------------------------

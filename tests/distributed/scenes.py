@@ -21,6 +21,7 @@ from omniavatar.models.umt5 import UMT5Encoder
 from omniavatar.models.wan_dit import WanBlock, WanDiT
 from omniavatar.models.wan_vae import WanVAE
 from omniavatar.testing import tiny
+from omniavatar.testing.recorder import WindowRecorder
 from omniavatar.units import Audio, AudioAdapter, Euler, FixedFrames, Guidance, ReferenceImage, Transformer, VaeDecode
 from tests.models.networks import noise, randomized, relative_error
 
@@ -169,10 +170,8 @@ class Spoiler(PipelineUnit):
         forward.x = torch.where(padding[:, None], 1000 * noise(*forward.x.shape, seed=index), forward.x)
 
 
-class Recorder(PipelineUnit):
-    """What an engine did: the results of its windows, and how much of the work it had."""
-
-    name = "recorder"
+class Recorder(WindowRecorder):
+    """What an engine did: the results of its windows, and how much of the work it had. Ranks can send it each other."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,10 +180,6 @@ class Recorder(PipelineUnit):
         self.calls = 0
         self.blocks = 0
         self.tokens: set[int] = set()
-
-    @hookimpl
-    def begin_window(self, window: Window) -> None:
-        self.noise.append(window.latents.clone())
 
     @hookimpl(tryfirst=True)
     def embed(self, forward: Forward) -> None:
@@ -197,7 +192,10 @@ class Recorder(PipelineUnit):
 
     @hookimpl(trylast=True)
     def end_window(self, window: Window) -> None:
-        self.results += [window.latents.clone(), window["frames"].clone()]
+        super().end_window(window)
+        seen = self.windows.pop()  # its steps hold the engine
+        self.noise.append(seen.noise)
+        self.results += seen.tensors().values()
 
 
 @dataclass
@@ -227,9 +225,9 @@ class Video:
     def made(self, *more: PipelineUnit, world: World = ALONE, ahead: bool = False) -> tuple[Engine, Recorder]:
         """Make the video; returns the engine and what it did. ahead: set the units up before, as `omni run` does."""
         recorder = Recorder()
-        engine = Engine(self.plan(recorder, *more), RandomModels(), world=world)
+        engine = Engine(self.plan(*more), RandomModels(), world=world, observers=[recorder])
         if ahead:
-            engine.set_up()
+            engine.load()
         inputs = {"image": self.image} if self.image is not None else {}
         engine.generate(Request(inputs, height=self.height, width=self.width))
         return engine, recorder

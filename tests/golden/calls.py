@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from omniavatar.engine.engine import Engine
+from omniavatar.engine.loop import Loop
 from omniavatar.engine.plan import Plan
-from omniavatar.engine.scopes import Forward, Job, Request, Step, Window
+from omniavatar.engine.scopes import Forward, Request, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import Span
 from omniavatar.testing import GivenModels, LatentFormat
@@ -29,7 +31,7 @@ def one_call(
     """The call for `latents`, `timestep` and `context` of the case, once its `output` is made; see `one_step`."""
     step = one_step(case, units, networks, inputs=inputs, **values)
     forward = Forward(step, [step.window.branch("positive")])
-    forward.output = step.engine.hooks.call(forward)
+    forward.output = step.loop.call(forward)
     return forward
 
 
@@ -65,12 +67,21 @@ def one_window(
     engine = Engine(plan, models)
     engine.set_up()
     frames, rows, columns = latents.shape[2:]
-    request = Request(inputs or {}, height=8 * rows, width=8 * columns, seconds=1.0)
-    job = Job(engine, request, plan.parse_inputs(request.inputs))
-    job["prompt_embedding"] = case.inputs["context"]
-    job["negative_embedding"] = case.inputs.get("context_negative")
-    engine.hooks.begin_job(job)
-    window = Window(job, 0, Span(0, 4 * frames - 3, 0, 0, 4 * frames - 3), None)
-    window.latents = latents
-    engine.hooks.begin_window(window)
-    return window
+    loop = Loop(engine, plan, Request(inputs or {}, height=8 * rows, width=8 * columns, seconds=1.0))
+    loop.job["prompt_embedding"] = case.inputs["context"]
+    loop.job["negative_embedding"] = case.inputs.get("context_negative")
+    span = Span(0, 4 * frames - 3, 0, 0, 4 * frames - 3)
+    loop.begin([span])
+    return loop.open_window(0, span, latents=latents)
+
+
+@contextmanager
+def first_window(
+    units: Iterable[PipelineUnit], models: GivenModels, request: Request, latents: Tensor, **values: Any
+) -> Iterator[Window]:
+    """The first window of a video, with these latents, once the units have prepared it; `values` are its job's."""
+    engine = Engine(Plan(tuple(units)), models)
+    with closing(Loop(engine, engine.plan, request)) as loop:
+        loop.job.values.update(values)
+        loop.begin()
+        yield loop.open_window(0, loop.job.spans[0], latents=latents)

@@ -18,13 +18,11 @@ from omniavatar_i2v.image_dit import ImageDiT
 from PIL import Image
 from torch import Tensor, nn
 
-from omniavatar.engine.engine import Engine, whole_video
-from omniavatar.engine.plan import Plan
-from omniavatar.engine.scopes import Forward, Job, Request, Window
+from omniavatar.engine.scopes import Forward, Job, Request
 from omniavatar.engine.unit import PipelineUnit, UnitInputs
 from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import GivenModels
-from tests.golden.calls import one_call
+from tests.golden.calls import first_window, one_call
 from tests.golden.cases import Case, kind
 from tests.golden.kind_i2v import IMAGE_TOKENS, encoder_only
 from tests.golden.kind_networks import loaded
@@ -135,19 +133,13 @@ def run_animate_prep(case: Case) -> None:
     models = GivenModels(vae=encoder_only(case), dit=nn.Identity(), animate_adapter=Pictures())
     units = (AnimateImage(), AnimateMotion())
     with tempfile.TemporaryDirectory() as folder:
-        inputs = files(case, Path(folder))
-        engine = Engine(Plan(units), models)
-        request = Request(inputs, height=size["height"], width=size["width"])
-        job = Job(engine, request, engine.plan.parse_inputs(inputs))
-        engine.hooks.begin_job(job)
-        job.spans = [whole_video(job)]
-        window = Window(job, 0, job.spans[0], None)
-        engine.hooks.begin_window(window)
-    case.equal("frames", job.length, size["num_frames"])
-    case.compare("y", window["condition"], rtol=BFLOAT16)
-    case.compare("pose_latents", window["pose_latents"], rtol=1e-4)
-    case.compare("face_positive", face_of(window.branch("positive")), rtol=1e-4)
-    case.compare("face_negative", face_of(window.branch("negative", drops=["face"])), rtol=1e-4)
+        request = Request(files(case, Path(folder)), height=size["height"], width=size["width"])
+        with first_window(units, models, request, torch.empty(0)) as window:
+            case.equal("frames", window.job.length, size["num_frames"])
+            case.compare("y", window["condition"], rtol=BFLOAT16)
+            case.compare("pose_latents", window["pose_latents"], rtol=1e-4)
+            case.compare("face_positive", face_of(window.branch("positive")), rtol=1e-4)
+            case.compare("face_negative", face_of(window.branch("negative", drops=["face"])), rtol=1e-4)
 
 
 def files(case: Case, folder: Path) -> dict[str, Path]:

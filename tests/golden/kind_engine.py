@@ -27,6 +27,7 @@ from omniavatar.media.image import fit_image
 from omniavatar.models.lora import lora_pairs, merge_lora, unknown_modules
 from omniavatar.models.wav2vec import AudioEncoder
 from omniavatar.testing import GivenModels, LatentFormat
+from omniavatar.testing.recorder import SeenWindow, WindowRecorder, video_of
 from omniavatar.units import (
     Audio,
     AudioAdapter,
@@ -193,7 +194,7 @@ def float_or_none(value: Any) -> float | None:
 
 
 class Given(PipelineUnit):
-    """Puts the values of a case where units would have computed them, and keeps the windows to look at."""
+    """Puts the values of a case where units would have computed them."""
 
     name = "given"
 
@@ -202,7 +203,6 @@ class Given(PipelineUnit):
         self.noise = noise
         self.frames = frames
         self.values = values
-        self.windows: list[Window] = []
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
@@ -212,7 +212,6 @@ class Given(PipelineUnit):
     @hookimpl
     def begin_window(self, window: Window) -> None:
         window.latents = self.noise[window.index].clone()
-        self.windows.append(window)
 
 
 class GivenPrompt(Prompt):
@@ -249,8 +248,8 @@ def denoise(case: Case) -> None:
     )
     units = [given, GivenPrompt(), AudioAdapter(), HeldLatents(), *denoising_units(call)]
     height, width = (side * 8 for side in inputs["noise"].shape[-2:])
-    generate(units, Request(height=height, width=width), dit=dit, audio_adapter=adapter, vae=LatentFormat())
-    window = given.windows[0]
+    request = Request(height=height, width=width)
+    (window,) = generate(units, request, dit=dit, audio_adapter=adapter, vae=LatentFormat())
     case.compare("latents", window.latents, atol=5e-5)
     compare_caches(case, window, "")
 
@@ -267,13 +266,15 @@ def denoising_units(call: dict[str, Any]) -> list[PipelineUnit]:
     return units
 
 
-def generate(units: list[PipelineUnit], request: Request, **networks: nn.Module) -> Job:
-    """Run the engine on these networks; roles that no given unit calls are filled with nothing."""
+def generate(units: list[PipelineUnit], request: Request, **networks: nn.Module) -> list[SeenWindow]:
+    """The windows that the engine makes with these networks; roles that no given unit calls are filled with nothing."""
     idle = {role: nn.Identity() for unit in units for role in unit.roles if role not in networks}
-    return Engine(Plan(units), GivenModels(**networks, **idle)).generate(request)
+    recorder = WindowRecorder()
+    Engine(Plan(tuple(units)), GivenModels(**networks, **idle), observers=[recorder]).generate(request)
+    return recorder.windows
 
 
-def compare_caches(case: Case, window: Window, suffix: str) -> None:
+def compare_caches(case: Case, window: SeenWindow, suffix: str) -> None:
     """The cache schedule of a window; one schedule serves all branches."""
     if f"skipped_pos{suffix}" not in case.expected:
         return
@@ -311,7 +312,7 @@ def whole_program(case: Case) -> None:
         image, audio = Path(folder, "image.png"), Path(folder, "sound.wav")
         Image.fromarray(inputs["image"].numpy()).save(image)
         audio.write_bytes(wav_float32(inputs["waveform"].numpy()))
-        job = generate(
+        windows = generate(
             units,
             Request(inputs={"image": image, "audio": audio}, fps=call["fps"]),
             dit=wan_dit(case.config["dit"], weights["dit"]),
@@ -321,18 +322,17 @@ def whole_program(case: Case) -> None:
                 Wav2Vec2Config(**case.config["audio_encoder"]), weights["audio_encoder"]
             ),
         )
-    fitted = fit_image(inputs["image"].numpy(), job.size, original_rounding=True)
+    fitted = fit_image(inputs["image"].numpy(), tuple(windows[0]["frames"].shape[-2:]), original_rounding=True)
     case.compare("image_tensor", fitted.unsqueeze(2), atol=1e-5)
-    case.compare("image_latent", job["image_latent"], atol=2e-5)
-    total = given.windows[-1].span.stop - 1
-    case.compare("audio_features", job["audio_track"].rows(0, total, total), atol=5e-5)
-    for window in given.windows:
+    case.compare("image_latent", windows[0]["image_latent"], atol=2e-5)
+    total = windows[-1].span.stop - 1
+    case.compare("audio_features", windows[0]["audio_track"].rows(0, total, total), atol=5e-5)
+    for window in windows:
         compare_window(case, window, total)
-    frames = torch.cat([window["frames"][:, :, window.span.keep] for window in given.windows], dim=2)
-    case.compare("video", frames.clamp(0, 1).transpose(1, 2), atol=5e-5)
+    case.compare("video", video_of(windows).clamp(0, 1).transpose(1, 2), atol=5e-5)
 
 
-def compare_window(case: Case, window: Window, total: int) -> None:
+def compare_window(case: Case, window: SeenWindow, total: int) -> None:
     """What one chunk saw and made."""
     suffix = f"_{window.index}"
     rows = window["audio_track"].rows(window.span.start - 1, window.span.stop - 1, total)

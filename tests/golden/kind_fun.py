@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,13 +20,11 @@ from omniavatar_i2v.unit import ImageToVideo
 from PIL import Image
 from torch import Tensor, nn
 
-from omniavatar.engine.engine import Engine, whole_video
-from omniavatar.engine.plan import Plan
-from omniavatar.engine.scopes import Forward, Job, Request, Window
+from omniavatar.engine.scopes import Forward, Request, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import GivenModels
-from tests.golden.calls import one_call
+from tests.golden.calls import first_window, one_call
 from tests.golden.cases import Case, kind
 from tests.golden.kind_i2v import encoder_only
 from tests.golden.kind_networks import loaded, wan_dit
@@ -107,9 +106,9 @@ def run_camera_prep(case: Case) -> None:
         image = picture(Path(folder) / "image.png", case.inputs["image_u8"])
         inputs = {"image": image, "camera": call["direction"], "camera_speed": call["speed"]}
         for in_dim in call["in_dims"]:
-            window = prepared(case, [ImageToVideo(), FunCamera()], inputs, in_dim=in_dim)
-            case.compare(f"y_in_dim_{in_dim}", window["condition"], rtol=2e-5)
-    rays = torch.cat(list(folded_rays(window["fun-camera.entries"], window.job.size)), dim=2)
+            with prepared(case, [ImageToVideo(), FunCamera()], inputs, in_dim=in_dim) as window:
+                case.compare(f"y_in_dim_{in_dim}", window["condition"], rtol=2e-5)
+                rays = torch.cat(list(folded_rays(window["fun-camera.entries"], window.job.size)), dim=2)
     case.compare("control_camera_latents_input", rays, rtol=2e-5)
 
 
@@ -121,17 +120,17 @@ def run_control_prep(case: Case) -> None:
         video = write_lossless(folder / "control.mkv", case.inputs["control_u8"].numpy())
         control = {"control_video": video}
         for in_dim in case.config["call"]["in_dims"]:
-            alone = prepared(case, [ImageToVideo(), FunControl()], control, in_dim=in_dim, clip_dim=1280)
-            case.compare(f"y_alone_in_dim_{in_dim}", alone["condition"], rtol=2e-5)
-            unit = FunControl(unknown="grey")
-            window = prepared(case, [unit], control, in_dim=in_dim, given={"condition": case.inputs["y"]})
-            case.compare(f"y_with_image_in_dim_{in_dim}", window["condition"], rtol=2e-5)
-        features: Tensor = alone["image_features"]
+            with prepared(case, [ImageToVideo(), FunControl()], control, in_dim=in_dim, clip_dim=1280) as alone:
+                case.compare(f"y_alone_in_dim_{in_dim}", alone["condition"], rtol=2e-5)
+                features: Tensor = alone["image_features"]
+            units = [FunControl(unknown="grey")]
+            with prepared(case, units, control, in_dim=in_dim, condition=case.inputs["y"]) as window:
+                case.compare(f"y_with_image_in_dim_{in_dim}", window["condition"], rtol=2e-5)
         case.compare("clip_feature_abs_sum_alone", features.abs().sum()[None], atol=0)
         case.equal("clip shape", list(features.shape), case.expected["clip_feature_shape_alone"].tolist())
         reference = {"reference_image": picture(folder / "reference.png", case.inputs["reference_u8"])}
-        window = prepared(case, [FunReference()], reference, given={"image_features": None})
-        case.compare("reference_latents", window["fun-reference.latent"], rtol=2e-5)
+        with prepared(case, [FunReference()], reference, image_features=None) as window:
+            case.compare("reference_latents", window["fun-reference.latent"], rtol=2e-5)
 
 
 def picture(path: Path, pixels: Tensor) -> Path:
@@ -147,20 +146,12 @@ def prepared(
     *,
     in_dim: int = 36,
     clip_dim: int | None = None,
-    given: dict[str, Any] | None = None,
-) -> Window:
+    **given: Any,
+) -> AbstractContextManager[Window]:
     """The window of a job with these inputs, once the units have prepared it."""
     call = case.config["call"]
     dit = Numbers(dim=1, in_dim=in_dim, clip_dim=clip_dim)
     networks = {"vae": encoder_only(case), "image_encoder": Numbers(dim=1280, tokens=257), "dit": dit}
-    engine = Engine(Plan(tuple(units)), GivenModels(**networks, fun_camera=dit, fun_reference=dit))
+    models = GivenModels(**networks, fun_camera=dit, fun_reference=dit)
     request = Request(inputs, height=call["height"], width=call["width"], seconds=(call["num_frames"] - 1) / FPS)
-    job = Job(engine, request, engine.plan.parse_inputs(inputs))
-    job.values.update(given or {})
-    with job.resources:
-        engine.hooks.begin_job(job)
-        job.spans = [whole_video(job)]
-        window = Window(job, 0, job.spans[0], None)
-        window.latents = torch.zeros(case.inputs["latents"].shape)
-        engine.hooks.begin_window(window)
-    return window
+    return first_window(units, models, request, torch.zeros(case.inputs["latents"].shape), **given)

@@ -14,13 +14,11 @@ from omniavatar_i2v.unit import ImageToVideo
 from PIL import Image
 from torch import Tensor, nn
 
-from omniavatar.engine.engine import Engine, whole_video
-from omniavatar.engine.plan import Plan
-from omniavatar.engine.scopes import Job, Request, Window
+from omniavatar.engine.scopes import Request
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.models.wan_vae import WanVAE
 from omniavatar.testing import GivenModels
-from tests.golden.calls import one_call
+from tests.golden.calls import first_window, one_call
 from tests.golden.cases import Case, kind
 from tests.golden.kind_networks import loaded
 from tests.golden.kind_vae import LATENT_MEAN, LATENT_STD
@@ -113,18 +111,11 @@ def run_i2v_prep(case: Case) -> None:
             pictures[name] = Path(folder) / f"{name}.png"
             Image.fromarray(case.inputs[f"{name}_u8"].numpy()).save(pictures[name])
         for expected, names in {"y_first": ("image",), "y_first_last": ("image", "end_image")}.items():
-            unit = ImageToVideo()
             inputs = {name: pictures[name] for name in names}
-            engine = Engine(Plan((unit,)), models)
-            request = Request(inputs, height=call["height"], width=call["width"])
-            job = Job(engine, request, engine.plan.parse_inputs(inputs))
-            job.frames = call["num_frames"]
-            unit.begin_job(job)
-            job.spans = [whole_video(job)]
-            window = Window(job, 0, job.spans[0], None)
-            window.latents = torch.zeros(case.expected[expected][:, 4:].shape)
-            unit.begin_window(window)
-            case.compare(expected, window["condition"], rtol=2e-5)
+            request = Request(inputs, height=call["height"], width=call["width"], seconds=(call["num_frames"] - 1) / 25)
+            latents = torch.zeros(case.expected[expected][:, 4:].shape)
+            with first_window([ImageToVideo()], models, request, latents) as window:
+                case.compare(expected, window["condition"], rtol=2e-5)
 
 
 def encoder_only(case: Case) -> WanVAE:

@@ -16,6 +16,7 @@ from omniavatar.hookspecs import hookimpl
 from omniavatar.models.wan_dit import PerToken
 from omniavatar.plugins import discover
 from omniavatar.testing import LatentFormat
+from omniavatar.testing.recorder import SeenWindow
 from omniavatar.units import Euler, FixedFrames, Guidance, Transformer
 from tests.golden.cases import Case, kind
 from tests.golden.kind_engine import Given, GivenPrompt, generate
@@ -90,6 +91,7 @@ class Look(PipelineUnit):
         self.forwards: list[Forward] = []
         self.steps: list[Step] = []
         self.latents: list[Tensor] = []
+        self.windows: list[SeenWindow] = []
 
     @hookimpl(trylast=True)
     def unembed(self, forward: Forward) -> None:
@@ -113,7 +115,7 @@ def denoised(case: Case, given: Given, *units: PipelineUnit) -> Look:
     height, width = (side * 16 for side in latents.shape[-2:])
     everything = [look, given, GivenPrompt(), GivenPicture(), FixedFrames(), *units, Transformer()]
     dit = wan_dit(case.config["dit"], case.weights)
-    generate(everything, Request(height=height, width=width), dit=dit, vae=Latents48())
+    look.windows = generate(everything, Request(height=height, width=width), dit=dit, vae=Latents48())
     return look
 
 
@@ -154,4 +156,4 @@ def run_ti2v_loop(case: Case) -> None:
     case.compare("sigmas", torch.tensor([step.sigma for step in look.steps]), rtol=1e-6)
     case.compare("guided_pred", torch.stack([step.velocity for step in look.steps]), rtol=1e-4)
     case.compare("stepped_before_restore", torch.stack(look.latents), rtol=1e-4)
-    case.compare("latents_final", given.windows[0].latents, rtol=1e-4)
+    case.compare("latents_final", look.windows[0].latents, rtol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,14 +14,11 @@ from omniavatar_vace.unit import VaceUnit, hints
 from PIL import Image
 from torch import Tensor, nn
 
-from omniavatar.engine.engine import Engine
-from omniavatar.engine.plan import Plan
-from omniavatar.engine.scopes import Forward, Job, Request, Window
-from omniavatar.engine.windows import Span
+from omniavatar.engine.scopes import Forward, Request, Window
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.wan_vae import WanVAE
 from omniavatar.testing import GivenModels
-from tests.golden.calls import one_call
+from tests.golden.calls import first_window, one_call
 from tests.golden.cases import Case, kind
 from tests.golden.kind_networks import loaded, wan_dit
 from tests.golden.kind_vae import LATENT_MEAN, LATENT_STD
@@ -77,26 +75,20 @@ def run_vace_prep(case: Case) -> None:
             inputs = {key: path for key, path in files.items() if key.removeprefix("control_") in variant}
             if "ref" in variant:
                 inputs["reference_images"] = pictures if "two_refs" in variant else pictures[0]
-            window = prepared(case, inputs)
-            case.compare(variant, window["vace_context"], rtol=2e-5)
-            if variant == "ref_only":
-                with mock.patch.object(torch, "randn", return_value=case.inputs["noise"]):
-                    case.compare("noise_with_1_ref", window.engine.noise(window.job, 0, window.span), rtol=2e-5)
+            with prepared(case, inputs) as window:
+                case.compare(variant, window["vace_context"], rtol=2e-5)
+                if variant == "ref_only":
+                    with mock.patch.object(torch, "randn", return_value=case.inputs["noise"]):
+                        case.compare("noise_with_1_ref", window.loop.noise(0, window.span), rtol=2e-5)
 
 
-def prepared(case: Case, inputs: dict[str, Any]) -> Window:
+def prepared(case: Case, inputs: dict[str, Any]) -> AbstractContextManager[Window]:
     """The first window of a job with these inputs."""
-    call, unit = case.config["call"], VaceUnit()
+    call = case.config["call"]
     models = GivenModels(vae=encoder(case.config["vae"], case.weights), dit=nn.Identity(), vace=nn.Identity())
-    engine = Engine(Plan((unit,)), models)
-    frames = call["num_frames"]
-    request = Request(inputs, height=call["height"], width=call["width"], seconds=(frames - 1) / FPS, fps=FPS)
-    job = Job(engine, request, engine.plan.parse_inputs(inputs))
-    with job.resources:
-        engine.hooks.begin_job(job)
-        window = Window(job, 0, Span(0, frames, 0, 0, frames), None)
-        engine.hooks.begin_window(window)
-    return window
+    seconds = (call["num_frames"] - 1) / FPS
+    request = Request(inputs, height=call["height"], width=call["width"], seconds=seconds, fps=FPS)
+    return first_window([VaceUnit()], models, request, torch.empty(0))
 
 
 def encoder(config: dict[str, Any], weights: dict[str, Tensor]) -> WanVAE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -23,14 +24,17 @@ from omniavatar.distributed.groups import Group
 from omniavatar.distributed.sharding import Sharding
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Catalog, Plan, build_plan
-from omniavatar.engine.scopes import Forward, Job, Request, Window
+from omniavatar.engine.scopes import Forward, Job, Request, Step
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, InputError, PlanError
 from omniavatar.hookspecs import hookimpl
+from omniavatar.media.ffmpeg import Ffmpeg
 from omniavatar.media.image import fit_image, load_image
+from omniavatar.media.video import decoder
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing import tiny
+from omniavatar.testing.recorder import WindowRecorder, video_of
 from tests.media.samples import write_lossless
 from tests.models.networks import noise, randomized, relative_error
 
@@ -46,10 +50,8 @@ TOKENS = 4
 SPEECH = asset("demo", "speech.flac")
 
 
-class Look(PipelineUnit):
+class Look(WindowRecorder):
     """Keeps calls, tokens and windows."""
-
-    name = "look"
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,9 +59,7 @@ class Look(PipelineUnit):
         self.after_first: list[Tensor] = []
         self.contexts: list[Any] = []
         self.blocks = 0
-        self.windows: list[Window] = []
-        self.latents: list[Tensor] = []
-        self.shown: list[Tensor] = []
+        self.black: list[Tensor] = []
 
     @hookimpl(trylast=True)
     def embed(self, forward: Forward) -> None:
@@ -72,15 +72,18 @@ class Look(PipelineUnit):
         if index == 0:
             self.after_first.append(forward.x)
 
-    @hookimpl(trylast=True)
-    def end_window(self, window: Window) -> None:
-        self.windows.append(window)
-        self.latents.append(window.latents.clone())
-        self.shown.append(window["frames"][:, :, window.span.keep])
+    @hookimpl
+    def before_step(self, step: Step) -> None:
+        self.black.append(no_face(step.window))
+
+    @property
+    def latents(self) -> list[Tensor]:
+        """Of every window."""
+        return [window.latents for window in self.windows]
 
     @property
     def video(self) -> Tensor:
-        return torch.cat(self.shown, dim=2)
+        return video_of(self.windows)
 
     @property
     def condition(self) -> Tensor:
@@ -127,7 +130,7 @@ def make(
     """A small video of the picture that follows the files of these names."""
     plan = build_plan(f"{expression}-write-video", catalog(), SETTINGS, settings)
     look = Look()
-    engine = Engine(Plan((*plan.units, *more, look)), given or models())
+    engine = Engine(Plan((*plan.units, *more)), given or models(), observers=[look])
     wanted = {name: files[name] for name in ("image", *names)} | (inputs or {})
     seconds = None if frames is None else (frames - 1) / fps
     engine.generate(Request(wanted, seconds=seconds, fps=fps, height=size, width=size))
@@ -265,7 +268,7 @@ def test_the_negative_branch_sees_the_pose_and_a_black_face(files: dict[str, Pat
     assert relative_error(look.embedded[negative], plain.embedded[negative]) > 1e-3
     torch.testing.assert_close(look.after_first[negative], dark.after_first[negative])
     assert relative_error(look.after_first[positive], dark.after_first[positive]) > 1e-3
-    pictures = no_face(look.windows[0])
+    pictures = look.black[0]
     assert pictures.shape == (1, 3, 9, 16, 16)
     assert (pictures == -1).all()
 
@@ -350,12 +353,20 @@ def test_each_window_reads_its_part_and_is_told_what_it_takes_over(
     assert look.latents[1][:, :, 1:3].equal(given)
 
 
-def test_a_video_that_is_shorter_than_counted_says_so(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A damaged file may hold fewer pictures than packets."""
-    empty = np.zeros((0, 32, 32, 3), np.uint8)
-    monkeypatch.setattr("omniavatar_animate.footage.read_video", lambda *_, **__: empty)
-    with pytest.raises(InputError, match=r"pose\.mkv' ends before frame 0; give a longer one"):
-        make(files, ["pose"])
+def test_every_frame_is_decoded_once(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two windows and four videos: four decoders, which are gone when the job is done."""
+    started: list[Ffmpeg] = []
+
+    def counted(source: Path, arguments: list[str]) -> Ffmpeg:
+        started.append(decoder(source, arguments))
+        return started[-1]
+
+    monkeypatch.setattr("omniavatar.media.footage.decoder", counted)
+    assert len(make(files, ["pose", "face", "background", "mask"], frames=13).windows) == 2
+    assert len(started) == 4
+    for process in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process.pid, 0)
 
 
 # Together with other units

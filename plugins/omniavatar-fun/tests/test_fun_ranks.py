@@ -20,16 +20,14 @@ from torch import Tensor, nn
 
 from omniavatar.distributed.world import ALONE, World, joined, place
 from omniavatar.engine.engine import Engine
-from omniavatar.engine.plan import Plan, build_plan
-from omniavatar.engine.scopes import Request, Window
-from omniavatar.engine.unit import PipelineUnit
-from omniavatar.hookspecs import hookimpl
+from omniavatar.engine.plan import build_plan
+from omniavatar.engine.scopes import Request
 from omniavatar.models.wan_dit import WanDiT
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing import tiny
 from tests.distributed.conftest import run_program
-from tests.distributed.scenes import worst_error
+from tests.distributed.scenes import Recorder, worst_error
 from tests.media.samples import write_lossless
 from tests.models.networks import randomized
 
@@ -39,20 +37,6 @@ RANKS = 2
 TOLERANCE = 1e-5
 WAYS = ("sequence-parallel", "sequence-parallel(ring=2)", "guidance-parallel")
 PORTRAIT = asset("demo", "portrait.png")
-
-
-class Results(PipelineUnit):
-    """The latents of all windows."""
-
-    name = "results"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tensors: list[Tensor] = []
-
-    @hookimpl(trylast=True)
-    def end_window(self, window: Window) -> None:
-        self.tensors.append(window.latents.clone())
 
 
 class Models(tiny.TinyModels):
@@ -81,10 +65,10 @@ def made(expression: str, config: dict[str, Any], inputs: dict[str, Any], world:
         "prompt": {"length": 16},
     }
     plan = build_plan(expression, discover().catalog(), settings)
-    results = Results()
-    engine = Engine(Plan((*plan.units, results)), Models(config), world=world)
+    recorder = Recorder()
+    engine = Engine(plan, Models(config), world=world, observers=[recorder])
     engine.generate(Request({"image": PORTRAIT, **inputs}, height=48, width=16, seconds=12 / 25))
-    return results.tensors
+    return recorder.results
 
 
 def errors(control: Path, world: World) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from omniavatar.distributed.groups import Group
 from omniavatar.distributed.sharding import Sharding
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Catalog, Plan, build_plan
+from omniavatar.engine.run import Result
 from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, InputError, OmniError, PlanError
@@ -32,6 +32,7 @@ from omniavatar.media.image import fit_image, load_image
 from omniavatar.models.wan_dit import WanDiT
 from omniavatar.plugins import discover
 from omniavatar.testing.models import GivenModels
+from omniavatar.testing.recorder import WindowRecorder
 from tests.media.samples import write_lossless, write_wav
 from tests.models.networks import randomized, relative_error
 
@@ -47,14 +48,15 @@ PER_FRAME = 4
 """Tokens of a frame of 32x32 pixels."""
 
 
-@dataclass
-class Watch:
+class Watch(WindowRecorder):
     """What happened in every window and every call."""
 
-    windows: list[dict[str, Any]] = field(default_factory=list)
-    latents: list[Tensor] = field(default_factory=list)
-    calls: list[dict[str, Any]] = field(default_factory=list)
-    blocks: int = 0
+    engine: Engine
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[dict[str, Any]] = []
+        self.blocks = 0
 
     @hookimpl(tryfirst=True)
     def before_block(self, forward: Forward, index: int) -> None:
@@ -63,10 +65,14 @@ class Watch:
             names = ("x", "context", "rope", "grid", "frame_index")
             self.calls.append({name: getattr(forward, name) for name in names})
 
-    @hookimpl(trylast=True)
-    def end_window(self, window: Window) -> None:
-        self.windows.append({name: window.get(name) for name in ("condition", "given_latents")})
-        self.latents.append(window.latents.clone())
+    @property
+    def latents(self) -> list[Tensor]:
+        """Of every window."""
+        return [window.latents for window in self.windows]
+
+    def __getitem__(self, name: str) -> Any:
+        """A value of the whole video."""
+        return self.windows[0][name]
 
     @property
     def condition(self) -> Tensor:
@@ -84,14 +90,14 @@ def make(
     extra: Iterable[PipelineUnit] = (),
     settings: dict[str, dict[str, Any]] | None = None,
     **inputs: Any,
-) -> tuple[Job, Watch]:
+) -> tuple[Result, Watch]:
     """A video of some frames by a plan that writes none, and decodes only what a later window goes on from."""
     leave_out = "-write-video" if "fixed-frames" in expression or "avatar" in expression else "-write-video-vae-decode"
     plan = build_plan(expression + leave_out, catalog(), SETTINGS, settings or {})
     watch = Watch()
-    engine = Engine(Plan((*plan.units, *extra)), models or made_for(expression), observers=[watch])
+    watch.engine = Engine(Plan((*plan.units, *extra)), models or made_for(expression), observers=[watch])
     seconds = None if frames is None else (frames - 1) / 25
-    return engine.generate(Request(inputs, seconds=seconds, height=size, width=size)), watch
+    return watch.engine.generate(Request(inputs, seconds=seconds, height=size, width=size)), watch
 
 
 @cache
@@ -148,9 +154,9 @@ def shown(path: Path) -> Tensor:
     return torch.from_numpy(read_video(path).copy()).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
 
 
-def encoded(job: Job, pictures: Tensor) -> Tensor:
+def encoded(watch: Watch, pictures: Tensor) -> Tensor:
     """The latents of pictures (1 3 t h w)."""
-    latents: Tensor = job.engine.model("vae").encode(pictures)
+    latents: Tensor = watch.engine.model("vae").encode(pictures)
     return latents
 
 
@@ -206,36 +212,36 @@ def test_without_a_control_video_the_network_is_one_without_its_channels(files: 
 
 
 def test_each_window_is_told_its_part_of_the_control(files: dict[str, Path]) -> None:
-    job, watch = make(f"{CONTROL}+fixed-frames", control_video=files["control"], frames=13)
+    _, watch = make(f"{CONTROL}+fixed-frames", control_video=files["control"], frames=13)
     pictures = shown(files["control"])
     for window, start in zip(watch.windows, (0, 4), strict=True):
-        expected = encoded(job, pictures[:, :, start : start + 9])
+        expected = encoded(watch, pictures[:, :, start : start + 9])
         torch.testing.assert_close(window["condition"][:, :16], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_behind_its_end_the_last_picture_stays(files: dict[str, Path]) -> None:
     """6 frames of control: the third window begins with frame 8, the fourth with 12."""
-    job, watch = make(f"{CONTROL}+fixed-frames", control_video=files["short"], frames=21)
+    _, watch = make(f"{CONTROL}+fixed-frames", control_video=files["short"], frames=21)
     pictures = shown(files["short"])
     pictures = torch.cat([pictures, pictures[:, :, -1:].expand(-1, -1, 15, -1, -1)], dim=2)
     assert len(watch.windows) == 4
     for window, start in zip(watch.windows, range(0, 16, 4), strict=True):
-        expected = encoded(job, pictures[:, :, start : start + 9])
+        expected = encoded(watch, pictures[:, :, start : start + 9])
         torch.testing.assert_close(window["condition"][:, :16], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_picture_as_control_holds_and_sets_no_length(files: dict[str, Path]) -> None:
-    job, watch = make(CONTROL, control_video=files["first"])
+    _, watch = make(CONTROL, control_video=files["first"])
     pictures = fit_image(load_image(files["first"]), (32, 32))[:, :, None].expand(-1, -1, 9, -1, -1)
-    torch.testing.assert_close(watch.condition[:, :16], encoded(job, pictures), atol=1e-5, rtol=1e-5)
-    with pytest.raises(InputError, match="the length of the video is unknown; give one with --seconds"):
+    torch.testing.assert_close(watch.condition[:, :16], encoded(watch, pictures), atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match=r"the length of the video is unknown, .*; give one, or seconds"):
         make(CONTROL, control_video=files["first"], frames=None)
 
 
 def test_a_network_without_mask_sees_the_picture_in_its_frame_alone(files: dict[str, Path]) -> None:
-    job, watch = make(CONTROL, control_video=files["control"], image=files["first"])
+    _, watch = make(CONTROL, control_video=files["control"], image=files["first"])
     picture = watch.condition[:, 16:]
-    torch.testing.assert_close(picture[:, :, :1], job["image_latent"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(picture[:, :, :1], watch["image_latent"], atol=1e-5, rtol=1e-5)
     assert picture[:, :, 1:].count_nonzero() == 0
     assert make(CONTROL)[1].condition.equal(torch.zeros(1, 32, 3, 4, 4))
 
@@ -243,8 +249,8 @@ def test_a_network_without_mask_sees_the_picture_in_its_frame_alone(files: dict[
 def test_grey_is_what_another_program_shows_it(files: dict[str, Path]) -> None:
     pictures = torch.zeros(1, 3, 9, 32, 32)
     pictures[:, :, :1] = fit_image(load_image(files["first"]), (32, 32))[:, :, None]
-    job, watch = make(CONTROL, image=files["first"], settings={"fun-control": {"unknown": "grey"}})
-    torch.testing.assert_close(watch.condition[:, 16:], encoded(job, pictures), atol=1e-5, rtol=1e-5)
+    _, watch = make(CONTROL, image=files["first"], settings={"fun-control": {"unknown": "grey"}})
+    torch.testing.assert_close(watch.condition[:, 16:], encoded(watch, pictures), atol=1e-5, rtol=1e-5)
 
 
 def test_a_network_with_mask_sees_all_of_the_condition(files: dict[str, Path]) -> None:
@@ -276,11 +282,11 @@ def test_frames_in_front_have_neither_control_nor_picture(files: dict[str, Path]
 
 def test_size_and_length_are_those_of_the_control_video(files: dict[str, Path]) -> None:
     settings = {"fun-control": {"pixels": 48 * 48}}
-    job, watch = make(CONTROL, frames=None, size=None, settings=settings, **control(files, image=files["first"]))
-    assert (job.size, job.frames) == ((48, 48), 13)
+    result, watch = make(CONTROL, frames=None, size=None, settings=settings, **control(files, image=files["first"]))
+    assert (result.size, result.frames) == ((48, 48), 13)
     assert watch.latents[0].shape == (1, 16, 4, 6, 6)
-    job, _ = make(CONTROL, frames=5, size=None, image=files["first"])
-    assert (job.size, job.frames) == ((32, 32), 5)
+    result, _ = make(CONTROL, frames=5, size=None, image=files["first"])
+    assert (result.size, result.frames) == ((32, 32), 5)
 
 
 def control(files: dict[str, Path], **more: Any) -> dict[str, Any]:
@@ -307,10 +313,10 @@ def test_a_sound_sets_the_length_and_drives_a_controlled_avatar(files: dict[str,
 
 def test_the_reference_is_a_frame_of_tokens_in_front(files: dict[str, Path]) -> None:
     models = made_for(REFERENCED)
-    job, watch = make(REFERENCED, models, **control(files, reference_image=files["reference"]))
+    _, watch = make(REFERENCED, models, **control(files, reference_image=files["reference"]))
     dit: Any = models.networks["dit"]
     call = watch.calls[0]
-    latent = encoded(job, fit_image(load_image(files["reference"]), (32, 32))[:, :, None])
+    latent = encoded(watch, fit_image(load_image(files["reference"]), (32, 32))[:, :, None])
     torch.testing.assert_close(call["x"][:, :PER_FRAME], models.networks["fun_reference"](latent))
     assert call["grid"] == (4, 2, 2)
     assert call["rope"].equal(dit.rope((4, 2, 2)))
@@ -359,29 +365,29 @@ def test_another_reference_makes_another_video(files: dict[str, Path]) -> None:
 def test_without_a_reference_the_frame_is_empty(files: dict[str, Path]) -> None:
     models = made_for(REFERENCED)
     layer: Any = models.networks["fun_reference"]
-    job, watch = make(REFERENCED, models, **control(files))
+    _, watch = make(REFERENCED, models, **control(files))
     assert watch.calls[0]["x"][:, :PER_FRAME].equal(layer.ref_conv.bias.expand(1, PER_FRAME, -1))
-    assert job["image_features"].count_nonzero() == 0
+    assert watch["image_features"].count_nonzero() == 0
 
 
 def test_clip_sees_the_reference_in_place_of_the_first_frame(files: dict[str, Path]) -> None:
     models = made_for(REFERENCED)
     pictures = {"image": files["first"], "reference_image": files["reference"]}
-    job, watch = make(REFERENCED, models, **control(files, **pictures))
+    _, watch = make(REFERENCED, models, **control(files, **pictures))
     encoder: Any = models.networks["image_encoder"]
     expected = encoder(fit_image(load_image(files["reference"]), (32, 32)))
-    torch.testing.assert_close(job["image_features"], expected)
+    torch.testing.assert_close(watch["image_features"], expected)
     context: ImageContext = watch.calls[0]["context"]
     dit: Any = models.networks["dit"]
     torch.testing.assert_close(context.image, dit.embed_image(expected))
-    torch.testing.assert_close(watch.condition[:, 16:, :1], job["image_latent"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(watch.condition[:, 16:, :1], watch["image_latent"], atol=1e-5, rtol=1e-5)
 
 
 def test_a_network_without_image_tokens_takes_a_reference_too(files: dict[str, Path]) -> None:
     models = made_for(REFERENCED, dit=randomized(WanDiT(**CONTROL_DIT_22)))
     del models.networks["image_encoder"]
-    job, watch = make(REFERENCED, models, **control(files, reference_image=files["reference"]))
-    assert job["image_features"] is None
+    _, watch = make(REFERENCED, models, **control(files, reference_image=files["reference"]))
+    assert watch["image_features"] is None
     assert watch.calls[0]["x"].shape == (1, 4 * PER_FRAME, 96)
 
 
@@ -407,9 +413,9 @@ def test_without_a_camera_the_network_is_an_image_to_video_one(files: dict[str, 
 
 
 def test_a_camera_network_without_mask_sees_the_picture_in_its_frame_alone(files: dict[str, Path]) -> None:
-    job, watch = make(CAMERA_VIDEO, image=files["first"], camera="In")
+    _, watch = make(CAMERA_VIDEO, image=files["first"], camera="In")
     assert watch.condition.shape == (1, 16, 3, 4, 4)
-    torch.testing.assert_close(watch.condition[:, :, :1], job["image_latent"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(watch.condition[:, :, :1], watch["image_latent"], atol=1e-5, rtol=1e-5)
     assert watch.condition[:, :, 1:].count_nonzero() == 0
 
 

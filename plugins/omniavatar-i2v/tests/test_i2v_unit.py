@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from omniavatar.distributed.groups import Group
 from omniavatar.distributed.sharding import Sharding
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Plan, build_plan
-from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step, Window
+from omniavatar.engine.run import Result
+from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, InputError, PlanError
 from omniavatar.hookspecs import hookimpl
@@ -29,6 +29,7 @@ from omniavatar.models.wan_dit import WanDiT
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing.models import GivenModels
+from omniavatar.testing.recorder import WindowRecorder
 from omniavatar.testing.tiny import DIT
 from tests.models.networks import noise, randomized, relative_error
 
@@ -42,14 +43,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 FAST = "-write-video"
 
 
-@dataclass
-class Watch:
+class Watch(WindowRecorder):
     """What happened in every window and every call."""
 
-    windows: list[dict[str, Any]] = field(default_factory=list)
-    latents: list[Tensor] = field(default_factory=list)
-    contexts: list[Any] = field(default_factory=list)
-    blocks: int = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.contexts: list[Any] = []
+        self.blocks = 0
 
     @hookimpl(trylast=True)
     def embed(self, forward: Forward) -> None:
@@ -59,11 +59,14 @@ class Watch:
     def before_block(self, forward: Forward, index: int) -> None:
         self.blocks += 1
 
-    @hookimpl(trylast=True)
-    def end_window(self, window: Window) -> None:
-        names = ("condition", "frames", "given_latents")
-        self.windows.append({name: window.get(name) for name in names})
-        self.latents.append(window.latents.clone())
+    @property
+    def latents(self) -> list[Tensor]:
+        """Of every window."""
+        return [window.latents for window in self.windows]
+
+    def __getitem__(self, name: str) -> Any:
+        """A value of the whole video."""
+        return self.windows[0][name]
 
 
 def make(
@@ -74,7 +77,7 @@ def make(
     extra: Iterable[PipelineUnit] = (),
     settings: dict[str, dict[str, Any]] | None = None,
     **inputs: Any,
-) -> tuple[Job, Watch]:
+) -> tuple[Result, Watch]:
     """A video of some frames by a plan without a writer."""
     plan = build_plan(expression + FAST, discover().catalog(), SETTINGS, settings or {})
     watch = Watch()
@@ -124,12 +127,12 @@ def marked(condition: Tensor) -> list[int]:
 
 
 def test_one_window_is_conditioned_on_the_picture_and_holds_nothing(first: Path) -> None:
-    job, watch = make(image=first)
+    _, watch = make(image=first)
     (window,) = watch.windows
     assert marked(window["condition"]) == [4, 0, 0]
-    torch.testing.assert_close(window["condition"][:, 4:, :1], job["image_latent"])
-    assert window["given_latents"] is None
-    assert not watch.latents[0][:, :, :1].equal(job["image_latent"])
+    torch.testing.assert_close(window["condition"][:, 4:, :1], watch["image_latent"])
+    assert window.get("given_latents") is None
+    assert not watch.latents[0][:, :, :1].equal(watch["image_latent"])
 
 
 def test_an_end_picture_is_the_last_frame(first: Path, last: Path) -> None:
@@ -170,8 +173,8 @@ def test_without_a_picture_nothing_is_added(first: Path) -> None:
     state = with_channels.state_dict()
     without.load_state_dict({**state, "patch_embedding.weight": state["patch_embedding.weight"][:, :16]})
     settings = {"image-to-video": {"sizes": [[48, 32]]}}
-    job, mine = make(models=tiny_image_models(dit=with_channels), settings=settings)
-    assert job.size == (48, 32)
+    result, mine = make(models=tiny_image_models(dit=with_channels), settings=settings)
+    assert result.size == (48, 32)
     plan = build_plan("i2v-image-to-video" + FAST, discover().catalog(), SETTINGS)
     plain = Watch()
     engine = Engine(plan, tiny_image_models(dit=without), observers=[plain])
@@ -201,16 +204,16 @@ def test_frames_in_front_are_not_known(first: Path) -> None:
 
 def test_the_blocks_see_the_tokens_of_the_first_picture(first: Path, last: Path) -> None:
     models = random_models()
-    job, watch = make(models=models, image=first, end_image=last)
+    _, watch = make(models=models, image=first, end_image=last)
     encoder: Any = models.networks["image_encoder"]
     dit: Any = models.networks["dit"]
-    assert job["image_features"].shape == (1, CLIP["tokens"], CLIP["dim"])
-    torch.testing.assert_close(job["image_features"], encoder(fit_image(load_image(first), (32, 32))))
+    assert watch["image_features"].shape == (1, CLIP["tokens"], CLIP["dim"])
+    torch.testing.assert_close(watch["image_features"], encoder(fit_image(load_image(first), (32, 32))))
     assert len(watch.contexts) == 4, "two steps, two branches"
     for context in watch.contexts:
         assert isinstance(context, ImageContext)
         assert context.text.shape == (1, 16, 96)
-        assert context.image.equal(dit.embed_image(job["image_features"]))
+        assert context.image.equal(dit.embed_image(watch["image_features"]))
 
 
 def test_image_tokens_change_the_video(first: Path) -> None:
@@ -230,25 +233,25 @@ def test_image_tokens_change_the_video(first: Path) -> None:
 
 
 def test_first_and_last_picture_stand_side_by_side(first: Path, last: Path) -> None:
-    job, watch = make(models=random_models(FLF2V_DIT), image=first, end_image=last)
-    single, _ = make(image=first)
-    assert job["image_features"].shape == (1, 10, 80)
-    torch.testing.assert_close(job["image_features"][:, :5], single["image_features"])
+    _, watch = make(models=random_models(FLF2V_DIT), image=first, end_image=last)
+    _, single = make(image=first)
+    assert watch["image_features"].shape == (1, 10, 80)
+    torch.testing.assert_close(watch["image_features"][:, :5], single["image_features"])
     assert watch.contexts[0].image.shape == (1, 10, 96)
 
 
 @pytest.mark.parametrize(("config", "tokens"), [(IMAGE_DIT, 5), (FLF2V_DIT, 10)])
 def test_without_a_picture_the_tokens_are_zeros(config: dict[str, Any], tokens: int) -> None:
-    job, watch = make(models=random_models(config))
-    assert job["image_features"].equal(torch.zeros(1, tokens, 80))
+    _, watch = make(models=random_models(config))
+    assert watch["image_features"].equal(torch.zeros(1, tokens, 80))
     assert watch.windows[0]["condition"].count_nonzero() == 0
 
 
 def test_a_network_without_image_tokens_needs_no_encoder(first: Path) -> None:
     models = tiny_image_models(dit=randomized(WanDiT(**{**DIT, "in_dim": 36})))
     del models.networks["image_encoder"]
-    job, watch = make(models=models, image=first)
-    assert job["image_features"] is None
+    _, watch = make(models=models, image=first)
+    assert watch["image_features"] is None
     assert isinstance(watch.contexts[0], Tensor)
 
 

@@ -48,7 +48,7 @@ class Experts(RandomModels):
 def made(world: World, moe: Moe, *parallel: PipelineUnit) -> tuple[list[Tensor], Engine]:
     """A video of two windows; a call has 9 tokens, which two ranks do not divide."""
     video, recorder = Video(frames=13, height=48, width=16, steps=6, units=[Texts(), caching()]), Recorder()
-    engine = Engine(video.plan(recorder, moe, *parallel), Experts(), world=world)
+    engine = Engine(video.plan(moe, *parallel), Experts(), world=world, observers=[recorder])
     engine.set_up()
     engine.generate(Request(height=video.height, width=video.width))
     return recorder.results, engine

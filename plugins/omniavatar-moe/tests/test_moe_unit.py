@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from omniavatar.checkpoints import Registry
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Plan, build_plan
-from omniavatar.engine.scopes import Forward, Request, Step
+from omniavatar.engine.scopes import Forward, Request, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, PlanError
 from omniavatar.hookspecs import hookimpl
@@ -186,11 +186,19 @@ class TextHere:
         forward.context = forward.context.to(forward.x.device)
 
 
+class Grey(VaeDecode):
+    """Grey frames on the host, since none can come from 'meta'."""
+
+    @hookimpl
+    def decode_latents(self, window: Window) -> Iterator[Tensor]:
+        yield torch.full((1, 3, window.span.frames, *window.job.size), 0.5)
+
+
 def test_one_leaves_the_device_before_the_other_comes() -> None:
     moves: list[tuple[str, str]] = []
     networks = fake_models(dit=Movable("dit", moves), dit2=Movable("dit2", moves))
     units = [Scene(frames=9), Moe(), FixedFrames(window_frames=5, overlap=1), Guidance(scale=1), Euler(steps=STEPS)]
-    engine = fake_engine([*units, Transformer(), VaeDecode()], models=networks, device="meta", observers=[TextHere()])
+    engine = fake_engine([*units, Transformer(), Grey()], models=networks, device="meta", observers=[TextHere()])
     engine.generate(request())
     loaded = [("dit", "meta"), ("dit2", "cpu")]
     second = [("dit", "cpu"), ("dit2", "meta")]

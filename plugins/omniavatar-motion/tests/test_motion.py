@@ -24,13 +24,14 @@ from omniavatar.distributed.groups import Group
 from omniavatar.distributed.sharding import Sharding
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Catalog, Plan, build_plan
-from omniavatar.engine.scopes import Branch, Forward, Request, Step, Window
+from omniavatar.engine.scopes import Branch, Forward, Request, Step
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.video import read_video
 from omniavatar.models.wan_dit import PerToken, TimeValue
 from omniavatar.resources import asset
+from omniavatar.testing.recorder import WindowRecorder, video_of
 from omniavatar.testing.tiny import DIT, TinyModels, save, weights
 from tests.models.networks import randomized, relative_error
 from tests.scenes import TINY_SETTINGS
@@ -41,29 +42,22 @@ NUMBERS = {"freq_dim": 32, "dim": DIT["dim"]}
 DEFAULT = "default-write-video+motion"
 
 
-class Look(PipelineUnit):
-    """Keeps the modulations of all calls, the time of the head, and the frames."""
-
-    name = "look"
+class Look(WindowRecorder):
+    """Keeps the modulations of all calls, the time of the head, and the windows."""
 
     def __init__(self) -> None:
         super().__init__()
         self.modulations: list[Tensor] = []
         self.times: list[Tensor] = []
-        self.windows: list[Tensor] = []
 
     @hookimpl
     def run_blocks(self, forward: Forward) -> None:
         self.modulations.append(written_out(forward.t_mod))
         self.times.append(written_out(forward.time))
 
-    @hookimpl(trylast=True)
-    def end_window(self, window: Window) -> None:
-        self.windows.append(window["frames"][:, :, window.span.keep])
-
     @property
     def video(self) -> Tensor:
-        return torch.cat(self.windows, dim=2)
+        return video_of(self.windows)
 
 
 def written_out(value: TimeValue) -> Tensor:
@@ -130,7 +124,7 @@ def make(controller: MotionController) -> Any:
     ) -> Look:
         look = Look()
         plan = build_plan(expression, catalog, TINY_SETTINGS, {"prompt": {"length": 16}})
-        engine = Engine(Plan((*first, look, *plan.units, *last)), TinyModels(motion_controller=network))
+        engine = Engine(Plan((*first, *plan.units, *last)), TinyModels(motion_controller=network), observers=[look])
         inputs = {"image": asset("demo", "portrait.png"), "audio": asset("demo", "speech.flac"), **inputs}
         engine.generate(Request(inputs, height=32, width=32, seconds=0.48))
         return look

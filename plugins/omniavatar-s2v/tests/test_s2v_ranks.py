@@ -19,16 +19,14 @@ from torch import Tensor, nn
 
 from omniavatar.distributed.world import ALONE, World, joined, place
 from omniavatar.engine.engine import Engine
-from omniavatar.engine.plan import Plan, build_plan
-from omniavatar.engine.scopes import Request, Window
-from omniavatar.engine.unit import PipelineUnit
-from omniavatar.hookspecs import hookimpl
+from omniavatar.engine.plan import build_plan
+from omniavatar.engine.scopes import Request
 from omniavatar.models.wan_dit import WanDiT
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing import FakeVAE, tiny
 from tests.distributed.conftest import run_program
-from tests.distributed.scenes import worst_error
+from tests.distributed.scenes import Recorder, worst_error
 from tests.models.networks import randomized
 
 pytestmark = pytest.mark.slow
@@ -36,20 +34,6 @@ pytestmark = pytest.mark.slow
 RANKS = 2
 TOLERANCE = 1e-5
 PLANS = {"tokens": "sequence-parallel", "ring": "sequence-parallel(ring=2)", "branches": "guidance-parallel"}
-
-
-class Results(PipelineUnit):
-    """The latents and pictures of all windows."""
-
-    name = "results"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tensors: list[Tensor] = []
-
-    @hookimpl(trylast=True)
-    def end_window(self, window: Window) -> None:
-        self.tensors += [window.latents.clone(), window["frames"].clone()]
 
 
 class Models(tiny.TinyModels):
@@ -69,11 +53,11 @@ def made(expression: str, world: World) -> list[Tensor]:
     """A talking video in two clips of two and of one latent frame: 48 and 56 tokens."""
     settings = {"s2v-clips": {"clip_frames": 8}, "euler": {"steps": 2}, "prompt": {"length": 16}}
     plan = build_plan(expression, discover().catalog(), settings)
-    results = Results()
-    engine = Engine(Plan((*plan.units, results)), Models(), world=world)
+    recorder = Recorder()
+    engine = Engine(plan, Models(), world=world, observers=[recorder])
     inputs = {"image": asset("demo", "portrait.png"), "audio": asset("demo", "speech.flac")}
     engine.generate(Request(inputs=inputs, height=64, width=64, seconds=8 / 16, fps=16))
-    return results.tensors
+    return recorder.results
 
 
 def test_two_ranks_make_what_one_makes(tmp_path: Path) -> None:

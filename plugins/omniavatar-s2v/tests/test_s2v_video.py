@@ -22,7 +22,7 @@ from omniavatar.distributed.groups import Group
 from omniavatar.distributed.sharding import Sharding
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Plan, build_plan
-from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step, Window
+from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, InputError, PlanError
 from omniavatar.hookspecs import hookimpl
@@ -32,6 +32,7 @@ from omniavatar.models.wan_dit import PerToken, WanDiT
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing import FakeVAE, tiny
+from omniavatar.testing.recorder import WindowRecorder, video_of
 from omniavatar.testing.tiny import tiny_file
 from tests.media.samples import convert, gradient_frames, noise_burst, write_lossless, write_wav
 from tests.models.networks import noise, randomized
@@ -64,18 +65,14 @@ def models(**networks: Any) -> tiny.TinyModels:
     return tiny.TinyModels(**{"dit": randomized(dit), "s2v_adapter": randomized(adapter), "vae": FakeVAE(), **networks})
 
 
-class Look(PipelineUnit):
+class Look(WindowRecorder):
     """Keeps the calls and the windows."""
-
-    name = "look"
 
     def __init__(self) -> None:
         super().__init__()
         self.forwards: list[Forward] = []
         self.tokens: list[Tensor] = []
         self.blocks = 0
-        self.windows: list[Window] = []
-        self.shown: list[Tensor] = []
 
     @hookimpl(trylast=True)
     def embed(self, forward: Forward) -> None:
@@ -86,15 +83,10 @@ class Look(PipelineUnit):
     def before_block(self, forward: Forward, index: int) -> None:
         self.blocks += 1
 
-    @hookimpl(trylast=True)
-    def end_window(self, window: Window) -> None:
-        self.windows.append(window)
-        self.shown.append(window["frames"][:, :, window.span.keep])
-
     @property
     def video(self) -> Tensor:
         """All pictures (1 3 t h w)."""
-        return torch.cat(self.shown, dim=2)
+        return video_of(self.windows)
 
 
 class Merged(PipelineUnit):
@@ -116,12 +108,16 @@ def made(
     **settings: Any,
 ) -> Look:
     """Make a small video of the portrait; `settings` replace those of a unit."""
-    plan = build_plan(expression, discover().catalog(), SETTINGS, settings)
     look = Look()
-    engine = Engine(Plan((*plan.units, *more, look)), given or models())
-    seconds = (frames - 1) / 16
-    engine.generate(Request(inputs={"image": PORTRAIT, **(inputs or {})}, seconds=seconds, fps=16))
+    plan = build_plan(expression, discover().catalog(), SETTINGS, settings)
+    engine = Engine(Plan((*plan.units, *more)), given or models(), observers=[look])
+    engine.generate(portrayed(frames, **(inputs or {})))
     return look
+
+
+def portrayed(frames: int, **inputs: Any) -> Request:
+    """A video of the portrait."""
+    return Request(inputs={"image": PORTRAIT, **inputs}, seconds=(frames - 1) / 16, fps=16)
 
 
 def differ(one: Look, other: Look) -> bool:
@@ -147,7 +143,7 @@ def test_a_video_has_its_length_and_the_first_clip_begins_with_the_picture(talk:
 
 def test_a_clip_continues_the_frames_shown_before_it_and_grey_where_there_are_none(talk: Look) -> None:
     _, second = talk.windows
-    before = torch.cat([torch.full((1, 3, 73 - 5, 64, 64), 0.5), talk.shown[0]], dim=2)
+    before = torch.cat([torch.full((1, 3, 73 - 5, 64, 64), 0.5), video_of(talk.windows[:1])], dim=2)
     expected = FakeVAE().encode(before * 2 - 1)
     torch.testing.assert_close(second["motion_latents"], expected)
     assert second.latents[:, :, :19].equal(second["motion_latents"])
@@ -156,8 +152,7 @@ def test_a_clip_continues_the_frames_shown_before_it_and_grey_where_there_are_no
 def test_the_third_clip_continues_what_the_second_shows() -> None:
     look = made(frames=20, euler={"steps": 1})
     third = look.windows[2]
-    shown = torch.cat(look.shown[:2], dim=2)
-    before = torch.cat([torch.full((1, 3, 73 - 13, 64, 64), 0.5), shown], dim=2)
+    before = torch.cat([torch.full((1, 3, 73 - 13, 64, 64), 0.5), video_of(look.windows[:2])], dim=2)
     # The last frames of the second window's own are those it shows.
     torch.testing.assert_close(third["motion_latents"][:, :, -2:], FakeVAE().encode(before * 2 - 1)[:, :, -2:])
 
@@ -339,9 +334,24 @@ def test_a_lora_changes_the_video() -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_shards_hear_what_the_whole_hears(talk: Look, size: int) -> None:
+def test_shards_hear_what_the_whole_hears(size: int) -> None:
     """Every rank's part of the tokens, frames cut anywhere, ranks with tokens of picture and past alone included."""
-    whole = talk.forwards[4]
+    look = Look()
+    engine = Engine(build_plan(PLAN, discover().catalog(), SETTINGS), models(), observers=[look])
+    with engine.start(portrayed(12, audio=SPEECH)) as run, torch.inference_mode():
+        windows = run.windows()
+        for window in windows:
+            for _ in run.denoise(window):
+                pass
+            if window.is_last:
+                break
+            for _ in run.decode(window):
+                pass
+        compare_shards(look.forwards[4], size)
+
+
+def compare_shards(whole: Forward, size: int) -> None:
+    """Hold the parts of a call that ranks have against the whole."""
     engine, step = whole.engine, whole.step
     audio = next(unit for unit in engine.plan.units if isinstance(unit, S2VAudio))
     transformer = next(unit for unit in engine.plan.units if isinstance(unit, S2VTransformer))
@@ -354,22 +364,21 @@ def test_shards_hear_what_the_whole_hears(talk: Look, size: int) -> None:
         call.memory = type(call.memory)(whole.window)
         return call
 
-    with torch.inference_mode():
-        alone = forward()
-        audio.after_block(alone, 2)
-        assert (alone.x - x)[:, :32].abs().amax(dim=-1).min() > 1e-3
-        assert alone.x[:, 32:].equal(x[:, 32:])
-        parts, values = [], []
-        for rank in range(size):
-            call = forward()
-            call.shard_tokens(Sharding(Group(rank, size), x.shape[1]))
-            audio.after_block(call, 2)
-            parts.append(call.x)
-            values.append(call.network.head(call.x, call.time))
-        torch.testing.assert_close(torch.cat(parts, dim=1)[:, : x.shape[1]], alone.x)
-        transformer.unembed(alone)
-        call.sharding = Sharding(Gathering(values), x.shape[1])
-        transformer.unembed(call)
+    alone = forward()
+    audio.after_block(alone, 2)
+    assert (alone.x - x)[:, :32].abs().amax(dim=-1).min() > 1e-3
+    assert alone.x[:, 32:].equal(x[:, 32:])
+    parts, values = [], []
+    for rank in range(size):
+        call = forward()
+        call.shard_tokens(Sharding(Group(rank, size), x.shape[1]))
+        audio.after_block(call, 2)
+        parts.append(call.x)
+        values.append(call.network.head(call.x, call.time))
+    torch.testing.assert_close(torch.cat(parts, dim=1)[:, : x.shape[1]], alone.x)
+    transformer.unembed(alone)
+    call.sharding = Sharding(Gathering(values), x.shape[1])
+    transformer.unembed(call)
     torch.testing.assert_close(call.output, alone.output)
 
 

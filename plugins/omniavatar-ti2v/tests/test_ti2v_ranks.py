@@ -19,16 +19,14 @@ from torch import Tensor, nn
 
 from omniavatar.distributed.world import ALONE, World, joined, place
 from omniavatar.engine.engine import Engine
-from omniavatar.engine.plan import Plan, build_plan
-from omniavatar.engine.scopes import Request, Window
-from omniavatar.engine.unit import PipelineUnit
-from omniavatar.hookspecs import hookimpl
+from omniavatar.engine.plan import build_plan
+from omniavatar.engine.scopes import Request
 from omniavatar.models.wan_dit import WanDiT
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing import tiny
 from tests.distributed.conftest import run_program
-from tests.distributed.scenes import worst_error
+from tests.distributed.scenes import Recorder, worst_error
 from tests.models.networks import randomized
 
 pytestmark = pytest.mark.slow
@@ -40,20 +38,6 @@ PLANS = {
     "tokens and rows": "sequence-parallel+vae-parallel",
     "branches and rows": "guidance-parallel+vae-parallel",
 }
-
-
-class Results(PipelineUnit):
-    """The latents and pictures of all windows."""
-
-    name = "results"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tensors: list[Tensor] = []
-
-    @hookimpl(trylast=True)
-    def end_window(self, window: Window) -> None:
-        self.tensors += [window.latents.clone(), window["frames"].clone()]
 
 
 class Models(tiny.TinyModels):
@@ -72,11 +56,11 @@ def made(expression: str, world: World) -> list[Tensor]:
     """A video of 13 frames in two windows; a call has 3 x 3 x 1 tokens, which two ranks do not divide."""
     settings = {"fixed-frames": {"window_frames": 9, "overlap": 5}, "euler": {"steps": 2}, "prompt": {"length": 32}}
     plan = build_plan(expression, discover().catalog(), settings)
-    results = Results()
-    engine = Engine(Plan((*plan.units, results)), Models(), world=world)
+    recorder = Recorder()
+    engine = Engine(plan, Models(), world=world, observers=[recorder])
     image = asset("demo", "portrait.png")
     engine.generate(Request(inputs={"image": image}, height=96, width=32, seconds=12 / 25))
-    return results.tensors
+    return recorder.results
 
 
 def test_two_ranks_make_what_one_makes(tmp_path: Path) -> None:

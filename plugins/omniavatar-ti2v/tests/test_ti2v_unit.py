@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from omniavatar_ti2v.testing import DIT, VAE38
-from omniavatar_ti2v.unit import times
 from omniavatar_ti2v.wan_vae38 import WanVAE38
 from PIL import Image
 from torch import Tensor
 
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Plan, build_plan
-from omniavatar.engine.scopes import Branch, Forward, Request, Step, Window
+from omniavatar.engine.run import Result
+from omniavatar.engine.scopes import Branch, Forward, Request, Step
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import InputError, PlanError
 from omniavatar.hookspecs import hookimpl
@@ -25,6 +25,7 @@ from omniavatar.models.wan_dit import PerToken, WanDiT
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing import tiny
+from omniavatar.testing.recorder import WindowRecorder
 from tests.models.networks import randomized
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -53,10 +54,10 @@ def models() -> tiny.TinyModels:
     return tiny.TinyModels(dit=randomized(dit), vae=randomized(WanVAE38(**VAE38)), audio_adapter=randomized(adapter))
 
 
-class Look(PipelineUnit):
+class Look(WindowRecorder):
     """Keeps the calls, the time of their tokens, and the windows."""
 
-    name = "look"
+    result: Result
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +65,6 @@ class Look(PipelineUnit):
         self.times: list[Tensor] = []
         self.frames: list[Tensor] = []
         self.blocks = 0
-        self.windows: list[Window] = []
 
     @hookimpl(trylast=True)
     def embed(self, forward: Forward) -> None:
@@ -75,10 +75,6 @@ class Look(PipelineUnit):
     @hookimpl
     def before_block(self, forward: Forward, index: int) -> None:
         self.blocks += 1
-
-    @hookimpl(trylast=True)
-    def end_window(self, window: Window) -> None:
-        self.windows.append(window)
 
 
 class Merged(PipelineUnit):
@@ -102,9 +98,9 @@ def made(
     """Make a small video; `settings` replace those of a unit."""
     plan = build_plan(expression, discover().catalog(), SETTINGS, settings)
     look = Look()
-    engine = Engine(Plan((*plan.units, *more, look)), models())
+    engine = Engine(Plan((*plan.units, *more)), models(), observers=[look])
     given = {} if image is None else {"image": image}
-    engine.generate(Request(inputs={**given, **(inputs or {})}, seconds=(frames - 1) / 25, fps=25))
+    look.result = engine.generate(Request(inputs={**given, **(inputs or {})}, seconds=(frames - 1) / 25, fps=25))
     return look
 
 
@@ -156,7 +152,7 @@ def test_the_picture_and_what_its_tokens_are_told_change_the_other_frames(monkey
     told, empty = made(), made(image=None)
     others = told.windows[0].latents[:, :, 1:]
     assert not torch.allclose(others, empty.windows[0].latents[:, :, 1:], atol=1e-2)
-    monkeypatch.setattr("omniavatar_ti2v.unit.times", lambda forward, given: times(forward, 0))
+    monkeypatch.setattr("omniavatar_ti2v.unit.tell_noise", lambda *_: None)
     assert not torch.allclose(others, made().windows[0].latents[:, :, 1:], atol=1e-2)
 
 
@@ -187,7 +183,7 @@ def test_the_size_is_that_of_the_table_whose_shape_is_nearest(
     path = tmp_path / "picture.png"
     Image.fromarray(np.zeros((*shape, 3), dtype=np.uint8)).save(path)
     look = made(image=path, frames=5, euler={"steps": 1})
-    assert look.windows[0].job.size == size
+    assert look.result.size == size
 
 
 def test_a_size_that_does_not_divide_is_named() -> None:

@@ -27,8 +27,10 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, InputError, OmniError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.ffmpeg import Ffmpeg
+from omniavatar.media.video import decoder
 from omniavatar.models.wan_dit import WanDiT
 from omniavatar.resources import asset
+from omniavatar.testing.recorder import WindowRecorder, video_of
 from omniavatar.testing.tiny import DIT, TinyModels
 from tests.media.samples import write_lossless, write_wav
 from tests.models.networks import noise, randomized, relative_error
@@ -44,25 +46,17 @@ Networks = dict[str, Any]
 TEXT_ONLY = "default-reference-image-audio-audio-adapter-write-video"
 
 
-class Look(PipelineUnit):
-    """Keeps windows, the size of every transformer call, and each call's tokens after the first block."""
-
-    name = "look"
+class Look(WindowRecorder):
+    """Keeps the windows, and each call's tokens after the first block."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.windows: list[dict[str, Any]] = []
         self.tokens: list[Tensor] = []
 
     @hookimpl(trylast=True)
     def after_block(self, forward: Forward, index: int) -> None:
         if index == 0:
             self.tokens.append(forward.x.clone())
-
-    @hookimpl(trylast=True)
-    def end_window(self, window: Window) -> None:
-        kept = {name: window.get(name) for name in ("vace_context", "frames", "given_latents")}
-        self.windows.append({**kept, "span": window.span, "latents": window.latents})
 
     @property
     def context(self) -> Tensor:
@@ -72,7 +66,7 @@ class Look(PipelineUnit):
 
     @property
     def video(self) -> Tensor:
-        return torch.cat([seen["frames"][:, :, seen["span"].keep] for seen in self.windows], dim=2)
+        return video_of(self.windows)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +139,7 @@ def make(
     """Make a video of one window of 9 frames, 32x32, unless it is said otherwise."""
     look = Look()
     plan = build_plan(expression, catalog, TINY_SETTINGS, {"prompt": {"length": 16}}, settings)
-    engine = Engine(type(plan)((*plan.units, *units, look)), TinyModels(**networks))
+    engine = Engine(type(plan)((*plan.units, *units)), TinyModels(**networks), observers=[look])
     engine.generate(Request(inputs or {}, height=size, width=size, seconds=seconds, fps=fps))
     return look
 
@@ -264,18 +258,17 @@ def test_every_frame_is_decoded_once(
     """Two windows, a video and a mask: two decoders, which are gone when the job is done."""
     started: list[Ffmpeg] = []
 
-    class Counted(Ffmpeg):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            started.append(self)
+    def counted(source: Path, arguments: list[str]) -> Ffmpeg:
+        started.append(decoder(source, arguments))
+        return started[-1]
 
-    monkeypatch.setattr("omniavatar.media.footage.Ffmpeg", Counted)
+    monkeypatch.setattr("omniavatar.media.footage.decoder", counted)
     inputs = {"control_video": files["video"], "control_mask": files["mask"]}
     assert len(make(catalog, networks, inputs=inputs, seconds=0.48).windows) == 2
     assert len(started) == 2
-    for decoder in started:
+    for process in started:
         with pytest.raises(ProcessLookupError):
-            os.kill(decoder.pid, 0)
+            os.kill(process.pid, 0)
 
 
 @pytest.mark.parametrize("fps", [4, 50])
@@ -302,7 +295,7 @@ def test_references_are_frames_in_front(catalog: Catalog, networks: Networks, fi
     look = make(catalog, networks, inputs=inputs, vace={"reference_fit": fit})
     context, window = look.context, look.windows[0]
     assert context.shape == (1, 96, 2 + 3, 4, 4)
-    assert window["latents"].shape[2] == 2 + 3
+    assert window.latents.shape[2] == 2 + 3
     assert window["frames"].shape[2] == 9
     vae: Any = TinyModels(**networks).networks["vae"]
     picture = torch.from_numpy(np.array(Image.open(files["a"]))).permute(2, 0, 1)[None, :, None] / 127.5 - 1
@@ -319,7 +312,7 @@ def test_references_go_in_front_of_every_window(catalog: Catalog, networks: Netw
     assert (first[:, 32:, 1:] == 1).all()
     assert (second[:, 32:, 1:3] == 0).all(), "the frames taken over"
     given = look.windows[1]["given_latents"]
-    torch.testing.assert_close(look.windows[1]["latents"][:, :, 1 : 1 + given.shape[2]], given)
+    torch.testing.assert_close(look.windows[1].latents[:, :, 1 : 1 + given.shape[2]], given)
 
 
 def test_a_picture_on_white_is_whole_and_in_the_middle() -> None:

@@ -58,7 +58,7 @@ class Networks(RandomModels):
 def made(world: World, control: str, *parallel: PipelineUnit) -> tuple[list[Tensor], Engine]:
     """A video of two windows; a call has 9 tokens, which two ranks do not divide."""
     video, recorder = Video(frames=13, height=48, width=16), Recorder()
-    engine = Engine(video.plan(recorder, VaceUnit(), *parallel), Networks(), world=world)
+    engine = Engine(video.plan(VaceUnit(), *parallel), Networks(), world=world, observers=[recorder])
     engine.set_up()
     inputs = {"control_video": control} if control else {}
     engine.generate(Request(inputs, height=video.height, width=video.width))
