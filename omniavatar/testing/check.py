@@ -439,6 +439,7 @@ def windows_are_apart(subject: Subject) -> None:
         take = subject.play(change=change) if change else subject.take
     except OmniError:
         return  # it makes videos of one window only
+    assert not take.unsaved, f"no video with it can be resumed: {take.unsaved}"
     if take.state is not None:
         again = subject.play(change=change, state=take.state)
         same(again, take, "a window is another one when the run is resumed with it", first=1)
