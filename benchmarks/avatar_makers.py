@@ -13,8 +13,8 @@ import torch
 from omniavatar.checkpoints import Bundle
 from omniavatar.config import RunConfig
 from omniavatar.engine.engine import Engine
-from omniavatar.engine.plan import Catalog, Plan, build_plan, parse
 from omniavatar.engine.loop import to_bytes
+from omniavatar.engine.plan import Catalog, Plan, build_plan, parse
 from omniavatar.engine.scopes import Request
 from omniavatar.engine.windows import ceil_4k1, plan_spans
 from omniavatar.errors import InputError

@@ -12,21 +12,37 @@ or one in the original OmniAvatar's, which `omniavatar.original` translates.
 from __future__ import annotations
 
 import glob
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from omniavatar.errors import CheckpointError, InputError, explain, nearest
 from omniavatar.resources import PACKAGE, data_folder
+from omniavatar.values import parse_yaml, refuse_bools
 
 DEFAULT_CONFIG = "tiny"
 PACKAGED = "package:"
+RANDOM = -1
+"""The seed that stands for one that is drawn."""
 Schema = TypeVar("Schema", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Words:
+    """What messages call the ways to say where models are: options for users of the command line, else arguments."""
+
+    models: str
+    models_dir: str
+
+
+OPTIONS = Words("--model", "--models-dir")
+ARGUMENTS = Words("models=", "models_dir=")
 
 
 class ModelEntry(BaseModel):
@@ -46,6 +62,11 @@ class ModelEntry(BaseModel):
         pattern=r"^[a-z]\w*$",
         description="role of its transformer, or of the one its LoRA changes, where that is not 'dit'",
     )
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _at_home(cls, path: Any) -> Any:
+        return [at_home(part) for part in path] if isinstance(path, list | tuple) else at_home(path)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -83,14 +104,29 @@ class RunConfig(BaseModel):
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: bf16 on CUDA, fp32 on the CPU")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
     gpus: int = Field(1, ge=1, le=1024, description="ranks that work together; on this machine they are started")
-    seed: int = Field(42, ge=0, lt=2**40, description="seed of the noise")
+    seed: int = Field(42, ge=RANDOM, lt=2**63, description="seed of the noise; -1 or random: drawn for each run")
     fps: int = Field(25, ge=1, le=120, description="frames per second")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        return refuse_bools(value, cls.model_fields[str(info.field_name)].annotation)
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _seed(cls, seed: Any) -> Any:
+        return RANDOM if seed == "random" else seed
 
     @field_validator("units", mode="before")
     @classmethod
     def _joined(cls, units: Any) -> Any:
         """A list of expressions is their sum."""
         return "+".join(units) if isinstance(units, list) and all(isinstance(unit, str) for unit in units) else units
+
+    @field_validator("tables", mode="before")
+    @classmethod
+    def _at_home(cls, tables: Any) -> Any:
+        return [at_home(table) for table in tables] if isinstance(tables, list | tuple) else tables
 
     @field_validator("models", mode="before")
     @classmethod
@@ -113,7 +149,7 @@ class RunConfig(BaseModel):
             return PACKAGE / self.models_dir.removeprefix(PACKAGED)
         return Path(self.models_dir).expanduser()
 
-    def model_files(self) -> list[str | list[str]]:
+    def model_files(self, words: Words = OPTIONS) -> list[str | list[str]]:
         """What to open for every model entry. Raises CheckpointError that says what is missing and how to get it."""
         folder = self.models_folder
         missing = {
@@ -122,7 +158,7 @@ class RunConfig(BaseModel):
             if (absent := [path for path in entry.needed if not found(folder / path)])
         }
         if missing:
-            raise CheckpointError(explain_missing(missing, folder))
+            raise CheckpointError(explain_missing(missing, folder, words))
         return [entry.below(folder) for entry in self.models]
 
 
@@ -139,17 +175,18 @@ def found(path: Path) -> bool:
     return path.exists() or bool(glob.glob(str(path)))
 
 
-def explain_missing(missing: Mapping[ModelEntry, Sequence[str]], folder: Path) -> str:
+def explain_missing(missing: Mapping[ModelEntry, Sequence[str]], folder: Path, words: Words = OPTIONS) -> str:
     """What is missing, where it was looked for, and the commands that fetch it: one line, or a short list."""
     paths = list(dict.fromkeys(path for absent in missing.values() for path in absent))
     commands = download_commands(missing, folder)
     if not commands and len(paths) == 1:
-        return f"no model at {folder / paths[0]}; say where it is with --model, or with --models-dir for all of them"
+        where = f"{words.models}, or with {words.models_dir} for all of them"
+        return f"no model at {folder / paths[0]}; say where it is with {where}"
     lines = [f"{len(paths)} model files are missing; looked in {folder.resolve()} for"]
     lines += [f"  {path}" for path in paths]
     if commands:
         lines += ["download them with", *(f"  {command}" for command in commands)]
-    return "\n".join([*lines, "or say where they are with --models-dir"])
+    return "\n".join([*lines, f"or say where they are with {words.models_dir}"])
 
 
 def download_commands(entries: Iterable[ModelEntry], folder: Path) -> list[str]:
@@ -168,10 +205,9 @@ def download_commands(entries: Iterable[ModelEntry], folder: Path) -> list[str]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping. Raises InputError."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"cannot read the configuration {path}: {reason}") from None
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the configuration {path}: {error}") from None
     if not isinstance(content, dict):
         raise InputError(f"the configuration {path} is not a mapping of names to values")
     return content
@@ -184,14 +220,18 @@ def packaged_configs(kind: str = "") -> dict[str, Path]:
 
 def find_config(name: str, kind: str = "") -> Path:
     """The file of this name, or the packaged configuration of a kind, such as "omniavatar-14b"."""
-    path = Path(name)
+    path = Path(at_home(name))
     if path.is_file():
         return path
     packaged = packaged_configs(kind)
     stem = path.name.removesuffix(".yaml")
     if stem in packaged and path.parent in (Path(), Path(kind), Path("configs", kind)):
         return packaged[stem]
-    raise InputError(f"there is no configuration {name}{nearest(stem, packaged)}")
+    hint = nearest(stem, packaged)
+    if path.suffix not in (".yaml", ".yml") and path.parent == Path():
+        raise InputError(f"there is no configuration {name}{hint}")
+    what = "is a folder" if path.is_dir() else "does not exist"
+    raise InputError(f"the configuration file {name} {what}{hint.replace('; choices:', '; packaged ones:')}")
 
 
 def parse_config(content: Mapping[str, Any], source: Path | str) -> RunConfig:
@@ -206,9 +246,26 @@ def validated(schema: type[Schema], content: Mapping[str, Any], source: Path | s
         if key not in known:
             raise InputError(f"{source}: unknown field '{key}'{nearest(str(key), known)}")
     try:
-        return schema(**content)
+        return schema(**paths_at_home(schema, content))
     except ValidationError as error:
         raise InputError(f"{source}: {unknown_field(schema, error) or explain(error)}") from None
+
+
+def at_home(value: Any) -> Any:
+    """A path with the user's folder for `~` at its beginning; anything else as it is."""
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+def paths_at_home(annotation: Any, value: Any) -> Any:
+    """A value for a field or schema with the user's folder for `~` in all that is a path by its type."""
+    if isinstance(value, str):
+        return at_home(value) if annotation is Path or Path in get_args(annotation) else value
+    if not isinstance(value, Mapping):
+        return value
+    if get_origin(annotation) is dict:
+        return {key: paths_at_home(get_args(annotation)[1], inner) for key, inner in value.items()}
+    fields = {name: info.annotation for schema in schemas_in(annotation) for name, info in schema.model_fields.items()}
+    return {key: paths_at_home(fields.get(key), inner) for key, inner in value.items()}
 
 
 def unknown_field(schema: type[BaseModel], error: ValidationError) -> str:

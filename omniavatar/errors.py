@@ -6,8 +6,10 @@ The command line prints the message and exits with `exit_code`; anything that is
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import reprlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -53,6 +55,33 @@ class Ended(SystemExit):
     """A signal ends the program; the code is 128 + its number."""
 
 
+@contextmanager
+def parsing(explained: Callable[[str], OmniError]) -> Iterator[None]:
+    """Make one line of whatever a parser raises about foreign data: the error that `explained` makes of a short reason.
+
+    Also of RecursionError, MemoryError, and panics of extensions in Rust, which are no `Exception`; not of Ctrl-C.
+    """
+    try:
+        yield
+    except OmniError:
+        raise
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        raise explained(in_one_line(error)) from error
+
+
+def in_one_line(error: BaseException) -> str:
+    """The type of an error and the beginning of what it says."""
+    first_line = shortened(str(error).strip().partition("\n")[0])
+    return ": ".join(filter(None, (type(error).__name__, first_line)))
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether an error is about what was being done; Ctrl-C and the end of the program are not."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """A hint for a misspelt name: "; did you mean 'x'?" when one choice is near, else the list of choices."""
     known = sorted(choices)
@@ -60,6 +89,23 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; choices: {', '.join(known)}" if known else ""
+
+
+class _Short(reprlib.Repr):
+    """Cuts lists and texts that are long; Python refuses to write very large numbers, so these are named."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 200
+        self.maxlist = self.maxtuple = self.maxdict = 8
+
+    def repr_int(self, number: int, level: int) -> str:
+        return repr(number) if number.bit_length() < 200 else f"a number of {number.bit_length()} bits"
+
+
+def shown(value: Any) -> str:
+    """A value as it stands in an error: in one line of bounded length."""
+    return " ".join(_Short().repr(value).split())
 
 
 def explain(error: ValidationError) -> str:
@@ -70,4 +116,9 @@ def explain(error: ValidationError) -> str:
     message = message[:1].lower() + message[1:]
     if first["type"] == "missing":
         return f"'{where}' is required"
-    return f"{where} = {first['input']!r}: {message}" if where else message
+    return f"{where} = {shown(first['input'])}: {message}" if where else message
+
+
+def shortened(text: str, length: int = 100) -> str:
+    """The beginning of a text that may be long."""
+    return text if len(text) <= length else f"{text[:length]}..."

@@ -8,53 +8,107 @@ print(job.results["video"])
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omniavatar.config import DEFAULT_CONFIG, RunConfig, find_config, merge_settings, parse_config, read_yaml
+from pydantic import ConfigDict
+
+from omniavatar import original
+from omniavatar.config import (
+    ARGUMENTS,
+    DEFAULT_CONFIG,
+    RunConfig,
+    find_config,
+    model_entry,
+    parse_config,
+    read_yaml,
+)
 from omniavatar.distributed.world import ALONE, World
+from omniavatar.engine.settings import Chosen, Layer, Setting, Strength, explicit_layer, file_layer
 from omniavatar.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-    from omniavatar.checkpoints import Registry
+    from omniavatar.checkpoints import Bundle, Registry
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.plan import Catalog
+    from omniavatar.engine.unit import PipelineUnit
 
 log = logging.getLogger(__name__)
 
+ConfigSource = str | Path | Mapping[str, Any]
+"""A configuration: the name of a packaged one, a YAML file in our schema or the original's, or what one would hold."""
+ModelSource = str | Path | Sequence[str | Path] | Mapping[str, Any]
+"""A model: a path, ROLE=PATH, the shards of one checkpoint, or the fields of an entry in a configuration."""
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+OF_REQUESTS = ("inputs", "seed", "fps")
+"""Fields of a configuration that are about single videos."""
 
-def open_engine(
-    config: str | Path = DEFAULT_CONFIG,
+
+class FinalConfig(RunConfig):
+    """A configuration with all that was asked for laid over it, except for settings, which are in layers.
+
+    chosen: the units, with what the plan expression says about them. layers: settings stronger than a checkpoint's.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    chosen: Chosen
+    layers: tuple[Layer, ...]
+
+
+def open_engine(  # noqa: PLR0913 (what the command line has options for)
+    config: ConfigSource | None = None,
     *,
     units: str | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
+    models: Sequence[ModelSource] | None = None,
+    models_dir: str | Path | None = None,
+    tables: Sequence[str | Path] | None = None,
+    extra_units: Iterable[type[PipelineUnit]] = (),
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
     observers: Sequence[Any] = (),
+    world: World | None = None,
 ) -> Engine:
-    """The engine of a packaged configuration or a YAML file; the other arguments take the place of what it says.
+    """The engine of a configuration; the other arguments say what `omni run` says with options.
 
-    units: a plan expression. settings: by unit, over those of the configuration. observers: objects with hooks, which
-    are called beside the units'. Headers of model files are read at once, weights with the first video. Broken plugins
-    are left out with a warning. Raises OmniError if something is missing or does not go together.
+    config: a packaged name, a YAML file or a mapping like one; None is the built-in avatar, "tiny".
+    units: a plan expression. settings: by unit, stronger than the plan's and the configuration's.
+    models: further model files, LoRA too, beside those of a configuration that is named; relative paths start here.
+    models_dir: where relative paths of the configuration start. tables: further checkpoint tables.
+    extra_units: classes that a plan expression can name besides those of installed packages.
+    observers: objects with hooks, which are called beside the units'. world: the ranks that work together.
+    Headers of model files are read at once, weights with the first video. Broken plugins are left out with a warning.
+    Raises OmniError if something is missing or does not go together.
     """
+    from omniavatar.engine.plan import check_names, check_present, choose, resolve
     from omniavatar.plugins import discover
 
-    path = find_config(str(config))
-    given = {"units": units, "device": device, "dtype": dtype}
-    found = parse_config(read_yaml(path), path)
-    changes = {name: value for name, value in given.items() if value is not None}
-    merged = merge_settings(found.settings, settings or {})
-    chosen = parse_config({**dict(found), **changes, "settings": merged}, "open_engine")
+    door, world = "open_engine", world or ALONE
+    found, _ = configured(config, units=units, models=models, models_dir=models_dir, tables=tables, source=door)
+    names = {"device": None if device is None else str(device), "dtype": None if dtype is None else dtype_name(dtype)}
+    given = {name: value for name, value in names.items() if value is not None}
+    found = parse_config({**dict(found), **given}, door)
+    explicit = explicit_layer(parse_config({"settings": settings or {}}, door).settings)
+    file = file_layer(name_of(config), found.settings)
+    found.model_files(ARGUMENTS)  # before torch is imported: this answer should not take seconds
     plugins = discover()
+    catalog = plugins.catalog(extra_units)
+    chosen: Chosen = choose(found.units, catalog)
+    for layer in (file, explicit):
+        check_names(layer, catalog)
+    check_present(explicit.settings, chosen, catalog)
+    chosen = spread(chosen, world.size, resolve(chosen, catalog, file, explicit))
+    tell_of_ignored(found, world)
     engine = engine_of(
-        chosen,
-        plugins.catalog(),
-        plugins.registry(map(Path, chosen.tables)),
-        device=torch_device(chosen.device),
+        FinalConfig(**dict(found), chosen=chosen, layers=(file, explicit)),
+        catalog,
+        plugins.registry(map(Path, found.tables)),
+        device=torch_device(found.device, world.local_rank),
+        world=world,
         observers=observers,
     )
     for failure in plugins.failures:
@@ -62,8 +116,87 @@ def open_engine(
     return engine
 
 
+def configured(
+    config: ConfigSource | None,
+    *,
+    units: str | None = None,
+    models: Iterable[ModelSource] | None = None,
+    models_dir: str | Path | None = None,
+    tables: Iterable[str | Path] | None = None,
+    hparams: Mapping[str, Any] | None = None,
+    source: str,
+) -> tuple[RunConfig, original.Overrides]:
+    """A configuration with other units and models laid over it, and what `--hp` will lay over everything.
+
+    The models of a configuration that is not named are left out if there are others. source: for messages.
+    """
+    hparams = hparams or {}
+    path = Path("config") if isinstance(config, Mapping) else find_config(str(config or DEFAULT_CONFIG))
+    content = dict(config) if isinstance(config, Mapping) else read_yaml(path)
+    is_original = original.is_original(content)
+    found = original.translate(content, hparams, path) if is_original else parse_config(content, path)
+    changes: dict[str, Any] = {}
+    if units is not None:
+        changes["units"] = units
+    if models_dir is not None:
+        changes["models_dir"] = str(models_dir)
+    if tables:
+        changes["tables"] = (*found.tables, *map(absolute, tables))
+    if models:
+        if isinstance(models, str | Path):
+            raise InputError(f"{source}: models = {str(models)!r}: give a list of them")
+        changes["models"] = (*(found.models if config else ()), *map(entry_from_here, models))
+    found = parse_config({**dict(found), **changes}, source) if changes else found
+    return found, original.overrides(content if is_original else {}, hparams)
+
+
+def entry_from_here(model: ModelSource) -> dict[str, Any]:
+    """The entry of a model file whose relative path starts where the user is."""
+    if isinstance(model, Mapping):
+        entry = dict(model)
+    else:
+        entry = model_entry(str(model) if isinstance(model, str | Path) else [str(shard) for shard in model])
+    path = entry.get("path")
+    if isinstance(path, str | Path):
+        entry["path"] = absolute(path)
+    elif isinstance(path, list | tuple):
+        entry["path"] = [absolute(shard) for shard in path]
+    return entry
+
+
+def absolute(path: str | Path) -> str:
+    """A path that the user has given, from wherever it is read."""
+    return str(Path(path).expanduser().absolute())
+
+
+def name_of(config: ConfigSource | None) -> str:
+    """What records call a configuration."""
+    return "config" if isinstance(config, Mapping) else str(config or DEFAULT_CONFIG)
+
+
+def tell_of_ignored(config: RunConfig, world: World) -> None:
+    """Warn about fields that only `omni run` heeds: videos are asked for by requests, and ranks are the caller's."""
+    defaults = RunConfig()
+    ignored = [name for name in OF_REQUESTS if getattr(config, name) != getattr(defaults, name)]
+    if ignored:
+        log.warning("the configuration's %s: give them to Request, an engine has none", ", ".join(ignored))
+    if config.gpus not in (1, world.size):
+        log.warning("the configuration's gpus = %d: start that many ranks and give world=", config.gpus)
+
+
+def spread(chosen: Chosen, ranks: int, settings: Chosen) -> Chosen:
+    """The chosen units for this many ranks: what guidance leaves of them shares every call.
+
+    settings: those of the units, for the degree of guidance-parallel.
+    """
+    degree = settings.get("guidance-parallel", {}).get("degree", Setting(2, Strength.PRESET, "")).value
+    if ranks == 1 or ("guidance-parallel" in chosen and isinstance(degree, int) and ranks <= degree):
+        return chosen
+    return {**chosen, "sequence-parallel": chosen.get("sequence-parallel", {})}
+
+
 def engine_of(
-    config: RunConfig,
+    config: FinalConfig,
     catalog: Catalog,
     registry: Registry,
     *,
@@ -77,13 +210,19 @@ def engine_of(
     from omniavatar.engine.plan import build_plan
 
     bundle = Bundle.open(config.model_files(), registry, [entry.role for entry in config.models])
-    plan = build_plan(config.units, catalog, bundle.settings(), config.settings)
+    plan = build_plan(config.chosen, catalog, *checkpoint_layers(bundle), *config.layers)
     plan.check_complete()
     unused = bundle.roles - {role for unit in plan.units for role in (*unit.roles, *unit.optional_roles)}
     if unused and world.is_main:
         log.warning("no unit of the plan uses what the model files have for: %s", ", ".join(sorted(unused)))
     dtype = torch_dtype(config.dtype, device)
     return Engine(plan, bundle, device=device, dtype=dtype, observers=observers, world=world)
+
+
+def checkpoint_layers(bundle: Bundle) -> list[Layer]:
+    """The settings that the tables have for the model files, in the order in which these were given."""
+    rows = [detection.row for detection in bundle.detections]
+    return [Layer(Strength.CHECKPOINT, f"checkpoint {row.name}", row.settings) for row in rows]
 
 
 def torch_device(name: str, local_rank: int = 0) -> torch.device:
@@ -117,4 +256,11 @@ def torch_dtype(name: str, device: torch.device) -> torch.dtype:
 
     if name == "auto":
         name = "fp32" if device.type == "cpu" else "bf16"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+    dtype: torch.dtype = getattr(torch, DTYPES[name])
+    return dtype
+
+
+def dtype_name(dtype: str | torch.dtype) -> str:
+    """The name of a precision that may be torch's."""
+    name = str(dtype).removeprefix("torch.")
+    return next((ours for ours, theirs in DTYPES.items() if theirs == name), name)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omniavatar.config import RunConfig, parse_config
+from omniavatar.engine.settings import Chosen, Layer, Strength
 from omniavatar.errors import InputError, nearest
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,12 @@ class Overrides:
     settings: Settings = field(default_factory=dict)
     units: dict[str, bool] = field(default_factory=dict)
 
-    def apply(self, chosen: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    @property
+    def layer(self) -> Layer:
+        """The settings, which are stronger than all others."""
+        return Layer(Strength.OVERRIDE, "--hp", self.settings)
+
+    def apply(self, chosen: Chosen) -> Chosen:
         """The chosen units with those that are wanted, without the others."""
         wanted = {unit: chosen.get(unit, {}) for unit, is_wanted in self.units.items() if is_wanted}
         return {**{unit: values for unit, values in chosen.items() if self.units.get(unit, True)}, **wanted}
@@ -102,6 +108,8 @@ def parse_hparams(text: str) -> dict[str, Any]:
             raise InputError(f"--hp: '{item}' is not key=value; separate several with commas")
         if key not in KNOWN:
             raise InputError(f"--hp: unknown key '{key}'{nearest(key, [*SETTINGS, *TOP, *SPECIAL])}")
+        if key in result:
+            raise InputError(f"--hp: '{key}' is given twice")
         result[key] = parse_value(value)
     return result
 

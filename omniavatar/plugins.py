@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from omniavatar import __version__, builtin
-from omniavatar.errors import CheckpointError, Ended, PluginError
+from omniavatar.errors import CheckpointError, Ended, PlanError, PluginError
 from omniavatar.hookspecs import PROJECT, Discovery
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from omniavatar.checkpoints import Registry
     from omniavatar.engine.plan import Catalog
 
+OWN_PACKAGE = "omniavatar"
 LONGEST = 500
 """Letters of an error that are shown."""
 
@@ -41,12 +42,18 @@ class Failure:
 
 @dataclass(frozen=True)
 class Description:
-    """A plugin: its name, version and place, the hooks it implements, what of it was left out and why."""
+    """A plugin: its name, package, version and place, the hooks it implements, what of it was left out and why.
+
+    units, presets: the names of those that it brings, once `Plugins.catalog` has been asked.
+    """
 
     name: str
+    package: str
     version: str
     source: str
     hooks: tuple[str, ...]
+    units: tuple[str, ...] = ()
+    presets: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     is_active: bool = True
 
@@ -58,9 +65,14 @@ class Plugins:
     manager: pluggy.PluginManager
     entries: dict[str, EntryPoint] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    owners: dict[str, dict[str, str]] = field(default_factory=lambda: {"unit": {}, "preset": {}})
+    """Which plugin each unit and each preset is from, once `catalog` has been asked."""
 
-    def catalog(self) -> Catalog:
-        """All units and presets. A unit that does not fit, or a name that a second package brings, is left out."""
+    def catalog(self, extra_units: Iterable[Any] = ()) -> Catalog:
+        """All units and presets. A unit that does not fit, or a name that a second package brings, is left out.
+
+        extra_units: classes of the caller's own; PlanError is raised if one of these does not fit.
+        """
         from omniavatar.engine.plan import Catalog
 
         units: dict[str, Any] = {}
@@ -71,14 +83,24 @@ class Plugins:
         for plugin, named in self._each("omni_presets", presets_in):
             for name, expression in named.items():
                 self._add(plugin, "preset", name, expression, units if name in units else presets)
+        for unit_class in extra_units:
+            fault = unit_fault(unit_class)
+            if fault:
+                raise PlanError(f"extra_units: {fault}")
+            if unit_class.name in units or unit_class.name in presets:
+                what = "unit" if unit_class.name in units else "preset"
+                raise PlanError(f"extra_units: a {what} '{unit_class.name}' exists already; give yours another name")
+            units[unit_class.name] = unit_class
         return Catalog(units, presets)
 
     def registry(self, tables: Iterable[Path] = ()) -> Registry:
         """All known checkpoints. A table that cannot be read, or has a row that is known already, is left out.
 
-        tables: the user's own, the last to be read; a faulty one of these is an error.
+        tables: the user's own, the last to be read; a faulty one of these is an error, and so is one that names code
+        which no installed package names.
         """
         from omniavatar.checkpoints import Registry
+        from omniavatar.checkpoints.tables import check_networks, network_modules
 
         owners = {table: plugin for plugin, tables in self._each("omni_checkpoints", tables_in) for table in tables}
 
@@ -87,6 +109,12 @@ class Plugins:
                 raise error
             self._report(owners[table], f"{error}; it was left out")
 
+        registry, tables = Registry(owners, leave_out), list(tables)
+        if not tables:
+            return registry
+        modules = network_modules(registry.rows)
+        for table in tables:
+            check_networks(table, modules)
         return Registry([*owners, *tables], leave_out)
 
     def checkpoint_tables(self) -> list[Path | Traversable]:
@@ -110,7 +138,15 @@ class Plugins:
 
     def describe(self) -> list[Description]:
         """The packages: those that work in the order in which they are asked, then the others."""
-        own = Description(builtin.__name__, __version__, str(Path(builtin.__file__).parent), self.hooks_of(builtin))
+        own = Description(
+            name=builtin.__name__,
+            package=OWN_PACKAGE,
+            version=__version__,
+            source=str(Path(builtin.__file__).parent),
+            hooks=self.hooks_of(builtin),
+            units=self._brought("unit", builtin.__name__),
+            presets=self._brought("preset", builtin.__name__),
+        )
         found = [self._described(name, entry) for name, entry in self.entries.items()]
         return [own, *sorted(found, key=lambda description: not description.is_active)]
 
@@ -119,12 +155,26 @@ class Plugins:
         plugin = self.manager.get_plugin(name)
         return Description(
             name=name,
+            package=self.package_of(name),
             version=entry.dist.version if entry.dist is not None else "",
             source=place_of(plugin, entry),
             hooks=self.hooks_of(plugin),
+            units=self._brought("unit", name),
+            presets=self._brought("preset", name),
             faults=tuple(failure.reason for failure in failures),
             is_active=plugin is not None,
         )
+
+    def package_of(self, plugin: str) -> str:
+        """The installed package that a plugin is from, as pip calls it."""
+        if plugin == builtin.__name__:
+            return OWN_PACKAGE
+        entry = self.entries.get(plugin)
+        return entry.dist.name if entry is not None and entry.dist is not None else plugin
+
+    def _brought(self, what: str, plugin: str) -> tuple[str, ...]:
+        """The names of the units or presets that a plugin brings."""
+        return tuple(name for name, owner in self.owners[what].items() if owner == plugin)
 
     def hooks_of(self, plugin: Any) -> tuple[str, ...]:
         """The names of the hooks that a plugin implements."""
@@ -169,6 +219,7 @@ class Plugins:
             self._report(plugin, f"{what} '{name}' exists already; it was left out")
         else:
             table[name] = value
+            self.owners[what][name] = plugin
 
     def _report(self, plugin: str, reason: str) -> None:
         failure = Failure(plugin, reason)

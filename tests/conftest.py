@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,27 @@ def catalog() -> Catalog:
 def tiny_models() -> Bundle:
     """The small networks with random weights."""
     return Bundle.open([str(tiny_file(name)) for name in FILES], Registry.builtin())
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C and its like work in this process, and in those that it starts, also where the tests were started without.
+
+    As `nohup make test &` does, which ignores SIGHUP and, in a script, SIGINT.
+    """
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGTERM)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_user_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Commands keep their last words elsewhere than those of the person who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("user")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from omniavatar.checkpoints import Bundle
 from omniavatar.engine.engine import Engine
+from omniavatar.engine.loop import Loop
 from omniavatar.engine.plan import Catalog, Plan, build_plan
 from omniavatar.engine.scopes import Branch, Forward, Job, Request, Window
 from omniavatar.engine.scopes import Frames as DecodedFrames
@@ -142,6 +143,19 @@ def fake_engine(units: Iterable[PipelineUnit], *, models: GivenModels | None = N
 def request(seconds: float | None = None, **changes: Any) -> Request:
     """A request for a small video."""
     return Request(**{"inputs": {}, "height": SIZE, "width": SIZE, "seconds": seconds, **changes})
+
+
+def bare_job(engine: Engine | None = None, asked: Request | None = None) -> Job:
+    """The job of a video that has not begun."""
+    engine = engine or fake_engine([])
+    return Loop(engine, engine.plan, asked or request()).job
+
+
+def recorded(engine: Engine, asked: Request) -> list[SeenWindow]:
+    """The windows of a video, as they were when they ended."""
+    watch = WindowRecorder()
+    engine.generate(asked, observers=[watch])
+    return watch.windows
 
 
 def tiny_engine(

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from omniavatar.checkpoints import Registry
-from omniavatar.config import RunConfig, find_config, merge_settings, parse_config, read_yaml
+from omniavatar.config import RunConfig, find_config, merge_settings, parse_config, paths_at_home, read_yaml
 from omniavatar.engine.plan import Catalog, build_plan
 from omniavatar.errors import CheckpointError, InputError
 from omniavatar.resources import asset, data_folder
+from omniavatar.training.diffusion import DiffusionConfig
 
 PUBLISHED = ("omniavatar-14b", "omniavatar-1.3b")
 
@@ -42,7 +43,11 @@ def test_short_forms() -> None:
         ({"models": [{"pth": "a"}]}, "test: 'models.0.path' is required"),
         ({"models": [{"path": []}]}, "test: models.0.path"),
         ({"models": "a.pth"}, "test: models = 'a.pth': input should be a valid tuple"),
-        ({"seed": 2**40}, "test: seed = 1099511627776: input should be less than"),
+        ({"seed": 2**63}, "test: seed = 9223372036854775808: input should be less than"),
+        ({"seed": 10**5000}, "test: seed = a number of 16610 bits: "),
+        ({"seed": -2}, "test: seed = -2: input should be greater than"),
+        ({"seed": True}, "test: seed = True: true and false are no numbers"),
+        ({"fps": True}, "test: fps = True: true and false are no numbers"),
         ({"settings": {"euler": 3}}, "test: settings.euler = 3: input should be a valid dict"),
         ({3: "x"}, "test: unknown field '3'"),
     ],
@@ -54,12 +59,25 @@ def test_faults_name_the_field(fields: dict[Any, Any], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_yaml_faults_are_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [\nb: }", "line 2"),
+        ("seed: 1\nseed: 2", "'seed' is given twice, the second time in line 2"),
+        ("seed: " + "9" * 10_000, "the number in line 1 is too large"),
+        ("units: " + "[" * 5000, "more than 40 lists or mappings stand inside each other"),
+    ],
+)
+def test_yaml_faults_are_one_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "a.yaml"
-    path.write_text("a: [\nb: }")
-    with pytest.raises(InputError, match=r"cannot read the configuration .*line 2") as caught:
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"cannot read the configuration .*{message}") as caught:
         read_yaml(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_seed_may_be_left_to_chance() -> None:
+    assert [config(seed=seed).seed for seed in (-1, "random", "7", 2**63 - 1)] == [-1, -1, 7, 2**63 - 1]
 
 
 def test_a_configuration_is_found_by_path_or_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,8 +88,14 @@ def test_a_configuration_is_found_by_path_or_by_name(tmp_path: Path, monkeypatch
     assert find_config("tiny.yaml") == Path("tiny.yaml")
     with pytest.raises(InputError, match="there is no configuration tinny; did you mean 'tiny'"):
         find_config("tinny")
-    with pytest.raises(InputError, match="there is no configuration elsewhere/tiny"):
-        find_config("elsewhere/tiny.yaml")
+    for name, message in {
+        "elsewhere/tiny.yaml": "the configuration file elsewhere/tiny.yaml does not exist; did you mean 'tiny'?",
+        "/no/such.yaml": "the configuration file /no/such.yaml does not exist; packaged ones: omniavatar-1.3b, ",
+        str(tmp_path): f"the configuration file {tmp_path} is a folder",
+    }.items():
+        with pytest.raises(InputError) as caught:
+            find_config(name)
+        assert str(caught.value).startswith(message)
 
 
 def test_model_paths_start_at_models_dir(tmp_path: Path) -> None:
@@ -151,3 +175,36 @@ def test_published_configurations_name_files_that_the_registry_knows(name: str) 
         repo, file = str(entry.repo), Path(entry.parts[0]).name
         known = [place.removeprefix(f"{repo}:") for place in places if place.startswith(f"{repo}:")]
         assert any(fnmatch(file, pattern or Path(repo).name) for pattern in known), file
+
+
+def test_the_users_folder_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in configurations of training; not in what only looks like a path."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    run = config(models=["~/a.pth", ["~/b1", "b2"], {"path": "~/c"}, "dit2=~/d"], tables=["~/t.toml"])
+    assert [entry.path for entry in run.models] == [
+        "/home/ada/a.pth",
+        ("/home/ada/b1", "b2"),
+        "/home/ada/c",
+        "/home/ada/d",
+    ]
+    assert run.tables == ("/home/ada/t.toml",)
+    content = {
+        "output": "~/out",
+        "cache": "~/cache",
+        "data": {"path": "~/clips", "prompt": "~/ is no path", "faces": {"clips": 1, "sounds": "~/sounds"}},
+        "start": {"dit": {"weights": "~/w"}},
+        "device": "cpu",
+        "nonsense": ["~"],
+    }
+    assert paths_at_home(DiffusionConfig, content) == {
+        "output": "/home/ada/out",
+        "cache": "/home/ada/cache",
+        "data": {
+            "path": "/home/ada/clips",
+            "prompt": "~/ is no path",
+            "faces": {"clips": 1, "sounds": "/home/ada/sounds"},
+        },
+        "start": {"dit": {"weights": "/home/ada/w"}},
+        "device": "cpu",
+        "nonsense": ["~"],
+    }

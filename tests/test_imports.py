@@ -9,20 +9,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import omniavatar
+from omniavatar import lazy
 
 ROOT = Path(omniavatar.__file__).parent
 # Each part of the package and the parts it may import, itself always included; the rest of the package is at the top.
 ALLOWED = {
     "errors": set(),
     "models": {"errors"},
-    "checkpoints": {"errors", "resources"},
+    "checkpoints": {"errors", "resources", "values"},
     "media": {"errors"},
     "distributed": {"errors", "models"},
     "hookspecs": set(),
-    "engine": {"errors", "hookspecs", "models", "media", "distributed"},
-    "units": {"errors", "hookspecs", "models", "media", "distributed", "engine"},
+    "lazy": set(),
+    "values": set(),
+    "engine": {"errors", "values", "hookspecs", "lazy", "models", "media", "distributed"},
+    "units": {"errors", "hookspecs", "lazy", "models", "media", "distributed", "engine"},
 }
 # Folders that may import everything.
 FREE = {"bench", "cli", "estimate", "testing", "training"}
@@ -98,6 +102,36 @@ def test_the_contract_and_the_built_in_plugin_import_no_torch() -> None:
     code = "import sys, omniavatar.hookspecs, omniavatar.builtin, omniavatar.plugins; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+# Modules of units that say what the units are without torch; `omniavatar.lazy` tells how.
+LIGHT = ("omniavatar.units.euler", "omniavatar_motion.unit")
+
+
+def test_units_can_be_listed_without_torch() -> None:
+    code = f"""
+import importlib, sys, types
+package = types.ModuleType("omniavatar.units")  # itself it imports all units
+package.__path__ = [{str(ROOT / "units")!r}]
+sys.modules[package.__name__] = package
+from omniavatar.engine.plan import hooks_of
+from omniavatar.engine.unit import PipelineUnit, declaration_faults
+for name in {LIGHT!r}:
+    importlib.import_module(name)
+for unit in PipelineUnit.__subclasses__():
+    print(unit.name, unit.summary(), *hooks_of(unit), *declaration_faults(unit), *unit.Settings.model_fields)
+sys.exit(str(sorted({{"torch", "transformers"}} & set(sys.modules))))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "[]"
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["euler", "motion"]
+
+
+def test_a_lazy_module_is_the_module() -> None:
+    assert lazy.torch.tensor is torch.tensor
+    assert lazy.functional.pad is torch.nn.functional.pad
+    with pytest.raises(AttributeError, match="module 'torch' has no attribute 'nothing'"):
+        _ = lazy.torch.nothing  # type: ignore[attr-defined]
 
 
 def test_the_networks_and_units_import_no_compiler() -> None:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from pydantic import Field
+from safetensors.torch import save_file
 
-from omniavatar.errors import InputError, OmniError, PlanError
+from omniavatar.distributed.world import World
+from omniavatar.engine.unit import PipelineUnit, UnitSettings
+from omniavatar.errors import CheckpointError, InputError, OmniError, PlanError
 from omniavatar.media.video import probe_video
 from omniavatar.opening import open_engine
 from omniavatar.plugins import Failure, Plugins
 from omniavatar.resources import asset
 from tests.test_docs import BLOCK
 
+TINY_FILES = ["transformer.safetensors", "vae.safetensors", "text_encoder.safetensors", "wav2vec2"]
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 
 
@@ -47,6 +54,22 @@ def test_what_is_given_takes_the_place_of_what_the_configuration_says() -> None:
         ({"units": "default+nothing"}, PlanError, "unknown unit or preset 'nothing'"),
         ({"settings": {"euler": {"steps": 0}}}, PlanError, "unit 'euler': steps = 0"),
         ({"dtype": "int8"}, InputError, "open_engine: dtype = 'int8'"),
+        ({"dtype": torch.int8}, InputError, "open_engine: dtype = 'int8'"),
+        ({"config": "/no/such.yaml"}, InputError, "the configuration file /no/such.yaml does not exist"),
+        ({"config": {"unitz": "default"}}, InputError, "config: unknown field 'unitz'; did you mean 'units'?"),
+        ({"settings": {"euller": {"steps": 3}}}, PlanError, "settings: unknown unit 'euller'; did you mean 'euler'?"),
+        ({"settings": {"euler": {"step": 3}}}, PlanError, "settings: unit 'euler' has no setting 'step'; did you mean"),
+        ({"settings": {"euler": 3}}, InputError, "open_engine: settings.euler = 3: input should be a valid dict"),
+        ({"settings": {"unipc": {"steps": 3}}}, PlanError, "settings: unit 'unipc' is not in the plan; 'euler' is in"),
+        ({"settings": {"teacache": {}}}, PlanError, "settings: unit 'teacache' is not in the plan; add it, such as"),
+        ({"settings": {"euler": {"steps": True}}}, PlanError, "unit 'euler': steps = True: true and false are no"),
+        ({"settings": {"guidance": {"scale": float("nan")}}}, PlanError, "unit 'guidance': scale = nan: input should"),
+        ({"models": "a.pth"}, InputError, "open_engine: models = 'a.pth': give a list of them"),
+        ({"models": ["/no/a.pth"]}, CheckpointError, "no model at /no/a.pth; say where it is with models=, or with"),
+        ({"models": [{"pth": "a"}]}, InputError, "open_engine: 'models.0.path' is required"),
+        ({"config": "omniavatar-1.3b", "models_dir": "/no"}, CheckpointError, "7 model files are missing; looked in"),
+        ({"tables": ["/no/t.toml"]}, CheckpointError, "checkpoint table /no/t.toml cannot be read"),
+        ({"extra_units": [int]}, PlanError, "extra_units: <class 'int'> is not a PipelineUnit"),
         ({"device": "gpu"}, InputError, "there is no device 'gpu' here"),
     ],
 )
@@ -54,7 +77,88 @@ def test_what_cannot_be_opened_is_one_line(arguments: dict[str, Any], error: typ
     with pytest.raises(error) as caught:
         open_engine(**arguments)
     assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) or "hf download" in str(caught.value)
+    assert not re.search(r"--(models|units|config|model|table|seed)", str(caught.value)), "that is the command line"
+
+
+class Mine(PipelineUnit):
+    """A unit of a notebook."""
+
+    name = "mine"
+
+    class Settings(UnitSettings):
+        level: float = Field(0.5, description="how much")
+
+
+def test_a_unit_can_be_tried_without_a_package() -> None:
+    engine = open_engine(units="default+mine", extra_units=[Mine], settings={"mine": {"level": 0.25}})
+    assert engine.plan.units[-1].settings == Mine.Settings(level=0.25)
+    with pytest.raises(PlanError, match="unknown unit or preset 'mine'"):
+        open_engine(units="default+mine")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("euler", "extra_units: a unit 'euler' exists already; give yours another name"),
+        ("default", "extra_units: a preset 'default' exists already; give yours another name"),
+    ],
+)
+def test_a_unit_that_is_tried_takes_nobodys_name(name: str, message: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        open_engine(extra_units=[type("Taken", (Mine,), {"name": name, "__doc__": "Taken."})])
+    assert str(caught.value) == message
+    with pytest.raises(PlanError, match="extra_units: a unit 'mine' exists already"):
+        open_engine(extra_units=[Mine, Mine])
+
+
+@pytest.fixture
+def lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A LoRA file for the built-in avatar, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    shapes = {"lora_A": (4, 240), "lora_B": (240, 4)}
+    tensors = {f"blocks.0.self_attn.q.{half}.weight": torch.zeros(shape) for half, shape in shapes.items()}
+    save_file(tensors, "lora.safetensors")
+    return tmp_path / "lora.safetensors"
+
+
+def test_models_are_added_to_those_of_a_named_configuration(lora: Path) -> None:
+    for model in ("lora.safetensors", lora, {"path": "lora.safetensors"}, ["lora.safetensors"], "dit=lora.safetensors"):
+        models = open_engine("tiny", models=[model]).models  # type: ignore[list-item]
+        assert [adapter.name for adapter in models.adapters()] == [str(lora)]
+        assert "vae" in models
+    with pytest.raises(CheckpointError):  # as omni run --model does without --config
+        open_engine(models=[lora]).set_up()
+    alone = open_engine(models=[asset("tiny", name) for name in TINY_FILES])
+    assert alone.plan.origins["euler"]["steps"] == "checkpoint omniavatar-tiny"
+
+
+def test_tables_and_the_place_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(asset("tiny"), tmp_path / "elsewhere")
+    Path("mine.toml").write_text(
+        '[[tuned]]\nname = "x"\nhash = "68a14b0d7d626ed36c129085a97f2948"\n[tuned.settings]\neuler.steps = 6\n'
+    )
+    engine = open_engine("tiny", models_dir=Path("elsewhere"), tables=["mine.toml"], dtype=torch.bfloat16)
+    assert engine.plan.units[6].settings.steps == 6
+    assert (str(engine.dtype), str(engine.device)) == ("torch.bfloat16", "cpu")
+
+
+def test_ranks_share_every_call() -> None:
+    engine = open_engine(world=World(rank=1, size=2, local_rank=1, local_size=2), device="cpu")
+    assert "sequence-parallel" in engine.plan
+
+
+def test_what_an_engine_does_not_heed_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    config = {"models_dir": "package:assets/tiny", "models": TINY_FILES}
+    with caplog.at_level(logging.WARNING):
+        open_engine(config)
+        assert caplog.messages == []
+        open_engine({**config, "fps": 30, "seed": 7, "gpus": 2})
+    assert caplog.messages == [
+        "the configuration's seed, fps: give them to Request, an engine has none",
+        "the configuration's gpus = 2: start that many ranks and give world=",
+    ]
 
 
 def test_a_plugin_that_is_left_out_is_said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ units = ["teacache(threshold=0.1)", "teacache(threshold=0.2)", "smooth-borders"]
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from itertools import product
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from omniavatar.config import validated
 from omniavatar.errors import InputError, nearest
 from omniavatar.resources import data_folder
+from omniavatar.values import parse_toml
 
 MOST = 64
 """Combinations of one matrix."""
@@ -80,8 +80,8 @@ def read_suite(name: str) -> Suite:
     """The suite in the file of this name, or the packaged one such as "quick". Raises InputError."""
     path = find_suite(name)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        content = parse_toml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot read the suite {path}: {error}") from None
     return validated(Suite, content, path)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from omniavatar.checkpoints.headers import SUFFIXES
-from omniavatar.errors import CheckpointError
+from omniavatar.errors import CheckpointError, parsing
 
 Source = str | Path | Sequence[str | Path]
 """A path or pattern; or a list of them whose files together are one checkpoint."""
@@ -66,10 +66,8 @@ def group_files(paths: Iterable[Path]) -> list[Files]:
 
 def indexed_files(index: Path) -> Files:
     """The shards that an `*.index.json` lists; names that leave its folder are refused."""
-    try:
+    with parsing(lambda _: CheckpointError(f"{index} is not an index of model shards; it needs a 'weight_map'")):
         names = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index} is not an index of model shards; it needs a 'weight_map'") from error
     if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
         raise CheckpointError(f"{index} lists shards that are not plain file names of its own folder")
     missing = sorted(name for name in names if not (index.parent / name).is_file())

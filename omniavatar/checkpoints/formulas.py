@@ -19,7 +19,7 @@ from typing import Any
 
 from omniavatar.checkpoints.headers import Header
 from omniavatar.checkpoints.names import compiled
-from omniavatar.errors import CheckpointError
+from omniavatar.errors import CheckpointError, parsing
 
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -50,7 +50,7 @@ class Formulas:
     def _formula(self, text: str) -> Any:
         try:
             return self._node(ast.parse(text[1:].strip(), mode="eval").body)
-        except (ArithmeticError, LookupError, SyntaxError, TypeError, ValueError) as error:
+        except (ArithmeticError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{self.folder}: '{text}' of the checkpoint table has no value here: {error}"
             ) from error
@@ -60,7 +60,10 @@ class Formulas:
             case ast.Constant(value=value):
                 return value
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-                return _OPERATORS[type(op)](self._node(left), self._node(right))
+                numbers = [self._node(side) for side in (left, right)]
+                if not all(isinstance(number, int | float) for number in numbers):
+                    raise ValueError(f"'{ast.unparse(node)}' is about other things than numbers")
+                return _OPERATORS[type(op)](*numbers)
             case ast.Call(func=ast.Name(id="dim" | "count" | "setting" as name), args=arguments, keywords=[]):
                 return getattr(self, name)(*(self._node(argument) for argument in arguments))
         raise ValueError(f"'{ast.unparse(node)}' is not dim(), count(), setting(), a constant or + - * //")
@@ -85,12 +88,10 @@ def read_settings(file: Path) -> dict[str, Any]:
     """The JSON object in a file beside a checkpoint; an absent file is an empty one."""
     if not file.is_file():
         return {}
-    try:
+    with parsing(lambda reason: CheckpointError(f"{file} is not a readable JSON file: {reason}")):
         if file.stat().st_size > _MAX_SETTINGS_BYTES:
             raise ValueError("too large")
         content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not a readable JSON file: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}, not a JSON object")
     return content

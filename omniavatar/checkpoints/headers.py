@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings
 
 from omniavatar.checkpoints.hashing import Entries, fingerprint
-from omniavatar.errors import CheckpointError
+from omniavatar.errors import CheckpointError, is_failure, parsing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLED)
 MAX_HEADER_BYTES = 100_000_000
+MAX_TENSORS = 100_000
+"""More than any published model has."""
+MAX_DEPTH = 50
+"""Dictionaries inside each other in a pickled file."""
 WRAPPERS = ("state_dict", "module", "model_state")
 """A pickled file whose only top-level entry has one of these names is unwrapped."""
 
@@ -163,12 +168,12 @@ def _check_contiguous(file: Path, places: Sequence[tuple[int, int]]) -> None:
 
 
 def _parse_json(file: Path, text: bytes) -> dict[str, Any]:
-    try:
+    with parsing(lambda reason: _damaged(file, f"its header is not valid JSON ({reason})")):
         header = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(file, f"its header is not valid JSON ({type(error).__name__})") from error
     if not isinstance(header, dict):
         raise _damaged(file, "its header is not a JSON object")
+    if len(header) > MAX_TENSORS:
+        raise _damaged(file, f"its header names {len(header)} tensors, more than the {MAX_TENSORS} allowed")
     return header
 
 
@@ -218,6 +223,18 @@ def read_pickled_header(file: Path) -> tuple[dict[str, TensorInfo], Entries]:
     return tensors, _entries(content)
 
 
+def check_bounded(file: Path, content: Any) -> None:
+    """Refuse dictionaries that hold themselves, or each other so often that no work on them would end."""
+    count, waiting = 0, [(content, 1)] if isinstance(content, Mapping) else []
+    while waiting:
+        inner, depth = waiting.pop()
+        count += len(inner)
+        if depth > MAX_DEPTH or count > MAX_TENSORS:
+            what = f"more than {MAX_DEPTH} deep" if depth > MAX_DEPTH else f"with more than {MAX_TENSORS} entries"
+            raise CheckpointError(f"{file} holds dictionaries {what}, as no model does; download it again")
+        waiting += [(value, depth + 1) for value in inner.values() if isinstance(value, Mapping)]
+
+
 def _entries(content: Mapping[Any, Any]) -> Entries:
     """Shapes of tensors and, nested, of dictionaries of tensors; anything else is no part of the hash."""
     entries: dict[str, Any] = {}
@@ -235,12 +252,18 @@ def unpickle(file: Path, *, data: bool) -> dict[str, Any]:
     A legacy file cannot be mapped: its data is skipped (by torch 2.7 and later), or read into memory whole.
     """
     try:
-        content = _load_zip(file, data) if is_zip(file) else _load_legacy(file, data)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        with catch_warnings(action="ignore"):  # torch warns of what follows as an error
+            content = _load_zip(file, data) if is_zip(file) else _load_legacy(file, data)
+    except CheckpointError:
+        raise
+    except BaseException as error:
+        if not is_failure(error) or (data and isinstance(error, MemoryError)):  # then the machine is short of memory
+            raise
         raise CheckpointError(
             f"{file} is damaged or holds more than tensors ({type(error).__name__}); "
             "download it again, or save its plain state dict"
         ) from error
+    check_bounded(file, content)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{file} holds a {type(content).__name__}, not a state dict")
     if len(content) == 1:
@@ -262,6 +285,10 @@ def is_zip(file: Path) -> bool:
 def _load_zip(file: Path, data: bool) -> Any:
     import torch
 
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            if entry.filename.endswith("/data.pkl") and entry.file_size > MAX_HEADER_BYTES:
+                raise ValueError(f"names and shapes that take {entry.file_size} bytes")
     return torch.load(file, map_location="cpu" if data else "meta", mmap=True, weights_only=True)
 
 
@@ -273,6 +300,7 @@ def _load_legacy(file: Path, data: bool) -> Any:
     can_skip = torch.__version__ >= "2.7"
     with torch.serialization.skip_data() if can_skip else nullcontext():
         content = torch.load(file, map_location="cpu", weights_only=True)
+    check_bounded(file, content)
     needed = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(content)}.values())
     if needed > file.stat().st_size:
         raise ValueError(f"{needed} bytes of tensors in a smaller file")

@@ -36,15 +36,17 @@ PORTION = 2**29
 
 
 def import_network(path: str) -> Callable[..., nn.Module]:
-    """The network class that a table names as `module:Class`."""
+    """The network class that a table names as `module:Class`. Raises CheckpointError if it is no `nn.Module`."""
     module_name, _, name = path.partition(":")
     try:
         network = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
         raise CheckpointError(
             f"the network {path} cannot be imported ({error}); install the plugin that brings it"
         ) from error
-    return network  # type: ignore[no-any-return]
+    if not (isinstance(network, type) and issubclass(network, nn.Module)):
+        raise CheckpointError(f"the network {path} is no class derived from torch.nn.Module; mend the checkpoint table")
+    return network
 
 
 def accepted(path: str, offered: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,9 +65,10 @@ def build_on_meta(path: str, config: Mapping[str, Any]) -> nn.Module:
     try:
         with torch.device("meta"):
             return network(**config)
-    except ValueError as error:
+    except (ValueError, TypeError, ArithmeticError, LookupError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
         raise CheckpointError(
-            f"the network {path} cannot be built with the numbers found for it ({error}); "
+            f"the network {path} cannot be built with the numbers found for it ({reason}); "
             "put the config.json that came with the file beside it"
         ) from error
 

@@ -12,6 +12,8 @@ from omniavatar.checkpoints.headers import Header
 from omniavatar.checkpoints.tables import Row
 from omniavatar.errors import CheckpointError
 
+MAX_COMPARED = 10_000
+"""Tensors of a file that is compared; known ones have a third of that."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -42,7 +44,7 @@ class Neighbours:
     def explain(self, header: Header) -> str:
         """One line about an unknown checkpoint."""
         what = f"{header.files[0]} is no known checkpoint ({len(header.tensors)} tensors, hash {header.hash})"
-        nearest = self.nearest(header)
+        nearest = self.nearest(header) if len(header.tensors) <= MAX_COMPARED else None
         if nearest is None:
             return f"{what} and resembles none; 'omni models list' shows what is known"
         return f"{what}; {nearest}"

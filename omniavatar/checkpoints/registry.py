@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from omniavatar.checkpoints.files import Files, Source, check_shards, find_checkpoints, group_files
 from omniavatar.checkpoints.formulas import Formulas, read_settings
-from omniavatar.checkpoints.headers import Header, TensorInfo, read_header
+from omniavatar.checkpoints.headers import SUFFIXES, Header, TensorInfo, read_header
 from omniavatar.checkpoints.nearest import Neighbours
 from omniavatar.checkpoints.tables import ComponentSpec, Row, Table, Tuned, read_table, read_tuned
-from omniavatar.errors import CheckpointError
+from omniavatar.errors import CheckpointError, parsing
 from omniavatar.resources import registry_tables
 
 if TYPE_CHECKING:
@@ -135,6 +136,10 @@ class Registry:
         """The tables in `registry/`, then those of plugins."""
         return cls([*registry_tables(), *extra_tables])
 
+    def origin(self, row: Row) -> Table:
+        """The table that has a row."""
+        return self._origins[f"name '{row.name}'"]
+
     def _claimed(self, table: Table) -> list[Row]:
         """The rows of a table. Each name, hash and model type belongs to one row of all tables only."""
         rows, claims = read_table(table), dict(self._origins)
@@ -200,23 +205,33 @@ class Registry:
             raise UnknownCheckpoint(self._neighbours.explain(header))
         return fitting[0]
 
-    def scan(self, folder: Path) -> Iterator[Verdict]:
-        """Recognise everything in and below a folder that looks like a model by its name."""
+    def scan(self, folder: Path, seen: set[Path] | None = None) -> Iterator[Verdict]:
+        """Recognise everything in and below a folder that looks like a model by its name.
+
+        Links are followed, and what is bad ends nothing. seen: folders where the scan has been.
+        """
+        seen = set() if seen is None else seen
+        if folder.resolve() in seen:
+            return
+        seen.add(folder.resolve())
+        entries: list[Path] = []
         try:
-            sources = self._sources(folder)
-        except CheckpointError as error:
+            with examining(folder):
+                entries = sorted(folder.iterdir())
+                sources = self._sources(folder)
+        except CheckpointError as error:  # such as a bad index of shards, which must not hide other files
             yield Verdict(folder, None, error)
-            sources = []
+            sources = [*group_files(path for path in entries if path.suffix in SUFFIXES)]
         for source in sources:
             path = source[0] if isinstance(source, tuple) else source
             try:
-                yield Verdict(path, self.detect(source), None)
+                with examining(path):
+                    yield Verdict(path, self.detect(source), None)
             except CheckpointError as error:
                 yield Verdict(path, None, error)
         if sources != [folder]:
-            for path in sorted(folder.iterdir()):
-                if path.is_dir() and not path.is_symlink():
-                    yield from self.scan(path)
+            for path in filter(Path.is_dir, entries):
+                yield from self.scan(path, seen)
 
     def _sources(self, folder: Path) -> list[Path | Files]:
         """The folder itself if it is one model, else the checkpoints among its files."""
@@ -228,6 +243,11 @@ class Registry:
             return None
         model_type = read_settings(folder / "config.json").get("model_type")
         return self._by_type.get(model_type) if isinstance(model_type, str) else None
+
+
+def examining(path: Path) -> AbstractContextManager[None]:
+    """Any failure inside a with-block is one about this file or folder."""
+    return parsing(lambda reason: CheckpointError(f"{path} cannot be examined ({reason}); download it again"))
 
 
 def detection(row: Row, header: Header, folder: Path) -> Detection:

@@ -9,8 +9,7 @@ provides.
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from omniavatar.checkpoints.names import Rename, matches, rename, undo
 from omniavatar.errors import CheckpointError
+from omniavatar.values import parse_toml
 
 Table = Path | Traversable
 """A TOML file; plugins name theirs through importlib.resources."""
@@ -136,11 +136,35 @@ def read_tuned(table: Table) -> list[Tuned]:
     return [_row(Tuned, table, number, row) for number, row in enumerate(_rows(table, "tuned"), start=1)]
 
 
+def network_modules(rows: Iterable[Row]) -> frozenset[str]:
+    """The Python modules of the networks that some rows name."""
+    specs = (spec for row in rows for spec in row.components.values())
+    return frozenset(spec.network.partition(":")[0] for spec in specs if spec.network is not None)
+
+
+def check_networks(table: Table, modules: Collection[str]) -> None:
+    """Raise CheckpointError if a table that was given by hand names code: networks are those of packages' tables."""
+    for row in read_table(table):
+        for role, spec in row.components.items():
+            place = f"checkpoint table {table}, row '{row.name}': components.{role}.network"
+            check_network(spec.network, modules, place)
+
+
+def check_network(network: str | None, modules: Collection[str], place: str) -> None:
+    """Raise CheckpointError for a network, named at some place that is data, in a module that is not among these."""
+    module = (network or "").partition(":")[0]
+    if network is not None and module not in modules:
+        raise CheckpointError(
+            f"{place} = '{network}': only packages that are installed can name code, and none names a network of "
+            f"'{module}'; install the package that brings it"
+        )
+
+
 def _rows(table: Table, kind: str) -> list[dict[str, Any]]:
     try:
-        content = tomllib.loads(table.read_text(encoding="utf-8"))
+        content = parse_toml(table.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint table {table} cannot be read: {error}") from error
+        raise CheckpointError(f"checkpoint table {table} cannot be read: {error}") from None
     if not content or not content.keys() <= {"checkpoint", "tuned"} or not all(map(_is_rows, content.values())):
         raise CheckpointError(f"checkpoint table {table} must consist of [[checkpoint]] rows")
     rows: list[dict[str, Any]] = content.get(kind, [])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,9 @@ from typing import Any
 import click
 
 from omniavatar import __version__
-from omniavatar.cli.console import say, saying_faults
+from omniavatar.cli.console import is_unprinted, make_lenient, say, saying_faults, silence, unprintable
+from omniavatar.distributed.launch import listen_to_agent
+from omniavatar.distributed.leaving import is_ignored
 from omniavatar.distributed.world import word_file
 from omniavatar.errors import Ended, OmniError, nearest
 
@@ -26,10 +27,12 @@ COMMANDS = {
     "models": "omniavatar.cli.models:models",
     "plugins": "omniavatar.cli.plugins:plugins",
 }
+UNPRINTED = 1
 BAD_INPUT = 2
 OUT_OF_MEMORY = 3
 SIGNALLED = 128
 INTERRUPTED = 130
+HELP_OPTIONS = ["-h", "--help"]
 
 NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 """What a group without arguments raises; before click 8.2 it prints its help itself."""
@@ -67,9 +70,9 @@ def build_cli() -> click.Group:
     from omniavatar.plugins import discover
 
     cli = Omni("omni", help="A portrait, a voice and a prompt in, a talking video out.", no_args_is_help=True)
-    cli = click.version_option(__version__, prog_name="omni")(cli)
+    cli = click.version_option(__version__, "-V", "--version", prog_name="omni")(cli)
     plugins = discover()
-    cli.context_settings["obj"] = plugins
+    cli.context_settings.update(obj=plugins, help_option_names=HELP_OPTIONS)
     for failure in plugins.failures:
         say(f"plugin '{failure.plugin}' is left out: {failure.reason}")
     with saying_faults(plugins):
@@ -80,14 +83,18 @@ def build_cli() -> click.Group:
 def main() -> None:
     """Run the command line and exit: 0 done, 1 a check failed, 2 bad input, 3 out of memory, 130 interrupted.
 
-    A signal that ends the program (128 + its number) leaves the same way as Ctrl-C, with what was finished kept.
+    A signal that ends the program (128 + its number) leaves the same way as Ctrl-C, with what was finished kept. One
+    that whoever started the program ignores, as nohup does SIGHUP, stays ignored.
     """
     if word_file() is not None:  # one of our own ranks, and whoever started it tells how it ended
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        listen_to_agent()
+        handlers: dict[str, Any] = {"SIGINT": signal.SIG_DFL}
     else:
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), _end)
+        handlers = {"SIGTERM": _end, "SIGHUP": _end}
+    for name, handler in handlers.items():
+        number = getattr(signal, name, None)
+        if number is not None and not is_ignored(number):
+            signal.signal(number, handler)
     sys.exit(run_cli(sys.argv[1:]))
 
 
@@ -97,30 +104,44 @@ def _end(number: int, _: Any) -> None:
 
 def run_cli(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code. What the user can mend is one line on stderr, not a traceback."""
+    make_lenient(sys.stdout)
     try:
         return _invoke(arguments)
-    except NO_ARGUMENTS as error:
-        click.echo(error.format_message())
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that flushing at exit does not fail too
-        return 1
     except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if is_unprinted(error):
+            silence(sys.stdout)
+            if not isinstance(error, BrokenPipeError):  # else whoever read it wants no more
+                say(unprintable(error))
+            return UNPRINTED
         message, code = diagnosis(error)
         if not message:
             raise
         say(message, error)
         return code
-    return 0
 
 
 def _invoke(arguments: Sequence[str]) -> int:
     cli = build_cli()
     try:
-        with cli.make_context("omni", list(arguments)) as ctx:
+        with cli.make_context("omni", spelled_out(arguments)) as ctx:
             result = cli.invoke(ctx)
+    except NO_ARGUMENTS as error:
+        click.echo(error.format_message())
+        return 0
     except click.exceptions.Exit as done:
         return done.exit_code
     return result if isinstance(result, int) else 0
+
+
+def spelled_out(arguments: Sequence[str]) -> list[str]:
+    """`omni help COMMAND` and `omni version` as the options that they stand for."""
+    match list(arguments):
+        case ["help", *command]:
+            return [*command, "--help"]
+        case ["version"]:
+            return ["--version"]
+        case others:
+            return others
 
 
 def diagnosis(error: BaseException) -> tuple[str, int]:

@@ -11,24 +11,25 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from omniavatar.bench.cases import Matrix, Suite, named, read_suite
-from omniavatar.cli.console import say
+from omniavatar.cli.console import say, tell
+from omniavatar.cli.demo import DEMO, asks_for_the_demo
+from omniavatar.cli.fields import UserPath
 from omniavatar.cli.options import DEVICE, FPS, split_values, unit_options
 from omniavatar.cli.progress import Progressing, display_for
 from omniavatar.cli.run import (
     ARGUMENTS,
-    DEMO,
     RunCommand,
-    asks_for_the_demo,
+    asked_size,
     parse_size,
     seconds_of,
-    size_of,
+    size_options,
     with_hyphens,
 )
 from omniavatar.cli.start import EARLY, Start, start
 from omniavatar.config import merge_settings, parse_config
+from omniavatar.engine.settings import Chosen, file_layer
 from omniavatar.errors import InputError, OmniError, OutputError, PlanError, nearest
 
 if TYPE_CHECKING:
@@ -68,12 +69,12 @@ class BenchStart(Start):
     """`chosen` are the units of all combinations; `cases` those of each, by name, or why there is none."""
 
     suite: Suite
-    cases: Mapping[str, dict[str, dict[str, Any]] | OmniError]
+    cases: Mapping[str, Chosen | OmniError]
 
     @classmethod
     def of(cls, early: Mapping[str, Any]) -> BenchStart:
         """What the suite and the early options say. Raises PlanError for a unit on the command line that is unknown."""
-        from omniavatar.engine.plan import parse
+        from omniavatar.engine.plan import choose
 
         typed = typed_expressions(early["units"], early["matrix"])
         source = early["suite"] or (None if typed else "quick")
@@ -84,26 +85,28 @@ class BenchStart(Start):
             if unit not in begin.catalog.units:
                 near = nearest(unit, begin.catalog.units)
                 raise InputError(f"the suite {source} has settings for an unknown unit '{unit}'{near}")
-        cases: dict[str, dict[str, dict[str, Any]] | OmniError] = {}
+        cases: dict[str, Chosen | OmniError] = {}
         for number, (name, expression) in enumerate(named([*listed, *typed]).items()):
             try:
-                cases[name] = parse(expression, begin.catalog)
+                cases[name] = choose(expression, begin.catalog)
             except PlanError as error:
                 if number >= len(listed):
                     raise
                 cases[name] = error
         known = [units for units in cases.values() if not isinstance(units, OmniError)]
-        chosen: dict[str, dict[str, Any]] = {unit: {} for units in known for unit in units}
+        chosen: Chosen = {unit: {} for units in known for unit in units}
         settings = merge_settings(begin.config.settings, suite.settings)
-        config = parse_config({**dict(begin.config), "settings": settings}, source or "command line")
-        return cls(config, begin.overrides, begin.catalog, begin.plugins, chosen, begin.world, suite, cases)
+        changes = {"settings": settings, "seed": 0}  # seeds are those of the suite
+        config = parse_config({**dict(begin.config), **changes}, source or "command line")
+        file = file_layer(source, settings) if suite.settings else begin.file
+        return cls(config, begin.overrides, begin.catalog, begin.plugins, chosen, file, begin.world, suite, cases)
 
     def case(self, name: str) -> Start:
         """That of one combination. Raises why there is none."""
         chosen = self.cases[name]
         if isinstance(chosen, OmniError):
             raise chosen
-        return Start(self.config, self.overrides, self.catalog, self.plugins, chosen, self.world)
+        return Start(self.config, self.overrides, self.catalog, self.plugins, chosen, self.file, self.world)
 
 
 def typed_expressions(units: tuple[str, ...], matrix: tuple[str, ...]) -> list[str]:
@@ -140,9 +143,19 @@ class BenchCommand(RunCommand):
     context_settings={"max_content_width": 120, "token_normalize_func": with_hyphens},
 )
 @click.option(
-    "--output", "-o", metavar="FOLDER", default="out/bench", help="folder of the report  [default: out/bench]"
+    "--output",
+    "-o",
+    type=UserPath(),
+    metavar="FOLDER",
+    default="out/bench",
+    help="folder of the report  [default: out/bench]",
 )
-@click.option("--compare", metavar="FILE", help="bench.json of an earlier run: say what is worse, and exit with 1")
+@click.option(
+    "--compare",
+    type=UserPath(),
+    metavar="FILE",
+    help="bench.json of an earlier run: say what is worse, and exit with 1",
+)
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 10),
@@ -160,7 +173,7 @@ class BenchCommand(RunCommand):
     default=None,
     help="a procedural talking head for each seed as picture and prompt, and avatar measures",
 )
-@click.option("--size", callback=size_of, metavar="HxW", help="height and width  [default: nearest of a table]")
+@size_options
 @click.option(
     "--seconds", type=float, callback=seconds_of, metavar="NUMBER", help="longest length  [default of the demo: 2]"
 )
@@ -231,7 +244,7 @@ class Study:
             interleaved=not options["no_interleave"],
             faces=faces,
         )
-        size = options["size"] or size_in(suite, options["suite"])
+        size = asked_size(options) or size_in(suite, options["suite"])
         seconds = options["seconds"] or suite.seconds
         if faces:
             check_faces(given, size)
@@ -243,7 +256,7 @@ class Study:
             begin=begin,
             config=begin.final(flags, settings),
             schedule=schedule,
-            folder=Path(options["output"]),
+            folder=options["output"],
             inputs=given,
             settings=settings,
             options={**options, "size": size, "seconds": seconds, "flags": flags},
@@ -257,7 +270,7 @@ class Study:
         from omniavatar.bench.runner import Runner
 
         asked, path = self.asked(), self.options["compare"]
-        before = None if path is None else Record.read(Path(path))
+        before = None if path is None else Record.read(path)
         if before is not None:
             check_comparable(before.asked, asked, path)
         check_writable(self.folder)
@@ -281,11 +294,8 @@ class Study:
         record.write(self.folder / "bench.json")
         (self.folder / "bench.html").write_text(page(record, frames, [str(one) for one in worse]), encoding="utf-8")
         if not self.options["quiet"]:
-            console = Console()
-            for one in tables(record):
-                console.print(one)
-                console.print()
-            click.echo(f"report: {self.folder / 'bench.html'}; figures: {self.folder / 'bench.json'}")
+            tell(*(part for table in tables(record) for part in (table, "")), markup=True)
+            tell(f"report: {self.folder / 'bench.html'}; figures: {self.folder / 'bench.json'}")
         for outcome in runner.outcomes:
             if outcome.status == "failed":
                 say(f"{outcome.name} failed: {outcome.reason}")
@@ -303,7 +313,7 @@ class Study:
         for one in worse:
             say(f"worse than before: {one}")
         if not worse and not self.options["quiet"]:
-            click.echo(f"nothing is worse than in {self.options['compare']}")
+            tell(f"nothing is worse than in {self.options['compare']}")
 
     def record(self, runner: Runner, asked: Asked) -> Record:
         """What was found."""

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omniavatar.cli.bench import check_writable
+from omniavatar.cli.console import tell
+from omniavatar.cli.demo import DEMO, asks_for_the_demo
 from omniavatar.cli.estimate import count
+from omniavatar.cli.fields import UserPath
 from omniavatar.cli.options import DEVICE, FPS, split_values
 from omniavatar.cli.run import (
-    DEMO,
     FLAGS,
     RunCommand,
-    asks_for_the_demo,
+    asked_size,
     planned_videos,
     seconds_of,
-    size_of,
+    size_options,
     with_hyphens,
 )
 from omniavatar.cli.start import EARLY, Start, start
@@ -64,7 +66,7 @@ def cache_of(ctx: click.Context, param: click.Parameter, value: str) -> str:
 )
 @click.argument("cache", metavar="teacache|magcache", callback=cache_of)
 @click.option(
-    "--write", "file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    "--write", "file", type=UserPath(dir_okay=False), metavar="FILE",
     help="the table  [default: CHECKPOINT-CACHE.toml]",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="replace a table that exists")
@@ -72,7 +74,7 @@ def cache_of(ctx: click.Context, param: click.Parameter, value: str) -> str:
     "--runs", type=click.IntRange(1, MOST_RUNS), default=2, metavar="INTEGER", help="seeds for each input  [default: 2]"
 )
 @click.option("--input-file", metavar="FILE", help="several inputs: a line each, prompt@@image@@audio")
-@click.option("--size", callback=size_of, metavar="HxW", help="height and width in pixels")
+@size_options
 @click.option("--seconds", type=float, callback=seconds_of, metavar="NUMBER", help="longest length of a video")
 @FPS
 @click.option("--seed", type=int, metavar="INTEGER", help="seed of the first run  [default: 42]")
@@ -99,8 +101,8 @@ def calibrate(ctx: click.Context, cache: str, file: Path | None, force: bool, ru
     from omniavatar.calibration import FITS, Recorder, calibrated, table
 
     recorder = Recorder()
-    shape = {name: options[name] for name in ("size", "seconds", "quiet")}
-    maker = VideoMaker(begin, config, **shape, as_json=False, observers=[recorder])
+    shape = {name: options[name] for name in ("seconds", "quiet")}
+    maker = VideoMaker(begin, config, asked_size(options), **shape, as_json=False, observers=[recorder])
     engine = maker.engine(maker.world, maker.device)
     checkpoint = calibrated(engine.models)  # type: ignore[arg-type]
     file = file or Path(f"{checkpoint.row.name}-{cache}.toml")
@@ -108,7 +110,12 @@ def calibrate(ctx: click.Context, cache: str, file: Path | None, force: bool, ru
         raise InputError(f"{file} exists; name another file with --write, or replace it with --force")
     check_writable(file.parent)
     requests = [maker.request(engine, video) for video in planned_videos(given, options["input_file"])]
-    measure(maker, engine, [replace(one, seed=one.seed + run) for one in requests for run in range(runs)], recorder)
+    measure(
+        maker,
+        engine,
+        [replace(one, seed=int(one.seed or 0) + run) for one in requests for run in range(runs)],
+        recorder,
+    )
     fit = FITS[cache](recorder.changes)
     videos = count(len(requests) * runs, "video")
     remarks = [f"{videos} by {'+'.join(map(repr, engine.plan.units))}"]
@@ -117,7 +124,7 @@ def calibrate(ctx: click.Context, cache: str, file: Path | None, force: bool, ru
     except OSError as error:
         raise OutputError(f"cannot write {file}: {error.strerror}; choose another place") from None
     if not options["quiet"]:
-        click.echo(f"{file}  ({fit.error})")
+        tell(f"{file}  ({fit.error})")
 
 
 def measure(maker: VideoMaker, engine: Engine, requests: list[Request], recorder: Recorder) -> None:

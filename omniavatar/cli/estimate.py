@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from omniavatar.cli import console
 from omniavatar.cli.progress import duration
 from omniavatar.cli.run import RunCommand, ask, run
 from omniavatar.errors import InputError
@@ -56,14 +56,9 @@ def estimate_videos(maker: VideoMaker, videos: Sequence[Video]) -> int:
 def show(result: Estimate, *, as_json: bool) -> None:
     """Print an estimate, as a table or as a line of JSON."""
     if as_json:
-        click.echo(json.dumps(result.as_json()))
+        console.show(json.dumps(result.as_json()))
         return
-    console = Console(highlight=False)
-    for table in (networks_table(result), phases_table(result)):
-        console.print(table)
-        console.print()
-    for line in summary(result):
-        console.print(line, markup=False, soft_wrap=True)
+    console.show(networks_table(result), "", phases_table(result), "", *summary(result))
 
 
 def networks_table(result: Estimate) -> Table:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
+import click
+
+from omniavatar.values import parse_yaml
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 KINDS = {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH", tuple: "LIST", list: "LIST"}
 LIMITS = {"ge": "from", "gt": "above", "le": "up to", "lt": "below"}
+
+
+class UserPath(click.Path):
+    """A path in which `~` is the user's folder, also where no shell has put it there: `--write=~/a.toml`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(os.path.expanduser(value), param, ctx)
+
+
 NOTHING = ("none", "null", "~")
 
 
@@ -61,8 +76,8 @@ def parse_value(text: str, info: FieldInfo) -> Any:
     if text.lower() in NOTHING:
         return None
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text)
+    except ValueError:
         return text
 
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from omniavatar.cli import Commands
-from omniavatar.cli.console import saying_faults
+from omniavatar.cli.console import AS_JSON, say, saying_faults, show, show_json, table_of
+from omniavatar.cli.fields import UserPath
 from omniavatar.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from omniavatar.checkpoints import Component, Detection, Registry, Row, Verdict
     from omniavatar.checkpoints.registry import VerdictKind
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+TEST_TABLE = "test.toml"
+"""The table of a package with checkpoints that only its tests use."""
 
 
 @click.group(cls=Commands)
@@ -29,41 +28,57 @@ def models() -> None:
 
 
 @models.command("list")
-@as_json
-def list_command(as_json: bool) -> None:
+@click.option("--all", "also_tests", is_flag=True, help="Also those that only tests use.")
+@AS_JSON
+def list_command(also_tests: bool, as_json: bool) -> None:
     """List every known checkpoint, those of plugins included."""
-    rows = registry().rows
+    known = registry()
+    rows = [row for row in known.rows if also_tests or Path(str(known.origin(row))).name != TEST_TABLE]
     if as_json:
-        _print_json([row_facts(row) for row in rows])
+        show_json([row_facts(row) for row in rows])
         return
-    table = _table("name", "roles", "params", "repo", "recognised by")
+    table = table_of("name", "roles", "params", "repo", "recognised by")
     for row in rows:
         facts = row_facts(row)
         table.add_row(row.name, ", ".join(facts["roles"]), billions(row.num_params), row.repo, recognised_by(row))
-    _console().print(table)
+    show(table)
 
 
 @models.command()
 @click.argument("paths", nargs=-1, required=True)
 @click.option("--keys", is_flag=True, help="Also list every tensor.")
-@as_json
+@AS_JSON
 def inspect(paths: tuple[str, ...], keys: bool, as_json: bool) -> None:
     """Say what model files, shard patterns or folders are.
 
-    An unknown file is compared with the nearest known checkpoint.
+    An unknown file is compared with the nearest known checkpoint; a bad one does not end it for the others.
     """
+    from omniavatar.checkpoints.registry import examining
+
     known = registry()
-    detections = [detection for path in paths for detection in known.detect_all(path)]
+    detections: list[Detection] = []
+    errors = []
+    for path in paths:
+        try:
+            with examining(Path(path)):
+                detections += known.detect_all(path)
+        except CheckpointError as error:
+            errors.append(error)
     if as_json:
-        _print_json([detection_facts(detection, keys) for detection in detections])
-        return
-    for detection in detections:
-        _print_detection(detection, keys)
+        if detections or not errors:
+            show_json([detection_facts(detection, keys) for detection in detections])
+    else:
+        for detection in detections:
+            _print_detection(detection, keys)
+    for other in errors[:-1]:
+        say(str(other))
+    if errors:
+        raise errors[-1]
 
 
 @models.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@as_json
+@click.argument("folder", type=UserPath(exists=True, file_okay=False))
+@AS_JSON
 def verify(folder: Path, as_json: bool) -> None:
     """Check every model below FOLDER: known, unknown or damaged.
 
@@ -73,7 +88,7 @@ def verify(folder: Path, as_json: bool) -> None:
     if not verdicts:
         raise CheckpointError(f"no model files in or below {folder}")
     if as_json:
-        _print_json([verdict_facts(verdict) for verdict in verdicts])
+        show_json([verdict_facts(verdict) for verdict in verdicts])
     else:
         _print_verdicts(folder, verdicts)
     if any(verdict.error for verdict in verdicts):
@@ -155,15 +170,12 @@ def billions(number: int | None) -> str:
 
 
 def _print_detection(detection: Detection, keys: bool) -> None:
-    from rich.text import Text
-
-    console, row = _console(), detection.row
-    console.print(Text(row.name, "bold"), row.repo, f"hash {detection.header.hash}", sep="  ", soft_wrap=True)
+    row = detection.row
+    show(f"{row.name}  {row.repo}  hash {detection.header.hash}")
     if row.note:
-        console.print(row.note)
-    for file in detection.files:
-        console.print(f"  {file}", soft_wrap=True)
-    table = _table("role", "network", "keys", "params", "dtype", "configuration")
+        show(row.note)
+    show(*(f"  {file}" for file in detection.files))
+    table = table_of("role", "network", "keys", "params", "dtype", "configuration")
     for component in detection.components:
         facts = component_facts(component, keys=False)
         network = facts["network"] or ("overlay on the base" if facts["overlay"] else "tensors")
@@ -176,45 +188,26 @@ def _print_detection(detection: Detection, keys: bool) -> None:
             ", ".join(facts["dtypes"]),
             ", ".join(f"{key}={value}" for key, value in numbers.items()),
         )
-    console.print(table)
+    show(table)
     if keys:
-        _print_keys(console, detection.components)
+        show(*key_lines(detection.components))
 
 
-def _print_keys(console: Console, components: Iterable[Component]) -> None:
+def key_lines(components: Iterable[Component]) -> Iterator[str]:
+    """Role, name, shape and type of every tensor."""
     for component in components:
         for name, tensor in component.tensors.items():
-            console.print(f"{component.role}  {name}  {list(tensor.shape)}  {tensor.dtype}", soft_wrap=True)
+            yield f"{component.role}  {name}  {list(tensor.shape)}  {tensor.dtype}"
 
 
 def _print_verdicts(folder: Path, verdicts: list[Verdict]) -> None:
     from rich.text import Text
 
     styles: dict[VerdictKind, str] = {"known": "green", "unknown": "yellow", "damaged": "red"}
-    table = _table("path", "verdict", "what")
+    table = table_of("path", "verdict", "what")
     for verdict in verdicts:
         what = verdict.detection.row.name if verdict.detection else str(verdict.error)
         path = verdict.path.relative_to(folder) if verdict.path != folder else verdict.path
         table.add_row(str(path), Text(verdict.kind, styles[verdict.kind]), what)
-    _console().print(table)
     kinds = [verdict.kind for verdict in verdicts]
-    _console().print(", ".join(f"{kinds.count(kind)} {kind}" for kind in styles))
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False, emoji=False)
-
-
-def _table(*columns: str) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _print_json(content: Any) -> None:
-    click.echo(json.dumps(content, indent=2))
+    show(table, ", ".join(f"{kinds.count(kind)} {kind}" for kind in styles))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from omniavatar.cli import Commands
+from omniavatar.cli.console import AS_JSON, saying_faults, show, show_json, table_of, tell
+from omniavatar.cli.fields import UserPath
 
 if TYPE_CHECKING:
-    from omniavatar.plugins import Plugins
+    from rich.text import Text
+
+    from omniavatar.plugins import Description, Plugins
 
 
 @click.group(cls=Commands)
@@ -23,24 +26,35 @@ def plugins() -> None:
 
 
 @plugins.command("list")
+@AS_JSON
 @click.pass_obj
-def list_plugins(found: Plugins) -> None:
-    """Name, version, place, hooks and state of every plugin package."""
-    found.catalog()  # its faults and those of the tables are shown as well
-    found.registry()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("plugin", "version", "source", "hooks", "state"):
-        table.add_column(column, overflow="fold")
-    for entry in found.describe():
-        state = "active" if entry.is_active else "left out"
-        reasons = f"[red]{state}: {escape('; '.join(entry.faults))}[/]" if entry.faults else state
-        table.add_row(escape(entry.name), entry.version, escape(entry.source), ", ".join(entry.hooks), reasons)
-    Console().print(table)
+def list_plugins(found: Plugins, as_json: bool) -> None:
+    """Name, version, place, hooks, units, presets and state of every plugin package."""
+    with saying_faults(found) if as_json else nullcontext():
+        found.catalog()  # its faults and those of the tables are shown as well
+        found.registry()
+    entries = found.describe()
+    if as_json:
+        show_json([asdict(entry) for entry in entries])
+        return
+    table = table_of("plugin", "version", "source", "hooks", "units", "presets", "state")
+    for entry in entries:
+        lists = (", ".join(names) for names in (entry.hooks, entry.units, entry.presets))
+        table.add_row(entry.name, entry.version, entry.source, *lists, _state(entry))
+    show(table)
+
+
+def _state(entry: Description) -> Text:
+    """Whether a plugin is in use, and in red what of it is not."""
+    from rich.text import Text
+
+    state = "active" if entry.is_active else "left out"
+    return Text(f"{state}: {'; '.join(entry.faults)}", "red") if entry.faults else Text(state)
 
 
 @plugins.command()
 @click.argument("name")
-@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.argument("folder", required=False, type=UserPath())
 @click.pass_obj
 def new(found: Plugins, name: str, folder: Path | None) -> None:
     """Write a package with a unit called NAME into FOLDER (default: omniavatar-NAME here).
@@ -55,10 +69,9 @@ def new(found: Plugins, name: str, folder: Path | None) -> None:
     check_name(name, {**taken, **dict.fromkeys(catalog.names, "unit or preset")})
     folder = folder or Path(f"omniavatar-{name}")
     write_package(name, folder)
-    click.echo(f"wrote {folder}; go on with:")
-    for command in (
+    commands = (
         ("pip", "install", "--editable", str(folder) if folder.is_absolute() else f"./{folder}"),
         ("omni", "run", "--units", f"default+{name}", f"--{name}.strength", "0.5"),
         ("pytest", str(folder)),
-    ):
-        click.echo(f"  {shlex.join(command)}")
+    )
+    tell(f"wrote {folder}; go on with:", *(f"  {shlex.join(command)}" for command in commands))

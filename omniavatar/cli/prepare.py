@@ -12,9 +12,7 @@ from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from omniavatar.cli.console import say
+from omniavatar.cli.console import logging_to_stderr, say, tell
 from omniavatar.cli.progress import Display, Progressing, display_for
 from omniavatar.cli.train import opened
 from omniavatar.distributed.world import ALONE, World
@@ -57,7 +55,7 @@ def prepare(config: DiffusionConfig, workers: int, *, quiet: bool) -> int:
     if (folder / ORIGIN).exists():
         check_origin(folder, origin)
         if not quiet:
-            click.echo(f"{folder}  (made before; remove it to make it anew)")
+            tell(f"{folder}  (made before; remove it to make it anew)")
         return 0
     config.data.check()
     with claimed(folder, "cache"):
@@ -86,7 +84,7 @@ def prepare(config: DiffusionConfig, workers: int, *, quiet: bool) -> int:
         (folder / UNFINISHED).unlink()
     if not quiet:
         bad = [f"bad clips: {len(faults.found)}, see {SKIPPED}"] if faults is not None and faults.found else []
-        click.echo(f"{folder}  ({', '.join([f'{count} samples', *bad])})")
+        tell(f"{folder}  ({', '.join([f'{count} samples', *bad])})")
     return 0
 
 
@@ -211,9 +209,10 @@ def work(config: DiffusionConfig, part: int, parts: int, reports: Any, stop: Any
             raise KeyboardInterrupt
 
     try:
-        diffusion = opened(config, ALONE)
-        assert config.cache is not None
-        make(diffusion, diffusion.source(config.cache, report), part, parts, report)
+        with logging_to_stderr(-1):  # the process that has started this one says the rest
+            diffusion = opened(config, ALONE)
+            assert config.cache is not None
+            make(diffusion, diffusion.source(config.cache, report), part, parts, report)
     except KeyboardInterrupt:
         reports.cancel_join_thread()
     except (OmniError, torch.OutOfMemoryError) as error:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
@@ -80,7 +81,8 @@ class Lines(Display):
         if status.milestone or now - self.last >= self.EVERY_SECONDS:
             self.last = now
             text = ", ".join(filter(None, (status.text, status.time_left)))
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            with suppress(OSError):  # a full disk must not end the work either
+                self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class Progressing(Console):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from omniavatar.cli.console import say
 from omniavatar.distributed.leaving import LOST, Stopped, Stuck, Word, idle_limit, leave, stoppable
@@ -20,19 +21,16 @@ if TYPE_CHECKING:
     from omniavatar.config import RunConfig
     from omniavatar.engine.scopes import Job
 
+FEW_RANKS = 8
+"""So many share one core well enough to try a split."""
+RANK_BYTES = 2**29
+"""What a rank takes at least: Python, torch and the built-in avatar."""
 LOST_SIGNS = ("timed out", "timeout", "closed", "reset", "refused", "broken pipe", "aborted", "remote process")
 """How exchanges say that the other side is gone or late."""
 
 
-def spread(chosen: Mapping[str, dict[str, Any]], ranks: int, degree: int) -> dict[str, dict[str, Any]]:
-    """The chosen units for this many ranks: what guidance leaves of them, with this degree, shares every call."""
-    if ranks == 1 or (ranks <= degree and "guidance-parallel" in chosen):
-        return dict(chosen)
-    return {**chosen, "sequence-parallel": chosen.get("sequence-parallel", {})}
-
-
 def check_ranks(world: World, config: RunConfig) -> None:
-    """Refuse several ranks on one GPU, or other ranks than there are GPUs; on the CPU any number can be tried."""
+    """Refuse several ranks on one GPU, other ranks than have been started, and more than this machine can hold."""
     asked = config.gpus
     ranks = max(asked, world.size)
     if ranks > 1 and config.device.startswith("cuda:"):
@@ -41,13 +39,40 @@ def check_ranks(world: World, config: RunConfig) -> None:
         if asked not in (1, world.size):
             raise InputError(f"--gpus is {asked} and {world.size} ranks have been started; leave --gpus out")
         return
-    if asked == 1 or config.device == "cpu":
+    if asked == 1:
+        return
+    if config.device == "cpu":
+        check_cpu(asked)
         return
     import torch
 
     found = torch.cuda.device_count()
     if asked > found:
         raise InputError(f"--gpus is {asked} and there are {found} GPUs here; to try it without, add --device cpu")
+
+
+def check_cpu(asked: int) -> None:
+    """Refuse more ranks on the CPU than it has cores or memory for; up to `FEW_RANKS` can be tried anywhere."""
+    from omniavatar.engine.out_of_memory import host_memory
+
+    cores = available_cores()
+    if asked > max(cores, FEW_RANKS):
+        raise InputError(
+            f"--gpus is {asked} and with --device cpu there are up to {max(cores, FEW_RANKS)} here, for {cores} cores"
+        )
+    free, _ = host_memory()
+    if free is not None and asked * RANK_BYTES > free:
+        raise InputError(
+            f"--gpus is {asked} and with --device cpu there are up to {max(1, free // RANK_BYTES)} here, for "
+            f"{free / 2**30:.1f} GiB of free memory"
+        )
+
+
+def available_cores() -> int:
+    """The CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def start_ranks(ranks: int, command: str, arguments: Sequence[str]) -> int:

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from omniavatar.cli.again import expanded, remember
 from omniavatar.cli.console import logging_to_stderr
+from omniavatar.cli.demo import DEMO, asks_for_the_demo, completed
 from omniavatar.cli.options import DEVICE, FPS, UnitOption, split_values, unit_options
 from omniavatar.cli.ranks import as_rank, check_ranks, start_ranks
 from omniavatar.cli.start import EARLY, Start, early_options, start
+from omniavatar.cli.synonyms import meant
 from omniavatar.cli.videos import Video, VideoMaker
-from omniavatar.distributed.world import place
+from omniavatar.distributed.world import place, tells_for_all
 from omniavatar.errors import InputError, OmniError, PlanError, nearest
-from omniavatar.resources import asset
-
-if TYPE_CHECKING:
-    from omniavatar.engine.unit import PipelineUnit
 
 ARGUMENTS = "omniavatar.arguments"
 LONGEST = 24 * 60 * 60
-DEMO = {
-    "image": asset("demo", "portrait.png"),
-    "audio": asset("demo", "speech.flac"),
-    "output": Path("out", "demo.mp4"),
-}
 FLAGS = ("seed", "fps", "device", "dtype", "gpus")
 """Options that stand for the field of this name in the configuration."""
 
@@ -34,6 +28,9 @@ FLAGS = ("seed", "fps", "device", "dtype", "gpus")
 def with_hyphens(name: str) -> str:
     """Options may also be written with underscores."""
     return name.replace("_", "-")
+
+
+PREVIEW = ("write-video", "preview")
 
 
 class RunCommand(click.Command):
@@ -50,7 +47,8 @@ class RunCommand(click.Command):
         return start(early)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        early = early_options(args, with_hyphens, self.early)
+        early = early_options(args, with_hyphens, (*self.early, click.Option(["-h", "short_help"], is_flag=True)))
+        early["help"] |= early.pop("short_help")
         # The root context: one whose parsing fails is not closed.
         is_quiet = early["quiet"] or not place().is_main
         ctx.find_root().with_resource(logging_to_stderr(-1 if is_quiet else early["verbose"]))
@@ -84,20 +82,31 @@ class RunCommand(click.Command):
         formatter.write_text(self.note)
 
 
+class OmniRun(RunCommand):
+    """`omni run`, which can be told to do again what was done."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, expanded(args))
+
+
 def explained(error: click.NoSuchOption, begin: Start) -> OmniError:
     """What is wrong with an option: misspelt, or of a unit that is not in the plan or has no such setting."""
     option = error.option_name
     unit, dot, setting = option.lstrip("-").partition(".")
     if not dot or unit not in begin.catalog.units:
+        params = [] if error.ctx is None else error.ctx.command.get_params(error.ctx)
+        known = {name for param in params for name in param.opts}
+        near = meant(option, known, begin)
+        if not near and error.possibilities:
+            near = f"did you mean '{error.possibilities[0]}'?"
         command = "omni run" if error.ctx is None else error.ctx.command_path
-        near = f"did you mean '{error.possibilities[0]}'?" if error.possibilities else f"{command} --help lists all"
-        return InputError(f"unknown option '{option}'; {near}")
+        return InputError(f"unknown option '{option}'; {near or f'{command} --help lists all'}")
     if unit not in begin.chosen:
         return PlanError(
             f"{option}: unit '{unit}' is not in the plan; add it with --units '{begin.config.units}+{unit}'"
         )
-    known = [with_hyphens(name) for name in begin.units[unit].Settings.model_fields]
-    return PlanError(f"{option}: unit '{unit}' has no setting '{setting}'{nearest(setting, known)}")
+    settings = [with_hyphens(name) for name in begin.units[unit].Settings.model_fields]
+    return PlanError(f"{option}: unit '{unit}' has no setting '{setting}'{nearest(setting, settings)}")
 
 
 def size_of(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -109,8 +118,51 @@ def parse_size(value: str) -> tuple[int, int]:
     """`HEIGHTxWIDTH`, multiples of 16."""
     sides = [int(side) if side.isascii() and side.isdigit() else 0 for side in value.lower().split("x")]
     if len(sides) != 2 or any(side < 16 or side % 16 for side in sides):
-        raise InputError(f"--size is '{value}'; give HEIGHTxWIDTH in positive multiples of 16, such as 400x720")
+        raise InputError(
+            f"--size is '{value}'; give HEIGHTxWIDTH in positive multiples of 16, such as 400x720 for a wide picture, "
+            "or --width and --height"
+        )
     return sides[0], sides[1]
+
+
+def side_of(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
+    """`--width` or `--height`."""
+    if value is not None and (value < 16 or value % 16):
+        raise InputError(f"{param.opts[0]} is {value}; give a positive multiple of 16")
+    return value
+
+
+def size_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a command that say how large the video is; `asked_size` reads them."""
+    sides = [
+        click.option(
+            f"--{name}", type=int, callback=side_of, metavar="INTEGER", help=f"the {name} alone, with --{other}"
+        )
+        for name, other in (("height", "width"), ("width", "height"))
+    ]
+    size = click.option(
+        "--size",
+        callback=size_of,
+        metavar="HEIGHTxWIDTH",
+        help="height, then width, in pixels: 400x720 is a wide picture  [default: nearest of a table]",
+    )
+    for option in (*sides, size):
+        command = option(command)
+    return command
+
+
+def asked_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width in pixels, if the user has asked for any."""
+    size: tuple[int, int] | None = options["size"]
+    height, width = options["height"], options["width"]
+    if height is None and width is None:
+        return size
+    if size is not None:
+        raise InputError("--size gives height and width already; leave --height and --width out")
+    if height is None or width is None:
+        missing, side, given = ("height", "width", width) if height is None else ("width", "height", height)
+        raise InputError(f"--{side} is {given} and there is no --{missing}; give both")
+    return height, width
 
 
 def seconds_of(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
@@ -121,26 +173,24 @@ def seconds_of(ctx: click.Context, param: click.Parameter, value: float | None) 
 
 
 @click.command(
-    cls=RunCommand,
+    cls=OmniRun,
     params=list(EARLY),
     context_settings={"max_content_width": 120, "token_normalize_func": with_hyphens},
 )
 @click.option(
     "--input-file", metavar="FILE", help="many videos: a line each, prompt@@image@@audio; --output is a folder"
 )
-@click.option(
-    "--size", callback=size_of, metavar="HxW", help="height and width in pixels  [default: nearest of a table]"
-)
+@size_options
 @click.option(
     "--seconds", type=float, callback=seconds_of, metavar="NUMBER", help="longest length  [default: the sound's]"
 )
 @FPS
-@click.option("--seed", type=int, metavar="INTEGER", help="seed of the noise  [default: 42]")
+@click.option("--seed", metavar="INTEGER|random", help="seed of the noise; random or -1 draws one  [default: 42]")
 @DEVICE
 @click.option(
     "--dtype", metavar="auto|bf16|fp16|fp32", help="precision of the networks  [default: bf16 on a GPU, or fp32]"
 )
-@click.option("--gpus", type=click.IntRange(1), metavar="INTEGER", help="ranks to start on this machine  [default: 1]")
+@click.option("--gpus", type=click.IntRange(1), metavar="INTEGER", help="GPUs, a process for each  [default: 1]")
 @click.option(
     "--timeout",
     type=click.FloatRange(0, LONGEST, min_open=True),
@@ -149,6 +199,14 @@ def seconds_of(ctx: click.Context, param: click.Parameter, value: float | None) 
     help="how long ranks wait for one that does not answer, and on GPUs the longest that one call may take; with "
     "--gpus all end within 10 seconds after it  [default: 600]",
 )
+@click.option(
+    "--again",
+    is_flag=False,
+    flag_value="",
+    metavar="[FILE]",
+    help="repeat the last command, or the one that made FILE; other options are stronger",
+)
+@click.option("--preview", is_flag=True, help="let the growing video be watched beside the output: NAME.preview.mp4")
 @click.option("--dry-run", is_flag=True, help="say what it would take, as omni estimate does, and make nothing")
 @click.option("--quiet", is_flag=True, help="print errors only")
 @click.option("--json", "as_json", is_flag=True, help="print a line of figures for each video")
@@ -157,41 +215,44 @@ def seconds_of(ctx: click.Context, param: click.Parameter, value: float | None) 
 def run(ctx: click.Context, **options: Any) -> int:
     """Make a talking video from a portrait, a voice and a prompt.
 
-    Without arguments it makes a demo, out/demo.mp4. The built-in avatar knows drawn faces; for a photograph, name a
-    configuration with real weights, such as omniavatar-1.3b.
+    Without arguments it makes a demo, out/demo.mp4. The built-in avatar, which talks where no model is named, knows
+    drawn faces; for a photograph, name a configuration with real weights, such as omniavatar-1.3b. Its portrait and its
+    voice are the demo's where you give none; with --seconds and no --audio the video is silent.
     """
     maker, videos = ask(ctx, options)
     if options["dry_run"]:
         from omniavatar.cli.estimate import estimate_videos
 
         return estimate_videos(maker, videos)
+    if tells_for_all():
+        remember(ctx.meta[ARGUMENTS])
     if maker.config.gpus > maker.world.size:
         maker.check(videos)
-        return start_ranks(maker.config.gpus, "run", ctx.meta[ARGUMENTS])
-    code = as_rank(maker.world, maker.device, options["timeout"], lambda: maker.make(videos), maker.rescue)
-    if not code and options.get("image") and not (options["config"] or options["models"] or options["quiet"]):
-        click.echo("omni: the built-in avatar knows drawn faces; for a photograph: --config omniavatar-1.3b", err=True)
-    return code
+        return start_ranks(maker.config.gpus, "run", [*ctx.meta[ARGUMENTS], f"--seed={maker.config.seed}"])
+    return as_rank(maker.world, maker.device, options["timeout"], lambda: maker.make(videos), maker.rescue)
 
 
 def ask(ctx: click.Context, options: Mapping[str, Any]) -> tuple[VideoMaker, list[Video]]:
     """Who makes the videos that the options ask for, and which these are."""
     begin: Start = ctx.obj
     inputs, settings = split_values(options, begin.units)
+    if options.get("preview"):
+        unit, setting = PREVIEW
+        if unit not in begin.units:
+            hint = f"add it with --units '{begin.config.units}+{unit}'"
+            raise PlanError(f"--preview: the plan has no unit '{unit}'; {hint}")
+        settings.setdefault(unit, {}).setdefault(setting, True)
     config = begin.final({key: options[key] for key in FLAGS if options[key] is not None}, settings)
     given = {**config.inputs, **inputs}
     if options["input_file"] is None and asks_for_the_demo(given, begin.units):
         given = {**DEMO, **given}
-    videos = planned_videos(given, options["input_file"])
-    shape = {name: options[name] for name in ("size", "seconds", "quiet", "as_json")}
+    videos, remarks = planned_videos(given, options["input_file"]), list[str]()
+    if not options["config"] and not options["models"]:
+        videos, remarks = completed(videos, begin.units, options["seconds"])
+    shape = {name: options[name] for name in ("seconds", "quiet", "as_json")}
     check_ranks(begin.world, config)
-    return VideoMaker(begin, config, **shape), videos
-
-
-def asks_for_the_demo(inputs: Mapping[str, Any], units: Mapping[str, type[PipelineUnit]]) -> bool:
-    """Whether nothing says what to show, and the units take what the demo shows."""
-    taken = {name for unit in units.values() for name in unit.Inputs.model_fields}
-    return not set(inputs) - {"output"} and set(DEMO) - {"output"} <= taken
+    maker = VideoMaker(begin, config, asked_size(options), **shape, remarks=remarks, command=ctx.meta[ARGUMENTS])
+    return maker, videos
 
 
 def planned_videos(inputs: dict[str, Any], input_file: str | None) -> list[Video]:
@@ -200,7 +261,7 @@ def planned_videos(inputs: dict[str, Any], input_file: str | None) -> list[Video
         return [Video(inputs)]
     from omniavatar.original import read_samples
 
-    path = Path(input_file)
+    path = Path(input_file).expanduser()
     folder = Path(inputs.pop("output", Path("out", path.stem)))
     return [
         Video(

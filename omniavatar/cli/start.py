@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from omniavatar import original
 from omniavatar.cli.console import saying_faults
-from omniavatar.cli.ranks import spread
-from omniavatar.config import (
-    DEFAULT_CONFIG,
-    RunConfig,
-    find_config,
-    merge_settings,
-    model_entry,
-    parse_config,
-    read_yaml,
-)
+from omniavatar.config import RANDOM, RunConfig, parse_config
 from omniavatar.distributed.world import World, place
-from omniavatar.errors import InputError, nearest
+from omniavatar.engine.settings import Chosen, Layer, explicit_layer, file_layer
+from omniavatar.errors import InputError
+from omniavatar.opening import FinalConfig, configured, name_of, spread
 
 if TYPE_CHECKING:
     from omniavatar.engine.plan import Catalog
     from omniavatar.engine.unit import PipelineUnit
     from omniavatar.plugins import Plugins
 
+log = logging.getLogger(__name__)
 
 EARLY = (
     click.Option(["--units"], metavar="PLAN", help="plan expression, such as default+teacache(threshold=0.2)-lora"),
@@ -57,13 +52,17 @@ EARLY = (
 
 @dataclass(frozen=True)
 class Start:
-    """The configuration with the early options laid over it, the units chosen with inline settings, and our rank."""
+    """The configuration with the early options laid over it, the units chosen with inline settings, and our rank.
+
+    file: the settings of the configuration file.
+    """
 
     config: RunConfig
     overrides: original.Overrides
     catalog: Catalog
     plugins: Plugins
-    chosen: Mapping[str, dict[str, Any]]
+    chosen: Chosen
+    file: Layer
     world: World
 
     @property
@@ -71,15 +70,24 @@ class Start:
         """The classes of the chosen units, by name."""
         return {name: self.catalog.units[name] for name in self.chosen}
 
-    def final(self, flags: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]]) -> RunConfig:
-        """The configuration of the run. Weakest first: file, plan expression, command line, `--hp`."""
-        changes = {
-            **flags,
-            **self.overrides.top,
-            "units": "+".join(self.chosen),
-            "settings": merge_settings(self.config.settings, self.chosen, settings, self.overrides.settings),
-        }
-        return parse_config({**dict(self.config), **changes}, "command line")
+    def final(self, flags: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]]) -> FinalConfig:
+        """The configuration of the run, with the options and `--hp` laid over it; a random seed is drawn and told."""
+        top = dict(self.overrides.top)
+        if top.get("seed") in (RANDOM, "random") and "seed" in flags:
+            del top["seed"]  # ranks that were started with a drawn seed get it by --seed
+        config = parse_config({**dict(self.config), **flags, **top}, "command line")
+        if config.seed == RANDOM:
+            config = config.model_copy(update={"seed": self.drawn_seed()})
+        layers = (self.file, explicit_layer(settings), self.overrides.layer)
+        return FinalConfig(**dict(config), chosen=self.chosen, layers=layers)
+
+    def drawn_seed(self) -> int:
+        """A seed that nobody has chosen. Raises InputError on one of several ranks, which would each draw another."""
+        if self.world.size > 1:
+            raise InputError(f"each of {self.world.size} ranks would draw another seed; give one with --seed NUMBER")
+        seed = secrets.randbelow(2**32)
+        log.warning("the seed is %d", seed)
+        return seed
 
 
 def early_options(
@@ -104,42 +112,24 @@ def start(early: Mapping[str, Any]) -> Start:
     config, overrides = configuration(early)
     if not early.get("help"):
         config.model_files()  # before torch is imported: this answer should not take seconds
-    from omniavatar.engine.plan import parse
+    from omniavatar.engine.plan import check_names, choose, resolve
     from omniavatar.plugins import discover
 
     plugins = discover()
     with saying_faults(plugins):
         catalog = plugins.catalog()
-    for name in config.settings:
-        if name not in catalog.units:
-            raise InputError(
-                f"the configuration has settings for an unknown unit '{name}'{nearest(name, catalog.units)}"
-            )
+    file = file_layer(name_of(early.get("config")), config.settings)
+    check_names(file, catalog)
     world = place()
     ranks = max(world.size, overrides.top.get("gpus") or early.get("gpus") or config.gpus)
-    chosen = overrides.apply(parse(config.units, catalog))
-    guidance = {**config.settings.get("guidance-parallel", {}), **chosen.get("guidance-parallel", {})}
-    chosen = spread(chosen, ranks, guidance.get("degree", 2))
-    return Start(config, overrides, catalog, plugins, chosen, world)
-
-
-def absolute(entry: dict[str, Any]) -> dict[str, Any]:
-    """A model entry of the command line, whose path starts where the user is."""
-    return {**entry, "path": str(Path(entry["path"]).absolute())}
+    chosen: Chosen = overrides.apply(choose(config.units, catalog))
+    chosen = spread(chosen, ranks, resolve(chosen, catalog, file, overrides.layer))
+    return Start(config, overrides, catalog, plugins, chosen, file, world)
 
 
 def configuration(early: Mapping[str, Any]) -> tuple[RunConfig, original.Overrides]:
     """The configuration file with the early options laid over it, and what `--hp` will lay over everything."""
+    names = ("units", "models", "models_dir", "tables")
+    given = {name: early.get(name) for name in names}
     hparams = original.parse_hparams(early.get("hp") or "")
-    path = find_config(early.get("config") or DEFAULT_CONFIG)
-    content = read_yaml(path)
-    is_original = original.is_original(content)
-    config = original.translate(content, hparams, path) if is_original else parse_config(content, path)
-    overrides = original.overrides(content if is_original else {}, hparams)
-    changes: dict[str, Any] = {key: early[key] for key in ("units", "models_dir") if early.get(key) is not None}
-    if early.get("tables"):
-        changes["tables"] = (*config.tables, *(str(Path(table).absolute()) for table in early["tables"]))
-    if early.get("models"):
-        kept = config.models if early.get("config") else ()
-        changes["models"] = (*kept, *(absolute(model_entry(model)) for model in early["models"]))
-    return (parse_config({**dict(config), **changes}, "command line") if changes else config), overrides
+    return configured(early.get("config"), **given, hparams=hparams, source="command line")

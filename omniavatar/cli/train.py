@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from omniavatar.cli.console import logging_to_stderr, say, saying_faults
+from omniavatar.cli.console import logging_to_stderr, say, saying_faults, tell
 from omniavatar.cli.options import DEVICE
 from omniavatar.cli.progress import Display, Progressing, Watcher, display_for
 from omniavatar.cli.ranks import Rescue, as_rank, check_ranks, start_ranks
 from omniavatar.config import RunConfig, find_config, packaged_configs, read_yaml, validated
 from omniavatar.distributed.world import World, place
 from omniavatar.engine.progress import Status
-from omniavatar.errors import CheckpointError, Ended, InputError, nearest
+from omniavatar.errors import CheckpointError, Ended, InputError
+from omniavatar.values import parse_yaml
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -147,7 +148,7 @@ def trained(config: DiffusionConfig, world: World, rescue: Rescue, *, quiet: boo
             raise
         hint = use_of(config) if is_done and world.is_main else ""
     if world.is_main and not quiet:
-        click.echo(f"{config.output}  ({course.summary(trainer)}){hint}")
+        tell(f"{config.output}  ({course.summary(trainer)}){hint}")
     return 0
 
 
@@ -281,20 +282,24 @@ def opened(config: DiffusionConfig, world: World) -> Diffusion:
     """Plan and models of a configuration; headers are read, weights are not. Validation inputs are looked at."""
     files = config.model_files()  # before torch is imported: this answer should not take seconds
     from omniavatar.checkpoints import Bundle
+    from omniavatar.checkpoints.tables import check_network, network_modules
     from omniavatar.cli.videos import check_media
-    from omniavatar.engine.plan import build_plan
-    from omniavatar.opening import torch_device, torch_dtype
+    from omniavatar.engine.plan import build_plan, check_names
+    from omniavatar.engine.settings import Layer, Strength
+    from omniavatar.opening import checkpoint_layers, torch_device, torch_dtype
     from omniavatar.plugins import discover
     from omniavatar.training.diffusion import Diffusion
 
     plugins = discover()
     with saying_faults(plugins):
         catalog, registry = plugins.catalog(), plugins.registry()
-    for name in config.settings:
-        if name not in catalog.units:
-            raise InputError(f"settings: there is no unit '{name}'{nearest(name, catalog.units)}")
+    modules = network_modules(registry.rows)
+    for role, change in config.start.items():
+        check_network(change.network, modules, f"start.{role}.network")
+    settings = Layer(Strength.FILE, "settings", config.settings)
+    check_names(settings, catalog)
     bundle = Bundle.open(files, registry, [entry.role for entry in config.models])
-    plan = build_plan(config.units, catalog, bundle.settings(), OWN_SETTINGS, config.settings)
+    plan = build_plan(config.units, catalog, *checkpoint_layers(bundle), OWN_SETTINGS, settings)
     device = torch_device(config.device, world.local_rank)
     dtype = torch_dtype(config.dtype, device)
     diffusion = Diffusion.open(config, plan, bundle, device=device, dtype=dtype, world=world)
@@ -327,9 +332,9 @@ def parse_change(change: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise InputError(f"--set {change}: give KEY=VALUE, such as trainer.steps=2000")
     try:
-        return key.strip(), yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {change}: cannot read the value") from None
+        return key.strip(), parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"--set {key}: cannot read the value: {error}") from None
 
 
 def lay_over(content: dict[str, Any], key: str, value: Any) -> None:

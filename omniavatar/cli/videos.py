@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import json
+import logging
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-import click
-
-from omniavatar.cli.console import say, saying_faults
+from omniavatar.cli import diagnosis
+from omniavatar.cli.console import say, saying_faults, tell
 from omniavatar.cli.fields import inner_marks
 from omniavatar.cli.progress import Progressing, Watcher, display_for
 from omniavatar.cli.ranks import Rescue
 from omniavatar.distributed.world import World, common, tells_for_all
-from omniavatar.errors import InputError, OmniError
-from omniavatar.opening import engine_of, torch_device
+from omniavatar.errors import InputError, in_one_line, is_failure
+from omniavatar.opening import FinalConfig, engine_of, torch_device
 
 if TYPE_CHECKING:
     import torch
     from pydantic import BaseModel
 
     from omniavatar.cli.start import Start
-    from omniavatar.config import RunConfig
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.plan import Plan
     from omniavatar.engine.run import Result
     from omniavatar.engine.scopes import Request
 
+log = logging.getLogger(__name__)
 Arguments = ParamSpec("Arguments")
 Found = TypeVar("Found")
 
@@ -46,16 +48,19 @@ class Video:
 class VideoMaker:
     """Makes videos with one configuration and says on stdout where they are, or with `as_json` what they took.
 
-    observers: further ones of the engine.
+    observers: further ones of the engine. remarks: what to say before the work begins. command: the words that were
+    given, to be recorded in the videos.
     """
 
     begin: Start
-    config: RunConfig
+    config: FinalConfig
     size: tuple[int, int] | None
     seconds: float | None
     quiet: bool
     as_json: bool
     observers: Sequence[Any] = ()
+    remarks: Sequence[str] = ()
+    command: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.world = self.begin.world
@@ -86,6 +91,8 @@ class VideoMaker:
         engine.check_split()
         good = self.agreed([(video, self.tried(video, self.request, engine, video)) for video in videos])
         if good:
+            for remark in () if self.quiet else self.remarks:
+                say(remark)
             with self.watcher:
                 self.watcher.load(engine, self.rescue.note)
         made = 0
@@ -95,6 +102,8 @@ class VideoMaker:
             if result is not None:
                 self.report(engine, result)
                 made += 1
+        if 0 < made < len(videos) and not self.quiet:
+            say(f"{made} of {len(videos)} videos are made")
         return 0 if made == len(videos) else InputError.exit_code
 
     def agreed(self, asked: Sequence[tuple[Video, Request | None]]) -> list[tuple[Video, Request]]:
@@ -111,7 +120,10 @@ class VideoMaker:
         with saying_faults(self.begin.plugins):
             registry = self.begin.plugins.registry(map(Path, self.config.tables))
         observers = [*self.observers, self.watcher, self.rescue]
-        return engine_of(self.config, self.begin.catalog, registry, device=device, world=world, observers=observers)
+        engine = engine_of(self.config, self.begin.catalog, registry, device=device, world=world, observers=observers)
+        if self.command:
+            engine.values["command"] = list(self.command)
+        return engine
 
     def request(self, engine: Engine, video: Video) -> Request:
         """The request for a video, its inputs looked at as far as that is quick."""
@@ -120,7 +132,7 @@ class VideoMaker:
         inputs = dict(video.inputs)
         if "output" not in engine.plan.input_fields:
             inputs.pop("output", None)
-        check_media(engine.plan, engine.plan.parse_inputs(inputs))
+        check_media(engine.plan, engine.plan.parse_inputs(inputs), self.seconds)
         height, width = self.size or (None, None)
         return Request(inputs, self.config.seed, height, width, self.seconds, self.config.fps)
 
@@ -138,14 +150,21 @@ class VideoMaker:
     def tried(
         self, video: Video, work: Callable[Arguments, Found], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Found | None:
-        """The result of some work on a video; what is wrong with a line of a list is reported, and None returned."""
+        """The result of some work on a video; what is wrong with a line of a list is reported, and None returned.
+
+        So is a fault of the program, or memory that is short, since other lines may do.
+        """
         try:
             return work(*args, **kwargs)
-        except OmniError as error:
-            if not video.place:
+        except BaseException as error:
+            if not video.place or not is_failure(error):
                 raise
+            message, _ = diagnosis(error)
+            if not message:
+                message = in_one_line(error)
+                log.info("%s", "".join(traceback.format_exception(error)).rstrip())
             if tells_for_all():  # ranks that this program has started find what it has found before
-                say(f"{video.place}: {error}", error)
+                say(f"{video.place}: {message}", error)
             return None
 
     def report(self, engine: Engine, result: Result) -> None:
@@ -153,20 +172,27 @@ class VideoMaker:
         if not self.world.is_main:
             return
         if self.as_json:
-            click.echo(json.dumps(figures(engine, self.watcher.load_seconds, result)))
+            tell(json.dumps(figures(engine, self.watcher.load_seconds, result)))
         elif not self.quiet:
             place = result.video or "no file, since no unit writes one"
             took = result.timings.generate_seconds
-            click.echo(f"{place}  ({result.seconds:.2f} s of video in {took:.1f} s)")
+            tell(f"{place}  ({result.seconds:.2f} s of video in {took:.1f} s)")
 
 
-def check_media(plan: Plan, inputs: Mapping[str, BaseModel]) -> None:
-    """Look into the media files among the inputs, so that a bad one is found before any model is loaded."""
+def check_media(plan: Plan, inputs: Mapping[str, BaseModel], seconds: float | None = None) -> None:
+    """Look into the media files among the inputs, so that a bad one is found before any model is loaded.
+
+    seconds: the longest length of the video, None if the sound decides.
+    """
     from omniavatar.media.audio import check_audio
     from omniavatar.media.image import load_image
     from omniavatar.media.video import probe_video
 
-    checks: dict[str, Callable[[Path], Any]] = {"image": load_image, "audio": check_audio, "video": probe_video}
+    checks: dict[str, Callable[[Path], Any]] = {
+        "image": load_image,
+        "audio": partial(check_audio, seconds=seconds),
+        "video": probe_video,
+    }
     looked_at = set()
     for unit in plan.units:
         for name, info in unit.Inputs.model_fields.items():

@@ -6,13 +6,14 @@ import logging
 import signal
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from omniavatar.distributed.leaving import LOST, Word
+from omniavatar.distributed.leaving import LOST, Word, is_ignored
 from omniavatar.distributed.world import RUN_PREFIX, WORD_FILE
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ SAID = (1, 2, OUT_OF_MEMORY)
 """Exit codes of the command line, which has told the user why."""
 PASSED_ON = (signal.SIGTERM, signal.SIGINT)
 """Signals by which the agent ends the other ranks."""
+CATCHES = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
+"""Signals for which the agent installs handlers."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class End:
 def launch(ranks: int, arguments: Sequence[str]) -> End:
     """Run `omni ARGUMENTS` in `ranks` processes until all have ended; if one fails the others are stopped.
 
-    A signal is passed on to them and ends them in the same way.
+    A signal is passed on to them and ends them in the same way; one that is ignored here is ignored by all.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -48,7 +51,7 @@ def launch(ranks: int, arguments: Sequence[str]) -> End:
     agent = logging.getLogger("torch.distributed.elastic")
     agent.addHandler(logging.NullHandler())  # what it says of ranks that end is said better below
     agent.propagate = False
-    with TemporaryDirectory(prefix=RUN_PREFIX) as folder:
+    with TemporaryDirectory(prefix=RUN_PREFIX) as folder, ignored_signals_blocked():
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -68,6 +71,32 @@ def launch(ranks: int, arguments: Sequence[str]) -> End:
         except SignalException as error:
             return end_by_signal(error.sigval, Word.read_all(Path(folder), WORD_FILE))
     return End()
+
+
+@contextmanager
+def ignored_signals_blocked() -> Iterator[None]:
+    """Keep signals that are ignored from the handlers that the agent installs, whatever is ignored here.
+
+    The processes that it starts inherit that. Only SIGTERM, by which the agent ends them, must reach them: see
+    `listen_to_agent`.
+    """
+    ignored = {number for number in CATCHES if is_ignored(number)}
+    if not ignored or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ignored)
+    try:
+        yield
+    finally:
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)  # this also drops those that have come
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def listen_to_agent() -> None:
+    """Let the signals by which the agent ends this rank arrive, where its user ignores them."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def end_of(failures: Mapping[int, ProcessFailure], words: Sequence[Word]) -> End:

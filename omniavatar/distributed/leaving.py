@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,6 +25,7 @@ LOST = 4
 GRACE_SECONDS = 3.0
 """How long the main thread may take to hear a signal; it does not while it waits inside a library."""
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that ask to end."""
 
 
 class Stopped(BaseException):
@@ -72,10 +73,16 @@ class Word:
         return sorted((cls(**{**word, "notes": tuple(word["notes"])}) for word in found), key=lambda word: word.time)
 
 
+def is_ignored(number: int) -> bool:
+    """Whether whoever started this process, or somebody in it, ignores a signal."""
+    return signal.getsignal(number) is signal.SIG_IGN
+
+
 @contextmanager
 def stoppable(rescue: Callable[[Stopped], object]) -> Iterator[None]:
     """Let the first signal that asks to end raise `Stopped` in the main thread, and none disturb it afterwards.
 
+    A signal that is ignored, as nohup wants it for SIGHUP, stays ignored.
     rescue: called from another thread if the main thread does not hear the signal; the process ends after it. Where
     something in the with-block has taken over a signal, what comes of it is left to that.
     """
@@ -98,7 +105,7 @@ def stoppable(rescue: Callable[[Stopped], object]) -> Iterator[None]:
 
     inlet, outlet = socket.socketpair()
     outlet.setblocking(False)
-    before = {each: signal.signal(each, stop) for each in SIGNALS}
+    before = {each: signal.signal(each, stop) for each in SIGNALS if not is_ignored(each)}
     descriptor = signal.set_wakeup_fd(outlet.fileno(), warn_on_full_buffer=False)
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -147,6 +154,7 @@ def place_of(frame: FrameType | None) -> str:
 
 def leave(code: int) -> NoReturn:
     """End this process now: what libraries do at exit may wait for ranks that are gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # full, closed, or not there: no reason to stay
+            stream.flush()
     os._exit(code)

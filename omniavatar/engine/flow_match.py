@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from omniavatar.lazy import torch
 
-from omniavatar.engine.scopes import Step, Window
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.scopes import Step, Window
 
 TIMESTEPS = 1000
 
@@ -34,6 +37,8 @@ def shifted_sigmas(
 
 def steps_along(window: Window, sigmas: Sequence[float]) -> list[Step]:
     """A step between every two of these noise levels."""
+    from omniavatar.engine.scopes import Step
+
     return [
         Step(window, index, sigma * TIMESTEPS, sigma, following)
         for index, (sigma, following) in enumerate(pairwise(sigmas))

@@ -4,25 +4,29 @@
 
 A name is a unit or a preset; `-` takes a unit out; a unit named twice gets both groups of settings, the later ones win.
 The order is that of the expression, changed only where a unit needs what a later one provides.
+
+Settings come from several sources; `omniavatar.engine.settings.Strength` says which of them wins.
 """
 
 from __future__ import annotations
 
 import heapq
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from omniavatar.engine.settings import DEFAULT, Chosen, Layer, Setting, SettingsByUnit, Strength, put
 from omniavatar.engine.unit import InputKind, PipelineUnit, declaration_faults
 from omniavatar.errors import InputError, PlanError, explain, nearest
 from omniavatar.hookspecs import PROJECT
+from omniavatar.values import parse_yaml
 
-SettingsByUnit = Mapping[str, Mapping[str, Any]]
+log = logging.getLogger(__name__)
 
 EXCLUSIVE_HOOKS = ("plan_windows", "plan_steps", "guide", "advance", "decode_latents")
 ANSWERED_HOOKS = {
@@ -33,7 +37,11 @@ ANSWERED_HOOKS = {
     "advance": "a sampler such as euler",
 }
 """The hooks that some unit must answer, and what kind of unit does."""
+SHARED_HOOKS = ("substitute", "predict", "call", "run_blocks")
+"""First-result hooks that several units may answer, if all but the last leave some calls to the others."""
 PREVIOUS = "previous."
+LONGEST = 100
+"""Letters of an expression that are shown in an error."""
 NAME = re.compile(r"[A-Za-z0-9_]+(?:-[A-Za-z0-9_]+)*")
 
 
@@ -51,18 +59,14 @@ class Catalog:
 
 @dataclass(frozen=True)
 class Plan:
-    """Units in the order in which their hooks run."""
+    """Units in the order in which their hooks run.
+
+    origins: by unit and setting where its value comes from: "default", "preset original", "checkpoint NAME",
+    "file NAME", "plan", "settings" (options too) or "--hp". Only for plans that were built.
+    """
 
     units: Sequence[PipelineUnit] = field(default_factory=tuple)
-
-    def __contains__(self, name: object) -> bool:
-        return any(unit.name == name for unit in self.units)
-
-    def check_complete(self) -> None:
-        """Raise PlanError if no unit answers a hook without which no video can be made."""
-        for hook, remedy in ANSWERED_HOOKS.items():
-            if not any(claims_hook(type(unit), hook) for unit in self.units):
-                raise PlanError(f"no unit of the plan answers '{hook}'; add {remedy}")
+    origins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -72,6 +76,15 @@ class Plan:
     def __str__(self) -> str:
         """A plan expression that makes the same units."""
         return "+".join(map(repr, self.units))
+
+    def __contains__(self, name: object) -> bool:
+        return any(unit.name == name for unit in self.units)
+
+    def check_complete(self) -> None:
+        """Raise PlanError if no unit answers a hook without which no video can be made."""
+        for hook, remedy in ANSWERED_HOOKS.items():
+            if not any(claims_hook(type(unit), hook) for unit in self.units):
+                raise PlanError(f"no unit of the plan answers '{hook}'; add {remedy}")
 
     @property
     def input_fields(self) -> dict[str, Any]:
@@ -98,9 +111,18 @@ def _inputs_of(unit: PipelineUnit, raw: Mapping[str, Any]) -> BaseModel:
 # Parsing ------------------------------------------------------------------------------------------------------------
 
 
-def parse(expression: str, catalog: Catalog, _inside: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
-    """The units that an expression names, in order, each with its settings. Raises PlanError."""
-    chosen: dict[str, dict[str, Any]] = {}
+def parse(expression: str, catalog: Catalog) -> dict[str, dict[str, Any]]:
+    """The units that an expression names, in order, each with its settings, those of presets included.
+
+    Raises PlanError.
+    """
+    chosen = choose(expression, catalog)
+    return {unit: {name: setting.value for name, setting in settings.items()} for unit, settings in chosen.items()}
+
+
+def choose(expression: str, catalog: Catalog, _inside: tuple[str, ...] = ()) -> dict[str, dict[str, Setting]]:
+    """Like `parse`, but with where each setting stands: in the expression itself or in a preset, which is weaker."""
+    chosen: dict[str, dict[str, Setting]] = {}
     position, sign = 0, "+"
     text = expression.strip()
     if not text:
@@ -118,23 +140,27 @@ def parse(expression: str, catalog: Catalog, _inside: tuple[str, ...] = ()) -> d
 
 
 def _apply(
-    chosen: dict[str, dict[str, Any]],
+    chosen: dict[str, dict[str, Setting]],
     sign: str,
     name: str,
     settings: dict[str, Any],
     catalog: Catalog,
     inside: tuple[str, ...],
 ) -> None:
-    """Add or take out one term of an expression."""
+    """Add or take out one term of an expression, or of the preset that it stands in."""
     if name in inside:
         raise PlanError(f"preset '{name}' contains itself: {' > '.join((*inside, name))}")
     is_preset = name in catalog.presets
     if settings and (is_preset or sign == "-"):
         raise PlanError(f"'{name}' takes no settings here; settings belong to a unit that is added")
-    members = parse(catalog.presets[name], catalog, (*inside, name)) if is_preset else {name: settings}
+    strength, origin = (Strength.PRESET, f"preset {inside[-1]}") if inside else (Strength.PLAN, "plan")
+    written = {name: {key: Setting(value, strength, origin) for key, value in settings.items()}}
+    members = choose(catalog.presets[name], catalog, (*inside, name)) if is_preset else written
     for unit, values in members.items():
         if sign == "+":
-            chosen.setdefault(unit, {}).update(values)
+            present = chosen.setdefault(unit, {})
+            for key, setting in values.items():
+                put(present, key, setting)
         elif chosen.pop(unit, None) is None:
             raise PlanError(f"'-{unit}': the plan has no unit '{unit}' to take out{nearest(unit, chosen)}")
 
@@ -173,7 +199,7 @@ def _read_settings(text: str, position: int) -> tuple[dict[str, Any], int]:
             items.append(text[start:end])
             start = end + 1
         if depth == 0:
-            return dict(_read_setting(item) for item in items if item.strip()), _skip_spaces(text, end + 1)
+            return _settings_of(items), _skip_spaces(text, end + 1)
     raise PlanError(f"plan expression '{text}': '(' is never closed")
 
 
@@ -189,32 +215,112 @@ def _outside_quotes(text: str, position: int) -> Iterator[int]:
             yield index
 
 
+def _settings_of(items: Iterable[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for item in filter(None, map(str.strip, items)):
+        key, value = _read_setting(item)
+        if key in settings:
+            raise PlanError(f"setting '{item}': '{key}' is given twice")
+        settings[key] = value
+    return settings
+
+
 def _read_setting(item: str) -> tuple[str, Any]:
-    key, equals, value = item.partition("=")
-    if not equals or not key.strip():
-        raise PlanError(f"setting '{item.strip()}' is not key=value")
+    key, equals, value = (part.strip() for part in item.partition("="))
+    if not equals or not key:
+        raise PlanError(f"setting '{item}' is not key=value")
     try:
-        return key.strip().replace("-", "_"), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise PlanError(f"setting '{item.strip()}': cannot read the value") from None
+        return key.replace("-", "_"), parse_yaml(value)
+    except ValueError as error:
+        shown = item if len(item) <= LONGEST else f"{item[:LONGEST]}..."
+        raise PlanError(f"setting '{shown}': cannot read the value: {error}") from None
 
 
 # Building -----------------------------------------------------------------------------------------------------------
 
 
-def build_plan(expression: str, catalog: Catalog, *layers: SettingsByUnit) -> Plan:
+def build_plan(expression: str | Chosen, catalog: Catalog, *layers: SettingsByUnit | Layer) -> Plan:
     """Parse, make the units and order them. Raises PlanError if they do not fit together.
 
-    layers: settings by unit name, weakest first; those in the expression are stronger than all. Settings of units that
-    are not in the plan are left alone, so that a checkpoint or a file can speak about units that one run leaves out.
+    expression: or what `choose` has read in one. layers: settings by unit; plain mappings are as strong as
+    configuration files, the later ones stronger. Checkpoints and files may speak about units that one run leaves out.
     """
-    chosen = parse(expression, catalog)
-    units = []
-    for name, settings in chosen.items():
-        merged = {key: value for layer in layers for key, value in layer.get(name, {}).items()}
-        units.append(make_unit(catalog.units[name], {**merged, **settings}))
+    chosen = choose(expression, catalog) if isinstance(expression, str) else expression
+    named = [layer if isinstance(layer, Layer) else Layer(Strength.FILE, "settings", layer) for layer in layers]
+    settings = resolve(chosen, catalog, *named)
+    units, origins = [], {}
+    for name, found in settings.items():
+        unit_class = catalog.units[name]
+        given = {key: setting.origin for key, setting in found.items()}
+        units.append(make_unit(unit_class, {key: setting.value for key, setting in found.items()}, given))
+        origins[name] = dict.fromkeys(unit_class.Settings.model_fields, DEFAULT) | given
     check_together(units)
-    return Plan(tuple(order(units)))
+    ordered = order(units)
+    check_answers(ordered)
+    return Plan(tuple(ordered), {unit.name: origins[unit.name] for unit in ordered})
+
+
+def resolve(chosen: Chosen, catalog: Catalog, *layers: Layer) -> dict[str, dict[str, Setting]]:
+    """The settings that count, by unit: of every setting the strongest, of equally strong ones the later.
+
+    What a layer says about an absent unit goes to the unit of the plan that has taken its place, where that has a
+    setting of the same name: unipc takes the steps that a checkpoint wants of euler. Raises PlanError if nothing takes
+    an override; for weaker layers this is a warning.
+    """
+    settings = {unit: dict(written) for unit, written in chosen.items()}
+    for layer in sorted(layers, key=lambda layer: layer.strength):
+        for unit in sorted(layer.settings, key=lambda unit: unit in chosen):  # a unit's own settings come last
+            taker = unit if unit in chosen else in_place_of(unit, chosen, catalog)
+            known = catalog.units[taker].Settings.model_fields if taker is not None else ()
+            left = []
+            for name, value in layer.settings[unit].items():
+                if taker is not None and (name in known or taker == unit):
+                    put(settings[taker], name, Setting(value, layer.strength, layer.origin))
+                else:
+                    left.append(name)
+            if left:
+                _tell_of_left(layer, unit, left, taker)
+    return settings
+
+
+def _tell_of_left(layer: Layer, unit: str, names: Sequence[str], taker: str | None) -> None:
+    """Refuse or report settings of an absent unit that no unit of the plan takes."""
+    listed = ", ".join(f"{unit}.{name}" for name in names)
+    reason = f"unit '{unit}' is not in the plan"
+    if taker is not None:
+        reason += f", and '{taker}' in its place has no such setting"
+    if layer.strength == Strength.OVERRIDE:
+        raise PlanError(f"{layer.origin}: nothing takes {listed}: {reason}; leave it out, or add the unit")
+    if taker is not None:
+        log.warning("%s: %s has no effect: %s", layer.origin, listed, reason)
+
+
+def in_place_of(unit: str, chosen: Iterable[str], catalog: Catalog) -> str | None:
+    """The unit of the plan that answers an exclusive hook as this absent one would, such as another sampler."""
+    if unit not in catalog.units:
+        return None
+    hooks = [hook for hook in EXCLUSIVE_HOOKS if claims_hook(catalog.units[unit], hook)]
+    return next((name for name in chosen if any(claims_hook(catalog.units[name], hook) for hook in hooks)), None)
+
+
+def check_names(layer: Layer, catalog: Catalog) -> None:
+    """Raise PlanError for settings of a unit that does not exist, and for settings that a unit does not have."""
+    for unit, values in layer.settings.items():
+        if unit not in catalog.units:
+            raise PlanError(f"{layer.origin}: unknown unit '{unit}'{nearest(str(unit), catalog.units)}")
+        try:
+            check_fields(catalog.units[unit], values)
+        except PlanError as error:
+            raise PlanError(f"{layer.origin}: {error}") from None
+
+
+def check_present(settings: SettingsByUnit, chosen: Chosen, catalog: Catalog) -> None:
+    """Raise PlanError for explicit settings of a unit that exists and is not in the plan."""
+    for unit in settings:
+        if unit in catalog.units and unit not in chosen:
+            taker = in_place_of(unit, chosen, catalog)
+            hint = f"'{taker}' is in its place" if taker else f"add it, such as with '+{unit}'"
+            raise PlanError(f"settings: unit '{unit}' is not in the plan; {hint}")
 
 
 def with_settings(plan: Plan, changes: SettingsByUnit) -> Plan:
@@ -224,10 +330,13 @@ def with_settings(plan: Plan, changes: SettingsByUnit) -> Plan:
     """
     for name, values in changes.items():
         if name not in plan:
-            raise PlanError(f"settings for '{name}', which the plan does not have{nearest(name, plan.names)}")
+            raise PlanError(f"settings: unit '{name}' is not in the plan{nearest(name, plan.names)}")
         if not isinstance(values, Mapping):
-            raise PlanError(f"settings for '{name}' are {values!r} and not a mapping of names to values")
-    return replace(plan, units=tuple(_changed(unit, changes.get(unit.name) or {}) for unit in plan.units))
+            raise PlanError(f"settings: those of '{name}' are {values!r} and not a mapping of names to values")
+    units = tuple(_changed(unit, changes.get(unit.name) or {}) for unit in plan.units)
+    given = {name: dict.fromkeys(values, "settings") for name, values in changes.items()}
+    origins = {name: {**plan.origins.get(name, {}), **given.get(name, {})} for name in plan.names}
+    return replace(plan, units=units, origins=origins)
 
 
 def _changed(unit: PipelineUnit, values: Mapping[str, Any]) -> PipelineUnit:
@@ -244,27 +353,44 @@ def _changed(unit: PipelineUnit, values: Mapping[str, Any]) -> PipelineUnit:
     return changed
 
 
-def make_unit(unit_class: type[PipelineUnit], settings: Mapping[str, Any]) -> PipelineUnit:
+def make_unit(
+    unit_class: type[PipelineUnit], settings: Mapping[str, Any], origins: Mapping[str, str] | None = None
+) -> PipelineUnit:
     """The unit with these settings.
 
+    origins: where each is from, to be said if it is wrong.
     Raises PlanError that names the unit and what its class says wrongly, or the setting and what it accepts.
     """
     fault = next(declaration_faults(unit_class), "")
     if fault:
         raise PlanError(f"unit '{unit_class.name}': {fault}")
-    fields = unit_class.Settings.model_fields
-    for key in settings:
-        if key not in fields:
-            hint = nearest(key, fields) if fields else "; it has no settings"
-            raise PlanError(f"unit '{unit_class.name}' has no setting '{key}'{hint}")
+    check_fields(unit_class, settings, origins)
     try:
         return unit_class(**settings)
     except ValidationError as error:
-        raise PlanError(f"unit '{unit_class.name}': {explain(error)}") from None
+        setting = next(iter(error.errors()[0]["loc"]), "")
+        raise PlanError(f"unit '{unit_class.name}': {explain(error)}{_source(origins, setting)}") from None
+
+
+def check_fields(
+    unit_class: type[PipelineUnit], names: Iterable[str], origins: Mapping[str, str] | None = None
+) -> None:
+    """Raise PlanError for a setting that the unit does not have."""
+    fields = unit_class.Settings.model_fields
+    for name in names:
+        if name not in fields:
+            hint = nearest(str(name), fields) if fields else "; it has no settings"
+            raise PlanError(f"unit '{unit_class.name}' has no setting '{name}'{hint}{_source(origins, name)}")
+
+
+def _source(origins: Mapping[str, str] | None, setting: Any) -> str:
+    """Where a wrong setting is from, for those that the user does not have before his eyes."""
+    origin = (origins or {}).get(setting, "plan")
+    return "" if origin in ("plan", "settings") else f" (from {origin})"
 
 
 def check_together(units: Sequence[PipelineUnit]) -> None:
-    """Refuse conflicts, values that nobody or two units make, and two claims on one exclusive hook."""
+    """Refuse conflicts, values that nobody or two units make, and two claims on one thing or exclusive hook."""
     check_conflicts(units)
     makers: dict[str, str] = {}
     claims: dict[str, str] = {}
@@ -274,11 +400,28 @@ def check_together(units: Sequence[PipelineUnit]) -> None:
                 raise PlanError(
                     f"units '{maker}' and '{unit.name}' both provide '{value}'; leave one out with -{maker}"
                 )
-        for hook in EXCLUSIVE_HOOKS:
-            if claims_hook(type(unit), hook) and (other := claims.setdefault(hook, unit.name)) != unit.name:
-                raise PlanError(f"units '{other}' and '{unit.name}' both claim '{hook}'; leave one out with -{other}")
+        hooks = [hook for hook in EXCLUSIVE_HOOKS if claims_hook(type(unit), hook)]
+        for claim in (*hooks, *unit.claims):
+            if (other := claims.setdefault(claim, unit.name)) != unit.name:
+                raise PlanError(f"units '{other}' and '{unit.name}' both claim '{claim}'; leave one out with -{other}")
     check_needs(units, makers)
     check_inputs(units)
+
+
+def check_answers(units: Sequence[PipelineUnit]) -> None:
+    """Refuse units, in the order of the plan, whose answer to a first-result hook would never be asked for."""
+    for hook in SHARED_HOOKS:
+        before: PipelineUnit | None = None
+        for unit in sorted(units, key=lambda unit: not answers_first(type(unit), hook)):
+            if not answers(type(unit), hook):
+                continue
+            if before is not None:
+                raise PlanError(
+                    f"units '{before.name}' and '{unit.name}' both answer '{hook}', and the first, '{before.name}', "
+                    f"leaves nothing to the other; leave one out with -{before.name}"
+                )
+            if hook not in unit.passes_on:
+                before = unit
 
 
 def made_by(unit: PipelineUnit) -> list[str]:
@@ -363,14 +506,30 @@ def hooks_of(unit_class: type[PipelineUnit]) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def claims_hook(unit_class: type[PipelineUnit], hook: str) -> bool:
-    """Whether the unit answers this hook itself, rather than wrapping it."""
-    return any(
-        (options["specname"] or attribute) == hook and not options["wrapper"] and not options["hookwrapper"]
-        for attribute, options in hooks_of(unit_class).items()
-    )
+def implementations(unit_class: type[PipelineUnit], hook: str) -> list[Mapping[str, Any]]:
+    """pluggy's options of each of the unit's methods for a hook."""
+    found = hooks_of(unit_class)
+    return [options for attribute, options in found.items() if (options["specname"] or attribute) == hook]
 
 
 def implements(unit_class: type[PipelineUnit], hook: str) -> bool:
     """Whether the unit answers or wraps this hook."""
-    return any((options["specname"] or attribute) == hook for attribute, options in hooks_of(unit_class).items())
+    return bool(implementations(unit_class, hook))
+
+
+def claims_hook(unit_class: type[PipelineUnit], hook: str) -> bool:
+    """Whether the unit answers this hook itself, rather than wrapping it."""
+    return any(not (options["wrapper"] or options["hookwrapper"]) for options in implementations(unit_class, hook))
+
+
+def answers(unit_class: type[PipelineUnit], hook: str) -> bool:
+    """Whether the unit answers this hook before the one whose work it is, which answers last."""
+    return any(
+        not (options["wrapper"] or options["hookwrapper"] or options["trylast"])
+        for options in implementations(unit_class, hook)
+    )
+
+
+def answers_first(unit_class: type[PipelineUnit], hook: str) -> bool:
+    """Whether the unit is asked before those that only the order of the plan decides about."""
+    return any(options["tryfirst"] for options in implementations(unit_class, hook) if not options["wrapper"])

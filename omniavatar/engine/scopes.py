@@ -317,8 +317,8 @@ class Step(Scope):
         self.timestep = timestep
         self.sigma = sigma
         self.sigma_next = sigma_next
-        self.network: Any = self.engine.model("dit")
         self.regimes: set[str] = set()
+        self.network: Any = self.engine.model("dit")
         self.velocity: Tensor = torch.empty(0)
 
     @property

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Container, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -40,41 +40,58 @@ class StepCache(PipelineUnit):
     """
 
     conflicts: ClassVar = {"first-block-cache": OTHER_CACHE}
+    passes_on = ("run_blocks",)
 
-    def schedule(self, steps: Sequence[Step], count: int) -> Schedule:
-        """What is done in these steps, all of one network, of a window with `count` steps."""
+    def schedule(self, steps: Sequence[Step], count: int, computed: Container[int]) -> Schedule:
+        """What is done in these steps, all of one network, of a window with `count` steps.
+
+        computed: places in `steps` that must not be skipped: the first one, and those where regimes change.
+        """
         raise NotImplementedError
 
     def schedules(self, window: Window) -> dict[str, Schedule]:
         """The schedule of every network, by its role."""
-        return {role: self.schedule(steps, len(window.steps)) for role, steps in steps_by_role(window)}
+        return {
+            role: self.schedule(steps, len(window.steps), {0, *borders(steps)}) for role, steps in steps_by_role(window)
+        }
 
     def forecast(self, window: Window) -> Iterable[str]:
-        """Such as "dit: 6 of 10 steps skipped; computed: 1-2, 5, 8"."""
+        """Such as "dit: 6 of 10 steps skipped; computed: 1-2, 5, 8; guidance-interval changes at 5"."""
         schedules = self.schedules(window)
         for role, steps in steps_by_role(window):
             skips = schedules[role].skips
             computed = [step.index + 1 for step, skip in zip(steps, skips, strict=True) if not skip]
-            yield f"{role}: {sum(skips)} of {len(skips)} steps skipped; computed: {ranges(computed)}"
+            line = f"{role}: {sum(skips)} of {len(skips)} steps skipped; computed: {ranges(computed)}"
+            yield "; ".join([line, *(f"{name} changes at {ranges(at)}" for name, at in changes_of_regimes(steps))])
 
     @hookimpl(trylast=True)
     def begin_window(self, window: Window) -> None:
-        """Last, when every step has its network. A step that is skipped knows the one whose residual it takes."""
+        """Last, when every step has its network. A step that is skipped knows the one whose residual it takes.
+
+        A step that runs its blocks knows whether what they add is needed: whether the next step is skipped.
+        """
         schedules = self.schedules(window)
         window[f"{self.name}.schedules"] = schedules
         for role, steps in steps_by_role(window):
+            skips = schedules[role].skips
             source = 0
-            for step, skip in zip(steps, schedules[role].skips, strict=True):
+            for step, skip, is_needed in zip(steps, skips, [*skips[1:], False], strict=True):
                 source = source if skip else step.index
                 step[f"{self.name}.source"] = source
+                step[f"{self.name}.is_needed"] = is_needed
 
     @hookimpl(wrapper=True, specname="run_blocks")
     def remember(self, forward: Forward) -> Generator[None, Tensor, Tensor]:
-        """Keep what the blocks added, whenever they ran."""
+        """When the blocks ran, keep what they added if it is needed, and in any case let go of what they added before.
+
+        It is as large as the tokens of all branches.
+        """
         before, reuses = forward.x, self._residual(forward) is not None
         result = yield
-        if not reuses and f"{self.name}.source" in forward.step:
-            forward.memory[f"{self.name}.residual"] = Residual(result - before, forward.step.index)
+        if not reuses:
+            is_needed = forward.step.get(f"{self.name}.is_needed", default=False)
+            residual = Residual(result - before, forward.step.index) if is_needed else None
+            forward.memory[f"{self.name}.residual"] = residual
         return result
 
     @hookimpl
@@ -89,6 +106,21 @@ class StepCache(PipelineUnit):
         if source is None or residual is None:
             return None
         return residual if source <= residual.index < forward.step.index else None
+
+
+def borders(steps: Sequence[Step]) -> list[int]:
+    """The places of steps whose regimes differ from those of the step before: what is computed there is new."""
+    return [place for place, (before, step) in enumerate(pairwise(steps), start=1) if before.regimes != step.regimes]
+
+
+def changes_of_regimes(steps: Sequence[Step]) -> Iterator[tuple[str, list[int]]]:
+    """Every regime that begins or ends between these steps, with the numbers, from 1, of the steps where it does."""
+    for regime in sorted(set().union(*(step.regimes for step in steps))):
+        at = [
+            step.index + 1 for before, step in pairwise(steps) if (regime in before.regimes) != (regime in step.regimes)
+        ]
+        if at:
+            yield regime, at
 
 
 def steps_by_role(window: Window) -> Iterator[tuple[str, list[Step]]]:

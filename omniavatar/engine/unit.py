@@ -7,20 +7,21 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, InstanceOf
+from pydantic import BaseModel, ConfigDict, InstanceOf, PlainValidator, ValidationInfo, field_validator
 
 from omniavatar.errors import nearest
-from omniavatar.media.paths import input_file
+from omniavatar.media.sound import Samples, sound_input
+from omniavatar.values import refuse_bools
 
 if TYPE_CHECKING:
     from omniavatar.engine.engine import Engine, Models
     from omniavatar.engine.scopes import Window
+    from omniavatar.media.clip import Clip
 
 ALL = "*"
 """In `host_roles`: every role."""
@@ -35,30 +36,60 @@ class InputKind:
     kind: str
 
 
-InMemory = InstanceOf[np.ndarray]
-"""What a file holds, where a program has it already: a picture (h w 3) uint8, or a sound (n,) float32 at 16 kHz."""
+def _image(value: Any, info: ValidationInfo) -> Path | np.ndarray:
+    from omniavatar.media.image import image_input  # here, since it imports torch
+
+    return image_input(value, _named(info, "image"))
 
 
-def given(value: Path | np.ndarray, what: str) -> Path | np.ndarray:
-    """The path of a file that can be read, or what is in memory."""
-    return value if isinstance(value, np.ndarray) else input_file(value, what)
+def _audio(value: Any, info: ValidationInfo) -> Path | Samples:
+    return sound_input(value, _named(info, "audio"))
 
 
-ImageFile = Annotated[Path | InMemory, AfterValidator(partial(given, what="image")), InputKind("image")]
-AudioFile = Annotated[Path | InMemory, AfterValidator(partial(given, what="audio")), InputKind("audio")]
-VideoFile = Annotated[Path, AfterValidator(partial(input_file, what="video")), InputKind("video")]
+def _video(value: Any, info: ValidationInfo) -> Path | Clip:
+    from omniavatar.media.clip import video_input
+
+    return video_input(value, _named(info, "video"))
 
 
-class UnitSettings(BaseModel):
+def _named(info: ValidationInfo, kind: str) -> str:
+    """What errors call an input: its name in words, of several pictures "image"."""
+    name = (info.field_name or kind).replace("_", " ")
+    return name.removesuffix("s") if name.endswith(f"{kind}s") else name
+
+
+ImageFile = Annotated[Path | InstanceOf[np.ndarray], PlainValidator(_image), InputKind("image")]
+"""A picture; a unit gets a file that can be read, or pixels (h w 3) uint8. See `media.image.load_image`."""
+AudioFile = Annotated[Path | InstanceOf[Samples], PlainValidator(_audio), InputKind("audio")]
+"""A sound; a unit gets a file that can be read, or `Samples`. See `media.sound.sound_input`."""
+VideoFile = Annotated[Path | Any, PlainValidator(_video), InputKind("video")]
+"""A video, or a picture instead; a unit gets a file that can be read, or a `Clip`. See `media.clip.video_input`."""
+
+
+def listed(value: Any) -> Any:
+    """An input that may be one or several, as several; for a `BeforeValidator`."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+class Values(BaseModel):
+    """Base of settings and inputs: other names, numbers that are none (nan, inf) and true for 1 are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        return refuse_bools(value, cls.model_fields[str(info.field_name)].annotation)
+
+
+class UnitSettings(Values):
     """Base of a unit's settings. Give every field a description (with its unit) and bounds; other names are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(validate_default=True)
 
 
-class UnitInputs(BaseModel):
+class UnitInputs(Values):
     """Base of a unit's inputs: what changes from video to video. The command line makes an option of each."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True)
@@ -87,6 +118,10 @@ class PipelineUnit:
     uses: like needs, but only if some unit of the plan provides it.
     provides: values it stores. A name that is also in needs or uses is changed rather than made.
     conflicts: units, or values that others provide, that must not be in the same plan, each with the reason.
+    passes_on: first-result hooks that it answers in some calls only, and leaves to the units behind it in the others.
+        Of several units that answer the same one, all but the last must.
+    claims: things of an engine of which there is one and which it replaces, such as "attention_kernel"; two units of a
+        plan must not claim the same.
     nulls: for every condition that it brings and branches may drop: values that it provides, each with the value that
         stands for nothing, zeros if it is not there; training drops conditions by them.
     roles, optional_roles: models it works with.
@@ -111,6 +146,8 @@ class PipelineUnit:
     uses: ClassVar[tuple[str, ...]] = ()
     provides: ClassVar[tuple[str, ...]] = ()
     conflicts: ClassVar[Mapping[str, str]] = {}
+    passes_on: ClassVar[tuple[str, ...]] = ()
+    claims: ClassVar[tuple[str, ...]] = ()
     nulls: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     roles: ClassVar[tuple[str, ...]] = ()
     optional_roles: ClassVar[tuple[str, ...]] = ()
@@ -183,7 +220,8 @@ class PipelineUnit:
 
 def declaration_faults(unit_class: type[PipelineUnit]) -> Iterator[str]:
     """What a class says about itself in another form than `PipelineUnit` does, one line each."""
-    for attribute in ("needs", "uses", "provides", "roles", "optional_roles", "host_roles", "idle_in_steps"):
+    names_in_tuples = ("needs", "uses", "provides", "passes_on", "claims")
+    for attribute in (*names_in_tuples, "roles", "optional_roles", "host_roles", "idle_in_steps"):
         names = getattr(unit_class, attribute)
         if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
             yield f"its {attribute} are {names!r} and not names in a tuple, such as ('frames',)"

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
@@ -22,6 +23,9 @@ from omniavatar.errors import InputError, OmniError
 from omniavatar.media.paths import input_file, shown
 
 _CHUNK = 1 << 20
+_LISTS = {b"ffconcat ": "ffconcat", b"#EXTM3U": "m3u8"}
+"""How lists of other media files begin."""
+_REPORTED = re.compile(r"^  (Duration|Program|Stream #0:\d+)", re.MULTILINE)
 _PREFIX = re.compile(r"^(\[[^\]]*\] )+")
 _SHORTAGES = frozenset((errno.E2BIG, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC))
 _AFTERMATH = (
@@ -149,15 +153,20 @@ def run(arguments: Sequence[str]) -> bytearray:
 
 
 def describe(path: str | os.PathLike[str], what: str) -> str:
-    """ffmpeg's description of a media file: a `Duration:` line and a `Stream #0:n` line for each stream."""
-    input_file(path, what)
-    with Ffmpeg(source(path)) as process:
+    """ffmpeg's description of a media file: a `Duration:` line and a `Stream #0:n` line for each stream.
+
+    Raises InputError for what is no media file, a list of others, or named so that the description would be wrong.
+    """
+    file_path = input_file(path, what)
+    _check_no_list(file_path, what)
+    with Ffmpeg(source(file_path)) as process:
         process.read()
         with contextlib.suppress(FfmpegError):  # it always asks for an output file
             process.finish()
         log = process.log()
     if "\nInput #0" not in f"\n{log}":
         raise InputError(f"{what} {shown(path)} is not a media file that ffmpeg can read: {last_words(log)}")
+    _check_report(log, f"{what} {shown(path)}")
     return log
 
 
@@ -172,7 +181,7 @@ def count_packets(path: str | os.PathLike[str], stream: str = "0:V:0") -> int:
 
 def duration_in(description: str) -> float | None:
     """Seconds according to the container (to 10 ms, estimated for some formats), or None where it does not say."""
-    match = re.search(r"^ +Duration: (\d+):(\d\d):(\d\d\.\d+)", description, re.MULTILINE)
+    match = re.search(r"^  Duration: (\d+):(\d\d):(\d\d\.\d+)", description, re.MULTILINE)
     return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) if match else None
 
 
@@ -181,3 +190,24 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def _check_no_list(path: Path, what: str) -> None:
+    """Refuse lists of files, which may name themselves, or more files than anybody has."""
+    with open(path, "rb") as file:
+        head = file.read(16)
+    for beginning, kind in _LISTS.items():
+        if head.startswith(beginning):
+            raise InputError(f"{what} {shown(path)} is a list of other files ({kind}); join them to one file")
+
+
+def _check_report(log: str, name: str) -> None:
+    """Refuse a description with lines that a file's name or its metadata have put there.
+
+    The duration comes first, then every stream once, or again where there are programs, as in broadcasts.
+    """
+    lines = _REPORTED.findall(log)
+    streams = [line for line in lines if line.startswith("Stream")]
+    again = len(streams) != len(set(streams)) and "Program" not in lines
+    if lines[:1] != ["Duration"] or lines.count("Duration") != 1 or again:
+        raise InputError(f"{name} has a name or metadata that look like ffmpeg's output; rename or convert it")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
+from collections import deque
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,56 +12,66 @@ from einops import rearrange
 from torch import Tensor
 
 from omniavatar.errors import InputError
+from omniavatar.media.clip import video_input
 from omniavatar.media.ffmpeg import Ffmpeg, FfmpegError
-from omniavatar.media.paths import shown
-from omniavatar.media.video import decoding, probe_video
+from omniavatar.media.video import VideoInfo, decoder, decoding, name_of, probe_video
 
 _AT_ONCE = 32
 
 
 class Footage:
-    """The pictures of a video file at a constant rate and size; of a picture file, its one.
+    """The pictures of a video at a constant rate and size; of a picture, its one.
 
     Pieces may share pictures, as windows do, and what is kept is one piece. One that begins before the last one did
-    starts the file anew; all others go on where decoding has come to, so that a file is decoded once.
+    starts the video anew; all others go on where decoding has come to, so that a video is decoded once.
 
         with Footage("pose.mp4", fps=25, size=(400, 720)) as footage:
-            pictures = footage.read(0, 81)
+            pictures = footage.read(0, 81, device="cuda")
 
+    source: a path, or what a program has in memory; see `clip.video_input`.
     fps, size: of the pieces; height and width in pixels, which are covered and cropped as `read_video` does.
-    length: pictures at that rate; None for a picture file, or where they cannot be counted.
-    Raises InputError if the file has no video track.
+    info: what `probe_video` says, where it is known already.
+    length: pictures at that rate; None for a picture, or where they cannot be counted.
+    Raises InputError if there is no video track.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, fps: float, size: tuple[int, int]) -> None:
-        info = probe_video(path)
-        self.path, self.size = path, size
+    def __init__(self, source: Any, *, fps: float, size: tuple[int, int], info: VideoInfo | None = None) -> None:
+        self.source = video_input(source)
+        info = probe_video(self.source) if info is None else info
+        self.size = size
         self.is_still = info.is_still
         self.length = info.frames_at(fps)
-        self._arguments = decoding(path, fps=None if self.is_still else fps, size=size)
+        self.name = name_of(self.source)
+        self._arguments = decoding(info.looks, fps=None if self.is_still else fps, size=size, name=self.name)
         self._decoder: Ffmpeg | None = None
         self._begin = 0
-        self._held = np.empty((0, *size, 3), np.uint8)
+        self._held: deque[np.ndarray] = deque()
 
-    def read(self, start: int, stop: int, *, hold: bool = False) -> Tensor:
-        """Pictures [start, stop), as far as there are any: (1 3 n H W) float32 in [0, 1].
+    def read(self, start: int, stop: int, *, hold: bool = False, device: torch.device | str = "cpu") -> Tensor:
+        """Pictures [start, stop), as far as there are any: (1 3 n H W) float32 in [0, 1], on `device`.
 
-        hold: behind the end of the file its last picture stays, so that n is stop - start.
-        Raises InputError if the file cannot be decoded.
+        hold: behind the end of the video its last picture stays, so that n is stop - start.
+        Raises InputError if the video cannot be decoded.
         """
         if self._decoder is None or start < self._begin:
             self._restart()
         while self._end < stop and self._decode(min(stop - self._end, _AT_ONCE)):
             self._forget(start)
         self._forget(start)
-        pictures = self._held[max(0, start - self._begin) : max(0, stop - self._begin)]
+        pictures = [picture for index, picture in enumerate(self._held, self._begin) if start <= index < stop]
         if hold:
-            missing = stop - start - len(pictures)
-            pictures = np.concatenate([pictures, np.repeat(self._held[-1:], missing, axis=0)])
-        return rearrange(torch.tensor(pictures), "t h w c -> 1 c t h w").float() / 255
+            pictures += [self._held[-1]] * (stop - start - len(pictures))
+        return self._as_tensor(pictures, device)
+
+    def last(self, count: int, *, device: torch.device | str = "cpu") -> Tensor:
+        """The last `count` pictures, all if there are fewer, wherever the end is: (1 3 n H W) as `read` gives them."""
+        self._restart()
+        while self._decode(_AT_ONCE):
+            self._forget(self._end - count)
+        return self._as_tensor(list(self._held), device)
 
     def close(self) -> None:
-        """Stop decoding; a later `read` starts the file anew."""
+        """Stop decoding; a later `read` starts the video anew."""
         if self._decoder is not None:
             self._decoder.kill()
             self._decoder = None
@@ -79,15 +89,20 @@ class Footage:
         """The number of the next picture that the decoder gives."""
         return self._begin + len(self._held)
 
+    def _as_tensor(self, pictures: list[np.ndarray], device: torch.device | str) -> Tensor:
+        frames = np.stack(pictures) if pictures else np.empty((0, *self.size, 3), np.uint8)
+        return rearrange(torch.from_numpy(frames).to(device), "t h w c -> 1 c t h w").float() / 255
+
     def _restart(self) -> None:
         self.close()
-        self._begin, self._held = 0, self._held[:0]
+        self._begin = 0
+        self._held.clear()
         try:
-            self._decoder = Ffmpeg(["-v", "error", *self._arguments])
+            self._decoder = decoder(self.source, self._arguments)
         except FfmpegError as error:
             raise self._undecodable(error) from None
         if not self._decode(1):
-            raise InputError(f"video {shown(self.path)} holds no frames")
+            raise InputError(f"{self.name} holds no frames")
 
     def _decode(self, count: int) -> bool:
         """Hold up to `count` pictures more; whether there were any."""
@@ -100,13 +115,14 @@ class Footage:
             except FfmpegError as error:
                 raise self._undecodable(error) from None
         pictures = np.frombuffer(found, np.uint8).reshape(-1, *self.size, 3)
-        self._held = np.concatenate([self._held, pictures])
+        self._held.extend(pictures)
         return len(pictures) > 0
 
     def _forget(self, start: int) -> None:
         """Drop the pictures in front of `start`, but never the last one."""
-        count = max(0, min(start - self._begin, len(self._held) - 1))
-        self._begin, self._held = self._begin + count, self._held[count:]
+        while self._begin < start and len(self._held) > 1:
+            self._held.popleft()
+            self._begin += 1
 
     def _undecodable(self, error: FfmpegError) -> InputError:
-        return InputError(f"video {shown(self.path)} cannot be decoded: {error}")
+        return InputError(f"{self.name} cannot be decoded: {error}")

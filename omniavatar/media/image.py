@@ -1,55 +1,73 @@
-"""Pictures in: any file Pillow reads as 8-bit RGB, and its fit to one of a checkpoint's video sizes."""
+"""Pictures in: any file Pillow reads, or what is in memory, as 8-bit sRGB; its fit to a checkpoint's video sizes."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import warnings
 from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 from torch import Tensor
 
 from omniavatar.errors import InputError
+from omniavatar.media.memory import as_array, content_of, described
 from omniavatar.media.paths import input_file, shown
 
 MIN_SIDE = 16
+MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
+"""Of a picture; Pillow's own limit."""
+MOST_ELONGATED = 100
+"""How many times the longer side may be as long as the shorter one."""
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "DIB", "GIF", "JPEG2000", "PPM", "TGA", "ICO")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+_SPARE = 4
+_ROUNDING = 0.01
 _FULL_SCALES = (1.0, 255.0, 65535.0, float(2**31 - 1))
+_COLOUR_SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}
+_KINDS = "a path, bytes, a PIL image, or an array or tensor (h w 3)"
 
 
-def load_image(path: str | os.PathLike[str] | np.ndarray) -> np.ndarray:
-    """Read a picture: (height, width, 3) uint8, RGB, upright as its EXIF orientation says. One in memory stays itself.
+def load_image(source: Any) -> np.ndarray:
+    """A picture: (height, width, 3) uint8, RGB, upright as its EXIF orientation says.
 
-    Transparent pictures are laid on white, as a viewer shows them (dropping the alpha channel alone would uncover
-    whatever colours the editor left beneath it). 16-bit, 32-bit and float greys are scaled, not clipped. Of an
-    animation the first frame counts. Colour profiles are not applied.
+    source: a path, the bytes of a file, a file object, a PIL image, or an array or tensor (h w c) or (c h w) with 3, 4
+    or 1 channels, or (h w), of uint8 or of numbers from 0 to 1.
+
+    Colour profiles are applied: the values are those of sRGB. Transparent pictures are laid on white, as a viewer shows
+    them (dropping the alpha channel alone would uncover whatever colours the editor left beneath it). 16-bit, 32-bit
+    and float greys are scaled, not clipped. Of an animation the first frame counts. Raises InputError for what is no
+    picture, too large, or of an extreme shape.
     """
-    if isinstance(path, np.ndarray):
-        if path.ndim != 3 or path.shape[2] != 3 or path.dtype != np.uint8 or path.size == 0:
-            raise InputError(f"a picture in memory is (h, w, 3) uint8, not {path.shape} {path.dtype}")
-        return path
-    input_file(path, "image")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                _check_size(image, path)
-                return np.array(_to_rgb(ImageOps.exif_transpose(image)))
-    except InputError:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        raise InputError(f"image {shown(path)} has more than {limit:.0f} million pixels; scale it down") from None
-    except Image.UnidentifiedImageError:
-        raise InputError(f"image {shown(path)} is not a picture that Pillow can read; try PNG or JPEG") from None
-    except Exception as error:  # a decoder raises whatever its parser stumbles over in a damaged file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"image {shown(path)} is damaged: {reason}") from None
+    picture = image_input(source)
+    return picture if isinstance(picture, np.ndarray) else _decoded(picture, f"image {shown(picture)}")
+
+
+def image_input(value: Any, name: str = "image") -> Path | np.ndarray:
+    """What a user gives as a picture, as a file that can be read, or as its pixels (h w 3) uint8; see `load_image`.
+
+    name: of the input, for errors. Raises InputError for anything else.
+    """
+    if isinstance(value, str | os.PathLike):
+        return input_file(value, name)
+    content = content_of(value, name)
+    if content is not None:
+        return _decoded(BytesIO(content), f"{name} of {len(content)} bytes in memory")
+    if isinstance(value, Image.Image):
+        return _decoded(value, f"{name} in memory")
+    array = as_array(value)
+    pixels = None if array is None else _rows_first(array)
+    if pixels is None:
+        raise InputError(f"{name}: {_KINDS}, not {described(value)}")
+    _check_size(pixels.shape[1], pixels.shape[0], f"{name} in memory")
+    return pixels_of(pixels, name)
 
 
 def choose_size(height: int, width: int, sizes: Sequence[Sequence[int]]) -> tuple[int, int]:
@@ -82,33 +100,115 @@ def fit_image(image: np.ndarray, size: tuple[int, int], *, original_rounding: bo
     """Scale a (h, w, 3) uint8 picture until it covers `size` = (H, W), crop the centre: (1, 3, H, W) in [-1, 1].
 
     `original_rounding` truncates the scaled size as the original OmniAvatar does; it can then be one row or column
-    short, which is filled with black. The resize is bilinear and anti-aliased, in float32.
+    short, which is filled with black. The resize is bilinear and anti-aliased, in float32. Far more picture than is
+    seen is cropped first.
     """
+    image = _without_ends(image, size)
     height, width = image.shape[:2]
-    scaled = (_truncated_cover if original_rounding else _cover)(height, width, size)
-    x = rearrange(torch.from_numpy(image), "h w c -> 1 c h w").float() / 255
-    x = F.interpolate(x, size=scaled, mode="bilinear", align_corners=False, antialias=True)
-    return _pad_or_crop(x, size) * 2 - 1
+    scaled = (_truncated_cover if original_rounding else cover)(height, width, size)
+    return _pad_or_crop(resized(image, scaled), size) * 2 - 1
+
+
+def resized(image: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """A (h, w, 3) uint8 picture at `size` = (H, W): (1, 3, H, W) in [0, 1], bilinear and anti-aliased."""
+    pixels = torch.from_numpy(image if image.flags.writeable else image.copy())
+    channels = [  # one at a time: a large photograph in float32 takes a gigabyte
+        F.interpolate(channel.float().div_(255)[None, None], size=size, mode="bilinear", antialias=True)
+        for channel in pixels.unbind(-1)
+    ]
+    return torch.cat(channels, dim=1)
 
 
 def placement(height: int, width: int, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """Where `fit_image` puts a picture: the (h, w) it is scaled to, and the (row, column) where `size` is cut out."""
-    scaled = _cover(height, width, size)
+    scaled = cover(height, width, size)
     return scaled, (math.ceil((scaled[0] - size[0]) / 2), math.ceil((scaled[1] - size[1]) / 2))
 
 
-def _check_size(image: Image.Image, path: str | os.PathLike[str]) -> None:
-    if min(image.size) < MIN_SIDE:
-        width, height = image.size
-        raise InputError(f"image {shown(path)} is {width}x{height}; both sides need {MIN_SIDE} pixels or more")
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def _decoded(source: Path | BytesIO | Image.Image, name: str) -> np.ndarray:
+    """The pixels (h w 3) uint8 of a file or of a PIL image; `name` for errors."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if isinstance(source, Image.Image):
+                return _pixels(source, name)
+            with Image.open(source, formats=_formats()) as image:
+                return _pixels(image, name)
+    except InputError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise _too_large(name) from None
+    except Image.UnidentifiedImageError:
+        raise InputError(f"{name} is not a picture that Pillow can read; {_advice(source)}") from None
+    except Exception as error:  # a decoder raises whatever its parser stumbles over in a damaged file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{name} is damaged: {reason}") from None
+
+
+def _formats() -> list[str]:
+    """Of `_FORMATS` those that this Pillow reads: only formats of pixels, and none that a further program decodes."""
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def _advice(source: Path | BytesIO | Image.Image) -> str:
+    head = b""
+    if isinstance(source, Path):
+        with open(source, "rb") as file:
+            head = file.read(12)
+    elif isinstance(source, BytesIO):
+        head = source.getvalue()[:12]
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
+        return "it is HEIC, as phones store photographs; export it as JPEG"
+    return "try PNG or JPEG"
+
+
+def _pixels(image: Image.Image, name: str) -> np.ndarray:
+    _check_size(*image.size, name)
+    return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise InputError(f"{name} is {width}x{height}; both sides need {MIN_SIDE} pixels or more")
+    if width * height > MOST_PIXELS:
+        raise _too_large(name)
+    if max(width, height) > MOST_ELONGATED * min(width, height):
+        raise InputError(
+            f"{name} is {width}x{height}; one side may be {MOST_ELONGATED} times as long as the other at most; crop it"
+        )
+
+
+def _too_large(name: str) -> InputError:
+    return InputError(f"{name} has more than {MOST_PIXELS / 1e6:.0f} million pixels; scale it down")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB in sRGB, transparent parts on white."""
     if image.mode.startswith("I") or image.mode == "F":
         return _deep_grey_to_rgb(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if not image.has_transparency_data:
+        return _to_srgb(image if image.mode in _COLOUR_SPACES else image.convert("RGB"), image)
+    clear = image.convert("RGBA")
+    opaque = clear.getchannel("R") if image.mode in ("LA", "La") else clear.convert("RGB")
+    return Image.composite(_to_srgb(opaque, image), Image.new("RGB", image.size, "white"), clear.getchannel("A"))
+
+
+def _to_srgb(image: Image.Image, original: Image.Image) -> Image.Image:
+    """A picture in one of the modes of `_COLOUR_SPACES` as sRGB, by the original's profile; a bad one is ignored."""
+    content = original.info.get("icc_profile")
+    if content and features.check("littlecms2"):
+        from PIL import ImageCms
+
+        with contextlib.suppress(ImageCms.PyCMSError, OSError):
+            profile = ImageCms.ImageCmsProfile(BytesIO(content))
+            if profile.profile.xcolor_space == _COLOUR_SPACES[image.mode]:
+                srgb = ImageCms.createProfile("sRGB")
+                return ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB") or image
     return image.convert("RGB")
 
 
@@ -123,7 +223,58 @@ def _deep_grey_to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def _cover(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+# From memory --------------------------------------------------------------------------------------------------------
+
+
+def _rows_first(array: np.ndarray) -> np.ndarray | None:
+    """An array as (h w c) with 1, 3 or 4 channels; None if it does not look like a picture."""
+    if array.ndim == 2 and min(array.shape) >= MIN_SIDE:
+        return array[..., None]
+    if array.ndim != 3:
+        return None
+    if array.shape[2] in (1, 3, 4):
+        return array
+    return array.transpose(1, 2, 0) if array.shape[0] in (1, 3, 4) else None
+
+
+def pixels_of(pixels: np.ndarray, name: str) -> np.ndarray:
+    """Pixels (... c) as (... 3) uint8 that torch can share; transparent ones are laid on white."""
+    values = as_bytes(pixels, name)
+    if values.shape[-1] == 4:
+        alpha = values[..., 3:].astype(np.float32) / 255
+        return np.rint(values[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    return np.repeat(values, 3, axis=-1) if values.shape[-1] == 1 else np.require(values, requirements=["C", "W"])
+
+
+def as_bytes(pixels: np.ndarray, name: str) -> np.ndarray:
+    """Values of any shape as uint8: those that are, and numbers from 0 to 1. Raises InputError for others."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype.kind != "f":
+        raise InputError(f"{name}: pixels are uint8, or float from 0 to 1, not {pixels.dtype}")
+    least, most = float(pixels.min()), float(pixels.max())
+    if not (least >= -_ROUNDING and most <= 1 + _ROUNDING):  # also if they are not numbers
+        raise InputError(f"{name}: pixels of {pixels.dtype} go from 0 to 1, these from {least:.3g} to {most:.3g}")
+    values: np.ndarray = np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
+    return values
+
+
+# Fitting ------------------------------------------------------------------------------------------------------------
+
+
+def _without_ends(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Crop the centre (h w 3) of a picture that is more than `_SPARE` times as long or wide as is seen at `size`.
+
+    Scaled first, and cropped then, its ends would take memory without limit.
+    """
+    height, width = image.shape[:2]
+    rows = math.ceil(_SPARE * width * size[0] / size[1])
+    columns = math.ceil(_SPARE * height * size[1] / size[0])
+    top, left = max(0, (height - rows) // 2), max(0, (width - columns) // 2)
+    return image[top : height - top, left : width - left]
+
+
+def cover(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
     """The smallest (h, w) of the picture's aspect ratio that covers `size`; one side matches exactly."""
     if size[0] * width >= size[1] * height:
         return size[0], max(size[1], round(width * size[0] / height))

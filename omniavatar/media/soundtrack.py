@@ -16,7 +16,7 @@ from omniavatar.errors import InputError
 from omniavatar.media import ffmpeg
 from omniavatar.media.ffmpeg import Ffmpeg, FfmpegError
 from omniavatar.media.paths import shown
-from omniavatar.media.sound import Samples
+from omniavatar.media.sound import Samples, Soundtrack
 
 AAC = ("-c:a", "aac", "-b:a", "192k")
 
@@ -33,25 +33,12 @@ _STREAM = re.compile(r"^  Stream #0:\d+.*?: Audio: \w+.*?, (\d+) Hz, ([^,\n]+)",
 _DISK_TROUBLE = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS))
 
 
-@dataclass(frozen=True)
-class Soundtrack:
-    """A sound, at its own quality, behind `delay_seconds` of silence.
-
-    `start_seconds` leaves out that much of the delayed sound in front, for a video that goes on in the middle.
-    The original starts the sound one frame late, since frame 0 is the portrait: delay = 1 / fps + silence.
-    """
-
-    source: str | os.PathLike[str] | Samples
-    delay_seconds: float = 0.0
-    start_seconds: float = 0.0
-
-
-def encode_soundtrack(track: Soundtrack, path: Path, duration: float | None) -> None:
+def encode_soundtrack(track: Soundtrack, path: Path, duration: float | None) -> float:
     """Encode a sound as AAC into an mp4 file at `path`, cut or filled with silence to `duration` seconds, if known.
 
-    Samples are counted from the track's first one, as `load_waveform` counts them. A rate or layout that AAC does not
-    take becomes 48 kHz, or stereo. Raises InputError if the sound cannot be used, FfmpegError if the file cannot be
-    written.
+    Returns the seconds that it has, to 10 ms. Samples are counted from the track's first one, as `load_waveform` does.
+    A rate that AAC does not take becomes 48 kHz, a layout that it does not take becomes stereo or mono. Raises
+    InputError if the sound cannot be used, FfmpegError if the file cannot be written.
     """
     source = _from_memory(track.source) if isinstance(track.source, Samples) else _from_file(track.source)
     filters = ["-map", "0:a:0", "-af", ",".join([*source.remix, *_placed(track, duration)])]
@@ -62,6 +49,7 @@ def encode_soundtrack(track: Soundtrack, path: Path, duration: float | None) -> 
         if str(error).endswith(_DISK_TROUBLE):
             raise
         raise InputError(f"{source.name} cannot be decoded: {error}") from None
+    return ffmpeg.duration_in(ffmpeg.describe(path, "audio")) or 0.0
 
 
 @dataclass(frozen=True)
@@ -97,7 +85,9 @@ def _from_memory(sound: Samples) -> _Source:
         raise InputError(f"audio in memory at {sound.rate} Hz: give finite samples at 1 Hz or more")
     channels = samples.shape[1]
     arguments = ["-f", "f32le", "-ar", str(sound.rate), "-ac", str(channels), "-i", "pipe:0"]
-    return _Source("audio in memory", arguments, sound.rate, [] if channels <= 2 else [_mean(channels)], samples)
+    return _Source(
+        "audio in memory", arguments, sound.rate, [] if channels <= 2 else [_mixed("mono", range(channels))], samples
+    )
 
 
 def _from_file(path: str | os.PathLike[str]) -> _Source:
@@ -122,17 +112,25 @@ def remixed(layout: str) -> list[str]:
     if _AAC_LAYOUTS.fullmatch(layout):
         return []
     if layout.startswith("ambisonic"):  # channel 0 hears all around, channel 1 is positive from the left
-        return ["pan=mono|c0=c0" if layout == "ambisonic 0" else "pan=stereo|c0=0.5*c0+0.5*c1|c1=0.5*c0-0.5*c1"]
+        return ["channelmap=0:mono" if layout == "ambisonic 0" else "pan=stereo|c0=0.5*c0+0.5*c1|c1=0.5*c0-0.5*c1"]
     speakers = _speakers(layout)
     unplaced = re.match(r"(\d+) channels", layout)
     count = len(speakers) or int(unplaced[1] if unplaced else 1)
     if count > _MOST_CHANNELS:
         raise ValueError(f"has {count} channels, and {_MOST_CHANNELS} are the most")
-    left = [f"c{index}" for index, name in enumerate(speakers) if not name.startswith("LFE") and "R" not in name]
-    right = [f"c{index}" for index, name in enumerate(speakers) if not name.startswith("LFE") and "L" not in name]
+    left = [index for index, name in enumerate(speakers) if not name.startswith("LFE") and "R" not in name]
+    right = [index for index, name in enumerate(speakers) if not name.startswith("LFE") and "L" not in name]
     if count == 1 or not left or not right:
-        return [_mean(count)]
-    return [f"pan=stereo|c0<{'+'.join(left)}|c1<{'+'.join(right)}"]
+        return [_mixed("mono", range(count))]
+    return [_mixed("stereo", left, right)]
+
+
+def _mixed(layout: str, *sides: Sequence[int]) -> str:
+    """The filter that makes each channel of a layout the mean of some channels of the input."""
+    if all(len(side) == 1 for side in sides):  # pan refuses layouts without front speakers if it has nothing to mix
+        return f"channelmap={'|'.join(str(side[0]) for side in sides)}:{layout}"
+    means = (f"c{number}<{'+'.join(f'c{channel}' for channel in side)}" for number, side in enumerate(sides))
+    return "|".join([f"pan={layout}", *means])
 
 
 def _speakers(layout: str) -> list[str]:
@@ -142,10 +140,6 @@ def _speakers(layout: str) -> list[str]:
         known = ffmpeg.run(["-layouts"]).decode()
         listed = re.search(rf"^{re.escape(layout)} +([A-Z0-9+]+)$", known, re.MULTILINE)
     return [name.partition("@")[0] for name in listed[1].split("+")] if listed else []
-
-
-def _mean(channels: int) -> str:
-    return "pan=mono|c0<" + "+".join(f"c{index}" for index in range(channels))
 
 
 def _run(arguments: Sequence[str], feed: np.ndarray | None) -> None:

@@ -114,8 +114,9 @@ class VideoWriter:
             self._workspace = Workspace(self.path)
         try:
             with self._told():
-                self._sound = self._prepare_sound(soundtrack, duration)
-                self._preview = Preview(self.path, self._sound) if preview else None
+                self._sound_seconds = encode_soundtrack(soundtrack, self._sound, duration) if soundtrack else None
+                if preview:
+                    self._preview = Preview(self.path, self._sound if soundtrack else None)
                 form = Format(width, height, self.fps, crf, dict(metadata or {}))
                 follow = self._preview.follow if self._preview else None
                 self._encoder = Encoder(self._pictures, form, follow=follow)
@@ -148,15 +149,17 @@ class VideoWriter:
             expected = f"(t, {self.height}, {self.width}, 3) uint8"
             raise ValueError(f"frames are {frames.shape} {frames.dtype}, the video takes {expected}")
         self._expect_open()
-        with self._told():
-            self._encoder.put(frames)
+        if len(frames) > 0:
+            with self._told():
+                self._encoder.put(frames)
         self.frames_written += len(frames)
 
     def flush(self, *, wait: bool = True) -> None:
         """End a chunk, after which a frame stands that needs no earlier one; it costs some bytes, so flush seldom.
 
         When it returns, the frames so far are on the disk: they play even if all processes are killed or the power
-        goes. With wait=False that will be so some tenths of a second later. Raises OutputError as `write` does.
+        goes. With wait=False it returns at once and they get there while the caller goes on, which is what a device
+        that computes the next chunk wants. Raises OutputError as `write` does.
         """
         self._expect_open()
         with self._told():
@@ -171,31 +174,29 @@ class VideoWriter:
         if not self._open:
             return self.path
         if self.frames_written == 0:
+            self.abort()
             raise OutputError(f"cannot write {shown(self.path)}: no frames were given")
         whole, is_encoded = None, False
         try:
             self._encoder.finish()
             is_encoded = True
-            whole = self._mux()
+            whole = self._mux(self._encoder.frames)
             with signals_deferred():
                 self.path = self._workspace.publish(whole, overwrite=self._overwrite)
                 self._end()
         except (FfmpegError, OSError) as error:
-            with signals_deferred():
-                kept = self._keep(whole, try_mux=not is_encoded)
+            kept = self._keep(whole, try_mux=not is_encoded)
             raise OutputError(f"cannot write {shown(self.path)}: {_reason(error)}; {kept}".removesuffix("; ")) from None
         return self.path
 
     def keep(self) -> str:
         """Keep what there is of a video that stops early, as name.partial.mp4, and return a line that says where.
 
-        Never raises and never overwrites. The sound is left out if it cannot be put in, and what cannot be renamed
-        stays in the hidden folder. Signals wait meanwhile. Empty if there are no frames, or nothing is left to say.
+        Never fails and never overwrites. The sound is left out if it cannot be put in, and what cannot be renamed stays
+        in the hidden folder. A signal waits meanwhile; what it then raises has the line as a note. The line is empty if
+        there are no frames, or nothing is left to say.
         """
-        if not self._open:
-            return ""
-        with signals_deferred():
-            return self._keep(None, try_mux=True)
+        return self._keep(None, try_mux=True) if self._open else ""
 
     def abort(self) -> None:
         """Stop, and remove everything that was not published: for a video that nobody wants any more."""
@@ -224,35 +225,50 @@ class VideoWriter:
         """The growing file, named so that its finder knows what it is."""
         return self._workspace.path / sibling_name(self.path, "partial")
 
-    def _prepare_sound(self, soundtrack: Soundtrack | None, duration: float | None) -> Path | None:
-        if soundtrack is None:
-            return None
-        encode_soundtrack(soundtrack, self._workspace.path / "sound.m4a", duration)
+    @property
+    def _sound(self) -> Path:
         return self._workspace.path / "sound.m4a"
 
-    def _mux(self) -> Path:
+    def _mux(self, frames: int) -> Path:
         """Put pictures and sound into one file of the workspace. Raises FfmpegError."""
         whole = self._workspace.path / "whole.mp4"
-        seconds = float(self._encoder.frames / self.fps)
-        sound = _second_input(self._workspace.path / "sound.m4a", seconds) if self._sound else []
+        sound = [] if self._sound_seconds is None else self._second_input(self._sound_seconds, float(frames / self.fps))
         output = ["-c:v", "copy", "-movflags", "+faststart", "-f", "mp4", ffmpeg.url(whole)]
         ffmpeg.run(["-y", "-i", ffmpeg.url(self._pictures), *sound, *output])
         return whole
 
+    def _second_input(self, sound_seconds: float, seconds: float) -> list[str]:
+        """The prepared sound beside the pictures, to their end; one that ends before is filled up and encoded anew."""
+        streams = ["-t", f"{seconds:.6f}", "-i", ffmpeg.url(self._sound), "-map", "0:v:0", "-map", "1:a:0"]
+        if sound_seconds > seconds - _CLOSE_ENOUGH:
+            last_packet = f"setts=duration=min(DURATION\\,{seconds:.9f}/TB-PTS)"
+            return [*streams, "-c:a", "copy", "-bsf:a", last_packet]
+        return [*streams, "-af", f"apad=whole_dur={seconds:.6f}", *AAC]
+
     def _keep(self, whole: Path | None, *, try_mux: bool) -> str:
-        """Publish the best that there is as a partial file and say where it is; never raises.
+        """Publish the best that there is as a partial file and say where it is, undisturbed by signals.
 
         whole: pictures and sound together, if that is done. try_mux: whether it is worth trying.
         """
+        line = ""
+        try:
+            with signals_deferred():
+                line = self._publish_partial(whole, try_mux=try_mux)
+        except BaseException as interrupt:  # of a signal that came meanwhile
+            interrupt.add_note(line)
+            raise
+        return line
+
+    def _publish_partial(self, whole: Path | None, *, try_mux: bool) -> str:
         try:
             count = self._count()
             if count == 0:
                 self._end()
                 return ""
-            lacking = "" if whole or self._sound is None else ", without sound"
+            lacking = "" if whole or self._sound_seconds is None else ", without sound"
             if try_mux:
                 try:
-                    whole, lacking = self._mux(), ""
+                    whole, lacking = self._mux(self._encoder.frames if count is None else count), ""
                 except (FfmpegError, OSError) as error:
                     lacking = lacking and f"{lacking}: {_reason(error)}"
             return f"{_frames(count)} in {self._place(whole or self._pictures)}{lacking}"
@@ -332,15 +348,6 @@ def signals_deferred() -> Iterator[None]:
             signal.signal(number, handler)
     if came and not stopping:
         signal.raise_signal(came[0])
-
-
-def _second_input(sound: Path, seconds: float) -> list[str]:
-    """The prepared sound beside the pictures, up to their end; one that ends before is filled up, encoded anew."""
-    streams = ["-t", f"{seconds:.6f}", "-i", ffmpeg.url(sound), "-map", "0:v:0", "-map", "1:a:0"]
-    length = ffmpeg.duration_in(ffmpeg.describe(sound, "audio"))
-    if length is None or length > seconds - _CLOSE_ENOUGH:
-        return [*streams, "-c:a", "copy"]
-    return [*streams, "-af", f"apad=whole_dur={seconds:.6f}", *AAC]
 
 
 def _frames(count: int | None) -> str:

@@ -18,9 +18,8 @@ HOPPER = 9
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
 def serves(device: int) -> bool:
-    """Whether a GPU is of their kind, the current one, where Triton starts kernels, and they work there."""
-    is_hopper = torch.cuda.get_device_capability(device)[0] == HOPPER
-    return is_hopper and device == torch.cuda.current_device() and starts(device)
+    """Whether a GPU is of their kind and they work there."""
+    return torch.cuda.get_device_capability(device)[0] == HOPPER and starts(device)
 
 
 @cache

@@ -14,7 +14,7 @@ HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
 def fit(x: Tensor) -> bool:
-    """Whether the kernels can be used for this tensor, which lies on the current device."""
+    """Whether the kernels can be used for this tensor, on whichever device it lies."""
     if not x.is_cuda or x.dtype not in HALF_PRECISION or torch.is_grad_enabled():
         return False
     from omniavatar.models.gpu import serves  # imports torch's compiler, which takes two seconds

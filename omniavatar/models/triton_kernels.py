@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -11,6 +14,11 @@ from torch import Tensor
 ROWS, COLUMNS = 4, 32
 """Pixels that a program of `convolve_kernel` computes, for up to OUTPUTS channels."""
 OUTPUTS = 128
+
+
+def on_its_device(x: Tensor) -> AbstractContextManager[Any]:
+    """Make the device of a tensor the current one, on which Triton starts kernels; compiled code does so by itself."""
+    return nullcontext() if torch.compiler.is_compiling() or not x.is_cuda else torch.cuda.device(x.device)
 
 
 # Convolutions --------------------------------------------------------------------------------------------------------
@@ -81,10 +89,11 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor | None
     tiles = triton.cdiv(height * scale, ROWS) * triton.cdiv(width * scale, COLUMNS)
     grid = (triton.cdiv(count, block_n) * tiles, frames)
     sizes = (height, width, count, scale, c, kt, kh, kw, ROWS, COLUMNS, block_n, block_c)
-    for sample in range(b):
-        convolve_kernel[grid](
-            before[sample], present[sample], taps, bias, result[sample], *sizes, num_warps=4, num_stages=3
-        )
+    with on_its_device(x):
+        for sample in range(b):
+            convolve_kernel[grid](
+                before[sample], present[sample], taps, bias, result[sample], *sizes, num_warps=4, num_stages=3
+            )
     return rearrange(result, "b t h w n -> b n t h w")
 
 
@@ -120,9 +129,10 @@ def norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
     result = torch.empty_like(pixels)
     c = pixels.shape[-1]
     count, block = pixels.numel() // c, max(1, 4096 // triton.next_power_of_2(c))
-    norm_silu_kernel[(triton.cdiv(count, block),)](
-        pixels, gamma, result, count, c**0.5, c, triton.next_power_of_2(c), block, num_warps=8
-    )
+    with on_its_device(x):
+        norm_silu_kernel[(triton.cdiv(count, block),)](
+            pixels, gamma, result, count, c**0.5, c, triton.next_power_of_2(c), block, num_warps=8
+        )
     return rearrange(result, "b t h w c -> b c t h w")
 
 
@@ -159,16 +169,17 @@ def norm_rope(x: Tensor, weight: Tensor, eps: float, table: Tensor, heads: int) 
     rows, pairs = x.contiguous(), width // 2
     result = torch.empty_like(rows)
     positions = b * s if table.ndim == 4 and len(table) > 1 else s  # a table for every sample, or one for all
-    norm_rope_kernel[(b * s,)](
-        rows,
-        weight,
-        table.contiguous(),
-        result,
-        positions,
-        eps,
-        pairs,
-        pairs // heads,
-        triton.next_power_of_2(pairs),
-        num_warps=8,
-    )
+    with on_its_device(x):
+        norm_rope_kernel[(b * s,)](
+            rows,
+            weight,
+            table.contiguous(),
+            result,
+            positions,
+            eps,
+            pairs,
+            pairs // heads,
+            triton.next_power_of_2(pairs),
+            num_warps=8,
+        )
     return result.view(b, s, heads, width // heads)

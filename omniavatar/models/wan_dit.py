@@ -240,11 +240,20 @@ class WanDiT(nn.Module):
         t_mod: Tensor = self.time_projection(t_emb)
         return t_emb, t_mod.unflatten(-1, (6, self.dim))
 
-    def embed_token_times(self, timesteps: Tensor) -> tuple[PerToken, PerToken]:
-        """A time step for every token (b s) -> embedding and modulation of every token, of rows (k d) and (k 6 d)."""
-        distinct, index = timesteps.unique(return_inverse=True)
-        t_emb, t_mod = self.embed_time(distinct)
+    def embed_times(self, timesteps: Tensor, index: Tensor) -> tuple[PerToken, PerToken]:
+        """Time steps (k), of which each token has the one at its `index` -> embedding and modulation of every token.
+
+        index: (b s) int64; (1 s) if all samples agree. The rows of the results are (k d) and (k 6 d).
+        """
+        t_emb, t_mod = self.embed_time(timesteps)
         return PerToken(t_emb, index), PerToken(t_mod, index)
+
+    def embed_token_times(self, timesteps: Tensor) -> tuple[PerToken, PerToken]:
+        """A time step for every token (b s) -> embedding and modulation of every token.
+
+        It sorts the tokens and waits for the device; who knows which tokens share a time step calls `embed_times`.
+        """
+        return self.embed_times(*timesteps.unique(return_inverse=True))
 
     def embed_text(self, context: Tensor) -> Tensor:
         """Text encoder rows (b n text_dim) -> (b n d)."""

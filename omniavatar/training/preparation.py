@@ -24,6 +24,7 @@ from omniavatar.errors import PlanError
 from omniavatar.training.data.clip import Unusable
 from omniavatar.training.split import Split
 from omniavatar.training.takes import Take
+from omniavatar.units.audio import SAMPLE_RATE
 
 CLEAN = "clean"
 """Under this name a sample holds the latents (1 c t h w) that training wants back."""
@@ -53,6 +54,7 @@ class Preparation:
             before = self._before(loop, take, frames)
             window = loop.open_window(0, span_of(take), before, latents=torch.zeros_like(clean))
             found = {name: window.get(name) for name in self.split.values}
+        found = {name: value for name, value in found.items() if not callable(value)}  # what units ask of each other
         for name, value in found.items():
             if value is not None and not isinstance(value, Tensor):
                 raise PlanError(f"'{name}' is no tensor but {type(value).__name__}; a unit that makes it must run live")
@@ -70,7 +72,7 @@ class Preparation:
     def _request(self, take: Take) -> Request:
         """The video that the take is a part of."""
         height, width = take.pictures.shape[1:3]
-        offered = {"image": take.reference, "audio": take.sound, "prompt": take.prompt}
+        offered = {"image": take.reference, "audio": (take.sound, SAMPLE_RATE), "prompt": take.prompt}
         taken = self.engine.plan.input_fields
         inputs = {name: value for name, value in offered.items() if value is not None and name in taken}
         return Request(inputs, height=height, width=width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
 from typing import Any, Literal
@@ -28,6 +29,7 @@ class AttentionKernel(PipelineUnit):
 
     name = "attention"
     roles = ("dit",)
+    claims = ("attention_kernel",)
 
     class Settings(UnitSettings):
         kernel: Literal["auto", "cudnn", "flash", "efficient", "math", "flash-attn-4", "sage"] = Field(
@@ -103,7 +105,8 @@ def kernel_of(kernel: Attention) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The kernel with the types written at it that torch reads, and a result of its own."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return kernel(q.contiguous(), k.contiguous(), v.contiguous()).contiguous()
+        with torch.cuda.device(q.device) if q.is_cuda else nullcontext():  # where packages start their kernels
+            return kernel(q.contiguous(), k.contiguous(), v.contiguous()).contiguous()
 
     attention.__annotations__ = {"q": Tensor, "k": Tensor, "v": Tensor, "return": Tensor}
     return attention

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,8 +18,11 @@ from omniavatar.engine.windows import audio_rows
 from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.audio import load_waveform
+from omniavatar.media.sound import Samples, Soundtrack
 
 SAMPLE_RATE = 16000
+BEYOND = 60.0
+"""Seconds of sound behind the end of the video that are read."""
 
 
 class Audio(PipelineUnit):
@@ -29,7 +33,7 @@ class Audio(PipelineUnit):
     """
 
     name = "audio"
-    provides = ("audio_track", "audio_delay", "audio_rows", "silent_rows")
+    provides = ("audio_track", "soundtrack", "audio_delay", "audio_rows", "silent_rows")
     nulls: ClassVar = {"audio": {"audio_rows": "silent_rows"}}
     roles = ("audio_encoder",)
 
@@ -54,13 +58,15 @@ class Audio(PipelineUnit):
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
-        path = job.inputs(self).audio
-        job["audio_delay"] = self.settings.silence + 1 / job.fps
+        source: Path | Samples | None = job.inputs(self).audio
+        delay = self.settings.silence + 1 / job.fps
+        job["audio_delay"] = delay
+        job["soundtrack"] = None if source is None else Soundtrack(source, delay)
         job["audio_track"] = None
         job["silent_rows"] = self._silence(job.engine) if self.settings.dropped == "silence" else None
-        if path is None:
+        if source is None:
             return
-        wave = load_waveform(path, SAMPLE_RATE)
+        wave = load_waveform(source, SAMPLE_RATE, seconds=heard_seconds(job))
         wave = np.concatenate([np.zeros(round(self.settings.silence * SAMPLE_RATE), wave.dtype), wave])
         original = self.settings.frame_count == "original"
         length = 1 + audio_rows(len(wave), SAMPLE_RATE, job.fps, float_ceil=original)
@@ -81,6 +87,14 @@ class Audio(PipelineUnit):
         track = AudioTrack(np.zeros(seconds * SAMPLE_RATE, np.float32), fps, engine.model("audio_encoder"), 0)
         middle = seconds * fps // 2
         return track.rows(middle, middle + 1, seconds * fps)[None].to(engine.dtype)
+
+
+def heard_seconds(job: Job) -> float | None:
+    """How much of a sound is read for a video whose length is known: `BEYOND` more than it lasts; None for all.
+
+    What is behind the video's end sets the level that the encoder hears the sound at, and little else.
+    """
+    return None if job.frames is None else job.frames / job.fps + BEYOND
 
 
 class AudioTrack:

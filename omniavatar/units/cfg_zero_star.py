@@ -25,6 +25,7 @@ class CfgZeroStar(PipelineUnit):
     """
 
     name = "cfg-zero-star"
+    passes_on = ("predict",)
 
     class Settings(UnitSettings):
         optimized_scale: bool = Field(True, description="scale the predictions to lead away from")
@@ -32,16 +33,24 @@ class CfgZeroStar(PipelineUnit):
 
     settings: Settings
 
-    def zero_steps(self, window: Window) -> int:
-        """How many steps stand still: 2 of 50 as published."""
-        return round(len(window.steps) * self.settings.zero_share)
+    def zero_steps(self, steps: Sequence[Step]) -> int:
+        """How many of a window's steps stand still: 2 of 50 as published."""
+        return round(len(steps) * self.settings.zero_share)
 
     def forecast(self, window: Window) -> Iterable[str]:
-        yield f"{self.zero_steps(window)} of {len(window.steps)} steps stand still"
+        yield f"{self.zero_steps(window.steps)} of {len(window.steps)} steps stand still"
+
+    @hookimpl(wrapper=True)
+    def plan_steps(self, window: Window) -> Generator[None, Sequence[Step], Sequence[Step]]:
+        """Say which steps stand still."""
+        steps = yield
+        for step in steps[: self.zero_steps(steps)]:
+            step.regimes.add(self.name)
+        return steps
 
     @hookimpl(tryfirst=True)
     def predict(self, step: Step, branches: Sequence[Branch]) -> Predictions | None:
-        if step.index >= self.zero_steps(step.window):
+        if step.index >= self.zero_steps(step.window.steps):
             return None
         return [torch.zeros_like(step.window.latents) for _ in branches]
 
@@ -49,7 +58,7 @@ class CfgZeroStar(PipelineUnit):
     def scale(self, step: Step, branches: Sequence[Branch]) -> Generator[None, Predictions, Predictions]:
         """Branches may also come one by one, from who spreads them; only who asks for several combines them."""
         velocities = yield
-        if step.index < self.zero_steps(step.window):  # whoever has answered
+        if step.index < self.zero_steps(step.window.steps):  # whoever has answered
             return [torch.zeros_like(velocity) for velocity in velocities]
         if not self.settings.optimized_scale or len(branches) == 1:
             return velocities

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, Literal
 
+import torch
 from pydantic import Field
+from torch import nn
 
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.hookspecs import hookimpl
+from omniavatar.models.wrapped import Wrapped, is_wrapped, wrap_each
 
 
 class Compile(PipelineUnit):
     """Faster steps: the blocks of the transformer are compiled, once for all of them, when the first video begins.
 
-    That takes from seconds to a minute, and again for windows of another length. It needs what torch's compiler needs:
-    Triton on a GPU, a C++ compiler on the CPU.
+    That takes from seconds to a minute, for every engine, and again for windows of another length. It needs what
+    torch's compiler needs: Triton on a GPU, a C++ compiler on the CPU.
     """
 
     name = "compile"
@@ -36,9 +41,55 @@ class Compile(PipelineUnit):
 
     @hookimpl(trylast=True)
     def setup(self, engine: Engine) -> None:
-        settings = self.settings
-        mode = settings.mode if settings.backend == "inductor" else None
         for role in engine.roles:
-            if role in settings.networks:
-                for block in getattr(engine.model(role), "blocks", ()):
-                    block.compile(backend=settings.backend, mode=mode)
+            blocks = getattr(engine.model(role), "blocks", None) if role in self.settings.networks else None
+            if blocks is not None:
+                compile_blocks(blocks, self.settings)
+
+
+class Compiled(Wrapped):
+    """A block that is run by compiled code.
+
+    run: calls a block, (block, *its inputs).
+    """
+
+    def __init__(self, block: nn.Module, run: Callable[..., Any]) -> None:
+        super().__init__(block)
+        self.run = run
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """What the block makes of its inputs."""
+        return self.run(self.block, *inputs, **named)
+
+
+def compile_blocks(blocks: nn.ModuleList, settings: Compile.Settings) -> None:
+    """Have all these blocks run by one compiled function, once if several engines work with them.
+
+    What else is around a block, such as what streams its weights, stays around the compiled one.
+    """
+    mode = settings.mode if settings.backend == "inductor" else None
+    run = torch.compile(with_own_code(call), backend=settings.backend, mode=mode)
+
+    def compiled(block: nn.Module) -> nn.Module:
+        if is_wrapped(block, Compiled):
+            return block
+        if isinstance(block, Wrapped):
+            return block.around(compiled)
+        return Compiled(block, run)
+
+    wrap_each(blocks, compiled)
+
+
+def call(block: nn.Module, *inputs: Any, **named: Any) -> Any:
+    """What a block makes of its inputs."""
+    return block(*inputs, **named)
+
+
+def with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function again with a code object of its own.
+
+    torch keeps what it has compiled at the code object, for all functions that share it, and gives up after eight
+    variants: so many are soon made if several engines in one process run the same code.
+    """
+    assert isinstance(function, FunctionType)
+    return FunctionType(function.__code__.replace(), function.__globals__, function.__name__)

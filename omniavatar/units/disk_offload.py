@@ -15,7 +15,7 @@ from omniavatar.engine.streaming import take_over
 from omniavatar.engine.unit import ALL, Kept, PipelineUnit
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.lora import LoraPair, lora_pairs, merged
-from omniavatar.models.streaming import PLACES, Parcel, ReadBlocks
+from omniavatar.models.streaming import BUFFERS, PLACES, Parcel, ReadBlocks
 
 ONE_WAY = "both bring the blocks to the device; take the one for which there is memory"
 
@@ -48,7 +48,7 @@ class DiskOffload(PipelineUnit):
         take_over(self, engine, partial(read_blocks, engine))
 
     def keeps(self, role: str, blocks: int) -> Kept | None:
-        return Kept(on_device=min(PLACES, blocks), in_host=1, copied=blocks if blocks > PLACES else 0)
+        return Kept(on_device=min(PLACES, blocks), in_host=BUFFERS, copied=blocks if blocks > PLACES else 0)
 
 
 def read_blocks(engine: Engine, role: str, network: nn.Module, parcels: Sequence[Parcel]) -> ReadBlocks:

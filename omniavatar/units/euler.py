@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pydantic import Field
-from torch import Tensor
 
 from omniavatar.engine.flow_match import shifted_sigmas, steps_along
-from omniavatar.engine.scopes import Step, Window
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.scopes import Step, Window
 
 
 class Euler(PipelineUnit):

@@ -20,10 +20,14 @@ from omniavatar.hookspecs import hookimpl
 
 @dataclass(frozen=True)
 class Past:
-    """What the first block and the others added (b s d) to each sample when all blocks last ran for it."""
+    """What the first block and the others added (b s d) to each sample when all blocks last ran for it.
+
+    regimes: those of the step in which they ran.
+    """
 
     first: Tensor
     others: Tensor
+    regimes: frozenset[str]
 
 
 class FirstBlockCache(PipelineUnit):
@@ -31,7 +35,8 @@ class FirstBlockCache(PipelineUnit):
 
     It needs no calibration and follows what is shown. That costs one block and one wait for the device in each call. A
     branch decides for itself: branches in one batch are spared only when all of them are, on several ranks a call is
-    spared only when all ranks spare theirs, and the video is the same either way.
+    spared only when all ranks spare theirs, and the video is the same either way. Where another unit begins or stops to
+    act, all blocks run.
     """
 
     name = "first-block-cache"
@@ -51,7 +56,9 @@ class FirstBlockCache(PipelineUnit):
         forward.run_block(0)
         after_first = forward.x
         first = after_first - before
+        regimes = frozenset(forward.step.regimes)
         past: Past | None = forward.memory.get("first-block-cache.past")
+        past = past if past is not None and past.regimes == regimes else None
         reuses = torch.zeros(len(first), dtype=torch.bool) if past is None else self.reuses(forward, first, past)
         if everywhere(forward, bool(reuses.all())) and past is not None:
             return after_first + past.others
@@ -59,10 +66,10 @@ class FirstBlockCache(PipelineUnit):
             forward.run_block(index)
         others = forward.x - after_first
         if past is None or not reuses.any():
-            forward.memory["first-block-cache.past"] = Past(first, others)
+            forward.memory["first-block-cache.past"] = Past(first, others, regimes)
             return forward.x
         chosen = reuses.to(first.device)[:, None, None]
-        past = Past(torch.where(chosen, past.first, first), torch.where(chosen, past.others, others))
+        past = Past(torch.where(chosen, past.first, first), torch.where(chosen, past.others, others), regimes)
         forward.memory["first-block-cache.past"] = past
         return torch.where(chosen, after_first + past.others, forward.x)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -11,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
+from omniavatar.models.wrapped import Wrapped, is_wrapped, wrap_each
 
 
 class GradientCheckpointing(PipelineUnit):
@@ -29,12 +29,17 @@ class GradientCheckpointing(PipelineUnit):
     def setup(self, engine: Engine) -> None:
         networks = {"dit": engine.model("dit"), **engine.networks}
         for network in networks.values():
-            for block in getattr(network, "blocks", ()):
-                recompute(block)
+            wrap_each(getattr(network, "blocks", nn.ModuleList()), checkpointed)
 
 
-def recompute(block: nn.Module) -> None:
-    """Let a block keep nothing but its input for gradients, once if several engines work with it."""
-    forward: Any = block.forward
-    if getattr(forward, "func", None) is not checkpoint:
-        block.forward = partial(checkpoint, forward, use_reentrant=False)
+class Checkpointed(Wrapped):
+    """A block that keeps nothing but its input for gradients."""
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """What the block makes of its inputs."""
+        return checkpoint(self.block, *inputs, use_reentrant=False, **named)
+
+
+def checkpointed(block: nn.Module) -> nn.Module:
+    """The block, checkpointed once, also if several engines work with it."""
+    return block if is_wrapped(block, Checkpointed) else Checkpointed(block)

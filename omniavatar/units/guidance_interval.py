@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import ClassVar
 
 from pydantic import Field, model_validator
@@ -22,6 +22,7 @@ class GuidanceInterval(PipelineUnit):
     """
 
     name = "guidance-interval"
+    passes_on = ("substitute",)
     conflicts: ClassVar = {
         "guidance-parallel": "outside the interval there is one call for all ranks, which sequence-parallel can share"
     }
@@ -46,6 +47,15 @@ class GuidanceInterval(PipelineUnit):
     def forecast(self, window: Window) -> Iterable[str]:
         numbers = [step.index + 1 for step in window.steps if self.guides(step)]
         yield f"guidance in {len(numbers)} of {len(window.steps)} steps" + (f": {ranges(numbers)}" if numbers else "")
+
+    @hookimpl(wrapper=True)
+    def plan_steps(self, window: Window) -> Generator[None, Sequence[Step], Sequence[Step]]:
+        """Say in which steps guidance works."""
+        steps = yield
+        for step in steps:
+            if self.guides(step):
+                step.regimes.add(self.name)
+        return steps
 
     @hookimpl
     def substitute(self, step: Step, branches: Sequence[Branch]) -> Sequence[Branch] | None:

@@ -29,6 +29,7 @@ class GuidanceParallel(PipelineUnit):
     name = "guidance-parallel"
     exact = True
     roles = ("dit",)
+    passes_on = ("predict",)
 
     class Settings(UnitSettings):
         degree: int = Field(2, ge=2, le=3, description="groups of ranks; more than there are branches would idle")

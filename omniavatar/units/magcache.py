@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import ClassVar
 
 from pydantic import Field
@@ -44,10 +44,10 @@ class MagCache(StepCache):
                 "magcache' and give the table that it writes with --table, or leave the unit out with -magcache"
             )
 
-    def schedule(self, steps: Sequence[Step], count: int) -> Schedule:
+    def schedule(self, steps: Sequence[Step], count: int, computed: Container[int]) -> Schedule:
         ratios = nearest(self.settings.ratios, count)
         retained = int(count * self.settings.retention)
-        return decide([ratios[step.index] for step in steps], retained - steps[0].index, self.settings)
+        return decide([ratios[step.index] for step in steps], retained - steps[0].index, self.settings, computed)
 
 
 def nearest(ratios: Sequence[float], count: int) -> list[float]:
@@ -56,8 +56,10 @@ def nearest(ratios: Sequence[float], count: int) -> list[float]:
     return [ratios[round(index * scale)] for index in range(count)] if count > 1 else [ratios[-1]]
 
 
-def decide(ratios: Sequence[float], retained: int, settings: MagCache.Settings) -> Schedule:
-    """The schedule for these ratios, of which the first `retained`, and the very first, are computed.
+def decide(
+    ratios: Sequence[float], retained: int, settings: MagCache.Settings, computed: Container[int] = (0,)
+) -> Schedule:
+    """The schedule for these ratios, of which the first `retained` are computed, and those at the places `computed`.
 
     The error of reusing a residual k steps later is |1 - product of k ratios|; errors add up while steps are skipped
     (section 3.3 of the paper).
@@ -67,7 +69,8 @@ def decide(ratios: Sequence[float], retained: int, settings: MagCache.Settings) 
     for index, ratio in enumerate(ratios):
         product *= ratio
         error += abs(1 - product)
-        is_skipped = index >= max(retained, 1) and error < settings.threshold and skipped < settings.max_skips
+        may_skip = index >= retained and index not in computed and skipped < settings.max_skips
+        is_skipped = may_skip and error < settings.threshold
         product, error, skipped = (product, error, skipped + 1) if is_skipped else (1.0, 0.0, 0)
         skips.append(is_skipped)
     return Schedule(tuple(skips))

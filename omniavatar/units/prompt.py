@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import html
+import logging
+from bisect import bisect_right
+from collections.abc import Callable, Hashable
+from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, ClassVar
 
 import ftfy
@@ -16,20 +21,26 @@ from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.errors import CheckpointError
 from omniavatar.hookspecs import hookimpl
 
+log = logging.getLogger(__name__)
+
 NEGATIVE_PROMPT = (
     "static picture, frozen face, blurred, low quality, compression artefacts, overexposed, subtitles, watermark, "
     "deformed hands, extra fingers, fused fingers, distorted face, crooked teeth, extra limbs, cluttered background"
 )
+SHOWN = 200
+"""Letters of what is cut off that a warning shows."""
 
 
 class Prompt(PipelineUnit):
     """Text conditioning: what the video shows, and what it must not show.
 
-    The negative prompt is used by guidance branches that drop the condition "text".
+    The negative prompt is used by guidance branches that drop the condition "text". A text longer than `length` is cut,
+    and a warning says which words are lost. Units that need other texts call the value `encode_text`: a text -> its
+    embedding (1 n text_dim).
     """
 
     name = "prompt"
-    provides = ("prompt_embedding", "negative_embedding")
+    provides = ("prompt_embedding", "negative_embedding", "encode_text")
     nulls: ClassVar = {"text": {"prompt_embedding": "negative_embedding"}}
     roles = ("text_encoder",)
     idle_in_steps = ("text_encoder",)
@@ -49,8 +60,18 @@ class Prompt(PipelineUnit):
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
-        job["prompt_embedding"] = self.encode(job.engine, job.inputs(self).prompt)
-        job["negative_embedding"] = self.encode(job.engine, self.settings.negative)
+        engine = job.engine
+        job["encode_text"] = partial(self.encode, engine)
+        job["prompt_embedding"] = self.encode(engine, job.inputs(self).prompt)
+        job["negative_embedding"] = self._negative(engine)
+
+    def _negative(self, engine: Engine) -> Tensor:
+        """The embedding of the negative prompt, which is the same for all videos of an engine with these settings."""
+        settings = self.settings
+        embedding: Tensor = kept(
+            engine, "prompt.negative", settings, lambda: self.encode(engine, settings.negative, "negative prompt")
+        )
+        return embedding
 
     @hookimpl
     def embed(self, forward: Forward) -> None:
@@ -66,29 +87,60 @@ class Prompt(PipelineUnit):
 
         return context
 
-    def encode(self, engine: Engine, text: str) -> Tensor:
-        """The embedding of one text (1 n text_dim); rows beyond its last token are zero."""
-        tokens = self._tokenizer(engine)(
-            clean(text), padding="max_length", truncation=True, max_length=self.settings.length, return_tensors="pt"
-        )
+    def encode(self, engine: Engine, text: str, what: str = "prompt") -> Tensor:
+        """The embedding of one text (1 n text_dim); rows beyond its last token are zero.
+
+        what: what a warning calls the text, if it is too long. Raises CheckpointError without a tokenizer.
+        """
+        tokenizer, text, length = self._tokenizer(engine), clean(text), self.settings.length
+        lost = words_beyond(text, length, lambda part: len(tokenizer(part, verbose=False)["input_ids"]))
+        if lost:
+            log.warning(
+                "the %s is longer than the %d tokens that are kept, so its last words do nothing: %s",
+                *(what, length, shorten(" ".join(lost), SHOWN, placeholder=" ...")),
+            )
+        tokens = tokenizer(text, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         encoder = engine.model("text_encoder")
         ids, mask = tokens["input_ids"].to(engine.device), tokens["attention_mask"].to(engine.device)
         embedding: Tensor = encoder(ids, mask)
         return embedding.to(engine.dtype)
 
     def _tokenizer(self, engine: Engine) -> Any:
-        from transformers import AutoTokenizer
-
+        """The tokenizer of an engine, loaded when it is first used."""
         folder = engine.models.beside("text_encoder", self.settings.tokenizer)
-        if not folder.is_dir():
-            raise CheckpointError(
-                f"no tokenizer folder at {folder}; put it there or name one with prompt(tokenizer=FOLDER)"
-            )
-        try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise CheckpointError(f"no tokenizer can be read from {folder} ({reason}); download it again") from error
+        return kept(engine, "prompt.tokenizer", folder, lambda: load_tokenizer(folder))
+
+
+def kept(engine: Engine, name: str, key: Hashable, make: Callable[[], Any]) -> Any:
+    """What `make` gives for this key; the engine keeps it until there is another key."""
+    last = engine.values.get(name)
+    if last is None or last[0] != key:
+        last = engine.values[name] = key, make()
+    return last[1]
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, of which no code is run. Raises CheckpointError if there is none."""
+    from transformers import AutoTokenizer
+
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"no tokenizer folder at {folder}; put it there or name one with prompt(tokenizer=FOLDER)"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"no tokenizer can be read from {folder} ({reason}); download it again") from error
+
+
+def words_beyond(text: str, length: int, tokens: Callable[[str], int]) -> list[str]:
+    """The words at the end of a text that do not fit into `length` tokens, the one that fits in part included."""
+    if tokens(text) <= length:
+        return []
+    words = text.split()
+    fitting = bisect_right(range(1, len(words) + 1), length, key=lambda count: tokens(" ".join(words[:count])))
+    return words[fitting:]
 
 
 def clean(text: str) -> str:

@@ -55,8 +55,8 @@ class ReferenceImage(PipelineUnit):
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
-        path = job.inputs(self).image
-        picture = None if path is None else load_image(path)
+        source = job.inputs(self).image
+        picture = None if source is None else load_image(source)
         settle_size(job, lambda: self._size_for(picture))
         job["image_latent"] = None
         if picture is not None:

@@ -20,6 +20,7 @@ class SlidingWindow(PipelineUnit):
     """
 
     name = "sliding-window"
+    passes_on = ("call",)
 
     class Settings(UnitSettings):
         size: int = Field(21, ge=2, description="latent frames of a piece")

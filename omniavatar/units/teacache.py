@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -30,9 +30,9 @@ class TeaCache(StepCache):
     """Cache: reuse what the blocks added in an earlier step while the modulation by time changes little.
 
     The change between calls, mapped by the checkpoint's polynomial, is summed up; a step is computed when the sum
-    reaches the threshold, and the first and last always are. It depends on the timesteps alone, so the whole schedule
-    is known before the first step and is the same for all branches; `omni units plan` shows it. `omni calibrate
-    teacache` fits the polynomial of another checkpoint.
+    reaches the threshold. The first and the last always are, and those where another unit begins or stops to act. So it
+    depends on the timesteps and the plan alone, the whole schedule is known before the first step and is the same for
+    all branches; `omni units plan` shows it. `omni calibrate teacache` fits the polynomial of another checkpoint.
     """
 
     name = "teacache"
@@ -54,8 +54,8 @@ class TeaCache(StepCache):
 
     settings: Settings
 
-    def schedule(self, steps: Sequence[Step], count: int) -> TeaSchedule:
-        return decide(relative_changes(modulations(steps)), self.settings)
+    def schedule(self, steps: Sequence[Step], count: int, computed: Container[int]) -> TeaSchedule:
+        return decide(relative_changes(modulations(steps)), self.settings, computed)
 
 
 def modulations(steps: Sequence[Step]) -> Tensor:
@@ -74,11 +74,14 @@ def relative_changes(modulations: Iterable[Tensor]) -> list[float]:
     return [0.0, *(torch.stack(changes).double().tolist() if changes else ())]
 
 
-def decide(changes: Sequence[float], settings: TeaCache.Settings) -> TeaSchedule:
-    """The skip schedule for these changes (Algorithm 1 of the paper, with the polynomial of its section 4.2)."""
+def decide(changes: Sequence[float], settings: TeaCache.Settings, computed: Container[int] = (0,)) -> TeaSchedule:
+    """The skip schedule for these changes (Algorithm 1 of the paper, with the polynomial of its section 4.2).
+
+    computed: places that are not skipped in any case, as the last one.
+    """
     skips, sums, total = [], [], 0.0
     for index, change in enumerate(changes):
-        if index in (0, len(changes) - 1):
+        if index in computed or index == len(changes) - 1:
             skip, total = False, 0.0
         else:
             mapped = polynomial(settings.coefficients, change)

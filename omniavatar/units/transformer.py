@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from omniavatar.engine.scopes import Forward
 from omniavatar.engine.unit import PipelineUnit
@@ -40,6 +43,26 @@ class Transformer(PipelineUnit):
     def unembed(self, forward: Forward) -> None:
         values = forward.network.head(forward.x, forward.time)
         forward.output = forward.network.unpatchify(forward.gather(values), forward.grid).float()
+
+
+def tell_noise(forward: Forward, which: Callable[[], Tensor]) -> None:
+    """Tell tokens that carry noise the time step of their sample, and all others 0. Call it in `embed`.
+
+    which: makes a mask (s) bool of the former; it is asked once a window for these branches, and may not depend on the
+    step.
+    """
+    timestep = forward.step.timestep
+    timesteps = forward.timesteps if isinstance(timestep, Tensor) else forward.timesteps[:1]
+    rows = forward.memory.once("transformer.time_rows", lambda: time_rows(which(), len(timesteps)))
+    if rows is not None:
+        forward.time, forward.t_mod = forward.network.embed_times(functional.pad(timesteps, (1, 0)), rows)
+
+
+def time_rows(is_noisy: Tensor, samples: int) -> Tensor | None:
+    """Which of the time steps (0, that of sample 0, of sample 1, ...) each token is told (samples s), None: its own."""
+    if bool(is_noisy.all()):
+        return None
+    return is_noisy * torch.arange(1, samples + 1, device=is_noisy.device)[:, None]
 
 
 def model_input(forward: Forward) -> Tensor:

@@ -43,7 +43,8 @@ class VaeDecode(PipelineUnit):
     def decode_latents(self, window: Window) -> Iterator[Tensor]:
         vae, latents = window.engine.model("vae"), window.video_latents.to(window.engine.dtype)
         if self.settings.tiled:
-            decoded = iter([vae.decode(latents, tiling=DECODE_TILING)])
+            per_pass = self.settings.latents_per_pass
+            decoded = iter([vae.decode(latents, tiling=DECODE_TILING, latents_per_pass=per_pass)])
         else:
             decoded = vae.decode_frames(latents, self.settings.latents_per_pass)
         for frames in decoded:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +14,9 @@ from pydantic import AfterValidator, Field
 from omniavatar.engine.manifest import recipe
 from omniavatar.engine.scopes import Job, Window
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings
-from omniavatar.errors import Cancelled, OmniError
+from omniavatar.errors import Cancelled
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.writer import Soundtrack, VideoWriter, check_output
-
-log = logging.getLogger(__name__)
 
 
 class WriteVideo(PipelineUnit):
@@ -84,7 +81,7 @@ class WriteVideo(PipelineUnit):
 
     @hookimpl
     def end_window(self, window: Window) -> None:
-        window.job["write-video.writer"].flush()
+        window.job["write-video.writer"].flush(wait=False)
 
     @hookimpl
     def end_job(self, job: Job) -> None:
@@ -93,10 +90,6 @@ class WriteVideo(PipelineUnit):
 
 def leave(writer: VideoWriter, error: BaseException | None) -> None:
     """Keep what an interrupted job had finished, beside the place of the whole video; the error stays the job's own."""
-    try:
-        if error is not None and not isinstance(error, Cancelled) and writer.frames_written:
-            error.add_note(writer.keep())
-    except OmniError as failure:
-        log.warning("%s", failure)
-    finally:
-        writer.abort()
+    if error is not None and not isinstance(error, Cancelled) and (line := writer.keep()):
+        error.add_note(line)
+    writer.abort()

@@ -30,7 +30,7 @@ class Notes(PipelineUnit):
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
-        self.notes.append((self.who, job.request.seed))
+        self.notes.append((self.who, job.seed))
 
 
 class Breaks(PipelineUnit):

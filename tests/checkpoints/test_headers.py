@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +162,56 @@ def test_unreadable(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(CheckpointError, match="known endings"):
         read_header([tmp_path / "model.gguf"])
+
+
+def circle() -> dict[str, Any]:
+    """A dictionary that holds itself."""
+    content: dict[str, Any] = {"w": torch.zeros(1)}
+    content["self"] = content
+    return content
+
+
+def doubled(times: int) -> dict[str, Any]:
+    """Two to this power of dictionaries, in few bytes."""
+    content: dict[str, Any] = {"w": torch.zeros(1)}
+    for _ in range(times):
+        content = {"left": content, "right": content}
+    return content
+
+
+def nested(depth: int) -> dict[str, Any]:
+    content: dict[str, Any] = {"w": torch.zeros(1)}
+    for _ in range(depth):
+        content = {"in": content}
+    return content
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (circle(), "holds dictionaries more than 50 deep"),
+        (doubled(26), "holds dictionaries with more than 100000 entries"),
+        (nested(200), "holds dictionaries more than 50 deep"),
+    ],
+    ids=["circle", "doubled", "nested"],
+)
+def test_dictionaries_without_end(tmp_path: Path, content: dict[str, Any], message: str, zipped: bool) -> None:
+    torch.save(content, tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=message):
+        read_header([tmp_path / "model.pt"])
+
+
+def test_headers_of_too_many_tensors(tmp_path: Path) -> None:
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    (tmp_path / "a.safetensors").write_bytes(raw({str(number): empty for number in range(100_001)}))
+    with pytest.raises(CheckpointError, match="its header names 100001 tensors, more than the 100000 allowed"):
+        read_header([tmp_path / "a.safetensors"])
+
+
+def test_names_that_unpack_to_gigabytes_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omniavatar.checkpoints.headers.MAX_HEADER_BYTES", 10_000)
+    with zipfile.ZipFile(tmp_path / "model.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps("x" * 100_000))
+    with pytest.raises(CheckpointError, match="is damaged or holds more than tensors"):
+        read_header([tmp_path / "model.pt"])

@@ -24,7 +24,7 @@ def small_networks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
     """What `omni` uses in this process when no model is named, instead of the trained avatar."""
     path = tmp_path_factory.getbasetemp() / "small.yaml"
     path.write_text(f"units: default\nmodels_dir: {tiny_file()}\nmodels: [{', '.join(FILES)}]\n")
-    monkeypatch.setattr("omniavatar.cli.start.DEFAULT_CONFIG", str(path))
+    monkeypatch.setattr("omniavatar.opening.DEFAULT_CONFIG", str(path))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from omniavatar.media.video import probe_video
 from omniavatar.resources import asset
 from tests.cli.conftest import SMALL, tree
 
+pytestmark = pytest.mark.usefixtures("interruptible")
+
 COMMAND = [
     *(sys.executable, "-m", "omniavatar", "run", *SMALL, "--euler.steps", "200"),
     *("--audio", str(asset("demo", "speech.flac")), "-o", "talk.mp4"),
@@ -52,6 +54,21 @@ def test_finished_windows_are_kept_as_a_partial_video(tmp_path: Path, number: in
     assert tree(tmp_path) == {"talk.partial.mp4"}
     info = probe_video(path)
     assert (info.frames, info.has_audio) == (int(frames[1]), True)
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM"])
+def test_a_signal_that_is_ignored_stays_ignored(name: str) -> None:
+    """As `nohup` wants it."""
+    script = (
+        "import signal, sys; from omniavatar import cli; "
+        f"before = signal.signal(signal.{name}, signal.SIG_IGN); sys.argv = ['omni', 'version']; "
+        "sys.exit = lambda code: None; cli.main(); "
+        f"assert signal.getsignal(signal.{name}) is signal.SIG_IGN; "
+        "others = {'SIGHUP', 'SIGTERM'} - " + f"{{'{name}'}}; "
+        "assert all(callable(signal.getsignal(getattr(signal, other))) for other in others)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.slow

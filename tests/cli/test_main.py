@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -112,6 +114,92 @@ def test_a_closed_pipe_ends_it_quietly(arguments: tuple[str, ...]) -> None:
     process.stdout.close()
     _, error = process.communicate()
     assert (process.returncode, error) == (1, b"")
+
+
+STREAMS = """
+import io, os, sys
+from omniavatar import cli
+from omniavatar.cli.console import show, tell
+import click
+
+@click.command()
+def work():
+    for name in ("a", "\u0432\u044b\u0445\u043e\u0434 [b]", "c"):
+        tell(f"{name}  (made)")
+    print("all made", file=sys.stderr)
+    return 5
+
+@click.command()
+def listing():
+    show("x" * 100000)
+
+cli.build_cli = lambda: click.Group("omni", {"work": work, "listing": listing})
+sys.exit(cli.run_cli(sys.argv[1:]))
+"""
+
+
+def with_stdout(stdout: Any, *arguments: str, encoding: str = "utf-8", unbuffered: str = "") -> tuple[int, str]:
+    """Exit code and stderr of commands that print, with this stdout."""
+    done = subprocess.run(
+        [sys.executable, "-c", STREAMS, *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUNBUFFERED": unbuffered},
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_report_that_cannot_be_printed_does_not_end_the_work(unbuffered: str) -> None:
+    with open("/dev/full", "w") as full:
+        said = "omni: cannot print: No space left on device; the work is not affected\nall made\n"
+        assert with_stdout(full, "work", unbuffered=unbuffered) == (5, said)
+        assert with_stdout(full, "listing", unbuffered=unbuffered) == (
+            1,
+            "omni: cannot print: No space left on device\n",
+        )
+        assert with_stdout(full, "--help", unbuffered=unbuffered) == (
+            1,
+            "omni: cannot print: No space left on device\n",
+        )
+
+
+def test_nobody_reads_the_report() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        assert with_stdout(writer, "work") == (5, "all made\n")
+        assert with_stdout(writer, "listing") == (1, "")
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [
+        ("latin-1", r"\u0432\u044b\u0445\u043e\u0434"),
+        ("cp1252", r"\u0432\u044b\u0445\u043e\u0434"),
+        ("utf-8", "\u0432\u044b\u0445\u043e\u0434"),
+    ],
+)
+def test_names_that_stdout_cannot_show_are_written_in_ascii(tmp_path: Path, encoding: str, name: str) -> None:
+    with (tmp_path / "out").open("w") as stdout:
+        assert with_stdout(stdout, "work", encoding=encoding) == (5, "all made\n")
+    assert (tmp_path / "out").read_text(encoding).splitlines() == ["a  (made)", f"{name} [b]  (made)", "c  (made)"]
+
+
+@pytest.mark.parametrize("arguments", [("-h",), ("help",), ("help", "units"), ("units", "-h"), ("run", "-h")])
+def test_help_has_the_usual_short_names(omni: Omni, arguments: tuple[str, ...]) -> None:
+    outcome = omni(*arguments)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith("Usage: omni ")
+
+
+@pytest.mark.parametrize("argument", ["version", "-V", "--version"])
+def test_the_version_too(omni: Omni, argument: str) -> None:
+    assert omni(argument).out == f"omni, version {__version__}\n"
 
 
 def raiser(error: BaseException) -> Callable[..., Any]:

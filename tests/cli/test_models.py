@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from omniavatar.checkpoints import headers
 from omniavatar.cli.models import models
 from omniavatar.errors import CheckpointError
 from tests.checkpoints.tiny import write_delta, write_safetensors
@@ -21,6 +23,11 @@ def test_list() -> None:
     assert result.exit_code == 0
     assert "Wan2.1-VAE" in result.output
     assert "14.29 B" in result.output
+
+
+def test_checkpoints_of_tests_are_listed_on_demand() -> None:
+    assert "omniavatar-test" not in omni("list").output
+    assert "omniavatar-test" in omni("list", "--all").output
 
 
 def test_list_as_json() -> None:
@@ -66,6 +73,44 @@ def test_verify(tmp_path: Path) -> None:
         "bad.safetensors": "damaged",
         "pytorch_model.pt": "known",
     }
+
+
+def test_what_is_bad_does_not_end_it_for_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = write_delta(tmp_path / "good")
+    circle: dict[str, Any] = {}
+    circle["self"] = circle
+    torch.save(circle, tmp_path / "circle.pt")
+    (tmp_path / "deep.safetensors").write_bytes((100_000).to_bytes(8, "little") + b"[" * 100_000)
+    (tmp_path / "deep.safetensors.index.json").write_bytes(b"[" * 100_000)
+    found = json.loads(omni("verify", "--json", tmp_path).output)
+    assert [one["verdict"] for one in found] == ["damaged", "damaged", "damaged", "known"]
+    (tmp_path / "deep.safetensors.index.json").unlink()
+    (tmp_path / "panic.safetensors").write_bytes(b"?")
+    header = headers.read_safetensors_header
+
+    def read(file: Path) -> Any:
+        if file.stem == "panic":
+            raise type("PanicException", (BaseException,), {})("index out of bounds")
+        return header(file)
+
+    monkeypatch.setattr(headers, "read_safetensors_header", read)
+    found = json.loads(omni("verify", "--json", tmp_path).output)
+    verdicts = {Path(one["path"]).name: one["verdict"] for one in found}
+    bad = dict.fromkeys(("circle.pt", "deep.safetensors", "panic.safetensors"), "damaged")
+    assert verdicts == {**bad, good.name: "known"}
+    result = omni("inspect", tmp_path / "circle.pt", good, tmp_path / "panic.safetensors")
+    assert "OmniAvatar" in result.output
+    assert f"omni: {tmp_path / 'circle.pt'} holds dictionaries" in result.output
+    assert "panic.safetensors cannot be examined (PanicException: index out of bounds)" in str(result.exception)
+
+
+def test_folders_that_are_linked_are_looked_into_once(tmp_path: Path) -> None:
+    write_delta(tmp_path / "store" / "good")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "linked").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "back").symlink_to(tmp_path / "models")
+    (found,) = json.loads(omni("verify", "--json", tmp_path / "models").output)
+    assert found["verdict"] == "known"
 
 
 def test_verify_an_empty_folder(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from omniavatar.resources import asset
 from tests.cli.conftest import SMALL, Omni, tree
 from tests.scenes import Scene, denoising_units, fake_engine, request
 
+pytestmark = pytest.mark.usefixtures("interruptible")
 UNIT = '''
 import ctypes
 import os
@@ -239,7 +240,18 @@ def test_more_ranks_than_gpus_are_refused() -> None:
     ranks = torch.cuda.device_count() + 1
     with pytest.raises(InputError, match=f"--gpus is {ranks + 1} and there are {ranks - 1} GPUs here"):
         check_ranks(ALONE, config(gpus=ranks + 1))
-    check_ranks(ALONE, config(gpus=ranks + 1, device="cpu"))
+    check_ranks(ALONE, config(gpus=2, device="cpu"))
+
+
+def test_more_ranks_than_the_machine_can_hold_are_refused(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omniavatar.cli.ranks.available_cores", lambda: 2)
+    error = omni(*run_command("--gpus", "1000"))
+    assert (error.code, error.error) == (2, "--gpus is 1000 and with --device cpu there are up to 8 here, for 2 cores")
+    monkeypatch.setattr("omniavatar.cli.ranks.available_cores", lambda: 64)
+    monkeypatch.setattr("omniavatar.engine.out_of_memory.host_memory", lambda: (3 * 2**30, 8 * 2**30))
+    check_ranks(ALONE, config(gpus=6, device="cpu"))
+    with pytest.raises(InputError, match=r"there are up to 6 here, for 3\.0 GiB of free memory"):
+        check_ranks(ALONE, config(gpus=7, device="cpu"))
 
 
 def test_several_ranks_on_one_gpu_are_refused() -> None:

@@ -12,6 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from omniavatar.cli.options import unit_options
+from omniavatar.cli.run import run
+from omniavatar.cli.start import start
+from omniavatar.cli.synonyms import MEANT, SYNONYMS, UNITS
+from omniavatar.cli.videos import Video, VideoMaker
 from omniavatar.media.audio import load_waveform
 from omniavatar.media.video import probe_video, read_video
 from omniavatar.testing.tiny import FILES, tiny_file
@@ -101,9 +106,122 @@ def test_without_a_sound_the_length_must_be_given(omni: Omni, folder: Path, port
     assert outcome.code == 0
     info = probe_video(folder / "a.mp4")
     assert (info.frames, info.has_audio) == (13, False)
-    outcome = omni("run", "--image", portrait, "-o", "b.mp4", "--quiet")
+    outcome = omni("run", "--units", "default-audio", "--image", portrait, "-o", "b.mp4", "--quiet")
     assert outcome.code == 2
     assert outcome.error.startswith("the length of the video is unknown; give one with --seconds")
+
+
+def test_what_the_built_in_avatar_lacks_comes_from_the_demo(omni: Omni, folder: Path, portrait: Path) -> None:
+    short = ("--euler.steps", "1", "--reference-image.sizes", "[[32, 32]]", "--fixed-frames.window-frames", "49")
+    sound = write_wav(folder / "tone.wav", tone(0.3, 16000), 16000)
+    heard = omni("run", "--audio", sound, *short, "-o", "a.mp4")
+    assert (heard.code, notes(heard)) == (0, ["omni: no --image is given, so the demo's portrait talks"])
+    with_portrait = omni("run", "--audio", sound, "--image", portrait, *short, "-o", "b.mp4")
+    assert (with_portrait.code, notes(with_portrait)) == (0, [])
+    assert np.array_equal(read_video(folder / "a.mp4"), read_video(folder / "b.mp4"))
+    told = omni("run", "--prompt", "hi", *short, "--fps", "2")
+    assert told.code == 0
+    assert [note.partition(",")[0] for note in notes(told)] == [
+        "omni: no --image is given",
+        "omni: no --audio is given",
+    ]
+    assert probe_video(folder / "out" / "video.mp4").has_audio
+    (folder / "list.txt").write_text(f"hi@@@@{sound}\nho@@{portrait}@@{sound}\n")
+    listed = omni("run", "--input-file", "list.txt", *short)
+    assert (listed.code, notes(listed)) == (0, ["omni: no --image is given, so the demo's portrait talks"])
+
+
+def test_photographs_are_spoken_of_before_the_work(omni: Omni, folder: Path, portrait: Path) -> None:
+    Image.fromarray(colours(64, 64)).save(folder / "me.png")
+    (folder / "list.txt").write_text("hi@@me.png\nho\n")
+    for named in (("--image", "me.png"), ("--input-file", "list.txt")):
+        first, *_ = omni("run", *named, *SMALL).err.splitlines()[("--input-file" in named) :]
+        assert first == "omni: the built-in avatar knows drawn faces; for a photograph: --config omniavatar-1.3b"
+    assert "drawn faces" not in omni("run", "--image", "me.png", "--quiet", *SMALL).err
+
+
+def notes(outcome: Outcome) -> list[str]:
+    """The lines of stderr that are no progress."""
+    return [line for line in outcome.err.splitlines() if line.startswith("omni: ")]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("--steps 3", "unknown option '--steps'; did you mean '--euler.steps'?"),
+        (
+            "--num_inference_steps 3 --units default-euler+unipc",
+            "--num-inference-steps'; did you mean '--unipc.steps'?",
+        ),
+        ("--cfg 3", "unknown option '--cfg'; did you mean '--guidance.scale'?"),
+        ("--negative-prompt x", "unknown option '--negative-prompt'; did you mean '--prompt.negative'?"),
+        ("--resolution 3", "unknown option '--resolution'; did you mean '--size'?"),
+        ("--num-frames 3", "unknown option '--num-frames'; did you mean '--seconds'?"),
+        ("--checkpoint x", "unknown option '--checkpoint'; did you mean '--model'?"),
+        ("--voice x", "unknown option '--voice'; did you mean '--audio'?"),
+        ("--face x", "unknown option '--face'; did you mean '--image'?"),
+        ("--outdir x", "unknown option '--outdir'; did you mean '--output'?"),
+        ("--preset x", "unknown option '--preset'; did you mean '--units'?"),
+        ("--precision x", "unknown option '--precision'; did you mean '--dtype'?"),
+        ("--offload", "unknown option '--offload'; did you mean --units 'default+offload'?"),
+        ("--scheduler x", "samplers are units, euler by default; for another one: --units default-euler+unipc"),
+        ("--teacache-threshold 1", "did you mean '--teacache.threshold'? It wants --units 'default+teacache'"),
+        ("--overwrite", "a file of this name is replaced without a question"),
+        ("--width 33 --height 32", "--width is 33; give a positive multiple of 16"),
+        ("--width 32", "--width is 32 and there is no --height; give both"),
+        (
+            "--width 32 --height 32 --size 32x32",
+            "--size gives height and width already; leave --height and --width out",
+        ),
+        ("--size 832*480", "give HEIGHTxWIDTH in positive multiples of 16, such as 400x720 for a wide picture"),
+    ],
+)
+def test_options_of_other_programs_are_understood(omni: Omni, words: str, complaint: str) -> None:
+    outcome = omni("run", *words.split())
+    assert outcome.code == 2
+    assert complaint in outcome.error
+
+
+def test_every_synonym_leads_to_an_option_or_a_unit() -> None:
+    begin = start({"units": "default+teacache+attention", "config": None})
+    known = {name for param in [*run.params, *unit_options(begin.units.values(), ())] for name in param.opts}
+    assert {option for option in SYNONYMS if not option.startswith("*")} <= known
+    assert set(UNITS) <= set(begin.catalog.units)
+    assert not set(MEANT) & {name.removeprefix("--") for name in known}
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (TypeError("no such\nshape"), "TypeError: no such"),
+        (MemoryError(), "out of memory"),
+        (type("PanicException", (BaseException,), {})("overflow"), "PanicException: overflow"),
+    ],
+)
+def test_no_line_of_a_list_ends_it_for_the_others(
+    omni: Omni, folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, said: str
+) -> None:
+    request = VideoMaker.request
+
+    def read(self: VideoMaker, engine: Any, video: Video) -> Any:
+        if video.inputs["prompt"] == "bad":
+            raise error
+        return request(self, engine, video)
+
+    monkeypatch.setattr(VideoMaker, "request", read)
+    (folder / "list.txt").write_text("bad\ngood\n")
+    outcome = omni("run", "--input-file", "list.txt", *SMALL, "--seconds", "0.2")
+    assert outcome.code == 2
+    first, *_, last = notes(outcome)
+    assert first.startswith(f"omni: list.txt, line 1: {said}")
+    assert last == "omni: 1 of 2 videos are made"
+    assert tree(folder / "out") == {"list", "list/result_001.mp4"}
+
+
+def test_width_and_height_are_a_size(omni: Omni, folder: Path) -> None:
+    assert omni("run", *SMALL[2:], "--width", "48", "--height", "32", "-o", "a.mp4").code == 0
+    info = probe_video(folder / "a.mp4")
+    assert (info.width, info.height) == (48, 32)
 
 
 def test_the_same_seed_gives_the_same_pictures(omni: Omni, folder: Path) -> None:
@@ -227,7 +345,7 @@ def test_units_of_plugins_get_options_and_help(omni: Omni, folder: Path, install
     )
     assert re.search(r"--colour TEXT +which one", out)
     run = ("run", *SMALL, "--seconds", "0.2", "--units", "default+tint", "-o", "a.mp4")
-    assert omni(*run, "--colour", "red", "--tint.strength", "0.25").err.splitlines()[1] == "tint red 0.25"
+    assert "tint red 0.25" in omni(*run, "--colour", "red", "--tint.strength", "0.25").err.splitlines()
     outcome = omni(*run, "--tint.strength", "2")
     assert outcome.error == "unit 'tint': strength = 2: input should be less than or equal to 1"
 

@@ -233,6 +233,7 @@ def test_a_result_that_cannot_be_used_is_said(omni: Omni, config: Path, monkeypa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 def test_a_run_that_was_stopped_goes_on_bit_by_bit(
     omni: Omni, config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +261,7 @@ def test_a_run_that_was_stopped_goes_on_bit_by_bit(
     assert omni("train", "--config", config, "--set", "trainer.steps=5").out == f"out  (trained, 5 steps)\n{HINT}"
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interruption_does_not_wait(omni: Omni, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(self: DiffusionTask, batch: Any) -> torch.Tensor:
         signal.raise_signal(signal.SIGINT)
@@ -272,6 +274,7 @@ def test_a_second_interruption_does_not_wait(omni: Omni, config: Path, monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_keeps_what_several_ranks_have_parts_of(config: Path, folder: Path) -> None:
     """Ctrl-C for the launcher, which passes it on to the ranks."""
     changes = ("units=default+fsdp", "trainer.steps=100000", "trainer.save_every=100000")
@@ -445,7 +448,7 @@ def test_a_cache_of_other_weights_is_refused(omni: Omni, config: Path, studio: P
         (["--config=train.yaml", "--max-minutes=0"], "trainer.max_minutes = 0.0: input should be greater than 0"),
         (
             ["--config=train.yaml", "--set=settings.eulr.steps=1"],
-            "settings: there is no unit 'eulr'; did you mean 'euler'?",
+            "settings: unknown unit 'eulr'; did you mean 'euler'?",
         ),
         (["--config=train.yaml", "--set=objective.drop.sound=0.1"], "objective.drop names the condition 'sound'"),
         (["--config=train.yaml", "--set=models=[a.pth]"], "no model at "),

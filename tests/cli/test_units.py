@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +49,31 @@ def test_list_has_every_unit_and_preset(omni: Omni) -> None:
     assert "prompt+reference-image+audio" in outcome.out
 
 
+def test_lists_are_not_wrapped_where_stdout_is_no_terminal(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    for command in (("units", "list"), ("models", "list"), ("plugins", "list"), ("units", "show", "teacache")):
+        lines = omni(*command).out.splitlines()
+        assert max(map(len, lines)) > 80
+        assert not [line for line in lines if line.endswith(" ")]
+    (line,) = [line for line in omni("units", "list").out.splitlines() if line.startswith("euler ")]
+    assert line.split()[1] == "omniavatar"
+
+
+def test_everything_is_there_as_json(omni: Omni) -> None:
+    found = json.loads(omni("units", "list", "--json").out)
+    assert {unit.name for unit in BUILTIN} <= {unit["name"] for unit in found["units"]}
+    assert {"name": "original", "package": "omniavatar"}.items() <= found["presets"][1].items()
+    shown = json.loads(omni("units", "show", "fixed-frames", "--json").out)
+    assert shown in found["units"]
+    overlap = {"value": "INTEGER", "required": False, "default": "13", "bounds": "from 1"}
+    assert overlap.items() <= shown["settings"]["overlap"].items()
+    assert shown["provides"] == ["given_latents"]
+    plan = json.loads(omni("units", "plan", "default+teacache(threshold=9)", "--json").out)
+    (cache,) = [unit for unit in plan["units"] if unit["name"] == "teacache"]
+    assert cache["settings"]["threshold"] == 9
+    assert "steps skipped" in cache["will"][0]
+
+
 def test_show_has_settings_inputs_and_data_flow(omni: Omni) -> None:
     lines = [line.split() for line in omni("units", "show", "fixed-frames").out.splitlines()]
     overlap = next(line for line in lines if line[:1] == ["overlap"])
@@ -76,7 +102,7 @@ def test_plan_shows_the_order_and_the_hooks(omni: Omni) -> None:
 
 def test_plan_shows_what_units_know_beforehand(omni: Omni) -> None:
     out = omni("units", "plan", "default+teacache(threshold=9)+guidance-interval(low=0.9)+euler(steps=6, shift=5)").out
-    assert "will dit: 4 of 6 steps skipped; computed: 1, 6" in out
+    assert "will dit: 3 of 6 steps skipped; computed: 1, 4, 6; guidance-interval changes at 4" in out
     assert "will guidance in 3 of 6 steps: 1-3" in out
 
 
@@ -106,7 +132,12 @@ def test_bad_names_are_one_line(omni: Omni, arguments: tuple[str, ...], message:
 
 def test_units_of_plugins_are_shown_like_our_own(omni: Omni, install: Callable[[str, str], None]) -> None:
     install("omniavatar_sparkle_a", PLUGIN)
-    assert "sparkle" in omni("units", "list").out
+    (line,) = [line for line in omni("units", "list").out.splitlines() if line.startswith("sparkle ")]
+    assert line.split() == ["sparkle", "omniavatar_sparkle_a", "Adds", "[red]", "stars."]
+    (plugin,) = [line for line in omni("plugins", "list").out.splitlines() if line.startswith("omniavatar_sparkle_a")]
+    assert plugin.split()[-3:] == ["sparkle", "sparkling", "active"]
+    (facts,) = [one for one in json.loads(omni("plugins", "list", "--json").out) if one["units"] == ["sparkle"]]
+    assert (facts["package"], facts["presets"], facts["is_active"]) == ("omniavatar_sparkle_a", ["sparkling"], True)
     assert "default+sparkle(count=7)" in omni("units", "list").out
     shown = omni("units", "show", "sparkle").out
     assert "Adds [red] stars." in shown

@@ -17,6 +17,8 @@ import pytest
 from omniavatar.distributed import leaving
 from omniavatar.distributed.leaving import LOST, Stopped, Stuck, idle_limit, stoppable
 
+pytestmark = pytest.mark.usefixtures("interruptible")
+
 
 def never(error: Stopped) -> None:
     pytest.fail("the main thread has heard the signal")
@@ -65,6 +67,22 @@ def test_a_signal_that_something_has_taken_over_is_left_to_it(monkeypatch: pytes
         signal.signal(signal.SIGTERM, before)
     assert heard == [signal.SIGTERM]
     assert not left
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stoppable(never):
+        sent(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize("stdout", ["None", "open('/dev/full', 'w')"])
+def test_a_rank_leaves_also_where_nothing_can_be_printed(stdout: str) -> None:
+    script = (
+        f"import sys; sys.stdout = {stdout}; print('x'); from omniavatar.distributed.leaving import leave; leave(3)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 3
 
 
 def test_closing_is_not_disturbed_by_further_signals() -> None:

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from omniavatar.checkpoints import Bundle
-from omniavatar.engine.engine import Engine, whole_video
+from omniavatar.engine.engine import Engine
+from omniavatar.engine.loop import Loop
 from omniavatar.engine.plan import Catalog, Plan
 from omniavatar.engine.scopes import Branch, Forward, Job, Request, Scope, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import Span
 from omniavatar.errors import CheckpointError, PlanError
 from omniavatar.hookspecs import hookimpl
-from omniavatar.testing import GivenModels
+from omniavatar.testing import GivenModels, recorder
 from omniavatar.units import Euler, Guidance, Transformer
-from tests.scenes import Scene, denoising_units, fake_engine, fake_models, request, tiny_engine, video_of
+from tests.scenes import Scene, denoising_units, fake_engine, fake_models, recorded, request, tiny_engine, video_of
 
 SILENT_PLAN = "default+teacache-write-video"
 
@@ -28,19 +29,12 @@ SILENT_PLAN = "default+teacache-write-video"
 @pytest.fixture(scope="module")
 def engine(tiny_models: Bundle, catalog: Catalog) -> Engine:
     """All test networks, used by several jobs."""
-    return tiny_engine(tiny_models, catalog, SILENT_PLAN, observers=[Keeper()])
-
-
-class Keeper:
-    """An observer that hands out the frames of every window."""
-
-    @hookimpl(trylast=True)
-    def end_window(self, window: Window) -> None:
-        window.job.results.setdefault("frames", []).append(window["frames"][:, :, window.span.keep].clone())
+    return tiny_engine(tiny_models, catalog, SILENT_PLAN)
 
 
 def frames_of(engine: Engine, request: Request) -> Tensor:
-    return torch.cat(engine.generate(request).results["frames"], dim=2)
+    """The frames of a video as they were decoded (1 3 t h w)."""
+    return recorder.video_of(recorded(engine, request))
 
 
 def talking(portrait: Path, speech: Path, **changes: Any) -> Request:
@@ -64,7 +58,7 @@ def test_a_job_does_not_depend_on_those_before_it(
     """Other size, length and prompt, no picture, no sound; then the job itself, on the used engine and a new one."""
     engine.generate(Request(inputs={"prompt": "other"}, seconds=0.2, seed=9, height=48, width=32))
     engine.generate(Request(inputs={"audio": speech}, seconds=0.7))
-    fresh = tiny_engine(tiny_models, catalog, SILENT_PLAN, observers=[Keeper()])
+    fresh = tiny_engine(tiny_models, catalog, SILENT_PLAN)
     job = talking(portrait, speech, seed=3)
     assert frames_of(engine, job).equal(frames_of(fresh, job))
 
@@ -79,21 +73,20 @@ def test_a_failed_job_leaves_nothing_for_the_next(engine: Engine, portrait: Path
 def test_noise_depends_on_seed_and_window_alone() -> None:
     engine = fake_engine([])
     span = Span(0, 9, 0, 0, 9)
-    job, other = (Job(engine, request(seed=seed), {}) for seed in (1, 2))
-    forwards = [engine.noise(job, index, span) for index in (0, 1, 2)]
+    loop, other = (Loop(engine, engine.plan, request(seed=seed)) for seed in (1, 2))
+    forwards = [loop.noise(index, span) for index in (0, 1, 2)]
     torch.manual_seed(123)
-    backwards = [engine.noise(job, index, span) for index in (2, 1, 0)][::-1]
+    backwards = [loop.noise(index, span) for index in (2, 1, 0)][::-1]
     assert all(one.equal(two) for one, two in zip(forwards, backwards, strict=True))
     assert forwards[0].shape == (1, 4, 3, 2, 2)
     assert forwards[0].dtype == torch.float32
-    different = [*forwards, engine.noise(other, 0, span), engine.noise(other, 1, span)]
+    different = [*forwards, other.noise(0, span), other.noise(1, span)]
     assert len({tuple(noise.flatten().tolist()) for noise in different}) == len(different)
 
 
 def test_a_shorter_window_starts_from_other_noise_but_stays_normal() -> None:
     engine = fake_engine([])
-    job = Job(engine, request(height=256, width=256), {})
-    noise = engine.noise(job, 0, Span(0, 33, 0, 0, 33))
+    noise = Loop(engine, engine.plan, request(height=256, width=256)).noise(0, Span(0, 33, 0, 0, 33))
     assert abs(float(noise.mean())) < 0.02
     assert abs(float(noise.std()) - 1) < 0.02
 
@@ -101,11 +94,12 @@ def test_a_shorter_window_starts_from_other_noise_but_stays_normal() -> None:
 # The algorithm
 
 
-def test_without_a_unit_for_windows_the_video_is_one(tmp_path: Path) -> None:
+def test_without_a_unit_for_windows_the_video_is_one() -> None:
     scene = Scene(frames=30)
     _, *others = denoising_units()
-    job = fake_engine([scene, *others]).generate(request())
-    assert job.spans == [whole_video(job)] == [Span(0, 33, 0, 0, 30)]
+    result = fake_engine([scene, *others]).generate(request())
+    assert [window.span for window in scene.windows] == [Span(0, 33, 0, 0, 30)]
+    assert result.frames == 30
     assert video_of(scene).shape[2] == 30
 
 
@@ -157,8 +151,8 @@ def test_branches_merged_into_one_call_give_the_same_video(
 
     known = Catalog({**catalog.units, "merged": Merged}, catalog.presets)
     guidance = {"audio_scale": 2.0}
-    apart = tiny_engine(tiny_models, catalog, SILENT_PLAN, observers=[Keeper()], guidance=guidance)
-    together = tiny_engine(tiny_models, known, f"{SILENT_PLAN}+merged", observers=[Keeper()], guidance=guidance)
+    apart = tiny_engine(tiny_models, catalog, SILENT_PLAN, guidance=guidance)
+    together = tiny_engine(tiny_models, known, f"{SILENT_PLAN}+merged", guidance=guidance)
     job = talking(portrait, speech)
     torch.testing.assert_close(frames_of(together, job), frames_of(apart, job), atol=2e-4, rtol=0)
     assert calls == [3] * 4

@@ -6,17 +6,19 @@ import inspect
 from collections.abc import Generator, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.hooks import Hooks
 from omniavatar.engine.plan import hooks_of
-from omniavatar.engine.scopes import Branch, Forward, Job, Step, Window
+from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Step, Window
 from omniavatar.engine.unit import PipelineUnit
+from omniavatar.engine.windows import Span
 from omniavatar.errors import PlanError, PluginError
 from omniavatar.hookspecs import Pipeline, hookimpl
 from omniavatar.testing import FakeDiT
-from tests.scenes import Scene, denoising_units, fake_engine, fake_models, request
+from tests.scenes import Scene, bare_job, denoising_units, fake_engine, fake_models, request
 
 
 class Recorder(PipelineUnit):
@@ -97,6 +99,18 @@ class Recorder(PipelineUnit):
         self.log.append(f"after_step {step.window.index}.{step.index}")
 
     @hookimpl
+    def decode_latents(self, window: Window) -> None:
+        self.log.append(f"decode_latents {window.index}")
+
+    @hookimpl
+    def postprocess_frames(self, window: Window, frames: Frames) -> None:
+        self.log.append(f"postprocess_frames {window.index}: {frames.start} to {frames.stop}")
+
+    @hookimpl
+    def output_frames(self, window: Window, start: int, frames: np.ndarray) -> None:
+        self.log.append(f"output_frames {window.index}: {start} to {start + len(frames)}")
+
+    @hookimpl
     def end_window(self, window: Window) -> None:
         self.log.append(f"end_window {window.index}")
 
@@ -128,6 +142,8 @@ class Around(PipelineUnit):
         return (yield from self.around("run_blocks"))
 
 
+NOT_PASSED = {"begin_window": ["without"]}
+"""What calls take besides: whom not to ask."""
 SPECS = {name: spec for name, spec in vars(Pipeline).items() if not name.startswith("_")}
 
 ONE_CALL = """
@@ -156,8 +172,27 @@ predict positive negative
 """
 
 
+DECODED = (
+    """
+decode_latents 0
+postprocess_frames 0: 0 to 1
+output_frames 0: 0 to 1
+postprocess_frames 0: 1 to 9
+output_frames 0: 1 to 9
+end_window 0
+""",
+    """
+decode_latents 1
+postprocess_frames 1: 4 to 5
+postprocess_frames 1: 5 to 13
+output_frames 1: 9 to 13
+end_window 1
+""",
+)
+
+
 def expected_log() -> list[str]:
-    """Two windows of two steps, two branches, two blocks."""
+    """Two windows, 5 frames of the first in the second too; two steps, branches, blocks and groups of frames each."""
     lines = ["setup", "begin_job", "plan_windows"]
     for window in range(2):
         lines += [f"plan_steps {window}", f"begin_window {window}"]
@@ -165,7 +200,7 @@ def expected_log() -> list[str]:
             calls = ONE_CALL + ONE_CALL.replace("positive", "negative")
             lines += [f"before_step {window}.{step}", *GUIDED.format(step=step, calls=calls).split("\n")]
             lines += [f"advance {step}", f"after_step {window}.{step}"]
-        lines.append(f"end_window {window}")
+        lines += DECODED[window].split("\n")
     return [line for line in [*lines, "end_job"] if line]
 
 
@@ -184,10 +219,31 @@ def test_the_whole_call_log() -> None:
     assert log == expected_log()[1:]
 
 
+def test_units_can_be_left_out_of_the_beginning_of_a_window() -> None:
+    log: list[str] = []
+
+    class Speaker(PipelineUnit):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name  # type: ignore[misc]
+
+        @hookimpl
+        def begin_window(self, window: Window) -> None:
+            log.append(self.name)
+
+    units = [Speaker("a"), Speaker("b"), Speaker("c")]
+    hooks = Hooks(units, [Speaker("observer")])
+    window = Window(bare_job(), 0, Span(0, 9, 0, 0, 9))
+    hooks.begin_window(window, without=[units[1], Speaker("of another plan")])
+    assert log == ["observer", "a", "c"]
+    hooks.begin_window(window)
+    assert log[3:] == ["observer", "a", "b", "c"]
+
+
 @pytest.mark.parametrize("hook", SPECS)
 def test_the_calls_pass_what_the_specification_names(hook: str) -> None:
     specified = list(inspect.signature(SPECS[hook]).parameters)
-    assert list(inspect.signature(getattr(Hooks, hook)).parameters) == specified
+    assert list(inspect.signature(getattr(Hooks, hook)).parameters) == [*specified, *NOT_PASSED.get(hook, ())]
 
 
 def test_plan_order_observers_first_and_marks() -> None:
@@ -214,7 +270,7 @@ def test_plan_order_observers_first_and_marks() -> None:
 
     units = [Last("last"), Speaker("a"), Speaker("b"), First("first"), Speaker("c")]
     hooks = Hooks(units, [Speaker("observer")])
-    hooks.begin_job(Job(fake_engine([]), request(), {}))
+    hooks.begin_job(bare_job())
     assert log == ["first", "observer", "a", "b", "c", "last"]
 
 

@@ -18,7 +18,7 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import GivenModels
 from omniavatar.units import FixedFrames, VaeDecode
-from tests.scenes import SIZE, Scene, denoising_units, fake_models
+from tests.scenes import SIZE, Scene, bare_job, denoising_units, fake_models
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.25 GiB is "
@@ -65,6 +65,10 @@ class Greedy(PipelineUnit):
     def before_block(self, forward: Forward, index: int) -> None:
         if index == 2 and forward.step.index == 1:
             self.ask("before_block", forward.window)
+
+    @hookimpl
+    def postprocess_frames(self, window: Window) -> None:
+        self.ask("postprocess_frames", window)
 
     @hookimpl
     def end_window(self, window: Window) -> None:
@@ -122,6 +126,11 @@ def line(error: BaseException) -> str:
             "--units with +saver or a smaller --size",
         ),
         (
+            "postprocess_frames",
+            "while decoding window 2 of 2 (unit greedy)",
+            "vae-decode(latents_per_pass=1) or a smaller --size",
+        ),
+        (
             "end_window",
             "while decoding window 2 of 2 (unit greedy)",
             "vae-decode(latents_per_pass=1) or a smaller --size",
@@ -163,15 +172,15 @@ def test_fewer_tokens_are_a_window_of_two_thirds() -> None:
     models = fake_models()
     models.networks["dit"].patch_size = (1, 2, 2)  # type: ignore[assignment]
     engine = Engine(Plan([Scene(frames=13), *denoising_units()]), models)
-    job = Job(engine, Request(height=64, width=64), {})
+    job = bare_job(engine, Request(height=64, width=64))
     job.frames = 1000
     unit = FixedFrames(overlap=5, window_frames=None, max_tokens=420)
     span = unit.plan_windows(job)[0]
-    smaller = unit.smaller("denoise", Window(job, 0, span, None))
+    smaller = unit.smaller("denoise", Window(job, 0, span))
     shorter = FixedFrames(overlap=5, **smaller).plan_windows(job)[0]
     assert 0.6 < shorter.frames / span.frames < 0.75
     fixed = FixedFrames(overlap=13, window_frames=105)
-    window = Window(job, 0, fixed.plan_windows(job)[0], None)
+    window = Window(job, 0, fixed.plan_windows(job)[0])
     assert fixed.smaller("denoise", window) == {"window_frames": 69}
     assert FixedFrames(overlap=69, window_frames=105).smaller("denoise", window) == {}
 

@@ -9,11 +9,11 @@ from omniavatar.engine.pictures import encode, is_usable, settle_size, usable_si
 from omniavatar.engine.scopes import Job, Request
 from omniavatar.errors import InputError
 from tests.models.networks import noise
-from tests.scenes import fake_engine, fake_models
+from tests.scenes import bare_job, fake_engine, fake_models
 
 
 def job(height: int | None = None, width: int | None = None) -> Job:
-    return Job(fake_engine([], models=fake_models()), Request(height=height, width=width), {})
+    return bare_job(asked=Request(height=height, width=width))
 
 
 def test_a_size_is_chosen_only_if_there_is_none() -> None:

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import Field
 
-from omniavatar.engine.plan import Catalog, Plan, build_plan, claims_hook, hooks_of, order, parse
+from omniavatar.engine.plan import (
+    Catalog,
+    Plan,
+    build_plan,
+    check_names,
+    check_present,
+    choose,
+    claims_hook,
+    hooks_of,
+    make_unit,
+    order,
+    parse,
+    with_settings,
+)
 from omniavatar.engine.scopes import Job, Step
+from omniavatar.engine.settings import Layer, Strength, file_layer
 from omniavatar.engine.unit import AudioFile, ImageFile, PipelineUnit, UnitInputs, UnitSettings, VideoFile
 from omniavatar.errors import InputError, PlanError
 from omniavatar.hookspecs import hookimpl
@@ -128,6 +143,7 @@ def test_settings_are_yaml_values(settings: str, expected: dict[str, Any]) -> No
         ("knob(level=1", "plan expression 'knob(level=1': '(' is never closed"),
         ("knob(text='x)", "plan expression 'knob(text='x)': '(' is never closed"),
         ("knob(level)", "setting 'level' is not key=value"),
+        ("knob(level=1, level=0)", "setting 'level=0': 'level' is given twice"),
         ("knob(text=@)", "setting 'text=@': cannot read the value"),
         ("default(level=1)", "'default' takes no settings here; settings belong to a unit that is added"),
         ("knob-knob(level=1)", "'knob' takes no settings here; settings belong to a unit that is added"),
@@ -161,10 +177,235 @@ def test_later_settings_win_and_the_expression_wins_over_all() -> None:
     assert weak["knob"] == {"level": 0.1, "text": "weak", "deep_level": 5}
 
 
-def test_a_preset_is_weaker_than_what_follows_it() -> None:
-    *_, knob = build_plan("most+knob(deep_level=2)", CATALOG, {"knob": {"level": 0.1}}).units
-    assert (knob.settings.level, knob.settings.deep_level) == (0.9, 2)
+def test_a_preset_is_weaker_than_everything_but_a_default() -> None:
+    *_, knob = build_plan("most+knob(deep_level=2)", CATALOG).units
     assert repr(knob) == "knob(level=0.9, deep_level=2)"
+    *_, knob = build_plan("most", CATALOG, Layer(Strength.CHECKPOINT, "checkpoint x", {"knob": {"level": 0.1}})).units
+    assert knob.settings.level == 0.1
+    *_, knob = build_plan("most+knob(level=0.3)", CATALOG).units
+    assert knob.settings.level == 0.3
+    knob, *_ = build_plan("knob(level=0.3)+most", CATALOG).units
+    assert knob.settings.level == 0.3, "also in front of the preset"
+
+
+def layer(strength: Strength, origin: str, **knob: Any) -> Layer:
+    return Layer(strength, origin, {"knob": knob})
+
+
+def test_every_source_beats_the_weaker_ones_in_whatever_order_they_come() -> None:
+    """Of all sources that speak about a setting, the strongest, and the plan says which."""
+    sources = [
+        layer(Strength.CHECKPOINT, "checkpoint x", level=0.1, deep_level=1, text="checkpoint"),
+        layer(Strength.FILE, "file y", level=0.2, deep_level=2),
+        layer(Strength.EXPLICIT, "settings", level=0.4, deep_level=4),
+        layer(Strength.OVERRIDE, "--hp", deep_level=5),
+    ]
+    for layers in permutations(sources):
+        plan = build_plan("most+knob(level=0.3, words=[z])", CATALOG, *layers)
+        assert plan.units[-1].settings.model_dump() == {
+            "level": 0.4,
+            "words": ("z",),
+            "text": "checkpoint",
+            "deep_level": 5,
+        }
+        assert plan.origins["knob"] == {
+            "level": "settings",
+            "words": "plan",
+            "text": "checkpoint x",
+            "deep_level": "--hp",
+        }
+    assert build_plan("most", CATALOG).origins["knob"] == {
+        "level": "preset most",
+        "words": "default",
+        "text": "default",
+        "deep_level": "default",
+    }
+
+
+def test_a_wrong_setting_says_where_it_is_from() -> None:
+    for wrong, message in (
+        ({"level": 2}, "unit 'knob': level = 2: input should be less than or equal to 1 (from checkpoint x)"),
+        ({"levle": 2}, "unit 'knob' has no setting 'levle'; did you mean 'level'? (from checkpoint x)"),
+    ):
+        assert error_of("knob", CATALOG, layer(Strength.CHECKPOINT, "checkpoint x", **wrong)) == message
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"knobb": {"level": 1}}, "file y: unknown unit 'knobb'; did you mean 'knob'?"),
+        ({"knob": {"levle": 1}}, "file y: unit 'knob' has no setting 'levle'; did you mean 'level'?"),
+        ({"a": {"level": 1}}, "file y: unit 'a' has no setting 'level'; it has no settings"),
+    ],
+)
+def test_names_in_settings_are_checked_for_absent_units_too(settings: Any, message: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        check_names(file_layer("y", settings), CATALOG)
+    assert str(caught.value) == message
+
+
+class First(Knob):
+    """A sampler."""
+
+    name = "first"
+
+    @hookimpl
+    def plan_steps(self) -> None: ...
+
+
+class Second(First):
+    """Another one."""
+
+    name = "second"
+
+
+class Third(PipelineUnit):
+    """A sampler without settings of these names."""
+
+    name = "third"
+
+    class Settings(UnitSettings):
+        sigmas: tuple[float, ...] = Field((1.0, 0.5), description="noise levels")
+
+    @hookimpl
+    def plan_steps(self) -> None: ...
+
+
+SAMPLERS = catalog_of(A, First, Second, Third)
+
+
+def test_what_is_said_about_a_sampler_holds_for_the_one_in_its_place() -> None:
+    for strength in (Strength.CHECKPOINT, Strength.FILE, Strength.EXPLICIT, Strength.OVERRIDE):
+        plan = build_plan("a+second", SAMPLERS, Layer(strength, "x", {"first": {"level": 0.25}}))
+        assert (plan.units[-1].settings.level, plan.origins["second"]["level"]) == (0.25, "x")
+    both = Layer(Strength.FILE, "x", {"second": {"level": 0.75}, "first": {"level": 0.25, "deep_level": 3}})
+    (second,) = build_plan("second", SAMPLERS, both).units
+    assert (second.settings.level, second.settings.deep_level) == (0.75, 3)
+    stronger = Layer(Strength.OVERRIDE, "--hp", {"first": {"level": 0.5}})
+    assert build_plan("second", SAMPLERS, both, stronger).units[0].settings.level == 0.5
+
+
+def test_what_nobody_takes_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    build_plan("third", SAMPLERS, Layer(Strength.CHECKPOINT, "checkpoint x", {"first": {"level": 0.25}}))
+    assert caplog.messages == [
+        "checkpoint x: first.level has no effect: unit 'first' is not in the plan, and 'third' in its place has no "
+        "such setting"
+    ]
+    override = Layer(Strength.OVERRIDE, "--hp", {"first": {"level": 0.25}})
+    assert error_of("third", SAMPLERS, override).startswith("--hp: nothing takes first.level: unit 'first' is not in")
+    assert error_of("a", SAMPLERS, override).startswith("--hp: nothing takes first.level: unit 'first' is not in")
+
+
+def test_explicit_settings_of_an_absent_unit_are_refused() -> None:
+    for plan, message in (
+        ("a", "settings: unit 'first' is not in the plan; add it, such as with '+first'"),
+        ("a+second", "settings: unit 'first' is not in the plan; 'second' is in its place"),
+    ):
+        with pytest.raises(PlanError) as caught:
+            check_present({"first": {"level": 1}}, choose(plan, SAMPLERS), SAMPLERS)
+        assert str(caught.value) == message
+
+
+def test_settings_of_a_plan_that_stands_can_be_changed() -> None:
+    plan = build_plan("a+knob(level=0.25, text=x)", CATALOG)
+    changed = with_settings(plan, {"knob": {"level": 0.75}, "a": {}})
+    assert (str(plan), str(changed)) == ("a+knob(level=0.25, text=x)", "a+knob(level=0.75, text=x)")
+    assert changed.units[0] is plan.units[0]
+    assert (changed.units[1].settings.level, changed.units[1].settings.text) == (0.75, "x")
+    assert (changed.origins["knob"]["level"], changed.origins["knob"]["text"]) == ("settings", "plan")
+    for wrong, message in (
+        ({"knbo": {}}, "settings: unit 'knbo' is not in the plan; did you mean 'knob'?"),
+        ({"knob": 3}, "settings: those of 'knob' are 3 and not a mapping of names to values"),
+        ({"knob": {"level": 3}}, "unit 'knob': level = 3: input should be less than or equal to 1"),
+    ):
+        with pytest.raises(PlanError) as caught:
+            with_settings(plan, wrong)  # type: ignore[arg-type]
+        assert str(caught.value) == message
+
+
+def test_a_unit_that_has_used_its_settings_keeps_them() -> None:
+    class Fixed(Knob):
+        """Has been set up."""
+
+        name = "fixed"
+
+        @hookimpl
+        def setup(self) -> None: ...
+
+    plan = build_plan("fixed(level=0.25)", catalog_of(Fixed))
+    assert with_settings(plan, {"fixed": {"level": 0.25}}).units == plan.units
+    with pytest.raises(PlanError, match="unit 'fixed' used its settings when the engine was set up; open another"):
+        with_settings(plan, {"fixed": {"level": 0.5}})
+
+
+@pytest.mark.parametrize("value", ["true", ".nan", "-.inf", "nan", "[1]"])
+def test_what_is_no_number_is_refused_for_one(value: str) -> None:
+    assert error_of(f"knob(level={value})").startswith("unit 'knob': level = ")
+    assert error_of("knob(words=[true])").startswith("unit 'knob': words = [True]: true and false are no numbers")
+
+
+def test_values_without_end_are_one_short_line() -> None:
+    for value in ("[" * 5000, "[" * 5000 + "]" * 5000, "9" * 10_000, "{a: " * 100 + "}" * 100):
+        assert len(error_of(f"knob(level={value})")) < 300 or "never closed" in error_of(f"knob(level={value})")
+    with pytest.raises(PlanError) as caught:
+        make_unit(Knob, {"level": [[10**5000]] * 1000})
+    assert len(str(caught.value)) < 300
+
+
+# Hooks that several units may answer
+
+
+def answering(name: str, *hooks: str, passes_on: bool = False, first: bool = False) -> type[PipelineUnit]:
+    """A unit that answers these hooks."""
+
+    def answer(hook: str) -> Any:
+        @hookimpl(tryfirst=first, specname=hook)
+        def method(self: PipelineUnit) -> None: ...
+
+        return method
+
+    return unit(name, passes_on=hooks if passes_on else (), **{hook: answer(hook) for hook in hooks})
+
+
+@pytest.mark.parametrize("hook", ["run_blocks", "predict", "substitute", "call"])
+def test_an_answer_that_would_never_be_asked_for_is_refused(hook: str) -> None:
+    one, two, some = answering("one", hook), answering("two", hook), answering("some", hook, passes_on=True)
+    early = answering("early", hook, passes_on=True, first=True)
+    known = catalog_of(one, two, some, early)
+    assert error_of("one+two", known) == (
+        f"units 'one' and 'two' both answer '{hook}', and the first, 'one', leaves nothing to the other; "
+        "leave one out with -one"
+    )
+    assert error_of("two+one", known).startswith("units 'two' and 'one' both answer")
+    assert error_of("one+some", known).startswith("units 'one' and 'some' both answer")
+    assert error_of("some+one+two", known).startswith("units 'one' and 'two' both answer")
+    for fine in ("one", "some+one", "early+some+two", "one+early", "some+early"):
+        assert names(build_plan(fine, known)) == fine.split("+")
+
+
+def test_the_one_whose_work_it_is_and_wrappers_go_with_all(catalog: Catalog) -> None:
+    class Around(PipelineUnit):
+        """Works around."""
+
+        name = "around"
+
+        @hookimpl(wrapper=True)
+        def run_blocks(self) -> Any:
+            return (yield)
+
+    known = Catalog({**catalog.units, "around": Around, "one": answering("one", "run_blocks")}, catalog.presets)
+    build_plan("default+around+one", known)
+    build_plan("default+teacache+one", known)
+    assert "'first-block-cache' and 'one' both answer 'run_blocks'" in error_of("default+first-block-cache+one", known)
+    assert "'one' and 'teacache' both answer 'run_blocks'" in error_of("default+one+teacache", known)
+
+
+def test_two_attention_kernels_are_refused(catalog: Catalog) -> None:
+    mine = unit("my-kernel", claims=("attention_kernel",))
+    known = Catalog({**catalog.units, "my-kernel": mine}, catalog.presets)
+    message = "both claim 'attention_kernel'; leave one out with -"
+    assert message in error_of("default+attention+my-kernel", known)
+    assert message in error_of("default+my-kernel+attention", known)
 
 
 def test_layers_are_checked_like_expressions() -> None:

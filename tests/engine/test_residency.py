@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.residency import Residency, roles_in_steps
@@ -12,7 +15,7 @@ from omniavatar.engine.scopes import Forward, Job, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import FakeDiT
-from tests.scenes import Scene, denoising_units, fake_models, request
+from tests.scenes import SIZE, Scene, denoising_units, fake_models, request
 
 
 class Network:
@@ -139,6 +142,37 @@ def test_both_sides_of_a_wrapper_find_their_networks() -> None:
         *("-brush", "-palette", "+text_encoder", "thief.end_window"),
         *("-text_encoder", "+brush", "+palette"),
         "painter.behind",
+    ]
+
+
+def test_a_decoder_finds_its_network_for_every_group() -> None:
+    class Decoder(Noting):
+        """Two groups, each made when it is asked for."""
+
+        name = "decoder"
+        roles = ("brush",)
+
+        @hookimpl
+        def decode_latents(self, window: Window) -> Iterator[Tensor]:
+            for count in (1, 4):
+                self.note("group")
+                yield torch.zeros(1, 3, count, SIZE, SIZE)
+
+    class Thief(Noting):
+        """Needs another network between them."""
+
+        name = "thief"
+        roles = ("text_encoder",)
+
+        @hookimpl
+        def postprocess_frames(self, window: Window) -> None:
+            self.note("postprocess_frames")
+
+    log, _ = played(Decoder(), Thief())
+    assert log == [
+        *("+brush", "decoder.group", "-brush", "+text_encoder", "thief.postprocess_frames"),
+        *("-text_encoder", "+brush", "decoder.group", "-brush", "+text_encoder", "thief.postprocess_frames"),
+        *("-text_encoder", "+brush"),
     ]
 
 

@@ -199,10 +199,10 @@ class Tuned(PipelineUnit):
     ("settings", "message"),
     [
         ({"tuned": {"strength": 2}}, "unit 'tuned' used its settings when the engine was set up; open another engine"),
-        ({"eulr": {"steps": 2}}, "settings for 'eulr', which the plan does not have; did you mean 'euler'"),
+        ({"eulr": {"steps": 2}}, "settings: unit 'eulr' is not in the plan; did you mean 'euler'"),
         ({"euler": {"stps": 2}}, "unit 'euler' has no setting 'stps'; did you mean 'steps'"),
         ({"euler": {"steps": 0}}, "unit 'euler': steps = 0: input should be greater than or equal to 1"),
-        ({"euler": 5}, "settings for 'euler' are 5 and not a mapping"),
+        ({"euler": 5}, "settings: those of 'euler' are 5 and not a mapping"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_before_anything_runs(settings: Any, message: str) -> None:

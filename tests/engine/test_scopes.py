@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
-from omniavatar.engine.scopes import Branch, Forward, Job, Request, Scope, Step, Window
+from omniavatar.engine.scopes import Branch, Forward, Job, Previous, Request, Scope, Step, Window
 from omniavatar.engine.windows import Span
 from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
-from tests.scenes import Scene, denoising_units, fake_engine, request
+from tests.scenes import Scene, bare_job, denoising_units, fake_engine, request
 
 SPAN = Span(0, 9, 0, 0, 9)
 
@@ -29,15 +31,19 @@ class Watch(Scene):
         self.seen.append(weakref.ref(window))
         self.alive.append([reference() is not None for reference in self.seen])
 
+    @hookimpl
+    def end_window(self, window: Window) -> None:
+        """Without the recorder, which keeps steps."""
+
 
 @pytest.fixture
 def job() -> Job:
-    return Job(fake_engine([]), Request(height=16, width=16), {})
+    return bare_job()
 
 
 @pytest.fixture
 def window(job: Job) -> Window:
-    return Window(job, 0, SPAN, None)
+    return Window(job, 0, SPAN)
 
 
 def test_reading_falls_through_and_writing_stays(job: Job, window: Window) -> None:
@@ -106,7 +112,7 @@ def test_memory_is_one_per_window_network_and_branches(job: Job, window: Window)
     positive, negative = window.branch("positive"), window.branch("negative")
     groups = [(first, [positive]), (first, [negative]), (first, [positive, negative]), (second, [positive])]
     memories = [window.memory(network, branches) for network, branches in groups]
-    memories.append(Window(job, 1, SPAN, window).memory(first, [positive]))
+    memories.append(Window(job, 1, SPAN, Previous(job, 0, SPAN, {})).memory(first, [positive]))
     for index, memory in enumerate(memories):
         memory["x"] = index
     assert [memory["x"] for memory in memories] == [0, 1, 2, 3, 4]
@@ -124,10 +130,10 @@ def test_only_the_window_before_is_kept_and_older_ones_go_at_once() -> None:
 
 
 def test_the_length_and_the_size_must_come_from_somewhere() -> None:
-    job = Job(fake_engine([]), Request(), {})
-    with pytest.raises(InputError, match="give one with --seconds, or a sound"):
+    job = bare_job(asked=Request())
+    with pytest.raises(InputError, match="no audio is given; give one, or seconds for a silent video"):
         _ = job.length
-    with pytest.raises(InputError, match="give one with --size"):
+    with pytest.raises(InputError, match="the size of the video is unknown; give its height and width"):
         _ = job.size
 
 
@@ -136,7 +142,75 @@ def test_half_a_size_is_refused() -> None:
         Request(height=16)
 
 
-@pytest.mark.parametrize(("seconds", "fps"), [(1.0, 0), (-1.0, 25), (float("nan"), 25)])
-def test_numbers_that_make_no_video_are_refused(seconds: float, fps: int) -> None:
-    with pytest.raises(InputError, match="; give "):
-        Request(seconds=seconds, fps=fps)
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"fps": 0}, "the video has 0 frames per second; give a whole number from 1 to 1000"),
+        ({"fps": 1001}, "the video has 1001 frames per second; give a whole number from 1 to 1000"),
+        ({"fps": 23.976}, "the video has 23.976 frames per second; give a whole number from 1 to 1000"),
+        ({"seconds": 0}, "the video is 0 seconds long; give more than 0"),
+        ({"seconds": -1.0}, "the video is -1.0 seconds long; give more than 0"),
+        ({"seconds": float("nan")}, "the video is nan seconds long; give more than 0"),
+        ({"seconds": float("inf")}, "the video is inf seconds long; give more than 0"),
+        ({"seconds": "3"}, "the video is '3' seconds long; give more than 0"),
+        ({"height": 0, "width": 16}, "the height is 0; give a whole number of pixels"),
+        ({"height": 16, "width": 16.5}, "the width is 16.5; give a whole number of pixels"),
+        ({"height": 16, "width": True}, "the width is True; give a whole number of pixels"),
+        ({"seed": -2}, "the seed is -2; give a whole number from 0 to 2**63 - 1, or -1 to draw one"),
+        ({"seed": 2**63}, f"the seed is {2**63}; give a whole number from 0 to 2**63 - 1, or -1 to draw one"),
+        ({"seed": "1"}, "the seed is '1'; give a whole number from 0 to 2**63 - 1, or -1 to draw one"),
+        ({"inputs": "me.png"}, "the inputs are a mapping of names to values, not str"),
+    ],
+)
+def test_what_makes_no_video_is_refused(asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Request(**asked)
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("seed", [None, -1])
+def test_a_seed_can_be_drawn_and_is_told(seed: int | None) -> None:
+    drawn = {Request(seed=seed).seed for _ in range(3)}
+    assert len(drawn) == 3
+    assert Request(seed=2**63 - 1).seed == 2**63 - 1
+
+
+# The window before
+
+
+def test_of_the_window_before_only_what_a_unit_reads_is_there(job: Job) -> None:
+    job["of job"] = 1
+    previous = Previous(job, 0, SPAN, {"frames": torch.ones(1), "border_frame": torch.zeros(1)})
+    assert previous["frames"].equal(torch.ones(1))
+    assert previous["of job"] == 1
+    assert "condition" not in previous
+    with pytest.raises(KeyError) as caught:
+        previous["condition"]
+    assert caught.value.args[0] == (
+        "the window before has not kept 'condition'; a unit that reads it says so with needs or uses: "
+        "'previous.condition'; kept: border_frame, frames"
+    )
+
+
+def test_what_is_read_of_the_window_before_comes_to_the_device(job: Job) -> None:
+    job.engine.device = torch.device("meta")
+    previous = Previous(job, 0, SPAN, {"frames": torch.ones(1), "count": 3})
+    assert previous["frames"].device.type == "meta"
+    assert previous.get("frames").is_meta  # type: ignore[union-attr]
+    assert previous["count"] == 3
+    assert previous.values["frames"].device.type == "cpu"
+
+
+def test_a_window_is_emptied_when_it_is_closed(job: Job) -> None:
+    """Whoever still holds it, or something of it, holds nothing large."""
+    window = Window(job, 1, SPAN, Previous(job, 0, SPAN, {"frames": torch.ones(1)}))
+    window.latents = torch.ones(1, 4, 3, 2, 2)
+    branch = window.branch("positive")
+    memory = window.memory(nn.Identity(), [branch])
+    for scope in (window, branch, memory):
+        scope["x"] = torch.ones(1)
+    window.steps = [Step(window, index, 1000.0, 1.0, 0.0) for index in range(3)]
+    window.close()
+    assert [scope.values for scope in (window, branch, memory)] == [{}, {}, {}]
+    assert window.latents.numel() == 0
+    assert (window.previous, window.steps, window.step_count) == (None, (), 3)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from omniavatar.cli.progress import Display, Watcher
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import build_plan
+from omniavatar.engine.progress import Progress
 from omniavatar.engine.scopes import Request, Window
 from omniavatar.engine.unit import Kept, PipelineUnit
 from omniavatar.estimate import rehearsal as module
@@ -85,11 +85,11 @@ def request(seconds: float = 0.8) -> Request:
     ],
 )
 def test_counts_are_those_of_the_run(expression: str, branches: list[str]) -> None:
-    watcher = Watcher(Display())
+    progress = Progress()
     foreseen = Rehearsal(engine_of(expression, SketchedModels(), steps=4)).estimate(request(0.3))
-    engine_of(expression, SketchedModels(), [watcher], steps=4).generate(request(0.3))
+    engine_of(expression, SketchedModels(), [progress], steps=4).generate(request(0.3))
     content = foreseen.as_json()
-    assert {name: content[name] for name in COUNTS} == {name: getattr(watcher.figures, name) for name in COUNTS}
+    assert {name: content[name] for name in COUNTS} == {name: getattr(progress.timings, name) for name in COUNTS}
     assert foreseen.branches == branches
     if "teacache" in expression:
         assert content["transformer_calls_skipped"] == 2 * 2 * foreseen.windows
@@ -104,14 +104,14 @@ def test_what_a_cache_skips_comes_from_the_real_weights_of_the_time_embedding() 
     skipped = {}
     for scale in (1.0, 0.0):
         network.time_embedding[0].weight.data *= scale
-        watcher = Watcher(Display())
+        progress = Progress()
         foreseen = Rehearsal(engine_of(expression, models, steps=6)).estimate(request(0.3))
         assert models.loaded == []
         assert models.read
         assert all(name.startswith(("time_embedding.", "time_projection.")) for name in models.read)
-        engine_of(expression, models, [watcher], steps=6).generate(request(0.3))
+        engine_of(expression, models, [progress], steps=6).generate(request(0.3))
         models.loaded.clear()
-        assert foreseen.transformer_calls_skipped == watcher.figures.transformer_calls_skipped
+        assert foreseen.transformer_calls_skipped == progress.timings.transformer_calls_skipped
         skipped[scale] = foreseen.transformer_calls_skipped
     assert skipped[0.0] > skipped[1.0]
 
@@ -226,7 +226,6 @@ def test_a_unit_says_where_blocks_are() -> None:
     models = SketchedModels()
     engine = engine_of("", models)
     engine.plan = type(engine.plan)((*engine.plan.units, Elsewhere()))
-    rehearsal = Rehearsal(engine)
     present: list[bool] = []
 
     class Seeing:
@@ -238,7 +237,7 @@ def test_a_unit_says_where_blocks_are() -> None:
         def after_step(self) -> None:
             present.append(rehearsal.models.networks["dit"].is_here)
 
-    rehearsal.engine.hooks.manager.register(Seeing())
+    rehearsal = Rehearsal(engine, [Seeing()])
     foreseen = rehearsal.estimate(request(0.3))
     assert foreseen.left_out == ["elsewhere"]
     assert set(present[1:3]) == {True}

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor
 
 from omniavatar.errors import InputError
+from omniavatar.media.clip import Clip
 from omniavatar.media.ffmpeg import Ffmpeg
 from omniavatar.media.footage import Footage
-from omniavatar.media.video import read_video
-from tests.media.samples import write_lossless
+from omniavatar.media.video import decoder, read_video
+from tests.media.samples import single_line, write_lossless
 
 SIZE = (20, 24)
 
@@ -30,12 +34,11 @@ def decoders(monkeypatch: pytest.MonkeyPatch) -> list[Ffmpeg]:
     """Every decoder that is started."""
     started: list[Ffmpeg] = []
 
-    class Noted(Ffmpeg):
-        def __init__(self, arguments: list[str]) -> None:
-            super().__init__(arguments)
-            started.append(self)
+    def noted(source: Path | Clip, arguments: list[str]) -> Ffmpeg:
+        started.append(decoder(source, arguments))
+        return started[-1]
 
-    monkeypatch.setattr("omniavatar.media.footage.Ffmpeg", Noted)
+    monkeypatch.setattr("omniavatar.media.footage.decoder", noted)
     return started
 
 
@@ -94,3 +97,65 @@ def test_what_cannot_be_decoded_is_named(clip: Path, tmp_path: Path) -> None:
         footage.read(0, 90)
     with pytest.raises(InputError, match=r"none\.mp4' does not exist"):
         Footage(tmp_path / "none.mp4", fps=25, size=SIZE)
+
+
+# In memory
+
+
+def test_a_clip_in_memory_is_read_as_its_file(clip: Path) -> None:
+    frames = read_video(clip)
+    given = [
+        *((frames, 25), (torch.from_numpy(frames), 25.0), (frames / 255, 25), ([*map(Image.fromarray, frames)], 25)),
+        *([list(frames), 25], Clip(frames, Fraction(25)), clip.read_bytes()),
+    ]
+    for fps in (25, 16, 30):
+        whole = read_video(clip, fps=fps, size=SIZE)
+        for value in given:
+            with Footage(value, fps=fps, size=SIZE) as footage:
+                assert footage.length == len(whole)
+                for start, stop in ((0, 9), (4, 13), (70, 200)):
+                    assert np.array_equal(as_bytes(footage.read(start, stop)), whole[start:stop])
+            assert np.array_equal(read_video(value, fps=fps, size=SIZE), whole)
+
+
+def test_a_picture_in_memory_is_one_that_lasts() -> None:
+    for value in (Image.new("RGB", (24, 20), "red"), torch.ones(3, 20, 24), (np.ones((1, 20, 24, 3)), 25)):
+        with Footage(value, fps=25, size=SIZE) as footage:
+            assert footage.is_still
+            assert footage.read(7, 10, hold=True)[0, 0, :, 0, 0].tolist() == [1, 1, 1]
+
+
+FRAMES = np.zeros((4, 20, 24, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (FRAMES, r"^video: which frame rate\? give \(frames, fps\)$"),
+        (torch.from_numpy(FRAMES), "which frame rate"),
+        ([*FRAMES], "which frame rate"),
+        ((FRAMES, "x"), "a frame rate is a number, not str"),
+        ((FRAMES, 0), "has 0 frames a second; more than 0 and up to 1000"),
+        ((FRAMES, float("nan")), "has nan frames a second"),
+        ((FRAMES[:0], 25), "holds no frames"),
+        (([], 25), "holds no frames"),
+        (([Image.new("RGB", (24, 20)), Image.new("RGB", (20, 24))], 25), "the same size; these are 20x24, 24x20"),
+        ((FRAMES[..., :2], 25), r"not \(ndarray \(4, 20, 24, 2\) uint8, fps\)"),
+        ((FRAMES.astype(np.int32), 25), "pixels are uint8, or float from 0 to 1, not int32"),
+        (5, "not int"),
+        (b"", "is empty"),
+        (b"hello", "of 5 bytes in memory is not a media file"),
+        ("", "the path is empty"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_is_no_video_is_one_line(value: Any, reason: str) -> None:
+    with pytest.raises(InputError, match=reason) as caught:
+        Footage(value, fps=25, size=SIZE)
+    assert len(single_line(caught.value)) < 200
+
+
+@pytest.mark.parametrize("count", [1, 40, 73, 200])
+def test_the_last_pictures_wherever_the_end_is(clip: Path, count: int) -> None:
+    with Footage(clip, fps=25, size=SIZE) as footage:
+        assert np.array_equal(as_bytes(footage.last(count)), read_video(clip, size=SIZE)[-count:])

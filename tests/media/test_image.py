@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
+from torch import Tensor
 
 from omniavatar.errors import InputError
-from omniavatar.media.image import choose_size, fit_image, load_image, placement, size_near
+from omniavatar.media.image import choose_size, fit_image, image_input, load_image, placement, resized, size_near
 from tests.media.samples import single_line
+from tests.media.samples_icc import rgb_profile
 
 SIZES_720 = ((400, 720), (720, 720), (720, 400))
 
@@ -199,3 +202,131 @@ def test_the_placement_is_that_of_the_fit(shape: tuple[int, int], size: tuple[in
     scaled, (top, left) = placement(*shape, size)
     whole = fit_image(picture, scaled)
     assert torch.equal(fit_image(picture, size), whole[..., top : top + size[0], left : left + size[1]])
+
+
+# What is in memory, and what a file says about how it is to be shown
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def test_pictures_in_memory_are_those_of_a_file(tmp_path: Path) -> None:
+    pixels = noise(24, 32, 3)
+    image = Image.fromarray(pixels)
+    path = saved(image, tmp_path / "a.png")
+    tensor = torch.from_numpy(pixels)
+    with open(path, "rb") as file:
+        given = [
+            *(
+                path,
+                str(path),
+                path.read_bytes(),
+                bytearray(path.read_bytes()),
+                file,
+                BytesIO(path.read_bytes()),
+                image,
+            ),
+            *(pixels, pixels.transpose(2, 0, 1), pixels / 255, tensor, tensor.permute(2, 0, 1), tensor / 255),
+            *((tensor.double() / 255).requires_grad_(), np.asarray(image)),
+        ]
+        for value in given:
+            np.testing.assert_array_equal(load_image(value), pixels, err_msg=str(type(value)))
+            np.testing.assert_array_equal(load_image(image_input(value)), pixels)
+            assert load_image(value).flags.writeable
+        assert file.tell() == 0
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (20, 30, 1)])
+def test_greys_in_memory(shape: tuple[int, ...]) -> None:
+    grey = noise(*shape)
+    for value in (grey, grey / 255, torch.from_numpy(grey)):
+        np.testing.assert_array_equal(load_image(value), np.broadcast_to(grey.reshape(20, 30, 1), (20, 30, 3)))
+
+
+def test_what_is_transparent_in_memory_is_laid_on_white() -> None:
+    pixels = np.dstack([noise(20, 30, 3), np.zeros((20, 30), np.uint8)])
+    assert (load_image(pixels) == 255).all()
+    assert (load_image(torch.from_numpy(pixels / 255).permute(2, 0, 1)) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (torch.zeros(3, 512), r"^image: .*, or an array or tensor \(h w 3\), not Tensor \(3, 512\) float32$"),
+        (torch.zeros(1, 3, 64, 64), r"not Tensor \(1, 3, 64, 64\) float32$"),
+        (np.zeros((64, 64, 2), np.uint8), r"not ndarray \(64, 64, 2\) uint8$"),
+        (np.zeros((64, 64, 3), np.int64), "pixels are uint8, or float from 0 to 1, not int64"),
+        (np.full((64, 64, 3), 255.0), "pixels of float64 go from 0 to 1, these from 255 to 255"),
+        (np.full((64, 64, 3), np.nan), "these from nan to nan"),
+        (np.zeros((8, 64, 3), np.uint8), "is 64x8; both sides need 16 pixels or more"),
+        (5, "not int$"),
+        ([], "not list$"),
+        (b"", "is empty"),
+        (BytesIO(), "is empty"),
+        (StringIO("x"), "open the file with mode 'rb'"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "is not a picture that Pillow can read; try PNG"),
+        (b"\0\0\0\x18ftypheic" + bytes(20), "it is HEIC, as phones store photographs; export it as JPEG"),
+        ("", "the path is empty"),
+        (Path(), "the path is empty"),
+        ("~/no-such-picture.png", "'~/no-such-picture.png' does not exist"),
+        (Image.new("L", (10_000, 9_000)), "more than 89 million pixels"),
+        (Image.new("L", (100_000, 16)), "is 100000x16; one side may be 100 times as long as the other at most"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_picture_is_one_line(value: Any, reason: str) -> None:
+    with pytest.raises(InputError, match=reason) as caught:
+        load_image(value)
+    assert len(single_line(caught.value)) < 200
+
+
+def test_home_and_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    saved(Image.new("RGB", (20, 20), "red"), tmp_path / "a.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    for path in ("~/a.png", Path("~/link.png")):
+        assert load_image(path)[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize(("stored", "seen"), [((186, 149, 121), (200, 150, 120)), ((112, 179, 72), (60, 180, 60))])
+def test_colour_profiles_are_applied(kind: str, stored: tuple[int, ...], seen: tuple[int, ...]) -> None:
+    quality = {} if kind == "PNG" else {"quality": 100}
+    content = encoded(Image.new("RGB", (32, 32), stored), kind, icc_profile=rgb_profile(), **quality)
+    np.testing.assert_allclose(load_image(content)[16, 16], seen, atol=3)
+    if kind in ("PNG", "WEBP"):
+        clear = encoded(Image.new("RGBA", (32, 32), (*stored, 255)), kind, icc_profile=rgb_profile(), **quality)
+        np.testing.assert_allclose(load_image(clear)[16, 16], seen, atol=3)
+
+
+def test_a_profile_of_srgb_or_a_bad_one_changes_nothing() -> None:
+    pixels = noise(64, 64, 3)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile in (srgb, b"nonsense" * 40):
+        given = load_image(encoded(Image.fromarray(pixels), icc_profile=profile))
+        assert np.abs(given.astype(int) - pixels).max() <= 1
+
+
+def test_an_extreme_shape_is_cropped_before_it_is_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scaled first it would be 3 GB."""
+    picture = np.zeros((16, 100_000, 3), np.uint8)
+    picture[:, 50_000 - 4 : 50_000 + 4] = 255
+    sizes: list[int] = []
+
+    def noted(image: np.ndarray, size: tuple[int, int]) -> Tensor:
+        sizes.append(size[0] * size[1])
+        return resized(image, size)
+
+    monkeypatch.setattr("omniavatar.media.image.resized", noted)
+    fitted = fit_image(picture, (400, 400))
+    assert max(sizes) <= 400 * 1600
+    assert fitted.shape == (1, 3, 400, 400)
+    assert fitted[0, 0, 200, 200] == 1
+    assert fitted[0, 0, 200, 50] == -1

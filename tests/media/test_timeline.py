@@ -184,8 +184,8 @@ def test_what_holds_no_pictures(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("hello")
     (tmp_path / "empty.mp4").touch()
     for path, reason in {
-        sound: "cannot be decoded",
-        tmp_path / "text.mp4": "cannot be decoded",
+        sound: "has no readable video track",
+        tmp_path / "text.mp4": "is not a media file",
         tmp_path / "empty.mp4": "is empty",
         tmp_path / "none.mp4": "does not exist",
         tmp_path: "is a folder",

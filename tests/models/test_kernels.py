@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -134,6 +137,77 @@ def test_they_are_for_gpus_without_gradients_alone() -> None:
         with torch.no_grad():
             assert kernels.fit(x)
             assert not kernels.fit(x.float())
+
+
+def test_they_start_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever device is the current one: engines on several GPUs may share a process."""
+    from omniavatar.models import triton_kernels
+
+    asked: list[Tensor] = []
+
+    def noted(x: Tensor) -> nullcontext[None]:
+        asked.append(x)
+        return nullcontext()
+
+    monkeypatch.setattr(triton_kernels, "on_its_device", noted)
+    picture, rows = random(1, 16, 1, 3, 5), random(1, 3, 16)
+    kernels.convolve(picture, random(4, 16, 1, 1, 1), None)
+    kernels.norm_silu(picture, random(16))
+    kernels.norm_rope(rows, random(16), 1e-6, torch.randn(3, 4, 2).to(DEVICE), 2)
+    assert [id(x) for x in asked] == [id(picture), id(picture), id(rows)]
+
+
+def test_the_current_device_is_changed_for_tensors_of_another_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from omniavatar.models.triton_kernels import on_its_device
+
+    used: list[Any] = []
+
+    def noted(device: torch.device) -> nullcontext[None]:
+        used.append(device)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device", noted)
+    elsewhere: Any = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))
+    with on_its_device(elsewhere):
+        assert used == [torch.device("cuda", 1)]
+    with on_its_device(torch.zeros(1)):
+        assert len(used) == 1
+
+
+def test_kernels_are_used_on_devices_other_than_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(gpu, "starts", lambda device: device == 1)
+    assert gpu.serves(1)
+    assert not gpu.serves(0)
+
+
+def test_the_compiler_looks_through_the_choice_of_a_device() -> None:
+    from omniavatar.models.triton_kernels import on_its_device
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def added(x: Tensor) -> Tensor:
+        with on_its_device(x):
+            return x + 1
+
+    assert added(torch.zeros(1)) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not FIT or torch.cuda.device_count() < 2, reason="needs two GPUs that the kernels fit")
+@torch.no_grad()
+def test_the_same_on_two_gpus() -> None:
+    x, weight, table = random(1, 7, 24), random(24), torch.randn(7, 4, 2)
+    results = []
+    for device in ("cuda:0", "cuda:1"):
+        assert kernels.fit(x.to(device))
+        arguments = x.to(device), weight.to(device), 1e-6, table.to(device), 3
+        results.append(kernels.norm_rope(*arguments))
+        compiled = torch.compile(kernels.norm_rope)
+        torch.testing.assert_close(compiled(*arguments), results[-1])
+        assert results[-1].device == torch.device(device)
+    assert torch.cuda.current_device() == 0
+    assert results[0].equal(results[1].to("cuda:0"))
 
 
 def test_where_triton_does_not_work_torch_computes(

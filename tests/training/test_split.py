@@ -30,7 +30,7 @@ def test_what_only_guides_samples_decodes_or_writes_takes_no_part() -> None:
 def test_only_what_a_step_reads_is_stored() -> None:
     values = split(plan(), {"dit", "audio_adapter"}).values
     assert set(values) == {
-        *("prompt_embedding", "negative_embedding", "image_latent", "condition"),
+        *("prompt_embedding", "negative_embedding", "encode_text", "image_latent", "condition"),
         *("audio_rows", "silent_rows", "given_latents"),
     }
 

@@ -75,6 +75,20 @@ def test_a_kernel_from_a_package_is_one_operator_for_the_compiler(sageattention:
     engine_with("sage")  # a second engine takes the same operator
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_kernel_from_a_package_starts_on_the_device_of_its_tensors() -> None:
+    seen: list[int] = []
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        seen.append(torch.cuda.current_device())
+        return sdpa(q, k, v)
+
+    q = torch.zeros(1, 8, 2, 16, device="cuda:1")
+    assert attention.opaque("on_its_device", kernel)(q, q, q).device == q.device
+    assert (seen, torch.cuda.current_device()) == ([1], 0)
+
+
 def test_every_name_has_a_kernel() -> None:
     names = attention.AttentionKernel.Settings.model_json_schema()["properties"]["kernel"]["enum"]
     assert ["auto", *attention.KERNELS] == names

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from omniavatar.checkpoints import Bundle
 from omniavatar.engine.plan import Catalog, build_plan
-from omniavatar.engine.scopes import Job
+from omniavatar.engine.run import Result
 from omniavatar.errors import InputError, PlanError
 from omniavatar.media.audio import load_waveform
+from omniavatar.media.sound import Soundtrack
 from omniavatar.models.wav2vec import normalize
 from omniavatar.testing import FakeAudioEncoder, GivenModels
 from omniavatar.units import Audio
@@ -38,13 +39,13 @@ def row_values(rows: int, silence: float = 0.0) -> list[float]:
 
 
 def run(
-    sound: Path | None,
+    sound: Any,
     *,
     models: GivenModels | None = None,
     seconds: float | None = None,
     fps: int = 25,
     **settings: Any,
-) -> tuple[Job, Scene]:
+) -> tuple[Result, Scene]:
     scene = Scene(texts=(0.0, 0.0))
     engine = fake_engine([scene, Audio(**{"silence": 0, **settings}), *denoising_units()], models=models)
     inputs = {} if sound is None else {"audio": sound}
@@ -61,31 +62,40 @@ def stairs(tmp_path: Path) -> Path:
 
 
 def test_row_n_minus_1_drives_frame_n(stairs: Path) -> None:
-    job, scene = run(stairs)
+    result, scene = run(stairs)
     rows = row_values(12)
-    assert job.frames == 13
+    assert result.frames == 13
     first, second = (window["audio_rows"][0, :, 0].tolist() for window in scene.windows)
     assert first == pytest.approx([0.0, *rows[:8]], abs=1e-3)
     assert second == pytest.approx(rows[3:], abs=1e-3)
 
 
 def test_silence_in_front_moves_the_rows(stairs: Path) -> None:
-    job, scene = run(stairs, silence=0.16)
+    result, scene = run(stairs, silence=0.16)
     rows = row_values(12, silence=0.16)
-    assert job.frames == 17
+    assert result.frames == 17
     assert scene.windows[0]["audio_rows"][0, 1:, 0].tolist() == pytest.approx(rows[:8], abs=1e-3)
 
 
 @pytest.mark.parametrize(("silence", "fps"), [(0, 25), (0.3, 25), (0.3, 30)])
 def test_the_sound_of_the_file_starts_one_frame_after_the_silence(stairs: Path, silence: float, fps: int) -> None:
-    job, _ = run(stairs, silence=silence, fps=fps)
-    assert job["audio_delay"] == silence + 1 / fps
+    _, scene = run(stairs, silence=silence, fps=fps)
+    window = scene.windows[0]
+    assert window["audio_delay"] == silence + 1 / fps
+    assert window["soundtrack"] == Soundtrack(stairs, delay_seconds=silence + 1 / fps)
+
+
+@pytest.mark.parametrize("seconds", [0.2, 5])
+def test_no_more_is_read_than_the_video_lasts_and_what_sets_its_level(seconds: float) -> None:
+    """A minute behind the end of the video."""
+    result, scene = run((np.ones(200 * 16000, np.float32), 16000), seconds=seconds)
+    assert len(scene.windows[0]["audio_track"].wave) == result.frames * 640 + 60 * 16000
 
 
 def test_the_sound_is_encoded_once_whatever_the_number_of_windows(stairs: Path) -> None:
     models = fake_models()
-    job, _ = run(stairs, models=models)
-    assert len(job.spans) == 2
+    _, scene = run(stairs, models=models)
+    assert len(scene.windows) == 2
     assert models.networks["audio_encoder"].lengths == [12], "one pass for the whole sound"
 
 
@@ -93,9 +103,9 @@ def test_the_sound_is_encoded_once_whatever_the_number_of_windows(stairs: Path) 
 
 
 def test_without_a_sound_there_are_no_rows_and_the_request_sets_the_length() -> None:
-    job, scene = run(None, seconds=0.4)
-    assert job.frames == 11
-    assert job["audio_track"] is None
+    result, scene = run(None, seconds=0.4)
+    assert result.frames == 11
+    assert scene.windows[0]["audio_track"] is None
     assert [window["audio_rows"] for window in scene.windows] == [None, None]
 
 
@@ -111,14 +121,14 @@ def test_what_dropped_sounds_are_replaced_by(stairs: Path, tiny_models: Bundle) 
 
 
 def test_without_sound_and_length_it_is_said_what_to_give() -> None:
-    with pytest.raises(InputError, match="give one with --seconds, or a sound"):
+    with pytest.raises(InputError, match="no audio is given; give one, or seconds for a silent video"):
         run(None)
 
 
 @pytest.mark.parametrize(("seconds", "frames"), [(0.2, 6), (0.48, 13), (5.0, 13), (0.001, 2)])
 def test_a_length_asked_for_cuts_the_sound_but_does_not_stretch_it(stairs: Path, seconds: float, frames: int) -> None:
-    job, _ = run(stairs, seconds=seconds)
-    assert job.frames == frames
+    result, _ = run(stairs, seconds=seconds)
+    assert result.frames == frames
 
 
 def test_frames_are_counted_exactly_or_as_the_original_did(tmp_path: Path) -> None:

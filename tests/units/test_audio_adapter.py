@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from omniavatar.engine.scopes import Forward, Job, Window
+from omniavatar.engine.scopes import Forward, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models import audio_adapter
@@ -53,10 +53,11 @@ class Look:
         self.added.setdefault((forward.branches[0].name, index), []).append(forward.x - before)
 
 
-def run(*units: PipelineUnit, models: GivenModels | None = None, scale: float = 1) -> tuple[Job, Scene, Look]:
+def run(*units: PipelineUnit, models: GivenModels | None = None, scale: float = 1) -> tuple[Scene, Look]:
     scene, look = Scene(frames=FRAMES, texts=(0.0, 0.0)), Look()
     engine = fake_engine([scene, *units, *denoising_units(scale=scale)], models=models, observers=[look])
-    return engine.generate(request()), scene, look
+    engine.generate(request())
+    return scene, look
 
 
 def layers() -> Any:
@@ -67,14 +68,14 @@ def layers() -> Any:
 
 def test_the_rows_of_a_window_are_what_its_frames_hear() -> None:
     """FakeAudioAdapter shows the row of the last frame of each latent frame: frames 0, 4, 8 of the window."""
-    _, scene, _ = run(Rows(), AudioAdapter())
+    scene, _ = run(Rows(), AudioAdapter())
     first, second = (window["audio_residuals"][0, 0, :, 0].tolist() for window in scene.windows)
     assert first == pytest.approx([VALUES[0], VALUES[4], VALUES[8], 0.0])
     assert second == pytest.approx([VALUES[4], VALUES[8], VALUES[12], 0.0])
 
 
 def test_the_sound_enters_its_frames_before_its_blocks() -> None:
-    _, _, look = run(Rows(), AudioAdapter())
+    _, look = run(Rows(), AudioAdapter())
     per_frame = torch.tensor([VALUES[0], VALUES[4], VALUES[8]]).repeat_interleave(4)  # 2x2 tokens a frame
     expected = per_frame[None, :, None].expand(1, 12, 4)
     for index in range(4):
@@ -86,7 +87,7 @@ def test_the_sound_enters_its_frames_before_its_blocks() -> None:
 def test_a_branch_without_sound_hears_rows_of_zeros_or_silence(silence: float | None) -> None:
     adapter = layers()
     sound = Rows(silence=silence)
-    _, scene, look = run(sound, AudioAdapter(), models=fake_models(audio_adapter=adapter), scale=3)
+    scene, look = run(sound, AudioAdapter(), models=fake_models(audio_adapter=adapter), scale=3)
     silent = adapter(torch.full((1, 9, 1), silence or 0.0))
     assert list(adapter.entry_blocks) == [2, 3]
     for position, index in enumerate(adapter.entry_blocks):
@@ -100,7 +101,7 @@ def test_a_branch_without_sound_hears_rows_of_zeros_or_silence(silence: float | 
 @pytest.mark.parametrize("sound", [[], [Rows(silent=True)]], ids=["no unit has a sound", "the video has none"])
 def test_without_a_sound_every_branch_hears_silence(sound: list[PipelineUnit]) -> None:
     adapter = layers()
-    _, scene, look = run(*sound, AudioAdapter(), models=fake_models(audio_adapter=adapter), scale=3)
+    scene, look = run(*sound, AudioAdapter(), models=fake_models(audio_adapter=adapter), scale=3)
     silent = adapter(torch.zeros(1, 9, 1))
     for window in scene.windows:
         assert window["audio_residuals"] is window["audio_silence"]
@@ -113,10 +114,10 @@ def test_without_a_sound_every_branch_hears_silence(sound: list[PipelineUnit]) -
 
 def test_the_sound_is_projected_once_per_window_whatever_the_number_of_calls() -> None:
     models = fake_models()
-    job, *_ = run(Rows(), AudioAdapter(), models=models, scale=3)
+    scene, _ = run(Rows(), AudioAdapter(), models=models, scale=3)
     adapter, dit = (models.networks[role] for role in ("audio_adapter", "dit"))
-    assert dit.calls == 2 * 2 * len(job.spans)
-    assert adapter.calls == 2 * len(job.spans)
+    assert dit.calls == 2 * 2 * len(scene.windows)
+    assert adapter.calls == 2 * len(scene.windows)
 
 
 class ExtraToken(PipelineUnit):
@@ -135,8 +136,8 @@ class ExtraToken(PipelineUnit):
 
 
 def test_a_token_of_no_frame_hears_nothing() -> None:
-    _, plain, _ = run(Rows(), AudioAdapter())
-    _, extended, look = run(Rows(), AudioAdapter(), ExtraToken())
+    plain, _ = run(Rows(), AudioAdapter())
+    extended, look = run(Rows(), AudioAdapter(), ExtraToken())
     for index in (1, 2):
         added = look.added["positive", index][0]
         assert (added[:, 0] == 0).all()

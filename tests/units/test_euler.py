@@ -9,16 +9,16 @@ import torch
 
 from omniavatar.engine.flow_match import shifted_sigmas
 from omniavatar.engine.plan import Catalog, build_plan
-from omniavatar.engine.scopes import Job, Step, Window
+from omniavatar.engine.scopes import Step, Window
 from omniavatar.engine.windows import Span
 from omniavatar.errors import PlanError
 from omniavatar.units import Euler
-from tests.scenes import fake_engine, request
+from tests.scenes import bare_job
 
 
 @pytest.fixture
 def window() -> Window:
-    return Window(Job(fake_engine([]), request(), {}), 0, Span(0, 5, 0, 0, 5), None)
+    return Window(bare_job(), 0, Span(0, 5, 0, 0, 5))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 50])

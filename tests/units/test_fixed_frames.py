@@ -13,7 +13,7 @@ from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import FakeDiT, FakeVAE
 from omniavatar.units import FixedFrames
-from tests.scenes import Scene, denoising_units, fake_engine, fake_models, request, video_of
+from tests.scenes import Scene, bare_job, denoising_units, fake_engine, fake_models, request, video_of
 
 
 class Portrait(PipelineUnit):
@@ -71,8 +71,8 @@ def test_a_window_starts_from_the_last_frames_of_the_one_before() -> None:
 
 def test_without_a_picture_nothing_is_given_to_the_first_window() -> None:
     scene = Scene(frames=13)
-    job = fake_engine([scene, *denoising_units()]).generate(request())
-    assert [span.given for span in job.spans] == [0, 5]
+    fake_engine([scene, *denoising_units()]).generate(request())
+    assert [window.span.given for window in scene.windows] == [0, 5]
     assert scene.windows[0]["given_latents"] is None
 
 
@@ -82,17 +82,18 @@ def test_the_video_has_the_length_asked_for(frames: int, full: bool) -> None:
     scene = Scene(frames=frames)
     _, *others = denoising_units(steps=1)
     units = [scene, FixedFrames(window_frames=9, overlap=5, full_windows=full), *others]
-    job = fake_engine(units).generate(request())
+    result = fake_engine(units).generate(request())
+    assert result.frames == frames
     assert video_of(scene).shape == (1, 3, frames, 16, 16)
     assert all(window["frames"].shape[2] == window.span.frames for window in scene.windows)
-    assert (job.spans[-1].frames == 9) or not full
+    assert (scene.windows[-1].span.frames == 9) or not full
 
 
 def long_job(height: int, width: int, spatial_factor: int = 8) -> Job:
     """A video of 300 frames by networks whose tokens stand for 2x2 latents, as those of all Wan models."""
     dit, vae = FakeDiT(), FakeVAE()
     dit.patch_size, vae.spatial_factor = (1, 2, 2), spatial_factor
-    job = Job(fake_engine([], models=fake_models(dit=dit, vae=vae)), request(height=height, width=width), {})
+    job = bare_job(fake_engine([], models=fake_models(dit=dit, vae=vae)), request(height=height, width=width))
     job.frames = 300
     return job
 

@@ -9,7 +9,7 @@ import pytest
 
 from omniavatar.checkpoints import Registry
 from omniavatar.engine.plan import Catalog, build_plan
-from omniavatar.engine.scopes import Job, Request, Step, Window
+from omniavatar.engine.scopes import Request, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import Span
 from omniavatar.errors import CheckpointError, PlanError
@@ -17,7 +17,7 @@ from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import FakeDiT
 from omniavatar.units import Euler, MagCache
 from omniavatar.units.magcache import decide, nearest
-from tests.scenes import Scene, SecondExpert, denoising_units, fake_engine, fake_models, request, video_of
+from tests.scenes import Scene, SecondExpert, bare_job, denoising_units, fake_engine, fake_models, request, video_of
 
 RATIOS = {row.name: row.settings["magcache"]["ratios"] for row in Registry.builtin().rows if "magcache" in row.settings}
 WAN_14B = tuple(RATIOS["Wan2.1-T2V-14B"])
@@ -93,7 +93,7 @@ def test_what_is_foreseen_for_two_networks() -> None:
     unit = MagCache(ratios=(1.0,), retention=0.0, max_skips=2)
     networks = {"dit": FakeDiT(), "dit2": FakeDiT()}
     engine = fake_engine([unit], models=fake_models(**networks))
-    window = Window(Job(engine, request(), {}), 0, Span(0, 5, 0, 0, 5), None)
+    window = Window(bare_job(engine), 0, Span(0, 5, 0, 0, 5))
     window.steps = Euler(steps=9).plan_steps(window)
     for step in window.steps[5:]:
         step.network = engine.model("dit2")

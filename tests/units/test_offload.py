@@ -18,18 +18,20 @@ from omniavatar.hookspecs import hookimpl
 from omniavatar.models.streaming import Streamed
 from omniavatar.testing.tiny import DIT, TinyModels
 from omniavatar.units import Offload
+from omniavatar.units.compile import Compiled
 from omniavatar.units.offload import resident_blocks
+from tests.scenes import Frames
 from tests.training.scenes import SETTINGS, catalog, diffusion
 
 LAYERS = DIT["num_layers"]
 SMALL = {**SETTINGS, "euler": {"steps": 3}, "fixed-frames": {"window_frames": 9, "overlap": 5}}
 
 
-class Witness:
-    """Keeps what the windows show, and who was on the device in which hook."""
+class Witness(Frames):
+    """Keeps what the windows of all videos show, and who was on the device in which hook."""
 
     def __init__(self) -> None:
-        self.frames: list[Tensor] = []
+        super().__init__()
         self.present: dict[str, set[str]] = {}
 
     def note(self, hook: str, engine: Engine) -> None:
@@ -41,7 +43,7 @@ class Witness:
 
     @hookimpl(trylast=True)
     def end_window(self, window: Window) -> None:
-        self.frames.append(window["frames"].clone())
+        super().end_window(window)
         self.note("end_window", window.engine)
 
 
@@ -51,7 +53,7 @@ def play(expression: str, *observers: Any, models: Any = None, seconds: float = 
     plan = build_plan(expression, catalog(), SMALL)
     engine = Engine(plan, models or TinyModels(), observers=[witness, *observers])
     engine.generate(Request({"prompt": "hi"}, seconds=seconds))
-    return torch.cat(witness.frames, dim=2), engine, witness
+    return torch.cat(witness.seen, dim=2), engine, witness
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,7 +89,7 @@ def test_compiled_blocks(order: str) -> None:
     plain, _, _ = play("default-write-video", seconds=0.3)
     compiled, engine, _ = play(f"default-write-video+{order}", seconds=0.3)
     torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-5)
-    assert all(block.block._compiled_call_impl is not None for block in engine.model("dit").blocks)
+    assert all(isinstance(block.block, Compiled) for block in engine.model("dit").blocks)
 
 
 def test_a_second_video_by_the_same_engine() -> None:
@@ -95,7 +97,7 @@ def test_a_second_video_by_the_same_engine() -> None:
     engine = Engine(build_plan("default-write-video+offload", catalog(), SMALL), TinyModels(), observers=[witness])
     for _ in range(2):
         engine.generate(Request({"prompt": "hi"}, seconds=0.3))
-    assert torch.equal(witness.frames[0], witness.frames[1])
+    assert torch.equal(witness.seen[0], witness.seen[1])
 
 
 def test_networks_are_there_only_while_their_units_run() -> None:

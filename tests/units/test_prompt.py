@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from omniavatar.checkpoints import Bundle
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Catalog
+from omniavatar.engine.scopes import Job
+from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, PlanError
+from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import FakeDiT
 from omniavatar.testing.tiny import tiny_file
-from omniavatar.units import Audio, Prompt
-from omniavatar.units.prompt import NEGATIVE_PROMPT, clean
-from tests.scenes import denoising_units, fake_engine, fake_models, request, tiny_engine
+from omniavatar.units import Audio, Prompt, prompt
+from omniavatar.units.prompt import NEGATIVE_PROMPT, clean, load_tokenizer, words_beyond
+from tests.scenes import denoising_units, fake_engine, fake_models, recorded, request, tiny_engine
 
 TOKENIZER = tiny_file("tokenizer")
 
@@ -72,24 +75,101 @@ def test_clean(text: str, expected: str) -> None:
 def test_texts_are_embedded_once_per_video_and_context_once_per_window_and_branch() -> None:
     encoder, dit = FakeTextEncoder(), CountingDiT()
     engine = engine_for(prompt_unit(), Audio(silence=0), *denoising_units(steps=3, scale=4.5), encoder=encoder, dit=dit)
-    job = engine.generate(request(seconds=0.44))
-    assert len(job.spans) == 2
+    windows = recorded(engine, request(seconds=0.44))
+    assert len(windows) == 2
     assert encoder.texts == 2
     assert dit.calls == 2 * 3 * 2
     assert len(dit.contexts) == 2 * 2
-    positive, negative = job["prompt_embedding"], job["negative_embedding"]
+    positive, negative = windows[0]["prompt_embedding"], windows[0]["negative_embedding"]
     assert not positive.equal(negative)
     for window in (dit.contexts[:2], dit.contexts[2:]):
         assert window[0].equal(positive)
         assert window[1].equal(negative)
 
 
+def test_an_engine_loads_its_tokenizer_and_embeds_its_negative_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    unit, encoder, loaded = prompt_unit(), FakeTextEncoder(), []
+
+    def load(folder: Path) -> Any:
+        loaded.append(folder)
+        return load_tokenizer(folder)
+
+    monkeypatch.setattr(prompt, "load_tokenizer", load)
+    engine = engine_for(unit, Audio(), *denoising_units(), encoder=encoder, dit=FakeDiT())
+    jobs = [engine.generate(request(seconds=0.2, inputs={"prompt": text})) for text in ("ab", "cd", "ab")]
+    assert (len(loaded), encoder.texts) == (1, 4)
+    first, other, again = (job["prompt_embedding"] for job in jobs)
+    assert first.equal(again)
+    assert not first.equal(other)
+    negatives = [job["negative_embedding"] for job in jobs]
+    assert negatives[0].equal(negatives[1])
+    assert negatives[0].equal(unit.encode(engine, "bad"))
+
+
+def test_other_settings_make_another_negative_prompt() -> None:
+    encoder = FakeTextEncoder()
+    engine = engine_for(prompt_unit(), Audio(), *denoising_units(), encoder=encoder, dit=FakeDiT())
+    made = []
+    for negative in ("bad", "bad", "worse"):
+        engine.plan.units[0].settings = prompt_unit(negative=negative).settings
+        made.append(engine.generate(request(seconds=0.2))["negative_embedding"])
+    assert made[0].equal(made[1])
+    assert not made[0].equal(made[2])
+    assert encoder.texts == 5
+    assert len([name for name in engine.values.names() if name.startswith("prompt.")]) == 2, "the last one is kept"
+
+
+def test_other_units_may_encode_texts() -> None:
+    class Nag(PipelineUnit):
+        name = "nag"
+        needs = ("encode_text",)
+
+        @hookimpl
+        def begin_job(self, job: Job) -> None:
+            job["nag.text"] = job["encode_text"]("ugly")
+
+    unit, encoder = prompt_unit(), FakeTextEncoder()
+    engine = engine_for(unit, Nag(), Audio(), *denoising_units(), encoder=encoder, dit=FakeDiT())
+    job = engine.generate(request(seconds=0.2))
+    assert job["nag.text"].equal(unit.encode(engine, "ugly"))
+
+
+@pytest.mark.parametrize(
+    ("length", "lost"),
+    [(8, "efgh"), (9, "efgh"), (10, "efgh"), (12, "efgh"), (13, ""), (32, "")],
+)
+def test_a_text_that_is_too_long_says_which_words_are_lost(
+    length: int, lost: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A letter is a token, and so are a space and the end."""
+    unit = prompt_unit(length=length)
+    engine = engine_for(unit, encoder=FakeTextEncoder(), dit=FakeDiT())
+    unit.encode(engine, "abc bcd efgh")
+    words = f"the prompt is longer than the {length} tokens that are kept, so its last words do nothing: {lost}"
+    assert [record.getMessage() for record in caplog.records] == ([words] if lost else [])
+
+
+def test_a_long_rest_is_shown_in_short(caplog: pytest.LogCaptureFixture) -> None:
+    unit = prompt_unit(length=8)
+    engine = engine_for(unit, encoder=FakeTextEncoder(), dit=FakeDiT())
+    unit.encode(engine, "word " * 1000, "negative prompt")
+    (line,) = caplog.messages
+    assert line.startswith("the negative prompt is longer than the 8 tokens")
+    assert line.endswith("word ...")
+    assert len(line) < 320
+
+
+def test_a_single_word_that_is_too_long_is_lost_in_part(caplog: pytest.LogCaptureFixture) -> None:
+    assert words_beyond("a" * 100, 8, len) == ["a" * 100]
+    assert words_beyond("", 8, len) == []
+
+
 def test_guidance_1_makes_no_negative_context() -> None:
     dit = CountingDiT()
     engine = engine_for(prompt_unit(), Audio(), *denoising_units(scale=1), encoder=FakeTextEncoder(), dit=dit)
-    job = engine.generate(request(seconds=0.2))
+    (window,) = recorded(engine, request(seconds=0.2))
     assert len(dit.contexts) == 1
-    assert dit.contexts[0].equal(job["prompt_embedding"])
+    assert dit.contexts[0].equal(window["prompt_embedding"])
 
 
 def test_what_is_encoded_is_the_clean_text_padded_or_cut_to_the_length() -> None:

@@ -11,14 +11,24 @@ from torch import Tensor
 
 from omniavatar.checkpoints import Bundle
 from omniavatar.engine.plan import Catalog, build_plan
-from omniavatar.engine.scopes import Forward, Request, Window
+from omniavatar.engine.scopes import Forward, Request
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import FakeDiT
 from omniavatar.units import Guidance, TeaCache, teacache
 from omniavatar.units.teacache import decide, polynomial, relative_changes
-from tests.scenes import Scene, SecondExpert, denoising_units, fake_engine, fake_models, request, tiny_engine, video_of
+from tests.scenes import (
+    Scene,
+    SecondExpert,
+    denoising_units,
+    fake_engine,
+    fake_models,
+    recorded,
+    request,
+    tiny_engine,
+    video_of,
+)
 
 TEXTS: dict[str, Any] = {"positive": 0.03, "no_audio": 0.02, "negative": -0.01}
 
@@ -100,20 +110,12 @@ def test_a_threshold_that_nothing_stays_below_changes_nothing(
 ) -> None:
     videos: dict[str, Tensor] = {}
     for expression in ("default", "default+teacache(threshold=1e-9)", "default+teacache(threshold=5)"):
-        engine = tiny_engine(tiny_models, catalog, f"{expression}-write-video", euler={"steps": 4}, observers=[Keep()])
-        job = engine.generate(Request(inputs={"image": portrait, "audio": speech}, seconds=0.2))
-        videos[expression] = job.results["frames"]
+        engine = tiny_engine(tiny_models, catalog, f"{expression}-write-video", euler={"steps": 4})
+        (window,) = recorded(engine, Request(inputs={"image": portrait, "audio": speech}, seconds=0.2))
+        videos[expression] = window["frames"]
     off, computed, skipped = videos.values()
     assert computed.equal(off)
     assert not skipped.equal(off)
-
-
-class Keep:
-    """Hands out the frames of a video of one window."""
-
-    @hookimpl(trylast=True)
-    def end_window(self, window: Window) -> None:
-        window.job.results["frames"] = window["frames"].clone()
 
 
 def test_decisions_by_hand() -> None:

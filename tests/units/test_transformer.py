@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from omniavatar.engine.scopes import Forward, Job, Step, Window
+from omniavatar.engine.scopes import Forward, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import Span
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
-from omniavatar.models.wan_dit import WanDiT
+from omniavatar.models.wan_dit import PerToken, WanDiT
 from omniavatar.testing import FakeDiT
-from omniavatar.units import Euler, Guidance, Transformer
-from omniavatar.units.transformer import model_input
+from omniavatar.units import CfgMerge, Euler, Guidance, Transformer
+from omniavatar.units.transformer import model_input, tell_noise
 from tests.models.networks import noise, randomized
-from tests.scenes import Scene, fake_engine, fake_models, request
+from tests.scenes import Scene, bare_job, fake_engine, fake_models, request
 
 
 class Text(PipelineUnit):
@@ -56,12 +59,12 @@ def test_hooks_compose_to_the_plain_forward() -> None:
     class Look:
         @hookimpl(trylast=True)
         def unembed(self, forward: Forward) -> None:
-            seen.append((forward, forward.frame_index, forward.grid))
+            seen.append((forward, forward["condition"], forward.frame_index, forward.grid))
 
     units = [Scene(frames=9), Text(), Guidance(scale=1), Euler(steps=2), Transformer()]
     fake_engine(units, models=fake_models(dit=dit), observers=[Look()]).generate(request(height=32))
-    for forward, frame_index, grid in seen:
-        condition = forward["condition"]
+    assert len(seen) == 2
+    for forward, condition, frame_index, grid in seen:
         latents = torch.cat([forward.latents, condition], dim=1)
         timestep = torch.tensor([forward.step.timestep], dtype=torch.float64)
         expected = dit(latents, timestep, noise(1, 3, 6, seed=6))
@@ -88,7 +91,7 @@ def test_positions_are_made_once_per_window() -> None:
 def forward() -> Forward:
     """A call for two branches of a window whose latents are 1."""
     engine = fake_engine([], models=fake_models(dit=FakeDiT(condition_channels=2)))
-    window = Window(Job(engine, request(), {}), 0, Span(0, 5, 0, 0, 5), None)
+    window = Window(bare_job(engine), 0, Span(0, 5, 0, 0, 5))
     window.latents = torch.ones(1, 4, 2, 2, 2)
     return Forward(Step(window, 0, 1000.0, 1.0, 0.0), [window.branch("a"), window.branch("b")])
 
@@ -108,3 +111,68 @@ def test_a_wrong_number_of_channels_names_both_and_the_cause(forward: Forward) -
         "add or leave out the unit that provides 'condition' (such as reference-image), or give the VAE "
         "that belongs to the transformer"
     )
+
+
+class Waits(TorchDispatchMode):
+    """Refuses what would wait for the device to know how large a result is, or what it holds."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        assert not any(word in name for word in ("unique", "_local_scalar_dense", "nonzero", "sort")), name
+        return func(*args, **(kwargs or {}))
+
+
+class ClearFrames(PipelineUnit):
+    """The first `count` latent frames carry no noise."""
+
+    name = "clear-frames"
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.seen: list[Forward] = []
+
+    @hookimpl
+    def embed(self, forward: Forward) -> None:
+        if forward.step.is_first:
+            tell_noise(forward, lambda: forward.frame_index >= self.count)
+        else:
+            with Waits():
+                tell_noise(forward, lambda: forward.frame_index >= self.count)
+        self.seen.append(forward)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_tokens_without_noise_are_told_time_step_0(together: bool) -> None:
+    dit, units = small_dit(), [Scene(frames=9), Text(), Guidance(scale=2), Euler(steps=3), Transformer()]
+    clear = ClearFrames(2)
+    fake_engine([*units, clear, *([CfgMerge()] if together else [])], models=fake_models(dit=dit)).generate(request())
+    assert len(clear.seen) == (3 if together else 6)
+    for forward in clear.seen:
+        expected = dit.embed_token_times(forward.step.timestep * (forward.frame_index >= 2)[None].double())
+        for told, one in zip((forward.time, forward.t_mod), expected, strict=True):
+            assert isinstance(told, PerToken)
+            assert told.rows.equal(one.rows)
+            assert told.index.equal(one.index)
+
+
+def test_where_all_tokens_carry_noise_they_share_one_time_step() -> None:
+    clear = ClearFrames(0)
+    units = [Scene(frames=9), Text(), Guidance(scale=1), Euler(steps=3), Transformer()]
+    fake_engine([*units, clear], models=fake_models(dit=small_dit())).generate(request())
+    assert all(isinstance(forward.time, Tensor) for forward in clear.seen)
+
+
+def test_samples_of_a_batch_may_have_time_steps_of_their_own() -> None:
+    """As in training."""
+    dit = small_dit()
+    engine = fake_engine([Transformer()], models=fake_models(dit=dit))
+    window = Window(Job(engine, request(), {}), 0, Span(0, 9, 0, 0, 9), None)
+    window.latents = torch.zeros(2, 4, 3, 2, 2)
+    timestep = torch.tensor([300.0, 700.0], dtype=torch.float64)
+    forward = Forward(Step(window, 0, timestep, timestep / 1000, 0.0), [window.branch("positive")])
+    mask = torch.tensor([False, True, True])
+    tell_noise(forward, lambda: mask)
+    time, _ = dit.embed_token_times(timestep[:, None] * mask)
+    assert isinstance(forward.time, PerToken)
+    torch.testing.assert_close(forward.time.values, time.values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,13 +10,13 @@ import torch
 from torch import Tensor
 
 from omniavatar.engine.plan import Catalog, build_plan
-from omniavatar.engine.scopes import Job, Window
+from omniavatar.engine.scopes import Window
 from omniavatar.engine.windows import Span
 from omniavatar.errors import PlanError
 from omniavatar.models.tiling import DECODE_TILING
 from omniavatar.testing import FakeVAE
 from omniavatar.units import VaeDecode
-from tests.scenes import fake_engine, fake_models, request
+from tests.scenes import Scene, bare_job, denoising_units, fake_engine, fake_models, request
 
 
 class Listening(FakeVAE):
@@ -30,14 +31,22 @@ class Listening(FakeVAE):
         self.options, self.dtype = options, latents.dtype
         return super().decode(latents)
 
+    def decode_frames(self, latents: Tensor, latents_per_pass: int = 1) -> Iterator[Tensor]:
+        yield from super().decode_frames(latents, latents_per_pass)
+        self.options, self.dtype = {"latents_per_pass": latents_per_pass}, latents.dtype
+
+
+def groups(vae: FakeVAE, dtype: torch.dtype = torch.float32, **settings: Any) -> list[Tensor]:
+    """The groups of frames of a window of three latent frames."""
+    engine = fake_engine([], models=fake_models(vae=vae), dtype=dtype)
+    window = Window(bare_job(engine), 0, Span(0, 9, 0, 0, 9))
+    window.latents = torch.tensor([-3.0, 0.0, 0.5]).view(1, 1, 3, 1, 1).expand(1, 4, 3, 2, 2)
+    return list(VaeDecode(**settings).decode_latents(window))
+
 
 def decoded(vae: FakeVAE, dtype: torch.dtype = torch.float32, **settings: Any) -> Tensor:
-    engine = fake_engine([], models=fake_models(vae=vae), dtype=dtype)
-    window = Window(Job(engine, request(), {}), 0, Span(0, 9, 0, 0, 9), None)
-    window.latents = torch.tensor([-3.0, 0.0, 0.5]).view(1, 1, 3, 1, 1).expand(1, 4, 3, 2, 2)
-    VaeDecode(**settings).end_window(window)
-    frames: Tensor = window["frames"]
-    return frames
+    """All of them (1 3 t h w)."""
+    return torch.cat(groups(vae, dtype, **settings), dim=2)
 
 
 def test_frames_lie_between_0_and_1() -> None:
@@ -55,9 +64,33 @@ def test_the_vae_gets_its_own_type_and_frames_are_float32() -> None:
 def test_settings_reach_the_vae() -> None:
     vae = Listening()
     decoded(vae)
-    assert vae.options == {"tiling": None, "latents_per_pass": 4}
-    decoded(vae, tiled=True, latents_per_pass=1)
-    assert vae.options == {"tiling": DECODE_TILING, "latents_per_pass": 1}
+    assert vae.options == {"latents_per_pass": 4}
+    decoded(vae, tiled=True, latents_per_pass=2)
+    assert vae.options == {"tiling": DECODE_TILING, "latents_per_pass": 2}
+
+
+def test_frames_come_in_groups_as_the_vae_makes_them() -> None:
+    assert [group.shape[2] for group in groups(FakeVAE(), latents_per_pass=1)] == [1, 4, 4]
+    assert [group.shape[2] for group in groups(FakeVAE(), latents_per_pass=4)] == [1, 8]
+    assert decoded(FakeVAE(), latents_per_pass=1).equal(decoded(FakeVAE(), tiled=True))
+
+
+def test_a_group_is_decoded_when_it_is_asked_for() -> None:
+    made: list[int] = []
+
+    class Counting(FakeVAE):
+        def decode_frames(self, latents: Tensor, latents_per_pass: int = 1) -> Iterator[Tensor]:
+            for index, frames in enumerate(super().decode_frames(latents, latents_per_pass)):
+                made.append(index)
+                yield frames
+
+    units = [Scene(frames=9), *denoising_units()[1:-1], VaeDecode(latents_per_pass=1)]
+    engine = fake_engine(units, models=fake_models(vae=Counting()))
+    with engine.start(request()) as run:
+        for number, group in enumerate(run.groups()):
+            assert made == list(range(number + 1))
+            assert group.start == (0, 1, 5)[number]
+    assert made == [0, 1, 2]
 
 
 def test_settings_are_checked(catalog: Catalog) -> None:

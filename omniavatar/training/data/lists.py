@@ -6,12 +6,13 @@ import csv
 import difflib
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omniavatar.errors import InputError, nearest
 from omniavatar.media.paths import shown
@@ -27,6 +28,15 @@ VIDEO_SUFFIXES = (
 SOUND_SUFFIXES = (".wav", ".mp3", ".flac", ".m4a")
 """Of a sound beside a video; the first that is there counts."""
 COLUMNS = ("video", "audio", "prompt")
+SYNONYMS = {
+    **dict.fromkeys(("caption", "captions", "text", "description"), "prompt"),
+    **dict.fromkeys(("file_name", "filename", "file", "path", "video_path", "video_file"), "video"),
+    **dict.fromkeys(("audio_path", "audio_file", "sound", "voice"), "audio"),
+}
+"""What other programs call these columns."""
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,12 +87,14 @@ def identity(entries: Sequence[Entry], path: Path) -> dict[str, Any]:
 def read_entries(path: Path, prompt: str = DEFAULT_PROMPT) -> list[Entry]:
     """The clips that a folder holds or a list names, in its order; `prompt` goes to those without one of their own.
 
-    A folder gives every video in it and below it, hidden ones left out, in alphabetical order; `NAME.txt` beside a
-    video is its prompt and `NAME.wav` (or .mp3, .flac, .m4a) its sound. A `.csv` file has a header with the column
-    video and, if wanted, audio and prompt; a `.jsonl` file has an object with these keys on each line. Relative paths
-    start at the list's folder; other columns and keys are passed over. Whether videos and sounds exist shows when they
-    are opened. A row or a prompt that cannot be read is the `fault` of its clip.
-    Raises InputError for a list that cannot be read, with the line.
+    A folder gives every video in it and below it, hidden ones left out and links followed, in alphabetical order;
+    `NAME.txt` beside a video is its prompt and `NAME.wav` (or .mp3, .flac, .m4a) its sound. A `.csv` file has a header
+    with the column video and, if wanted, audio and prompt; a `.jsonl` file has an object with these keys on each line.
+    What other programs call them is understood (`SYNONYMS`), other columns and keys are named in a warning and passed
+    over, and the prompt of a row without one is in `NAME.txt` too. Relative paths start at the list's folder, `~` at
+    the user's. Whether videos and sounds exist shows when they are opened. A row or a prompt that cannot be read is
+    the `fault` of its clip.
+    Raises InputError for a folder or a list that cannot be read, with the line.
     """
     if path.is_dir():
         entries = list(_in_folder(path, prompt))
@@ -94,7 +106,9 @@ def read_entries(path: Path, prompt: str = DEFAULT_PROMPT) -> list[Entry]:
             raise InputError(f"{shown(path)} is not a list of clips; give a folder, a .csv or a .jsonl file")
         text = _text(path, "the list of clips")
         assert reader is not None
-        entries = [_entry(path, line, row, prompt) for line, row in reader(path, text)]
+        rows = list(reader(path, text))
+        warn_of_others(path, (name for _, row in rows if isinstance(row, dict) for name in row))
+        entries = [_entry(path, line, row, prompt) for line, row in rows]
         empty = f"the list {shown(path)} names no clip; add lines with at least a video"
     if not entries:
         raise InputError(empty)
@@ -102,21 +116,31 @@ def read_entries(path: Path, prompt: str = DEFAULT_PROMPT) -> list[Entry]:
 
 
 def _in_folder(folder: Path, prompt: str) -> Iterator[Entry]:
-    for parent, folders, names in os.walk(folder):
+    seen: set[str] = set()  # folders that links lead to in circles, or twice
+    for parent, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
+        seen.add(os.path.realpath(parent))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(parent, name)) not in seen]
         present = {(Path(name).stem, Path(name).suffix.lower()): Path(parent, name) for name in sorted(names)}
         for name in sorted(names):
             video = Path(parent, name)
             if video.suffix.lower() not in VIDEO_SUFFIXES or name.startswith("."):
                 continue
-            written = present.get((video.stem, ".txt"))
-            text, fault = "", None
-            try:
-                text = " ".join(_text(written, "the prompt").split()) if written else ""
-            except InputError as error:
-                fault = str(error)
+            text, fault = _written(present.get((video.stem, ".txt")))
             sounds = (present.get((video.stem, suffix)) for suffix in SOUND_SUFFIXES)
             yield Entry(video, next(filter(None, sounds), None), text or prompt, shown(video), fault)
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise InputError(f"cannot read the folder {shown(error.filename)}: {error.strerror}")
+
+
+def _written(path: Path | None) -> tuple[str, str | None]:
+    """The prompt in a file, and what is wrong with it; no file is no prompt."""
+    try:
+        return (" ".join(_text(path, "the prompt").split()) if path else ""), None
+    except InputError as error:
+        return "", str(error)
 
 
 def _text(path: Path, what: str) -> str:
@@ -154,16 +178,16 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | str
 
 
 def _header(path: Path, line: int, names: list[str]) -> list[str]:
-    """The names of the columns, each once, the video's among them."""
-    misspelt = _misspelt("column", names)
-    if misspelt:
-        raise InputError(f"{path}:{line}: {misspelt}")
-    if "video" not in names:
-        raise InputError(f"{path}:{line}: there is no column 'video'; the first line names the columns")
-    twice = next((name for name in COLUMNS if names.count(name) > 1), None)
-    if twice:
-        raise InputError(f"{path}:{line}: the column '{twice}' stands there twice; name each once")
-    return names
+    """The names of the columns, ours for other programs', each once, the video's among them."""
+    fault = _misspelt("column", names) or _twice("column", names)
+    if fault:
+        raise InputError(f"{path}:{line}: {fault}")
+    ours = _ours(names)
+    if "video" not in ours:
+        raise InputError(
+            f"{path}:{line}: there is no column 'video'; the first line names the columns, with commas between them"
+        )
+    return ours
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -176,15 +200,42 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | st
             yield number, f"not JSON: {error}; each line is an object of its own"
             continue
         if isinstance(row, dict):
-            yield number, _misspelt("key", row) or row
+            fault = _misspelt("key", row) or _twice("key", row)
+            yield number, fault or dict(zip(_ours(row), row.values(), strict=True))
         else:
             yield number, f'{line.strip()[:40]} is not an object; write {{"video": ...}}'
+
+
+def _ours(names: Iterable[str]) -> list[str]:
+    """Our names of columns; where ours is there too, what other programs call it stays another column."""
+    names = list(names)
+    meant = (SYNONYMS.get(name.lower(), name) for name in names)
+    return [name if own in names else own for name, own in zip(names, meant, strict=True)]
+
+
+def _twice(what: str, names: Iterable[str]) -> str | None:
+    """What to say of a column or key that is there twice, under one name or two."""
+    names = list(names)
+    for column in COLUMNS:
+        same = [name for name, own in zip(names, _ours(names), strict=True) if own == column]
+        if len(same) > 1:
+            both = f", as {' and '.join(map(repr, same))}" if len(set(same)) > 1 else ""
+            return f"the {what} '{column}' stands there twice{both}; name each once"
+    return None
+
+
+def warn_of_others(path: Path, names: Iterable[str]) -> None:
+    """Name the columns and keys that are not used."""
+    others = [name for name in dict.fromkeys(names) if name and name not in COLUMNS]
+    if others:
+        log.warning("%s: not used: %s; used are %s", path, ", ".join(others), ", ".join(COLUMNS))
 
 
 def _misspelt(what: str, names: Iterable[str]) -> str | None:
     """What to say of a name that was meant to be one of `COLUMNS`; names of something else are fine."""
     for name in names:
-        if name not in COLUMNS and difflib.get_close_matches(name.lower(), COLUMNS, n=1, cutoff=0.7):
+        is_known = name in COLUMNS or name.lower() in SYNONYMS
+        if not is_known and difflib.get_close_matches(name.lower(), COLUMNS, n=1, cutoff=0.7):
             return f"unknown {what} {name!r}{nearest(name.lower(), COLUMNS)}"
     return None
 
@@ -195,11 +246,17 @@ def _entry(path: Path, line: int, row: dict[str, Any] | str, prompt: str) -> Ent
     if fault is not None or isinstance(row, str):
         return Entry(path, None, prompt, f"{path}:{line}", fault)
     video, audio, own_prompt = ((row.get(name) or "").strip() for name in COLUMNS)
+    place = path.parent / os.path.expanduser(video)
+    beside = place.with_suffix(".txt")
+    text, fault = " ".join(own_prompt.split()), None
+    if not text and beside.is_file():
+        text, fault = _written(beside)
     return Entry(
-        video=path.parent / video,
-        audio=path.parent / audio if audio else None,
-        prompt=" ".join(own_prompt.split()) or prompt,
+        video=place,
+        audio=path.parent / os.path.expanduser(audio) if audio else None,
+        prompt=text or prompt,
         place=f"{path}:{line}",
+        fault=fault,
     )
 
 

@@ -74,7 +74,7 @@ def write_wave(path: Path, waveform: np.ndarray) -> None:
 
 def write_clip(clip: Clip, path: Path, size: int) -> None:
     """Write a clip as an mp4 with its sound, for looking."""
-    from omniavatar.media.video import Soundtrack, VideoWriter
+    from omniavatar.media.writer import Soundtrack, VideoWriter
 
     sound = path.with_suffix(".wav")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,14 +13,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from omniavatar.engine.engine import Engine
-from omniavatar.engine.pictures import MULTIPLE, is_usable
+from omniavatar.engine.pictures import settle_size
 from omniavatar.engine.scopes import Job, Window
 from omniavatar.engine.unit import ImageFile, UnitInputs, VideoFile
 from omniavatar.errors import InputError, PlanError
 from omniavatar.hookspecs import hookimpl
+from omniavatar.media.footage import Footage
 from omniavatar.media.image import choose_size, fit_image, load_image
+from omniavatar.media.video import probe_video
 from omniavatar.models.tiling import ENCODE_TILING
-from omniavatar_animate.footage import Footage, open_footage
+from omniavatar_animate.footage import frames_of, opened
 
 BLACK = -1.0
 
@@ -56,14 +58,11 @@ class AnimateImage(ImageToVideo):
             missing = "background" if inputs.background is None else "mask"
             raise InputError(f"to replace a person both background and mask are needed; give --{missing} as well")
         picture = load_image(inputs.image)
-        background = job["animate-image.background"] = open_footage(inputs.background, job)
-        job["animate-image.mask"] = open_footage(inputs.mask, job)
-        if job.height is None or job.width is None:
-            height, width = picture.shape[:2] if background is None else background.size
-            job.height, job.width = choose_size(height, width, self.settings.sizes)
-        if not is_usable(job.size):
-            height, width = job.size
-            raise InputError(f"the size {height}x{width} is not made of positive multiples of {MULTIPLE}")
+        info = None if inputs.background is None else probe_video(inputs.background)
+        height, width = picture.shape[:2] if info is None else (info.height, info.width)
+        settle_size(job, lambda: choose_size(height, width, self.settings.sizes))
+        job["animate-image.background"] = opened(inputs.background, job, job.size, info)
+        job["animate-image.mask"] = opened(inputs.mask, job, job.size)
         fitted = (on_black if self.settings.fit == "whole" else fit_image)(picture, job.size)
         job["reference_latent"] = self.encode(job.engine, fitted.unsqueeze(2))
         job["image_features"] = image_features(job.engine, [fitted])
@@ -93,11 +92,12 @@ class AnimateImage(ImageToVideo):
 
 def known_pictures(window: Window, background: Footage | None, mask: Footage | None) -> tuple[Tensor, Tensor]:
     """What a window's video shows already (1 3 f H W) in [-1, 1], 0 if nothing, and where (1 1 f H W), from 0 to 1."""
-    span, size = window.span, window.job.size
-    video, known = torch.zeros(1, 3, span.frames, *size), torch.zeros(1, 1, span.frames, *size)
+    span, size, device = window.span, window.job.size, window.engine.device
+    video = torch.zeros(1, 3, span.frames, *size, device=device)
+    known = torch.zeros(1, 1, span.frames, *size, device=device)
     if background is not None and mask is not None:
-        video = background.frames(window, size) * 2 - 1
-        known = 1 - mask.frames(window, size)[:, :1]
+        video = frames_of(background, window) * 2 - 1
+        known = 1 - frames_of(mask, window)[:, :1]
     if window.previous is not None:
         frames: Tensor = window.previous["frames"]
         video[:, :, : span.given] = frames[:, :, frames.shape[2] - span.given :] * 2 - 1

@@ -13,8 +13,9 @@ from omniavatar.engine.scopes import Branch, Forward, Job, Window
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
 from omniavatar.errors import CheckpointError
 from omniavatar.hookspecs import hookimpl
+from omniavatar.media.footage import Footage
 from omniavatar.models.tiling import ENCODE_TILING
-from omniavatar_animate.footage import Footage, open_footage
+from omniavatar_animate.footage import frames_of, opened
 
 BLACK = -1.0
 
@@ -50,21 +51,20 @@ class AnimateMotion(PipelineUnit):
                 f"transformer has width {dit.dim} and {len(dit.blocks)} blocks; give both from one file"
             )
 
-    @hookimpl
+    @hookimpl(trylast=True)
     def begin_job(self, job: Job) -> None:
+        """Last, since another unit sets the size."""
         inputs = job.inputs(self)
-        job["animate-motion.pose"] = open_footage(inputs.pose, job)
-        job["animate-motion.face"] = open_footage(inputs.face, job)
+        side = job.engine.model("animate_adapter").face_size
+        job["animate-motion.pose"] = opened(inputs.pose, job, job.size)
+        job["animate-motion.face"] = opened(inputs.face, job, (side, side))
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
         pose: Footage | None = window["animate-motion.pose"]
         face: Footage | None = window["animate-motion.face"]
-        window["pose_latents"] = None if pose is None else self.encode(window, pose.frames(window, window.job.size))
-        window["face_tokens"] = None
-        if face is not None:
-            side = window.engine.model("animate_adapter").face_size
-            window["face_tokens"] = encode_face(window, face.frames(window, (side, side)) * 2 - 1)
+        window["pose_latents"] = None if pose is None else self.encode(window, frames_of(pose, window))
+        window["face_tokens"] = None if face is None else encode_face(window, frames_of(face, window) * 2 - 1)
 
     def encode(self, window: Window, frames: Tensor) -> Tensor:
         """The latents (1 c t h w) of pictures (1 3 f H W) in [0, 1]."""

@@ -88,7 +88,7 @@ def test_what_is_missing_is_named(folder: Path, capsys: pytest.CaptureFixture[st
     tiny = ["--model", str(tiny_file("vae.safetensors")), "--model", str(tiny_file("text_encoder.safetensors"))]
     plan = ["run", "--units", "animate", "--image", str(asset("demo", "portrait.png")), *tiny]
     for words, reason in (
-        (["--model", str(folder / "model"), "--pose", "no.mp4"], "video 'no.mp4' does not exist"),
+        (["--model", str(folder / "model"), "--pose", "no.mp4"], "pose 'no.mp4' does not exist"),
         (["--model", str(tiny_file("transformer.safetensors"))], "needs a model for the role 'animate_adapter'"),
     ):
         assert run_cli([*plan, *words, "--seconds", "0.3"]) == 2

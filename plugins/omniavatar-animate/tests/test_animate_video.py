@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,9 @@ from omniavatar.engine.scopes import Forward, Job, Request, Step
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, InputError, PlanError
 from omniavatar.hookspecs import hookimpl
+from omniavatar.media.ffmpeg import Ffmpeg
 from omniavatar.media.image import fit_image, load_image
+from omniavatar.media.video import decoder, read_video
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing import tiny
@@ -350,12 +353,26 @@ def test_each_window_reads_its_part_and_is_told_what_it_takes_over(
     assert look.latents[1][:, :, 1:3].equal(given)
 
 
-def test_a_video_that_is_shorter_than_counted_says_so(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A damaged file may hold fewer pictures than packets."""
-    empty = np.zeros((0, 32, 32, 3), np.uint8)
-    monkeypatch.setattr("omniavatar_animate.footage.read_video", lambda *_, **__: empty)
-    with pytest.raises(InputError, match=r"pose\.mkv' ends before frame 0; give a longer one"):
-        make(files, ["pose"])
+def test_every_frame_is_decoded_once(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two windows and four videos: four decoders, which are gone when the job is done."""
+    started: list[Ffmpeg] = []
+
+    def counted(source: Path, arguments: list[str]) -> Ffmpeg:
+        started.append(decoder(source, arguments))
+        return started[-1]
+
+    monkeypatch.setattr("omniavatar.media.footage.decoder", counted)
+    assert len(make(files, ["pose", "face", "background", "mask"], frames=13).windows) == 2
+    assert len(started) == 4
+    for process in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process.pid, 0)
+
+
+def test_videos_in_memory_are_followed_as_their_files(files: dict[str, Path]) -> None:
+    names = ["pose", "face", "background", "mask"]
+    held = {name: (read_video(files[name]), 25) for name in names} | {"image": Image.open(files["image"])}
+    assert make(files, inputs=held).latents[0].equal(make(files, names).latents[0])
 
 
 # Together with other units

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -53,11 +52,12 @@ class FunControl(PipelineUnit):
     @hookimpl(tryfirst=True)
     def begin_job(self, job: Job) -> None:
         """First, since other units choose a size where there is none."""
-        path = job.inputs(self).control_video
+        source = job.inputs(self).control_video
         job["fun-control.footage"] = None
-        if path is not None:
-            settle_size(job, lambda: self._size_for(path))
-            footage = Footage(path, fps=job.fps, size=job.size)
+        if source is not None:
+            info = probe_video(source)
+            settle_size(job, lambda: size_near(info.height, info.width, self.settings.pixels, MULTIPLE))
+            footage = Footage(source, fps=job.fps, size=job.size, info=info)
             job["fun-control.footage"] = job.resources.enter_context(footage)
 
     @hookimpl(trylast=True, specname="begin_job")
@@ -67,17 +67,12 @@ class FunControl(PipelineUnit):
         if footage is not None and job.frames is None:
             job.frames = footage.length
 
-    def _size_for(self, path: Path) -> tuple[int, int]:
-        """The size (height, width) for the shape of a video."""
-        info = probe_video(path)
-        return size_near(info.height, info.width, self.settings.pixels, MULTIPLE)
-
     @hookimpl
     def begin_window(self, window: Window) -> None:
         footage: Footage | None = window["fun-control.footage"]
         control = torch.zeros_like(window.video_latents)
         if footage is not None:
-            pictures = footage.read(window.span.start, window.span.stop, hold=True) * 2 - 1
-            control = encode(window.engine, pictures, tiled=self.settings.tiled)
+            pictures = footage.read(window.span.start, window.span.stop, hold=True, device=window.engine.device)
+            control = encode(window.engine, pictures * 2 - 1, tiled=self.settings.tiled)
         known = picture_channels(window, control.shape[1], grey=self.settings.unknown == "grey")
         window["condition"] = behind_leading(torch.cat([control, known], dim=1), window.job.leading)

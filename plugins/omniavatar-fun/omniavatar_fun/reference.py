@@ -50,10 +50,10 @@ class FunReference(PipelineUnit):
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
-        path, engine = job.inputs(self).reference_image, job.engine
+        source, engine = job.inputs(self).reference_image, job.engine
         job["fun-reference.latent"] = None
-        if path is not None:
-            picture = fit_image(load_image(path), job.size)
+        if source is not None:
+            picture = fit_image(load_image(source), job.size)
             job["fun-reference.latent"] = encode(engine, picture.unsqueeze(2), tiled=self.settings.tiled)
             job["image_features"] = image_features(engine, [picture])
 

@@ -74,7 +74,7 @@ class ImageToVideo(ReferenceImage):
             raise InputError("an end image needs a picture to start from; give one with --image")
         super().begin_job(job)
         job["image-to-video.pictures"] = [
-            self.fitted(load_image(path), job) for path in (inputs.image, inputs.end_image) if path is not None
+            self.fitted(load_image(source), job) for source in (inputs.image, inputs.end_image) if source is not None
         ]
         job["image_features"] = image_features(job.engine, job["image-to-video.pictures"])
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
-from omniavatar.engine.engine import Engine
-from omniavatar.engine.scopes import Forward, Job
 from omniavatar.engine.unit import PipelineUnit, UnitInputs
 from omniavatar.errors import CheckpointError
 from omniavatar.hookspecs import hookimpl
+from omniavatar.lazy import torch
+
+if TYPE_CHECKING:
+    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.scopes import Forward, Job
 
 
 class Motion(PipelineUnit):

@@ -19,6 +19,8 @@ from omniavatar.engine.windows import audio_rows
 from omniavatar.errors import CheckpointError, InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.audio import load_waveform
+from omniavatar.media.sound import Soundtrack
+from omniavatar.units.audio import heard_seconds
 from omniavatar_s2v.adapter import FOR_S2V
 from omniavatar_s2v.clips import LEAD
 
@@ -40,7 +42,7 @@ class S2VAudio(PipelineUnit):
     """
 
     name = "s2v-audio"
-    provides = ("audio_track", "audio_delay", "audio_speech", "audio_silence")
+    provides = ("audio_track", "soundtrack", "audio_delay", "audio_speech", "audio_silence")
     conflicts: ClassVar = {"transformer": FOR_S2V, "audio": HEARS, "audio-adapter": HEARS}
     roles = ("audio_encoder", "s2v_adapter")
     idle_in_steps = ("audio_encoder",)
@@ -60,12 +62,13 @@ class S2VAudio(PipelineUnit):
     def begin_job(self, job: Job) -> None:
         if job.fps != TRAINED_FPS:
             log.warning("S2V was trained at %d frames a second, the video has %d", TRAINED_FPS, job.fps)
-        path = job.inputs(self).audio
+        source = job.inputs(self).audio
         job["audio_delay"] = self.settings.silence
+        job["soundtrack"] = None if source is None else Soundtrack(source, self.settings.silence)
         job["audio_track"] = None
-        if path is None:
+        if source is None:
             return
-        wave = load_waveform(path, SAMPLE_RATE)
+        wave = load_waveform(source, SAMPLE_RATE, seconds=heard_seconds(job))
         wave = np.concatenate([np.zeros(round(self.settings.silence * SAMPLE_RATE), wave.dtype), wave])
         length = audio_rows(len(wave), SAMPLE_RATE, job.fps)
         job.frames = length if job.frames is None else min(job.frames, length)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
@@ -15,7 +13,7 @@ from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, Video
 from omniavatar.engine.windows import TEMPORAL_FACTOR, Span
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
-from omniavatar.media.video import probe_video, read_video
+from omniavatar.media.footage import Footage
 from omniavatar.models.tiling import ENCODE_TILING
 from omniavatar.units.fixed_frames import overwrite
 from omniavatar_s2v.adapter import FOR_S2V, MOTION_FRAMES
@@ -84,8 +82,9 @@ class S2VClips(PipelineUnit):
             shown, span = window.previous["frames"], window.previous.span
             if window.previous.index == 0 and window.job.inputs(self).motion is None:
                 shown = shown[:, :, -(span.stop - span.keep_start) :]  # not the picture, nor what is behind it
-        elif (path := window.job.inputs(self).motion) is not None:
-            shown = last_frames(path, window.job)
+        elif (source := window.job.inputs(self).motion) is not None:
+            with Footage(source, fps=window.job.fps, size=window.job.size) as footage:
+                shown = footage.last(MOTION_FRAMES, device=window.engine.device)
         else:
             return None
         shown = shown[:, :, -MOTION_FRAMES:]
@@ -119,13 +118,3 @@ def plan_clips(video_frames: int, clip_frames: int, first: Span, *, full: bool) 
         spans.append(Span(position - given, stop, given, max(0, position), min(stop, video_frames)))
         position = stop
     return spans
-
-
-def last_frames(path: Path, job: Job) -> Tensor:
-    """The last 73 frames of a video, or all it has, at the job's size and rate: (1 3 t h w) in [0, 1]."""
-    count = round((probe_video(path).duration or 0) * job.fps)
-    start = max(0, count - MOTION_FRAMES - job.fps)
-    frames = read_video(path, fps=job.fps, size=job.size, start=start)
-    if start and len(frames) < MOTION_FRAMES:  # its pictures end long before its sound
-        frames = read_video(path, fps=job.fps, size=job.size)
-    return torch.from_numpy(frames[-MOTION_FRAMES:]).permute(3, 0, 1, 2)[None].float() / 255

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -10,10 +9,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from omniavatar.engine.scopes import Window
+from omniavatar.engine.scopes import Job, Window
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
 from omniavatar.hookspecs import hookimpl
-from omniavatar.media.video import read_video
+from omniavatar.media.footage import Footage
 from omniavatar.models.tiling import ENCODE_TILING
 from omniavatar_s2v.adapter import FOR_S2V
 
@@ -39,10 +38,19 @@ class S2VPose(PipelineUnit):
 
     settings: Settings
 
+    @hookimpl(trylast=True)
+    def begin_job(self, job: Job) -> None:
+        """Last, since another unit sets the size."""
+        source = job.inputs(self).pose
+        job["s2v-pose.footage"] = None
+        if source is not None:
+            footage = Footage(source, fps=job.fps, size=job.size)
+            job["s2v-pose.footage"] = job.resources.enter_context(footage)
+
     @hookimpl
     def begin_window(self, window: Window) -> None:
-        path = window.job.inputs(self).pose
-        window["pose_latents"] = None if path is None else self.encode(window, pose_frames(path, window))
+        footage: Footage | None = window["s2v-pose.footage"]
+        window["pose_latents"] = None if footage is None else self.encode(window, pose_frames(footage, window))
 
     def encode(self, window: Window, frames: Tensor) -> Tensor:
         """Pictures (1 3 4t h w) -> latents (1 c t h w). One is added, since a VAE's first latent is of one picture."""
@@ -52,13 +60,12 @@ class S2VPose(PipelineUnit):
         return latents[:, :, 1:].float()
 
 
-def pose_frames(path: Path, window: Window) -> Tensor:
+def pose_frames(footage: Footage, window: Window) -> Tensor:
     """The pictures of the frames that a window denoises (1 3 4t h w) in [-1, 1]."""
-    job, span = window.job, window.span
+    span = window.span
     begin = span.start + span.given
     start = max(0, begin)
-    pictures = read_video(path, fps=job.fps, size=job.size, start=start, max_frames=span.stop - start)
-    frames = torch.from_numpy(pictures).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    frames = footage.read(start, span.stop, device=window.engine.device) * 2 - 1
     if frames.shape[2]:  # frames in front of the video, which are not shown, stand still
         frames = torch.cat([frames[:, :, :1].expand(-1, -1, start - begin, -1, -1), frames], dim=2)
     missing = span.stop - begin - frames.shape[2]

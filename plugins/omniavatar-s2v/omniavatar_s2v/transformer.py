@@ -11,7 +11,7 @@ from torch.nn import functional
 from omniavatar.engine.scopes import Forward
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.rope import grid_positions, rope_table
-from omniavatar.units.transformer import Transformer
+from omniavatar.units.transformer import Transformer, tell_noise
 from omniavatar_s2v.adapter import MOTION, REFERENCE, VIDEO, tokens_of
 from omniavatar_s2v.audio import HEARS
 
@@ -53,8 +53,7 @@ class S2VTransformer(Transformer):
         forward.x = torch.cat([forward.x + pose, forward.repeated(beside)], dim=1)
         forward.rope = torch.cat([forward.rope, positions])
         forward.frame_index = functional.pad(forward.frame_index + given, (0, extra), value=-1)
-        is_video = torch.arange(video + extra, device=forward.x.device) < video
-        forward.time, forward.t_mod = forward.network.embed_token_times(forward.step.timestep * is_video[None].double())
+        tell_noise(forward, lambda: torch.arange(video + extra, device=forward.x.device) < video)
 
     @hookimpl(trylast=True)
     def unembed(self, forward: Forward) -> None:

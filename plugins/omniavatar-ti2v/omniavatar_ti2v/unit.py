@@ -6,13 +6,13 @@ from typing import ClassVar
 
 import numpy as np
 from pydantic import Field, field_validator
-from torch import Tensor
 
 from omniavatar.engine.pictures import encode, settle_size, usable_sizes
 from omniavatar.engine.scopes import Forward, Job
 from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.image import choose_size, fit_image, load_image
+from omniavatar.units.transformer import tell_noise
 
 MULTIPLE = 32
 
@@ -52,8 +52,8 @@ class Ti2v(PipelineUnit):
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
-        path = job.inputs(self).image
-        picture = None if path is None else load_image(path)
+        source = job.inputs(self).image
+        picture = None if source is None else load_image(source)
         settle_size(job, lambda: self.size_for(picture), MULTIPLE)
         job["image_latent"] = None
         if picture is not None:
@@ -71,10 +71,5 @@ class Ti2v(PipelineUnit):
     def embed(self, forward: Forward) -> None:
         given = forward["given_latents"]
         if given is not None:
-            forward.time, forward.t_mod = forward.network.embed_token_times(times(forward, given.shape[2]))
-
-
-def times(forward: Forward, given: int) -> Tensor:
-    """The time step that every token is told (1 s): 0 in the first `given` frames, elsewhere that of the step."""
-    frames = forward.frame_index[None]
-    return forward.step.timestep * ((frames < 0) | (frames >= given)).double()
+            frames, count = forward.frame_index, given.shape[2]
+            tell_noise(forward, lambda: (frames < 0) | (frames >= count))

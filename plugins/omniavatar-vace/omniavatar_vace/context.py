@@ -10,6 +10,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
+from omniavatar.media.image import resized
+
 Encode = Callable[[Tensor], Tensor]
 """Pictures (1 3 t H W) in [-1, 1] to latents (1 c t' h w)."""
 
@@ -44,7 +46,6 @@ def on_white(picture: np.ndarray, size: tuple[int, int]) -> Tensor:
     height, width = picture.shape[:2]
     scale = min(size[0] / height, size[1] / width)
     rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-    x = rearrange(torch.from_numpy(picture), "h w c -> 1 c h w").float() / 127.5 - 1
-    x = functional.interpolate(x, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)
+    x = resized(picture, (rows, columns)) * 2 - 1
     top, left = (size[0] - rows) // 2, (size[1] - columns) // 2
     return functional.pad(x, (left, size[1] - columns - left, top, size[0] - rows - top), value=1.0)

@@ -7,30 +7,25 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 from torch.nn import functional
 
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.pictures import MULTIPLE, encode, settle_size
 from omniavatar.engine.scopes import Forward, Job, Window
-from omniavatar.engine.unit import ImageFile, InputKind, PipelineUnit, UnitInputs, UnitSettings, VideoFile
+from omniavatar.engine.unit import ImageFile, InputKind, PipelineUnit, UnitInputs, UnitSettings, VideoFile, listed
 from omniavatar.errors import CheckpointError, InputError, PlanError
 from omniavatar.hookspecs import hookimpl
+from omniavatar.media.clip import Clip
 from omniavatar.media.footage import Footage
 from omniavatar.media.image import fit_image, load_image, size_near
-from omniavatar.media.paths import input_file
 from omniavatar.media.video import probe_video
 from omniavatar_vace.context import filled, on_white, vace_context
 
 GREY = 0.5
-MaskFile = Annotated[Path, AfterValidator(partial(input_file, what="mask")), InputKind("video")]
-
-
-def listed(value: Any) -> Any:
-    """One path is a list of one."""
-    return [value] if isinstance(value, str | Path) else value
 
 
 class VaceUnit(PipelineUnit):
@@ -62,7 +57,7 @@ class VaceUnit(PipelineUnit):
 
     class Inputs(UnitInputs):
         control_video: VideoFile | None = Field(None, description="what to follow or to change")
-        control_mask: MaskFile | None = Field(None, description="video or picture, white where frames are made anew")
+        control_mask: VideoFile | None = Field(None, description="video or picture, white where frames are made anew")
         reference_images: Annotated[tuple[ImageFile, ...], BeforeValidator(listed), InputKind("image|[image, ...]")] = (
             Field((), description="pictures of who or what the video shows, one or [several]")
         )
@@ -97,24 +92,24 @@ class VaceUnit(PipelineUnit):
         job["vace.mask"] = opened(inputs.control_mask, job)
         if job.frames is None and video is not None:
             job.frames = video.length
-        job["vace.references"] = [self._reference(job, path) for path in inputs.reference_images]
+        job["vace.references"] = [self._reference(job, source) for source in inputs.reference_images]
         job.leading += len(inputs.reference_images)
 
     def _size_for(self, inputs: Any) -> tuple[int, int]:
         """The size (height, width) for the shape of the first thing given."""
-        for path in (inputs.control_video, inputs.control_mask):
-            if path is not None:
-                info = probe_video(path)
+        for source in (inputs.control_video, inputs.control_mask):
+            if source is not None:
+                info = probe_video(source)
                 return size_near(info.height, info.width, self.settings.pixels, MULTIPLE)
         if not inputs.reference_images:
             raise InputError("the size of the video is unknown; give one with --size, or something to follow")
         height, width = load_image(inputs.reference_images[0]).shape[:2]
         return size_near(height, width, self.settings.pixels, MULTIPLE)
 
-    def _reference(self, job: Job, path: Path) -> Tensor:
+    def _reference(self, job: Job, source: Path | np.ndarray) -> Tensor:
         """The latent of a reference picture (1 c 1 h w)."""
         fit = fit_image if self.settings.reference_fit == "cover" else on_white
-        return encode(job.engine, fit(load_image(path), job.size).unsqueeze(2), tiled=self.settings.tiled)
+        return encode(job.engine, fit(load_image(source), job.size).unsqueeze(2), tiled=self.settings.tiled)
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
@@ -158,17 +153,17 @@ class VaceUnit(PipelineUnit):
             forward.x = forward.x + self.settings.scale * next(forward["vace.hints"])
 
 
-def opened(path: Path | None, job: Job) -> Footage | None:
-    """A file that is read along with the video, until the job ends."""
-    return None if path is None else job.resources.enter_context(Footage(path, fps=job.fps, size=job.size))
+def opened(source: Path | Clip | None, job: Job) -> Footage | None:
+    """A video that is read along with the one that is made, until the job ends."""
+    return None if source is None else job.resources.enter_context(Footage(source, fps=job.fps, size=job.size))
 
 
 def frames_of(footage: Footage | None, window: Window, *, hold: bool = False) -> Tensor:
     """The frames of a window (1 3 n H W) in [0, 1], as far as there are any, or all, and the video goes."""
     span, job = window.span, window.job
     if footage is None:
-        return torch.empty(1, 3, 0, *job.size)
-    return footage.read(span.start, min(span.stop, job.length), hold=hold)
+        return torch.empty(1, 3, 0, *job.size, device=window.engine.device)
+    return footage.read(span.start, min(span.stop, job.length), hold=hold, device=window.engine.device)
 
 
 def shown(frames: Tensor, window: Window, nothing: float) -> Tensor:

@@ -113,10 +113,57 @@ def test_a_bad_row_is_a_fault_of_its_clip(tmp_path: Path, name: str, content: st
     assert caught.value.kind == "bad entry"
 
 
-def test_other_columns_are_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("caption", "file"), [("caption", "file_name"), ("text", "video"), ("Description", "path")])
+def test_names_of_other_programs_are_understood(tmp_path: Path, caption: str, file: str) -> None:
+    table = read_entries(write(tmp_path / "a.csv", f"{file},{caption}\na.mp4,Hello\n"))
+    lines = read_entries(write(tmp_path / "a.jsonl", json.dumps({file: "a.mp4", caption: "Hello"})))
+    assert [(entry.video, entry.prompt) for entry in (*table, *lines)] == [(tmp_path / "a.mp4", "Hello")] * 2
+
+
+def test_two_names_for_one_thing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fault = "the {} 'prompt' stands there twice, as 'caption' and 'text'; name each once"
+    with pytest.raises(InputError, match=fault.format("column")):
+        read_entries(write(tmp_path / "a.csv", "video,caption,text\na.mp4,Hi,Ho\n"))
+    (entry,) = read_entries(write(tmp_path / "a.jsonl", '{"video": "a.mp4", "caption": "Hi", "text": "Ho"}'))
+    assert entry.fault == fault.format("key")
+    (entry,) = read_entries(write(tmp_path / "b.csv", "video,prompt,caption\na.mp4,Hi,Ho\n"))
+    assert entry.prompt == "Hi"
+    assert caplog.messages == [f"{tmp_path / 'b.csv'}: not used: caption; used are video, audio, prompt"]
+
+
+def test_the_prompt_of_a_row_may_lie_beside_its_video(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", "A man\ntalks.")
+    write(tmp_path / "b.txt", "Another one.")
+    first, second, third = read_entries(write(tmp_path / "a.csv", "video,prompt\na.mp4,\nb.mp4,Hi\nc.mp4,\n"))
+    assert [first.prompt, second.prompt, third.prompt] == ["A man talks.", "Hi", DEFAULT_PROMPT]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    write(tmp_path / "store" / "a.mp4")
+    write(tmp_path / "other" / "b.mp4")
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    (clips / "linked").symlink_to(tmp_path / "store")
+    (clips / "b.mp4").symlink_to(tmp_path / "other" / "b.mp4")
+    (tmp_path / "store" / "back").symlink_to(clips)
+    (tmp_path / "store" / "self").symlink_to(tmp_path / "store")
+    assert [entry.video for entry in read_entries(clips)] == [clips / "b.mp4", clips / "linked" / "a.mp4"]
+
+
+def test_the_home_folder_in_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (entry,) = read_entries(write(tmp_path / "a.csv", "video,audio\n~/a.mp4,~/a.wav\n"))
+    assert (entry.video, entry.audio) == (tmp_path / "home" / "a.mp4", tmp_path / "home" / "a.wav")
+
+
+def test_other_columns_are_named_and_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     table = read_entries(write(tmp_path / "a.csv", "id,video,fps,,\n7,a.mp4,25,,\n"))
     lines = read_entries(write(tmp_path / "a.jsonl", '{"id": 7, "video": "a.mp4"}'))
     assert [(entry.video, entry.fault) for entry in (*table, *lines)] == [(tmp_path / "a.mp4", None)] * 2
+    assert caplog.messages == [
+        f"{tmp_path / 'a.csv'}: not used: id, fps; used are video, audio, prompt",
+        f"{tmp_path / 'a.jsonl'}: not used: id; used are video, audio, prompt",
+    ]
 
 
 def test_clips_are_the_same_wherever_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
