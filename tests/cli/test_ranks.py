@@ -19,14 +19,16 @@ import pytest
 import torch
 from torch import distributed
 
-from omniavatar.cli.ranks import Rescue, as_rank, check_ranks, diagnosis_of_rank, speak, spread
+from omniavatar.cli.ranks import Rescue, as_rank, check_ranks, diagnosis_of_rank, speak
 from omniavatar.config import RunConfig, parse_config
 from omniavatar.distributed.leaving import Stopped, Stuck
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.scopes import Window
+from omniavatar.engine.settings import Setting, Strength
 from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.video import probe_video
+from omniavatar.opening import spread
 from omniavatar.resources import asset
 from tests.cli.conftest import SMALL, Omni, tree
 from tests.scenes import Scene, denoising_units, fake_engine, request
@@ -42,6 +44,7 @@ from pathlib import Path
 from pydantic import Field
 
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
+from omniavatar.engine.settings import Setting, Strength
 from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
 
@@ -278,18 +281,20 @@ def test_other_ranks_than_have_been_started_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "ranks", "added"),
+    ("chosen", "ranks", "degree", "added"),
     [
-        ({"euler": {}}, 1, {}),
-        ({"euler": {}}, 2, {"sequence-parallel": {}}),
-        ({"euler": {}, "vae-parallel": {}}, 2, {"sequence-parallel": {}}),
-        ({"guidance-parallel": {}}, 2, {}),
-        ({"guidance-parallel": {}}, 4, {"sequence-parallel": {}}),
-        ({"sequence-parallel": {"ring": 2}}, 2, {}),
+        ({"euler": {}}, 1, 2, {}),
+        ({"euler": {}}, 2, 2, {"sequence-parallel": {}}),
+        ({"euler": {}, "vae-parallel": {}}, 2, 2, {"sequence-parallel": {}}),
+        ({"guidance-parallel": {}}, 2, 2, {}),
+        ({"guidance-parallel": {}}, 4, 2, {"sequence-parallel": {}}),
+        ({"guidance-parallel": {}}, 3, 3, {}),
+        ({"sequence-parallel": {"ring": 2}}, 2, 2, {}),
     ],
 )
-def test_several_ranks_share_the_calls(chosen: dict[str, Any], ranks: int, added: dict[str, Any]) -> None:
-    assert spread(chosen, ranks, degree=2) == {**chosen, **added}
+def test_several_ranks_share_the_calls(chosen: dict[str, Any], ranks: int, degree: int, added: dict[str, Any]) -> None:
+    settings = {"guidance-parallel": {"degree": Setting(degree, Strength.FILE, "")}}
+    assert spread(chosen, ranks, settings) == {**chosen, **added}
 
 
 @pytest.mark.parametrize(
