@@ -44,7 +44,6 @@ from pathlib import Path
 from pydantic import Field
 
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
-from omniavatar.engine.settings import Setting, Strength
 from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
 
@@ -281,20 +280,25 @@ def test_other_ranks_than_have_been_started_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "ranks", "degree", "added"),
+    ("chosen", "ranks", "added"),
     [
-        ({"euler": {}}, 1, 2, {}),
-        ({"euler": {}}, 2, 2, {"sequence-parallel": {}}),
-        ({"euler": {}, "vae-parallel": {}}, 2, 2, {"sequence-parallel": {}}),
-        ({"guidance-parallel": {}}, 2, 2, {}),
-        ({"guidance-parallel": {}}, 4, 2, {"sequence-parallel": {}}),
-        ({"guidance-parallel": {}}, 3, 3, {}),
-        ({"sequence-parallel": {"ring": 2}}, 2, 2, {}),
+        ({"euler": {}}, 1, {}),
+        ({"euler": {}}, 2, {"sequence-parallel": {}}),
+        ({"euler": {}, "vae-parallel": {}}, 2, {"sequence-parallel": {}}),
+        ({"guidance-parallel": {}}, 2, {}),
+        ({"guidance-parallel": {}}, 4, {"sequence-parallel": {}}),
+        ({"sequence-parallel": {"ring": 2}}, 2, {}),
     ],
 )
-def test_several_ranks_share_the_calls(chosen: dict[str, Any], ranks: int, degree: int, added: dict[str, Any]) -> None:
-    settings = {"guidance-parallel": {"degree": Setting(degree, Strength.FILE, "")}}
-    assert spread(chosen, ranks, settings) == {**chosen, **added}
+def test_several_ranks_share_the_calls(chosen: dict[str, Any], ranks: int, added: dict[str, Any]) -> None:
+    assert spread(chosen, ranks, {}) == {**chosen, **added}
+
+
+def test_guidance_leaves_ranks_according_to_its_degree() -> None:
+    chosen: dict[str, Any] = {"guidance-parallel": {}}
+    for degree, is_added in ((2, True), (3, False), ("many", True)):
+        settings = {"guidance-parallel": {"degree": Setting(degree, Strength.FILE, "file x")}}
+        assert ("sequence-parallel" in spread(chosen, 3, settings)) is is_added
 
 
 @pytest.mark.parametrize(
