@@ -6,7 +6,7 @@ import pytest
 
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.testing import check_unit
-from omniavatar.units import BUILTIN, Fp8, GuidanceParallel, UniPC, WriteVideo
+from omniavatar.units import BUILTIN, Fp8, GuidanceParallel, Soundtrack, UniPC, WriteVideo
 
 pytestmark = pytest.mark.slow
 
@@ -17,6 +17,7 @@ SPREADS_ONLY = {GuidanceParallel: "it takes two ranks or more, see tests/distrib
 def test_contract(unit: type[PipelineUnit]) -> None:
     plans = {
         WriteVideo: "default",
+        Soundtrack: "default-write-video-audio+soundtrack",
         UniPC: "default-write-video-euler+unipc",
         Fp8: "default-write-video+fp8(mode=storage)",  # the other mode makes steps of differences in the last bit
     }
