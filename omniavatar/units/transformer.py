@@ -45,15 +45,15 @@ class Transformer(PipelineUnit):
         forward.output = forward.network.unpatchify(forward.gather(values), forward.grid).float()
 
 
-def tell_noise(forward: Forward, which: Callable[[], Tensor]) -> None:
+def tell_noise(unit: PipelineUnit, forward: Forward, which: Callable[[], Tensor]) -> None:
     """Tell tokens that carry noise the time step of their sample, and all others 0. Call it in `embed`.
 
-    which: makes a mask (s) bool of the former; it is asked once a window for these branches, and may not depend on the
-    step.
+    unit: the one that calls. which: makes a mask (s) bool of the former; it is asked once a window for these branches,
+    and may not depend on the step.
     """
     timestep = forward.step.timestep
     timesteps = forward.timesteps if isinstance(timestep, Tensor) else forward.timesteps[:1]
-    rows = forward.memory.once("transformer.time_rows", lambda: time_rows(which(), len(timesteps)))
+    rows = forward.memory.once(f"{unit.name}.time_rows", lambda: time_rows(which(), len(timesteps)))
     if rows is not None:
         forward.time, forward.t_mod = forward.network.embed_times(functional.pad(timesteps, (1, 0)), rows)
 

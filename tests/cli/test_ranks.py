@@ -137,8 +137,8 @@ def environment(site: Path | None = None) -> dict[str, str]:
 
 def run_command(*options: str) -> Sequence[str]:
     """The arguments for a video of two windows."""
-    sound = str(asset("demo", "speech.flac"))
-    return ["run", "--device", "cpu", *SMALL, "--euler.steps", "2", "--audio", sound, "-o", "talk.mp4", *options]
+    inputs = ("--image", str(asset("demo", "portrait.png")), "--audio", str(asset("demo", "speech.flac")))
+    return ["run", "--device", "cpu", *SMALL, "--euler.steps", "2", *inputs, "-o", "talk.mp4", *options]
 
 
 def wait_for(folder: Path, pattern: str, process: subprocess.Popen[bytes]) -> Path:

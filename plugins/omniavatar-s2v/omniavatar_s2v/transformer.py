@@ -53,7 +53,7 @@ class S2VTransformer(Transformer):
         forward.x = torch.cat([forward.x + pose, forward.repeated(beside)], dim=1)
         forward.rope = torch.cat([forward.rope, positions])
         forward.frame_index = functional.pad(forward.frame_index + given, (0, extra), value=-1)
-        tell_noise(forward, lambda: torch.arange(video + extra, device=forward.x.device) < video)
+        tell_noise(self, forward, lambda: torch.arange(video + extra, device=forward.x.device) < video)
 
     @hookimpl(trylast=True)
     def unembed(self, forward: Forward) -> None:

@@ -72,4 +72,4 @@ class Ti2v(PipelineUnit):
         given = forward["given_latents"]
         if given is not None:
             frames, count = forward.frame_index, given.shape[2]
-            tell_noise(forward, lambda: (frames < 0) | (frames >= count))
+            tell_noise(self, forward, lambda: (frames < 0) | (frames >= count))
