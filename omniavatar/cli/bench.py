@@ -31,6 +31,7 @@ from omniavatar.cli.start import EARLY, Start, start
 from omniavatar.config import merge_settings, parse_config
 from omniavatar.engine.settings import Chosen, file_layer
 from omniavatar.errors import InputError, OmniError, OutputError, PlanError, nearest
+from omniavatar.threads import suit_threads
 
 if TYPE_CHECKING:
     from omniavatar.bench.compare import Regression
@@ -224,6 +225,7 @@ class Study:
     settings: dict[str, dict[str, Any]]
     options: Mapping[str, Any]
     command: list[str]
+    has_threads: bool = False
 
     @classmethod
     def of(cls, begin: BenchStart, options: Mapping[str, Any], command: list[str]) -> Study:
@@ -368,6 +370,7 @@ class Study:
             shape = {key: self.options[key] for key in ("size", "seconds")}
             maker = VideoMaker(case, config, **shape, quiet=True, as_json=False, observers=(probe,))
             engine = maker.engine(case.world, maker.device)
+            self._suit_threads(engine)
             taken = engine.plan.input_fields
             requests = {}
             for seed in self.schedule.seeds:
@@ -377,6 +380,12 @@ class Study:
             return Contender(engine, requests, maker.watcher, probe)
 
         return make
+
+    def _suit_threads(self, engine: Engine) -> None:
+        """Choose the number of threads with the first engine: it must be the same for all combinations."""
+        if not self.has_threads:
+            self.has_threads = True
+            suit_threads(engine)
 
     def _inputs(self, number: int, seed: int) -> dict[str, Any]:
         """The inputs of one video."""

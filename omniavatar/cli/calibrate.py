@@ -27,6 +27,7 @@ from omniavatar.cli.run import (
 from omniavatar.cli.start import EARLY, Start, start
 from omniavatar.cli.videos import VideoMaker
 from omniavatar.errors import InputError, OutputError, PlanError
+from omniavatar.threads import suit_threads
 
 if TYPE_CHECKING:
     from omniavatar.calibration import Recorder
@@ -104,6 +105,7 @@ def calibrate(ctx: click.Context, cache: str, file: Path | None, force: bool, ru
     shape = {name: options[name] for name in ("seconds", "quiet")}
     maker = VideoMaker(begin, config, asked_size(options), **shape, as_json=False, observers=[recorder])
     engine = maker.engine(maker.world, maker.device)
+    suit_threads(engine)
     checkpoint = calibrated(engine.models)  # type: ignore[arg-type]
     file = file or Path(f"{checkpoint.row.name}-{cache}.toml")
     if file.exists() and not force:

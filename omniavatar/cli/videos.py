@@ -20,6 +20,7 @@ from omniavatar.cli.ranks import Rescue
 from omniavatar.distributed.world import World, common, tells_for_all
 from omniavatar.errors import InputError, in_one_line, is_failure
 from omniavatar.opening import FinalConfig, engine_of, torch_device
+from omniavatar.threads import suit_threads
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +90,7 @@ class VideoMaker:
         """Make them all; returns the exit code. A bad line of a list is reported and does not stop the others."""
         engine = self.engine(self.world, self.device)
         engine.check_split()
+        suit_threads(engine)
         good = self.agreed([(video, self.tried(video, self.request, engine, video)) for video in videos])
         if good:
             for remark in () if self.quiet else self.remarks:
