@@ -1,22 +1,30 @@
-"""`docs/plugins.md` is true: its files make a package that installs and passes, its commands work."""
+"""`docs/plugins.md` and the unit of the README are true: files make a package that passes, commands work."""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from omniavatar.media.video import probe_video
+from omniavatar.testing import check_unit
 from omniavatar.testing.check import PROMISES
+from omniavatar.testing.recorder import WindowRecorder
+from tests.scenes import Scene, denoising_units, fake_engine, request
 
-PAGE = Path(__file__).parents[1] / "docs" / "plugins.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "plugins.md"
 BLOCK = re.compile(r"^```(?P<language>\w+)(?: (?P<file>\S+))?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -75,3 +83,37 @@ def test_the_page_works_from_beginning_to_end(tmp_path: Path) -> None:
 def test_every_promise_is_listed_in_its_own_words() -> None:
     promises = {name: (inspect.getdoc(check) or "").partition("\n")[0] for name, check in PROMISES.items()}
     assert dict(re.findall(r"^- `(\w+)`: (.+)$", PAGE.read_text(), re.MULTILINE)) == promises
+
+
+IMPORTS = """
+import torch
+from pydantic import Field
+from omniavatar.engine.unit import PipelineUnit, UnitSettings
+from omniavatar.hookspecs import hookimpl
+"""
+
+
+@pytest.fixture
+def fade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The unit of the README, in a module of its own."""
+    blocks = BLOCK.finditer((ROOT / "README.md").read_text())
+    code = next(block["text"] for block in blocks if "hookimpl" in block["text"])
+    (tmp_path / "readme_unit.py").write_text(IMPORTS + code)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("readme_unit").Fade
+    del sys.modules["readme_unit"]
+
+
+def test_the_unit_of_the_readme_fades_in_across_windows(fade: Any) -> None:
+    """Two windows of 9 frames that share 5; the fade ends in the second one."""
+    recorder = WindowRecorder()
+    engine = fake_engine([Scene(frames=13), *denoising_units(), fade(frames=10)])
+    engine.generate(request(), observers=[recorder])
+    for window in recorder.windows:
+        light = (torch.arange(window.span.start, window.span.stop) / 10).clamp(max=1)
+        torch.testing.assert_close(window["output_frames"], window["frames"] * light.view(-1, 1, 1))
+
+
+@pytest.mark.slow
+def test_the_unit_of_the_readme_keeps_its_promises(fade: Any) -> None:
+    check_unit(fade)

@@ -124,7 +124,7 @@ def lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_models_are_added_to_those_of_a_named_configuration(lora: Path) -> None:
     for model in ("lora.safetensors", lora, {"path": "lora.safetensors"}, ["lora.safetensors"], "dit=lora.safetensors"):
-        models = open_engine("tiny", models=[model]).models  # type: ignore[list-item]
+        models = open_engine("tiny", models=[model]).models
         assert [adapter.name for adapter in models.adapters()] == [str(lora)]
         assert "vae" in models
     with pytest.raises(CheckpointError):  # as omni run --model does without --config

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from omniavatar.cli.again import expanded, remember
 from omniavatar.cli.console import logging_to_stderr
 from omniavatar.cli.demo import DEMO, asks_for_the_demo, completed
 from omniavatar.cli.options import DEVICE, FPS, UnitOption, split_values, unit_options
@@ -15,11 +16,8 @@ from omniavatar.cli.ranks import as_rank, check_ranks, start_ranks
 from omniavatar.cli.start import EARLY, Start, early_options, start
 from omniavatar.cli.synonyms import meant
 from omniavatar.cli.videos import Video, VideoMaker
-from omniavatar.distributed.world import place
+from omniavatar.distributed.world import place, tells_for_all
 from omniavatar.errors import InputError, OmniError, PlanError, nearest
-
-if TYPE_CHECKING:
-    pass
 
 ARGUMENTS = "omniavatar.arguments"
 LONGEST = 24 * 60 * 60
@@ -30,6 +28,9 @@ FLAGS = ("seed", "fps", "device", "dtype", "gpus")
 def with_hyphens(name: str) -> str:
     """Options may also be written with underscores."""
     return name.replace("_", "-")
+
+
+PREVIEW = ("write-video", "preview")
 
 
 class RunCommand(click.Command):
@@ -81,6 +82,13 @@ class RunCommand(click.Command):
         formatter.write_text(self.note)
 
 
+class OmniRun(RunCommand):
+    """`omni run`, which can be told to do again what was done."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, expanded(args))
+
+
 def explained(error: click.NoSuchOption, begin: Start) -> OmniError:
     """What is wrong with an option: misspelt, or of a unit that is not in the plan or has no such setting."""
     option = error.option_name
@@ -94,6 +102,12 @@ def explained(error: click.NoSuchOption, begin: Start) -> OmniError:
         command = "omni run" if error.ctx is None else error.ctx.command_path
         return InputError(f"unknown option '{option}'; {near or f'{command} --help lists all'}")
     if unit not in begin.chosen:
+        from omniavatar.engine.plan import in_place_of
+
+        taker = in_place_of(unit, begin.chosen, begin.catalog)
+        if taker is not None:
+            hint = f"'{taker}' is in its place: --{taker}.{setting}"
+            return PlanError(f"{option}: unit '{unit}' is not in the plan; {hint}")
         return PlanError(
             f"{option}: unit '{unit}' is not in the plan; add it with --units '{begin.config.units}+{unit}'"
         )
@@ -165,7 +179,7 @@ def seconds_of(ctx: click.Context, param: click.Parameter, value: float | None) 
 
 
 @click.command(
-    cls=RunCommand,
+    cls=OmniRun,
     params=list(EARLY),
     context_settings={"max_content_width": 120, "token_normalize_func": with_hyphens},
 )
@@ -191,6 +205,14 @@ def seconds_of(ctx: click.Context, param: click.Parameter, value: float | None) 
     help="how long ranks wait for one that does not answer, and on GPUs the longest that one call may take; with "
     "--gpus all end within 10 seconds after it  [default: 600]",
 )
+@click.option(
+    "--again",
+    is_flag=False,
+    flag_value="",
+    metavar="[FILE]",
+    help="repeat the last command, or the one that made FILE; other options are stronger",
+)
+@click.option("--preview", is_flag=True, help="let the growing video be watched beside the output: NAME.preview.mp4")
 @click.option("--dry-run", is_flag=True, help="say what it would take, as omni estimate does, and make nothing")
 @click.option("--quiet", is_flag=True, help="print errors only")
 @click.option("--json", "as_json", is_flag=True, help="print a line of figures for each video")
@@ -208,6 +230,8 @@ def run(ctx: click.Context, **options: Any) -> int:
         from omniavatar.cli.estimate import estimate_videos
 
         return estimate_videos(maker, videos)
+    if tells_for_all():
+        remember(ctx.meta[ARGUMENTS])
     if maker.config.gpus > maker.world.size:
         maker.check(videos)
         return start_ranks(maker.config.gpus, "run", [*ctx.meta[ARGUMENTS], f"--seed={maker.config.seed}"])
@@ -218,6 +242,12 @@ def ask(ctx: click.Context, options: Mapping[str, Any]) -> tuple[VideoMaker, lis
     """Who makes the videos that the options ask for, and which these are."""
     begin: Start = ctx.obj
     inputs, settings = split_values(options, begin.units)
+    if options.get("preview"):
+        unit, setting = PREVIEW
+        if unit not in begin.units:
+            hint = f"add it with --units '{begin.config.units}+{unit}'"
+            raise PlanError(f"--preview: the plan has no unit '{unit}'; {hint}")
+        settings.setdefault(unit, {}).setdefault(setting, True)
     config = begin.final({key: options[key] for key in FLAGS if options[key] is not None}, settings)
     given = {**config.inputs, **inputs}
     if options["input_file"] is None and asks_for_the_demo(given, begin.units):
@@ -227,7 +257,8 @@ def ask(ctx: click.Context, options: Mapping[str, Any]) -> tuple[VideoMaker, lis
         videos, remarks = completed(videos, begin.units, options["seconds"])
     shape = {name: options[name] for name in ("seconds", "quiet", "as_json")}
     check_ranks(begin.world, config)
-    return VideoMaker(begin, config, asked_size(options), **shape, remarks=remarks), videos
+    maker = VideoMaker(begin, config, asked_size(options), **shape, remarks=remarks, command=ctx.meta[ARGUMENTS])
+    return maker, videos
 
 
 def planned_videos(inputs: dict[str, Any], input_file: str | None) -> list[Video]:

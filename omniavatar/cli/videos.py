@@ -48,7 +48,8 @@ class Video:
 class VideoMaker:
     """Makes videos with one configuration and says on stdout where they are, or with `as_json` what they took.
 
-    observers: further ones of the engine. remarks: what to say before the work begins.
+    observers: further ones of the engine. remarks: what to say before the work begins. command: the words that were
+    given, to be recorded in the videos.
     """
 
     begin: Start
@@ -59,6 +60,7 @@ class VideoMaker:
     as_json: bool
     observers: Sequence[Any] = ()
     remarks: Sequence[str] = ()
+    command: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.world = self.begin.world
@@ -118,7 +120,10 @@ class VideoMaker:
         with saying_faults(self.begin.plugins):
             registry = self.begin.plugins.registry(map(Path, self.config.tables))
         observers = [*self.observers, self.watcher, self.rescue]
-        return engine_of(self.config, self.begin.catalog, registry, device=device, world=world, observers=observers)
+        engine = engine_of(self.config, self.begin.catalog, registry, device=device, world=world, observers=observers)
+        if self.command:
+            engine.values["command"] = list(self.command)
+        return engine
 
     def request(self, engine: Engine, video: Video) -> Request:
         """The request for a video, its inputs looked at as far as that is quick."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,7 +55,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups that this rank belongs to; `sequence` is ring x ulysses, the ranks that share one transformer call."""
+    """The groups that this rank belongs to; `sequence` is ring x ulysses, the ranks that share one transformer call.
+
+    They belong to who made them, such as an engine; several can have groups of their own at the same time.
+    closing: what gives them back, in this order.
+    """
 
     world: Group = Group()
     samples: Group = Group()
@@ -62,6 +67,7 @@ class Groups:
     ring: Group = Group()
     ulysses: Group = Group()
     sequence: Group = Group()
+    closing: tuple[Callable[[], None], ...] = field(default=(), compare=False, repr=False)
 
     @classmethod
     def make(cls, world: World, degrees: Mapping[str, int], device: torch.device) -> Groups:
@@ -74,9 +80,14 @@ class Groups:
             assert world.size == 1, "several ranks must have joined first"
             return cls()  # alone, perhaps in a process that is one of many
         by_xfuser = device.type == "cuda" and importlib.util.find_spec("xfuser") is not None
-        groups = cls._by_xfuser(world, shape, device) if by_xfuser else cls._by_torch(shape, device)
+        groups = cls._by_xfuser(shape, device) if by_xfuser else cls._by_torch(shape, device)
         groups.wait_as_long_as_the_world(device)
         return groups
+
+    def close(self) -> None:
+        """Give back what the groups hold, such as NCCL's buffers. All ranks call this, when their work is done."""
+        for close in self.closing:
+            close()
 
     def wait_as_long_as_the_world(self, device: torch.device) -> None:
         """Give all groups the time-out of the world; torch gives new ones its default."""
@@ -89,34 +100,28 @@ class Groups:
     @classmethod
     def _by_torch(cls, shape: Sequence[int], device: torch.device) -> Groups:
         mesh = distributed.init_device_mesh(device.type, tuple(shape), mesh_dim_names=AXES)
-        by_axis = {axis: Group.of(mesh.get_group(axis)) for axis in AXES}
-        sequence = Group.of(mesh["ring", "ulysses"]._flatten("sequence").get_group())
-        return cls(world=Group.of(distributed.group.WORLD), sequence=sequence, **by_axis)
+        handles = {axis: mesh.get_group(axis) for axis in AXES}
+        handles["sequence"] = mesh["ring", "ulysses"]._flatten("sequence").get_group()
+        world = distributed.group.WORLD
+        own = {id(handle): handle for handle in handles.values() if handle is not world}  # some may be one
+        closing = tuple(partial(distributed.destroy_process_group, handle) for handle in own.values())
+        return cls(world=Group.of(world), closing=closing, **{name: Group.of(each) for name, each in handles.items()})
 
     @classmethod
-    def _by_xfuser(cls, world: World, shape: Sequence[int], device: torch.device) -> Groups:
-        from xfuser.core.distributed import parallel_state
+    def _by_xfuser(cls, shape: Sequence[int], device: torch.device) -> Groups:
+        """By xfuser's coordinators, without its `initialize_model_parallel`, which serves one engine of a process."""
+        from xfuser.core.distributed.group_coordinator import GroupCoordinator
+        from xfuser.core.distributed.utils import generate_masked_orthogonal_rank_groups
 
-        samples, guidance, ring, ulysses = shape
-        parallel_state.init_distributed_environment(
-            world_size=world.size, rank=world.rank, local_rank=device.index or 0
-        )
-        parallel_state.initialize_model_parallel(
-            data_parallel_degree=samples,
-            classifier_free_guidance_degree=guidance,
-            sequence_parallel_degree=ring * ulysses,
-            ring_degree=ring,
-            ulysses_degree=ulysses,
-        )
-        sequence = parallel_state.get_sp_group()
-        return cls(
-            world=Group.of(distributed.group.WORLD),
-            samples=Group.of(parallel_state.get_dp_group().device_group),
-            guidance=Group.of(parallel_state.get_cfg_group().device_group),
-            ring=Group.of(sequence.ring_group),
-            ulysses=Group.of(sequence.ulysses_group),
-            sequence=Group.of(sequence.device_group),
-        )
+        def coordinator(*axes: str) -> Any:
+            is_in_group = [axis in axes for axis in reversed(AXES)]  # the axis of neighbours comes first
+            ranks = generate_masked_orthogonal_rank_groups(math.prod(shape), [*reversed(shape)], is_in_group)
+            return GroupCoordinator(ranks, device.index or 0, distributed.get_backend())
+
+        made = {axis: coordinator(axis) for axis in AXES} | {"sequence": coordinator("ring", "ulysses")}
+        groups = {name: Group.of(each.device_group) for name, each in made.items()}
+        closing = tuple(each.destroy for each in made.values())
+        return cls(world=Group.of(distributed.group.WORLD), closing=closing, **groups)
 
 
 def grid_shape(degrees: Mapping[str, int], ranks: int) -> tuple[int, ...]:

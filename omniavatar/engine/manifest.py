@@ -39,12 +39,13 @@ def manifest(engine: Engine, plan: Plan, job: Job, timings: Timings) -> dict[str
 
 
 def recipe(plan: Plan, job: Job) -> dict[str, Any]:
-    """What is needed to make the video once more, besides the models."""
+    """What is needed to make the video once more, besides the models; `command` if a command line has said it."""
     request: Request = job.request
     return {
         "plan": [repr(unit) for unit in plan.units],
         "settings": {unit.name: unit.settings.model_dump(mode="json") for unit in plan.units},
         "inputs": {name: described(value) for name, value in request.inputs.items()},
+        **({"command": job["command"]} if "command" in job else {}),
         "seed": job.seed,
         "fps": job.fps,
         "seconds": request.seconds,

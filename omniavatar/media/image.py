@@ -238,12 +238,12 @@ def _rows_first(array: np.ndarray) -> np.ndarray | None:
 
 
 def pixels_of(pixels: np.ndarray, name: str) -> np.ndarray:
-    """Pixels (... c) as (... 3) uint8; transparent ones are laid on white."""
+    """Pixels (... c) as (... 3) uint8 that torch can share; transparent ones are laid on white."""
     values = as_bytes(pixels, name)
     if values.shape[-1] == 4:
         alpha = values[..., 3:].astype(np.float32) / 255
         return np.rint(values[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:-1], 3)))
+    return np.repeat(values, 3, axis=-1) if values.shape[-1] == 1 else np.require(values, requirements=["C", "W"])
 
 
 def as_bytes(pixels: np.ndarray, name: str) -> np.ndarray:

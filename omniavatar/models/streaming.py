@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 import weakref
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ ALIGNMENT = 256
 PAGE = 4096
 PLACES = 2
 """Blocks that pass through the device at a time: one computes, one is on its way."""
+BUFFERS = 2
+"""Blocks from files that are in host memory at a time: one is read, one is copied to the device."""
 
 
 # Pieces of memory ----------------------------------------------------------------------------------------------------
@@ -171,7 +174,10 @@ Finish = Callable[[int, Sequence[Tensor]], None]
 
 
 class ReadBlocks:
-    """Blocks that are read anew whenever they are used; host memory holds one of them at a time."""
+    """Blocks that are read anew whenever they are used.
+
+    Host memory holds BUFFERS of them at a time, in turns: while one is copied to the device the next is read.
+    """
 
     in_background = True
 
@@ -180,22 +186,37 @@ class ReadBlocks:
     ) -> None:
         self.parcels = parcels
         self.read, self.finish = read, finish
-        self.memory = host_memory(max(parcel.layout.nbytes for parcel in parcels))
-        lock(self.memory, device)
-        self.copied: torch.cuda.Event | None = None
+        self.buffers = deque(Buffer.of(parcels, device) for _ in range(BUFFERS))
         for parcel in parcels:
             parcel.park()
 
     def load(self, index: int, memory: Tensor) -> None:
         layout = self.parcels[index].layout
-        if self.copied is not None:
-            self.copied.synchronize()
-        self.read(index, layout.views(self.memory))
-        memory[: layout.nbytes].copy_(self.memory[: layout.nbytes], non_blocking=True)
+        buffer = self.buffers[0]
+        self.buffers.rotate(-1)
+        if buffer.copied is not None:
+            buffer.copied.synchronize()
+        self.read(index, layout.views(buffer.memory))
+        memory[: layout.nbytes].copy_(buffer.memory[: layout.nbytes], non_blocking=True)
         if memory.is_cuda:
-            self.copied = torch.cuda.current_stream(memory.device).record_event()
+            buffer.copied = torch.cuda.current_stream(memory.device).record_event()
         if self.finish is not None:
             self.finish(index, layout.views(memory))
+
+
+@dataclass
+class Buffer:
+    """Host memory for a block, page-locked for a GPU. copied: after what it may be overwritten."""
+
+    memory: Tensor
+    copied: torch.cuda.Event | None = None
+
+    @classmethod
+    def of(cls, parcels: Sequence[Parcel], device: torch.device) -> Buffer:
+        """One for the largest of these."""
+        buffer = cls(host_memory(max(parcel.layout.nbytes for parcel in parcels)))
+        lock(buffer.memory, device)
+        return buffer
 
 
 # Blocks that find their weights --------------------------------------------------------------------------------------

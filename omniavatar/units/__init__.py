@@ -24,6 +24,7 @@ from omniavatar.units.reference_image import ReferenceImage
 from omniavatar.units.sequence_parallel import SequenceParallel
 from omniavatar.units.sliding_window import SlidingWindow
 from omniavatar.units.smooth_borders import SmoothBorders
+from omniavatar.units.soundtrack import Soundtrack
 from omniavatar.units.teacache import TeaCache
 from omniavatar.units.transformer import Transformer
 from omniavatar.units.unipc import UniPC
@@ -43,6 +44,7 @@ BUILTIN = (
     Transformer,
     Lora,
     VaeDecode,
+    Soundtrack,
     WriteVideo,
     CfgMerge,
     SlidingWindow,

@@ -51,9 +51,9 @@ class DiskOffload(PipelineUnit):
         take_over(self, engine, partial(read_blocks, engine))
 
     def keeps(self, role: str, blocks: int) -> Kept | None:
-        from omniavatar.models.streaming import PLACES
+        from omniavatar.models.streaming import BUFFERS, PLACES
 
-        return Kept(on_device=min(PLACES, blocks), in_host=1, copied=blocks if blocks > PLACES else 0)
+        return Kept(on_device=min(PLACES, blocks), in_host=BUFFERS, copied=blocks if blocks > PLACES else 0)
 
 
 def read_blocks(engine: Engine, role: str, network: nn.Module, parcels: Sequence[Parcel]) -> ReadBlocks:

@@ -32,7 +32,7 @@ class WriteVideo(PipelineUnit):
 
     name = "write-video"
     needs = ("frames",)
-    uses = ("soundtrack",)
+    uses = ("soundtrack", "command")
     main_rank_only = True
     rehearses = False
 

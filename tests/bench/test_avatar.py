@@ -47,7 +47,7 @@ def test_a_head_for_every_seed(tmp_path: Path, clip: Clip) -> None:
 
 def test_the_renderers_own_video_is_good(tmp_path: Path, drawn: np.ndarray) -> None:
     readings = Readings()
-    inputs = {**face_inputs(3, tmp_path), "audio": sound()}
+    inputs = {**face_inputs(3, tmp_path), "audio": (sound(), 16000)}
     readings.add(made(drawn), inputs, 25)
     avatar = readings.avatar()
     assert avatar is not None
@@ -62,7 +62,7 @@ def test_the_renderers_own_video_is_good(tmp_path: Path, drawn: np.ndarray) -> N
 
 
 def test_faults_show_in_their_own_figure(tmp_path: Path, drawn: np.ndarray) -> None:
-    inputs = {**face_inputs(3, tmp_path), "audio": sound()}
+    inputs = {**face_inputs(3, tmp_path), "audio": (sound(), 16000)}
     jumping = drawn.copy()
     jumping[33:] = (jumping[33:] * 0.8).astype(np.uint8)
     frozen = np.repeat(drawn[:1], len(drawn), axis=0)
@@ -81,10 +81,10 @@ def test_faults_show_in_their_own_figure(tmp_path: Path, drawn: np.ndarray) -> N
 
 def test_what_cannot_be_read_is_nothing(tmp_path: Path, drawn: np.ndarray) -> None:
     readings = Readings()
-    inputs = {**face_inputs(3, tmp_path), "audio": sound()}
+    inputs = {**face_inputs(3, tmp_path), "audio": (sound(), 16000)}
     readings.add(made(None), inputs, 25)
     readings.add(made(drawn), inputs, 24)
-    readings.add(made(drawn), {"audio": sound()}, 25)
+    readings.add(made(drawn), {"audio": (sound(), 16000)}, 25)
     readings.add(Made(drawn[:, :, :48], [], (), 0.3, (64, 48)), inputs, 25)
     assert readings.avatar() is None
 

@@ -234,11 +234,12 @@ def test_pictures_in_memory_are_those_of_a_file(tmp_path: Path) -> None:
                 image,
             ),
             *(pixels, pixels.transpose(2, 0, 1), pixels / 255, tensor, tensor.permute(2, 0, 1), tensor / 255),
-            (tensor.double() / 255).requires_grad_(),
+            *((tensor.double() / 255).requires_grad_(), np.asarray(image)),
         ]
         for value in given:
             np.testing.assert_array_equal(load_image(value), pixels, err_msg=str(type(value)))
             np.testing.assert_array_equal(load_image(image_input(value)), pixels)
+            assert load_image(value).flags.writeable
         assert file.tell() == 0
 
 
@@ -278,7 +279,7 @@ def test_what_is_transparent_in_memory_is_laid_on_white() -> None:
         (Image.new("L", (10_000, 9_000)), "more than 89 million pixels"),
         (Image.new("L", (100_000, 16)), "is 100000x16; one side may be 100 times as long as the other at most"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )  # fmt: skip
 def test_what_is_no_picture_is_one_line(value: Any, reason: str) -> None:
     with pytest.raises(InputError, match=reason) as caught:

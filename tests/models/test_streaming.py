@@ -165,6 +165,21 @@ def test_blocks_that_are_read_come_in_the_background_and_are_finished_on_the_dev
     assert tape.reads == [0, 1, 2, 3, 0, 1, 2, 3, 0]
 
 
+def test_a_block_is_read_while_the_one_before_is_copied() -> None:
+    """So they lie in two pieces of host memory, in turns."""
+    blocks, places = make_blocks(5), []
+
+    def read(index: int, targets: Sequence[Tensor]) -> None:
+        places.append(targets[0].data_ptr())
+
+    source = ReadBlocks([Parcel.of(block, CPU) for block in blocks], CPU, read)
+    for index in range(5):
+        source.load(index, torch.empty(1024, dtype=torch.uint8))
+    assert len(set(places)) == 2
+    assert places[0] == places[2] == places[4]
+    assert places[1] == places[3]
+
+
 def test_what_reading_raises_is_raised_by_the_call() -> None:
     blocks = make_blocks(10)
     tape = Tape(blocks)

@@ -18,6 +18,7 @@ from omniavatar.hookspecs import hookimpl
 from omniavatar.testing.tiny import TinyModels
 from omniavatar.training.data.clip import Unusable
 from omniavatar.training.preparation import CLEAN, Shapes, joined
+from omniavatar.units.audio import SAMPLE_RATE
 from tests.training.scenes import Striped, diffusion, plan, take
 
 
@@ -90,7 +91,7 @@ def test_the_beginning_of_a_video_has_the_values_of_its_sample(preparation: Any)
     clip = Striped(frames=25)
     chosen = take(start=0, given=1, reference=0, count=25, clip=clip)
     sample = preparation.sample(chosen)
-    inputs = {"image": chosen.reference, "audio": chosen.sound, "prompt": chosen.prompt}
+    inputs = {"image": chosen.reference, "audio": (chosen.sound, SAMPLE_RATE), "prompt": chosen.prompt}
     watch = windows_of(inputs, 25)
     assert watch.seen[0].span == Span(0, 25, 1, 0, 25)
     for name in NAMES:

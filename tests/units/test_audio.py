@@ -15,6 +15,7 @@ from omniavatar.engine.plan import Catalog, build_plan
 from omniavatar.engine.run import Result
 from omniavatar.errors import InputError, PlanError
 from omniavatar.media.audio import load_waveform
+from omniavatar.media.sound import Soundtrack
 from omniavatar.models.wav2vec import normalize
 from omniavatar.testing import FakeAudioEncoder, GivenModels
 from omniavatar.units import Audio
@@ -38,7 +39,7 @@ def row_values(rows: int, silence: float = 0.0) -> list[float]:
 
 
 def run(
-    sound: Path | None,
+    sound: Any,
     *,
     models: GivenModels | None = None,
     seconds: float | None = None,
@@ -79,7 +80,16 @@ def test_silence_in_front_moves_the_rows(stairs: Path) -> None:
 @pytest.mark.parametrize(("silence", "fps"), [(0, 25), (0.3, 25), (0.3, 30)])
 def test_the_sound_of_the_file_starts_one_frame_after_the_silence(stairs: Path, silence: float, fps: int) -> None:
     _, scene = run(stairs, silence=silence, fps=fps)
-    assert scene.windows[0]["audio_delay"] == silence + 1 / fps
+    window = scene.windows[0]
+    assert window["audio_delay"] == silence + 1 / fps
+    assert window["soundtrack"] == Soundtrack(stairs, delay_seconds=silence + 1 / fps)
+
+
+@pytest.mark.parametrize("seconds", [0.2, 5])
+def test_no_more_is_read_than_the_video_lasts_and_what_sets_its_level(seconds: float) -> None:
+    """A minute behind the end of the video."""
+    result, scene = run((np.ones(200 * 16000, np.float32), 16000), seconds=seconds)
+    assert len(scene.windows[0]["audio_track"].wave) == result.frames * 640 + 60 * 16000
 
 
 def test_the_sound_is_encoded_once_whatever_the_number_of_windows(stairs: Path) -> None:

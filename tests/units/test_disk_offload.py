@@ -98,4 +98,4 @@ def test_several_loras_on_one_layer(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_estimates_are_told() -> None:
-    assert DiskOffload().keeps("dit", 40) == Kept(on_device=2, in_host=1, copied=40)
+    assert DiskOffload().keeps("dit", 40) == Kept(on_device=2, in_host=2, copied=40)

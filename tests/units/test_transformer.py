@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from omniavatar.engine.loop import Loop
 from omniavatar.engine.scopes import Forward, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import Span
@@ -167,7 +168,7 @@ def test_samples_of_a_batch_may_have_time_steps_of_their_own() -> None:
     """As in training."""
     dit = small_dit()
     engine = fake_engine([Transformer()], models=fake_models(dit=dit))
-    window = Window(Job(engine, request(), {}), 0, Span(0, 9, 0, 0, 9), None)
+    window = Window(Loop(engine, engine.plan, request()).job, 0, Span(0, 9, 0, 0, 9))
     window.latents = torch.zeros(2, 4, 3, 2, 2)
     timestep = torch.tensor([300.0, 700.0], dtype=torch.float64)
     forward = Forward(Step(window, 0, timestep, timestep / 1000, 0.0), [window.branch("positive")])

@@ -24,7 +24,7 @@ def omni_units() -> Sequence[type[PipelineUnit]]:
 @hookimpl
 def omni_presets() -> Mapping[str, str]:
     return {
-        "animate": "default-reference-image-audio-audio-adapter+animate-image+animate-motion",
+        "animate": "default-reference-image-audio-audio-adapter+soundtrack+animate-image+animate-motion",
         "animate-avatar": "default-reference-image+animate-image+animate-motion",
     }
 

@@ -30,7 +30,7 @@ from omniavatar.errors import CheckpointError, InputError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.ffmpeg import Ffmpeg
 from omniavatar.media.image import fit_image, load_image
-from omniavatar.media.video import decoder
+from omniavatar.media.video import decoder, read_video
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing import tiny
@@ -367,6 +367,12 @@ def test_every_frame_is_decoded_once(files: dict[str, Path], monkeypatch: pytest
     for process in started:
         with pytest.raises(ProcessLookupError):
             os.kill(process.pid, 0)
+
+
+def test_videos_in_memory_are_followed_as_their_files(files: dict[str, Path]) -> None:
+    names = ["pose", "face", "background", "mask"]
+    held = {name: (read_video(files[name]), 25) for name in names} | {"image": Image.open(files["image"])}
+    assert make(files, inputs=held).latents[0].equal(make(files, names).latents[0])
 
 
 # Together with other units

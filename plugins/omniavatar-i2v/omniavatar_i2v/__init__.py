@@ -23,7 +23,7 @@ def omni_units() -> Sequence[type[PipelineUnit]]:
 @hookimpl
 def omni_presets() -> Mapping[str, str]:
     return {
-        "i2v": "default-reference-image-audio-audio-adapter-fixed-frames+image-to-video",
+        "i2v": "default-reference-image-audio-audio-adapter-fixed-frames+soundtrack+image-to-video",
         "i2v-avatar": "default-reference-image+image-to-video",
     }
 

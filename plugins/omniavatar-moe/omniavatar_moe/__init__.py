@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # Steps, shift and scales as published with the model.
 WAN_T2V_A14B = (
     "prompt+fixed-frames+moe+moe-guidance(scale=4, low_scale=3)+euler(steps=40, shift=12)"
-    "+transformer+lora+vae-decode+write-video"
+    "+transformer+lora+vae-decode+soundtrack+write-video"
 )
 
 

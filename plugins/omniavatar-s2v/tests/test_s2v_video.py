@@ -27,7 +27,8 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, InputError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.audio import load_waveform
-from omniavatar.media.video import probe_video, read_video
+from omniavatar.media.ffmpeg import Ffmpeg
+from omniavatar.media.video import decoder, probe_video, read_video
 from omniavatar.models.wan_dit import PerToken, WanDiT
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
@@ -287,6 +288,26 @@ def test_poses_change_the_video_and_none_are_as_if_the_unit_were_left_out(tmp_pa
     posed, plain, without = made(inputs={"pose": movie}), made(), made(f"{PLAN}-s2v-pose")
     assert differ(posed, plain)
     assert plain.windows[0].latents.equal(without.windows[0].latents)
+
+
+def test_videos_in_memory_are_followed_as_their_files(tmp_path: Path) -> None:
+    movie = write_lossless(tmp_path / "pose.mkv", gradient_frames(6, 64, 64), fps=16)
+    held, path = ((made(frames=4, inputs={"pose": it, "motion": it})) for it in ((read_video(movie), 16), movie))
+    for name in ("pose_latents", "motion_latents"):
+        assert held.windows[0][name].equal(path.windows[0][name])
+
+
+def test_each_video_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Ffmpeg] = []
+
+    def counted(source: Path, arguments: list[str]) -> Ffmpeg:
+        started.append(decoder(source, arguments))
+        return started[-1]
+
+    monkeypatch.setattr("omniavatar.media.footage.decoder", counted)
+    movie = write_lossless(tmp_path / "pose.mkv", gradient_frames(10, 64, 64), fps=16)
+    assert len(made(frames=13, inputs={"pose": movie, "motion": movie}).windows) > 1
+    assert len(started) == 2
 
 
 def test_pose_n_goes_with_frame_n_and_black_follows_its_end(tmp_path: Path) -> None:

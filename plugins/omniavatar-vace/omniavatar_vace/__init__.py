@@ -22,7 +22,7 @@ def omni_units() -> Sequence[type[PipelineUnit]]:
 
 @hookimpl
 def omni_presets() -> Mapping[str, str]:
-    return {"vace-video": "default-reference-image-audio-audio-adapter+vace"}
+    return {"vace-video": "default-reference-image-audio-audio-adapter+soundtrack+vace"}
 
 
 @hookimpl

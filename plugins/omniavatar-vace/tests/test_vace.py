@@ -27,7 +27,8 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, InputError, OmniError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.ffmpeg import Ffmpeg
-from omniavatar.media.video import decoder
+from omniavatar.media.image import load_image
+from omniavatar.media.video import decoder, read_video
 from omniavatar.models.wan_dit import WanDiT
 from omniavatar.resources import asset
 from omniavatar.testing.recorder import WindowRecorder, video_of
@@ -192,8 +193,6 @@ def test_the_context_is_what_stays_what_changes_and_the_mask(
 
 def frames(path: Path, start: int, stop: int) -> Tensor:
     """Frames of a lossless video (1 3 n h w) in [0, 1]."""
-    from omniavatar.media.video import read_video
-
     pictures = torch.from_numpy(read_video(path)[start:stop].copy())
     return pictures.permute(3, 0, 1, 2)[None].float() / 255
 
@@ -269,6 +268,16 @@ def test_every_frame_is_decoded_once(
     for process in started:
         with pytest.raises(ProcessLookupError):
             os.kill(process.pid, 0)
+
+
+def test_inputs_in_memory_are_those_of_the_files(catalog: Catalog, networks: Networks, files: dict[str, Path]) -> None:
+    paths = {"control_video": files["video"], "control_mask": files["mask"], "reference_images": [files["a"]]}
+    held = {
+        "control_video": (read_video(files["video"]), 25),
+        "control_mask": files["mask"].read_bytes(),
+        "reference_images": load_image(files["a"]),
+    }
+    assert make(catalog, networks, inputs=held).context.equal(make(catalog, networks, inputs=paths).context)
 
 
 @pytest.mark.parametrize("fps", [4, 50])

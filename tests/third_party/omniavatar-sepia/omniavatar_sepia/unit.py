@@ -26,8 +26,6 @@ class Sepia(PipelineUnit):
 
     name = "sepia"
     needs = ("frames",)
-    uses = ("output_frames",)
-    provides = ("output_frames",)
     optional_roles = ("tone",)
 
     class Settings(UnitSettings):
@@ -37,11 +35,10 @@ class Sepia(PipelineUnit):
         film: str = Field("plain", description="kind of film: plain or dark")
 
     @hookimpl
-    def end_window(self, window):
-        frames = window["output_frames" if "output_frames" in window else "frames"]
+    def postprocess_frames(self, window, frames):
         tone = torch.tensor(BROWN)
         if "tone" in window.engine.models:
             tone = window.engine.model("tone").colour
         tone = tone * (0.5 if window.job.inputs(self).film == "dark" else 1.0)
-        grey = frames.mean(dim=1, keepdim=True)
-        window["output_frames"] = torch.lerp(frames, grey * tone.view(1, 3, 1, 1, 1), self.settings.strength)
+        grey = frames.pixels.mean(dim=1, keepdim=True)
+        frames.pixels = torch.lerp(frames.pixels, grey * tone.view(1, 3, 1, 1, 1), self.settings.strength)
