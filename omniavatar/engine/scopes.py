@@ -15,19 +15,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
-import torch
-from torch import Tensor, nn
-
 from omniavatar.engine.windows import Span
 from omniavatar.errors import InputError
-from omniavatar.models.wan_dit import PerToken, TimeValue
+from omniavatar.lazy import torch
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+    from torch import Tensor, nn
 
     from omniavatar.distributed.sharding import Sharding
     from omniavatar.engine.loop import Loop
     from omniavatar.engine.unit import PipelineUnit
+    from omniavatar.models.wan_dit import TimeValue
 
 MAX_SEED = 2**63 - 1
 Default = TypeVar("Default")
@@ -194,7 +193,7 @@ class Previous(Scope):
                 f"'previous.{name}'; kept: {', '.join(sorted(self.values)) or 'nothing'}"
             )
         value = super().__getitem__(name)
-        return value.to(self.device) if isinstance(value, Tensor) else value
+        return value.to(self.device) if isinstance(value, torch.Tensor) else value
 
 
 @dataclass
@@ -391,7 +390,7 @@ class Forward(Scope):
     def timesteps(self) -> Tensor:
         """What the network is told about each sample of the batch (branches*b) float64."""
         timestep = self.step.timestep
-        if isinstance(timestep, Tensor):
+        if isinstance(timestep, torch.Tensor):
             return self.repeated(timestep)
         count = len(self.branches) * len(self.window.latents)
         return torch.full((count,), timestep, dtype=torch.float64, device=self.latents.device)
@@ -409,6 +408,8 @@ class Forward(Scope):
 
     def shard_tokens(self, sharding: Sharding) -> None:
         """Keep this rank's tokens only, with their positions, frames and modulation. Padding belongs to no frame."""
+        from omniavatar.models.wan_dit import PerToken
+
         self.sharding = sharding
         self.x = sharding.shard(self.x)
         self.rope = sharding.shard(self.rope, dim=0)

@@ -9,17 +9,19 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import ftfy
 from pydantic import Field
-from torch import Tensor
 
-from omniavatar.engine.engine import Engine
-from omniavatar.engine.scopes import Branch, Forward, Job
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.errors import CheckpointError
 from omniavatar.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.scopes import Branch, Forward, Job
 
 log = logging.getLogger(__name__)
 
@@ -145,4 +147,6 @@ def words_beyond(text: str, length: int, tokens: Callable[[str], int]) -> list[s
 
 def clean(text: str) -> str:
     """Repair broken characters and HTML entities, and fold white space, as the text encoder was trained with."""
+    import ftfy
+
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
