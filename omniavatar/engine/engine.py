@@ -251,6 +251,7 @@ class Engine:
         self._networks.clear()
         self.values.clear()
         self.attention = AttentionSlot()
+        self.groups.close()
         self.groups = Groups()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -274,6 +274,7 @@ class Rehearsal:
         with self._phase(DECODE) as decode:
             for _ in run.decode(window):
                 pass
+            run.loop.close_window(window)
         count = self.count
         return WindowCost(
             window.span.frames, steps, count.calls, count.skipped, count.tokens, prepare[0], denoise[0], decode[0]
