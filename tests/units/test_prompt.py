@@ -166,7 +166,7 @@ def test_a_long_rest_is_shown_in_short(caplog: pytest.LogCaptureFixture) -> None
     assert len(line) < 320
 
 
-def test_a_single_word_that_is_too_long_is_lost_in_part(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_single_word_that_is_too_long_is_lost_in_part() -> None:
     assert words_beyond("a" * 100, 8, len) == ["a" * 100]
     assert words_beyond("", 8, len) == []
 
