@@ -35,8 +35,8 @@ from omniavatar.engine.plan import Catalog, Plan, build_plan
 from omniavatar.engine.scopes import Request
 from omniavatar.engine.windows import latent_frames
 from omniavatar.models.attention import sdpa
+from omniavatar.models.attention_kernels import KERNELS
 from omniavatar.units import AudioAdapter, Euler, Guidance, Transformer
-from omniavatar.units.attention import KERNELS
 
 OURS = ("eager", "compile+attention(kernel=flash-attn-4)", "compile+fp8+attention(kernel=flash-attn-4)")
 THEIRS = "diffusers, compiled, cuDNN attention"

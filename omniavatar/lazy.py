@@ -1,12 +1,14 @@
 """Modules that are imported when something of them is first used: `from omniavatar.lazy import torch`.
 
 The module of a unit says what the unit is, and the command line lists units without running any; importing torch alone
-takes two seconds.
+takes two seconds. Modules of networks import torch themselves, since its compiler does not see through what stands for
+it here.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 
@@ -15,9 +17,12 @@ class Lazy:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._module: ModuleType | None = None
 
     def __getattr__(self, attribute: str) -> Any:
-        return getattr(import_module(self._name), attribute)
+        if self._module is None:
+            self._module = import_module(self._name)
+        return getattr(self._module, attribute)
 
     def __repr__(self) -> str:
         return f"<lazy module '{self._name}'>"

@@ -52,6 +52,10 @@ def parse_yaml(text: str) -> Any:
     """What a YAML text means. Raises ValueError with one line for everything that cannot be read."""
     try:
         return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        raise ValueError(f"{error.problem or error.context}{place}") from None
     except (yaml.YAMLError, ValueError, OverflowError, TypeError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from None
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.avatar_makers import Asked, Drawn, Engines, Made, ThroughVae, keeping_frames, with_keep_frames
+from benchmarks.avatar_makers import Asked, Drawn, Engines, Made, ThroughVae, without_file
 from benchmarks.tiny_quality import PARTS, Bar, Figure, Sounds, Study, main
 from omniavatar import builtin
 from omniavatar.engine.engine import Engine
@@ -168,10 +168,9 @@ def tiny_engines() -> Engines:
         "euler": {"steps": 1},
         "prompt": {"tokenizer": "tokenizer", "length": 16},
     }
-    catalog = with_keep_frames(catalog)
 
     def engine(changes: dict[str, dict[str, Any]]) -> Engine:
-        return Engine(build_plan(keeping_frames("default", catalog), catalog, settings, changes), TinyModels())
+        return Engine(build_plan(without_file("default", catalog), catalog, settings, changes), TinyModels())
 
     return Engines(engine)
 
@@ -204,7 +203,8 @@ def test_random_networks_are_judged(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert result["met"] is False
     assert set(result["seconds"]) == {figure["part"] for figure in result["figures"]} == set(PARTS)
     assert {"device", "torch", "omniavatar"} <= set(result["machine"])
-    assert "keep-frames" in result["models"]["units"]
+    assert "vae-decode" in result["models"]["units"]
+    assert not any(unit.startswith("write-video") for unit in result["models"]["units"])
     assert all(figure["met"] is None for figure in result["figures"] if figure["bar"] is None)
     with Image.open(tmp_path / "strip.png") as strip:
         assert strip.size == (11 * 32, 4 * 32)

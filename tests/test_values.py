@@ -27,7 +27,7 @@ def test_yaml_is_read_as_ever() -> None:
         ("a: " + "{b: " * 5000, "more than 40 lists or mappings"),
         ("[" * 60 + "]" * 60, "more than 40 lists or mappings"),
         ("- " * 3000 + "x", "more than 40 lists or mappings"),
-        ("a: [\nb: }", "while parsing a flow"),
+        ("a: [\nb: }", "but found '}' in line 2, column 4"),
         ("a: 2001-99-99", "month must be in 1..12"),
         ("a: !!python/object:os.system {}", "could not determine a constructor"),
         ("? {a: 1}\n: 2", "found unhashable key"),

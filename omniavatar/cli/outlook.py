@@ -34,14 +34,17 @@ class Outlook:
         """Reads headers, and weights only where units want to look into the future, and none of any block."""
         from omniavatar.checkpoints import Bundle
         from omniavatar.engine.plan import build_plan
+        from omniavatar.engine.settings import Layer, Strength
+        from omniavatar.opening import checkpoint_layers
 
+        file = Layer(Strength.FILE, "the configuration", config.settings)
         registry = plugins.registry(map(Path, config.tables))
         try:
             bundle = Bundle.open(config.model_files(), registry, [entry.role for entry in config.models])
         except CheckpointError as error:
             reason = str(error).partition("\n")[0].removesuffix(" for")
-            return cls(build_plan(config.units, catalog, config.settings), None, reason)
-        plan = build_plan(config.units, catalog, bundle.settings(), config.settings)
+            return cls(build_plan(config.units, catalog, file), None, reason)
+        plan = build_plan(config.units, catalog, *checkpoint_layers(bundle), file)
         if not any(map(foresees, plan.units)):
             return cls(plan, None)
         plan.check_complete()

@@ -102,6 +102,12 @@ def explained(error: click.NoSuchOption, begin: Start) -> OmniError:
         command = "omni run" if error.ctx is None else error.ctx.command_path
         return InputError(f"unknown option '{option}'; {near or f'{command} --help lists all'}")
     if unit not in begin.chosen:
+        from omniavatar.engine.plan import in_place_of
+
+        taker = in_place_of(unit, begin.chosen, begin.catalog)
+        if taker is not None:
+            hint = f"'{taker}' is in its place: --{taker}.{setting}"
+            return PlanError(f"{option}: unit '{unit}' is not in the plan; {hint}")
         return PlanError(
             f"{option}: unit '{unit}' is not in the plan; add it with --units '{begin.config.units}+{unit}'"
         )

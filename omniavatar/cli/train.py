@@ -334,7 +334,7 @@ def parse_change(change: str) -> tuple[str, Any]:
     try:
         return key.strip(), parse_yaml(text)
     except ValueError as error:
-        raise InputError(f"--set {key}: cannot read the value: {error}") from None
+        raise InputError(f"--set {change[:100]}: cannot read the value: {error}") from None
 
 
 def lay_over(content: dict[str, Any], key: str, value: Any) -> None:

@@ -9,9 +9,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pluggy
-from torch import Tensor
 
 from omniavatar.engine.plan import hooks_of
 from omniavatar.engine.surround import Around, surrounded
@@ -19,6 +17,9 @@ from omniavatar.errors import PlanError, PluginError, nearest
 from omniavatar.hookspecs import PROJECT, Pipeline, hookimpl
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Step, Window
     from omniavatar.engine.unit import PipelineUnit

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from omniavatar.engine.scopes import Job
 from omniavatar.errors import InputError
 from omniavatar.models.tiling import ENCODE_TILING
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from omniavatar.engine.engine import Engine
+    from omniavatar.engine.scopes import Job
 
 Size = tuple[int, int]
 MULTIPLE = 16

@@ -135,7 +135,7 @@ def choose(expression: str, catalog: Catalog, _inside: tuple[str, ...] = ()) -> 
             return chosen
         sign = text[position]
         if sign not in "+-":
-            raise PlanError(f"plan expression '{text}': expected '+' or '-' at '{text[position:]}'")
+            raise PlanError(f"plan expression '{cut(text)}': expected '+' or '-' at '{cut(text[position:])}'")
         position += 1
 
 
@@ -173,13 +173,14 @@ def _read_name(text: str, position: int, catalog: Catalog, meant: Iterable[str])
     position = _skip_spaces(text, position)
     match = NAME.match(text, position)
     if match is None:
-        raise PlanError(f"plan expression '{text}': a unit or preset is missing at '{text[position:]}'")
+        raise PlanError(f"plan expression '{cut(text)}': a unit or preset is missing at '{cut(text[position:])}'")
     parts = match.group().split("-")
     for count in range(len(parts), 0, -1):
         name = "-".join(parts[:count])
         if name in catalog.units or name in catalog.presets:
             return name, _skip_spaces(text, position + len(name))
-    raise PlanError(f"unknown unit or preset '{match.group()}'{nearest(match.group(), meant)}")
+    unknown = cut(match.group())
+    raise PlanError(f"unknown unit or preset '{unknown}'{nearest(unknown, meant)}")
 
 
 def _skip_spaces(text: str, position: int) -> int:
@@ -200,7 +201,7 @@ def _read_settings(text: str, position: int) -> tuple[dict[str, Any], int]:
             start = end + 1
         if depth == 0:
             return _settings_of(items), _skip_spaces(text, end + 1)
-    raise PlanError(f"plan expression '{text}': '(' is never closed")
+    raise PlanError(f"plan expression '{cut(text)}': '(' is never closed")
 
 
 def _outside_quotes(text: str, position: int) -> Iterator[int]:
@@ -220,7 +221,7 @@ def _settings_of(items: Iterable[str]) -> dict[str, Any]:
     for item in filter(None, map(str.strip, items)):
         key, value = _read_setting(item)
         if key in settings:
-            raise PlanError(f"setting '{item}': '{key}' is given twice")
+            raise PlanError(f"setting '{cut(item)}': '{cut(key)}' is given twice")
         settings[key] = value
     return settings
 
@@ -228,12 +229,16 @@ def _settings_of(items: Iterable[str]) -> dict[str, Any]:
 def _read_setting(item: str) -> tuple[str, Any]:
     key, equals, value = (part.strip() for part in item.partition("="))
     if not equals or not key:
-        raise PlanError(f"setting '{item}' is not key=value")
+        raise PlanError(f"setting '{cut(item)}' is not key=value")
     try:
         return key.replace("-", "_"), parse_yaml(value)
     except ValueError as error:
-        shown = item if len(item) <= LONGEST else f"{item[:LONGEST]}..."
-        raise PlanError(f"setting '{shown}': cannot read the value: {error}") from None
+        raise PlanError(f"setting '{cut(item)}': cannot read the value: {error}") from None
+
+
+def cut(text: str) -> str:
+    """What is shown of a text in an error."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 # Building -----------------------------------------------------------------------------------------------------------
@@ -243,9 +248,13 @@ def build_plan(expression: str | Chosen, catalog: Catalog, *layers: SettingsByUn
     """Parse, make the units and order them. Raises PlanError if they do not fit together.
 
     expression: or what `choose` has read in one. layers: settings by unit; plain mappings are as strong as
-    configuration files, the later ones stronger. Checkpoints and files may speak about units that one run leaves out.
+    configuration files, the later ones stronger. Checkpoints and files may speak about units that one run leaves out,
+    and only checkpoints about units that do not exist.
     """
     chosen = choose(expression, catalog) if isinstance(expression, str) else expression
+    for layer in layers:
+        if isinstance(layer, Layer) and layer.strength != Strength.CHECKPOINT:
+            check_names(layer, catalog)
     named = [layer if isinstance(layer, Layer) else Layer(Strength.FILE, "settings", layer) for layer in layers]
     settings = resolve(chosen, catalog, *named)
     units, origins = [], {}

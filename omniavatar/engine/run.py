@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -121,8 +122,7 @@ class Run:
 
         Raises Cancelled after `cancel`, and InputError if the run has failed before.
         """
-        for _ in self._iterate(self._make_groups) if self._items is None else self._items:
-            pass
+        exhaust(self._iterate(self._make_groups) if self._items is None else self._items)
         self._refuse_if_cancelled()
         if self._result is None:
             raise InputError("the run ended before its video was finished, so there is no result")
@@ -188,7 +188,8 @@ class Run:
         return self._loop
 
     def _loading(self, doing: str, done: int, total: int) -> None:
-        """Tell all observers that want to know how far loading is."""
+        """Tell all observers that want to know how far loading is; a run that is cancelled loads no further."""
+        self._refuse_if_cancelled()
         for observer in (*self.engine.observers, *self._observers):
             if isinstance(observer, Progress):
                 observer.loading(doing, done, total)
@@ -232,15 +233,13 @@ class Run:
 
     def _make_groups(self, loop: Loop) -> Generator[Group, None, None]:
         for window in self.windows():
-            for _ in self.denoise(window):
-                pass
+            exhaust(self.denoise(window))
             yield from self.decode(window)
         self._finish(loop)
 
     def _make_chunks(self, loop: Loop) -> Generator[Chunk, None, None]:
         for window in self.windows():
-            for _ in self.denoise(window):
-                pass
+            exhaust(self.denoise(window))
             frames = [group.frames for group in self.decode(window)]
             index, count = window.index, len(loop.job.spans)
             start = window.span.keep_start
@@ -321,6 +320,11 @@ class Run:
     def _refuse_if_cancelled(self) -> None:
         if self._result is None:
             refuse(self._is_cancelled)
+
+
+def exhaust(items: Iterable[Any]) -> None:
+    """Take all items and keep none, not even the last."""
+    deque(items, maxlen=0)
 
 
 def refuse(is_cancelled: threading.Event) -> None:

@@ -10,18 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, InstanceOf, PlainValidator, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationInfo, field_validator
 
 from omniavatar.errors import nearest
-from omniavatar.media.sound import Samples, sound_input
 from omniavatar.values import refuse_bools
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from omniavatar.engine.engine import Engine, Models
     from omniavatar.engine.scopes import Window
     from omniavatar.media.clip import Clip
+    from omniavatar.media.sound import Samples
+
+    Pixels = np.ndarray
+    Sound = Samples
+else:
+    Pixels = Sound = object  # the validators see to it; pydantic would look at the classes, and so import numpy
 
 ALL = "*"
 """In `host_roles`: every role."""
@@ -37,12 +43,14 @@ class InputKind:
 
 
 def _image(value: Any, info: ValidationInfo) -> Path | np.ndarray:
-    from omniavatar.media.image import image_input  # here, since it imports torch
+    from omniavatar.media.image import image_input
 
     return image_input(value, _named(info, "image"))
 
 
 def _audio(value: Any, info: ValidationInfo) -> Path | Samples:
+    from omniavatar.media.sound import sound_input
+
     return sound_input(value, _named(info, "audio"))
 
 
@@ -58,9 +66,9 @@ def _named(info: ValidationInfo, kind: str) -> str:
     return name.removesuffix("s") if name.endswith(f"{kind}s") else name
 
 
-ImageFile = Annotated[Path | InstanceOf[np.ndarray], PlainValidator(_image), InputKind("image")]
+ImageFile = Annotated[Path | Pixels, PlainValidator(_image), InputKind("image")]
 """A picture; a unit gets a file that can be read, or pixels (h w 3) uint8. See `media.image.load_image`."""
-AudioFile = Annotated[Path | InstanceOf[Samples], PlainValidator(_audio), InputKind("audio")]
+AudioFile = Annotated[Path | Sound, PlainValidator(_audio), InputKind("audio")]
 """A sound; a unit gets a file that can be read, or `Samples`. See `media.sound.sound_input`."""
 VideoFile = Annotated[Path | Any, PlainValidator(_video), InputKind("video")]
 """A video, or a picture instead; a unit gets a file that can be read, or a `Clip`. See `media.clip.video_input`."""

@@ -273,9 +273,10 @@ class Rehearsal:
         with self._phase(DECODE) as decode:
             for _ in run.decode(window):
                 pass
+            run.loop.close_window(window)
         laps = {PREPARE: prepare[0], DENOISE: denoise[0], DECODE: decode[0]}
         count = self.count
-        return WindowSeen(len(window.steps), count.calls, count.skipped, count.tokens, laps)
+        return WindowSeen(window.step_count, count.calls, count.skipped, count.tokens, laps)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[list[Lap]]:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from omniavatar.errors import InputError
+from omniavatar.lazy import np
 from omniavatar.media import ffmpeg
 from omniavatar.media.feed import FedFfmpeg
 from omniavatar.media.paths import shown

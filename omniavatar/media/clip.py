@@ -9,10 +9,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from omniavatar.errors import InputError
+from omniavatar.lazy import np
 from omniavatar.media.image import image_input, load_image, pixels_of
 from omniavatar.media.memory import as_array, content_of, described
 from omniavatar.media.paths import HeldFile, input_file

@@ -16,8 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-
+from omniavatar.lazy import np
 from omniavatar.media.ffmpeg import Ffmpeg, FfmpegError
 
 _GROUPS = 4

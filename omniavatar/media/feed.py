@@ -6,8 +6,7 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from threading import Thread
 
-import numpy as np
-
+from omniavatar.lazy import np
 from omniavatar.media.ffmpeg import Ffmpeg
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-import torch
 from einops import rearrange
-from torch import Tensor
 
 from omniavatar.errors import InputError
+from omniavatar.lazy import np, torch
 from omniavatar.media.clip import video_input
 from omniavatar.media.ffmpeg import Ffmpeg, FfmpegError
 from omniavatar.media.video import VideoInfo, decoder, decoding, name_of, probe_video
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _AT_ONCE = 32
 

@@ -9,17 +9,17 @@ import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps, features
-from torch import Tensor
 
 from omniavatar.errors import InputError
+from omniavatar.lazy import functional, np, torch
 from omniavatar.media.memory import as_array, content_of, described
 from omniavatar.media.paths import input_file, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MIN_SIDE = 16
 MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
@@ -113,7 +113,7 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> Tensor:
     """A (h, w, 3) uint8 picture at `size` = (H, W): (1, 3, H, W) in [0, 1], bilinear and anti-aliased."""
     pixels = torch.from_numpy(image if image.flags.writeable else image.copy())
     channels = [  # one at a time: a large photograph in float32 takes a gigabyte
-        F.interpolate(channel.float().div_(255)[None, None], size=size, mode="bilinear", antialias=True)
+        functional.interpolate(channel.float().div_(255)[None, None], size=size, mode="bilinear", antialias=True)
         for channel in pixels.unbind(-1)
     ]
     return torch.cat(channels, dim=1)
@@ -290,4 +290,4 @@ def _pad_or_crop(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Pad (b, c, h, w) with zeros to `size`, or crop where it is larger; an odd crop takes the larger half in front."""
     rows, columns = size[0] - x.shape[-2], size[1] - x.shape[-1]
     before = (math.floor(rows / 2), math.floor(columns / 2))
-    return F.pad(x, (before[1], columns - before[1], before[0], rows - before[0]))
+    return functional.pad(x, (before[1], columns - before[1], before[0], rows - before[0]))

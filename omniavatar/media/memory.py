@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import numpy as np
-
 from omniavatar.errors import InputError
+from omniavatar.lazy import np
 
 
 def as_array(value: Any) -> np.ndarray | None:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from omniavatar.errors import InputError
+from omniavatar.lazy import np
 from omniavatar.media.memory import as_array, content_of, described
 from omniavatar.media.paths import HeldFile, input_file
 

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from omniavatar.errors import InputError
+from omniavatar.lazy import np
 from omniavatar.media import ffmpeg
 from omniavatar.media.ffmpeg import Ffmpeg, FfmpegError
 from omniavatar.media.paths import shown

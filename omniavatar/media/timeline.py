@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
-
 from omniavatar.errors import InputError
+from omniavatar.lazy import np
 from omniavatar.media import ffmpeg
 from omniavatar.media.image import placement
 from omniavatar.media.looks import Looks, looks_in

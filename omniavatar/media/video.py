@@ -8,9 +8,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from omniavatar.errors import InputError
+from omniavatar.lazy import np
 from omniavatar.media import ffmpeg
 from omniavatar.media.clip import Clip, video_input
 from omniavatar.media.feed import FedFfmpeg

@@ -20,9 +20,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-import numpy as np
-
 from omniavatar.errors import OutputError
+from omniavatar.lazy import np
 from omniavatar.media import ffmpeg
 from omniavatar.media.encoder import Encoder, Format
 from omniavatar.media.ffmpeg import FfmpegError

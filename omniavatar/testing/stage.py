@@ -27,6 +27,7 @@ from omniavatar.distributed.world import World
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step
+from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.attention import Attention, sdpa
 from omniavatar.models.audio_adapter import AudioAdapter
@@ -153,12 +154,16 @@ class StageModels:
 
 @dataclass
 class Take:
-    """One video: its windows, the tensors that came of each, and what a run needs to go on behind the first."""
+    """One video: its windows, the tensors that came of each, and what a run needs to go on behind the first.
+
+    state: as in a file; None if the video has one window, or for the reason `unsaved`.
+    """
 
     windows: list[SeenWindow] = field(default_factory=list)
     tensors: list[dict[str, Tensor]] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
     state: bytes | None = None
+    unsaved: str = ""
 
 
 class Results:
@@ -185,7 +190,10 @@ class Player:
         with self.engine.start(request, observers=[recorder, results], resume=resume) as run:
             for chunk in run:
                 if chunk.index == 0 and chunk.count > 1:
-                    take.state = safetensors.torch.save(dict(run.state()))
+                    try:
+                        take.state = safetensors.torch.save(dict(run.state()))
+                    except InputError as error:
+                        take.unsaved = str(error)
         take.windows, take.results = recorder.windows, results.found
         take.tensors = [window.tensors() for window in take.windows]
         return take

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
-from omniavatar.engine.engine import Engine
-from omniavatar.engine.scopes import Job, Window
 from omniavatar.engine.unit import AudioFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.engine.windows import audio_rows
 from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
+from omniavatar.lazy import functional, np, torch
 from omniavatar.media.audio import load_waveform
-from omniavatar.media.sound import Samples, Soundtrack
+from omniavatar.media.sound import Soundtrack
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.scopes import Job, Window
+    from omniavatar.media.sound import Samples
 
 SAMPLE_RATE = 16000
 BEYOND = 60.0

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from omniavatar.engine.scopes import Branch, Step
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.scopes import Branch, Step
 
 
 class CfgMerge(PipelineUnit):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
+from typing import TYPE_CHECKING
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from omniavatar.engine.scopes import Branch, Step, Window
+from omniavatar.engine.scopes import Branch
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.hookspecs import hookimpl
+from omniavatar.lazy import torch
 
-Predictions = Sequence[Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.scopes import Step, Window
+
+    Predictions = Sequence[Tensor]
 
 
 class CfgZeroStar(PipelineUnit):

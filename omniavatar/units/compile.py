@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import FunctionType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field
-from torch import nn
 
-from omniavatar.engine.engine import Engine
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.hookspecs import hookimpl
-from omniavatar.models.wrapped import Wrapped, is_wrapped, wrap_each
+
+if TYPE_CHECKING:
+    from omniavatar.engine.engine import Engine
 
 
 class Compile(PipelineUnit):
@@ -41,55 +38,11 @@ class Compile(PipelineUnit):
 
     @hookimpl(trylast=True)
     def setup(self, engine: Engine) -> None:
+        from omniavatar.models.compiled import compile_blocks
+
+        backend = self.settings.backend
+        mode = self.settings.mode if backend == "inductor" else None
         for role in engine.roles:
             blocks = getattr(engine.model(role), "blocks", None) if role in self.settings.networks else None
             if blocks is not None:
-                compile_blocks(blocks, self.settings)
-
-
-class Compiled(Wrapped):
-    """A block that is run by compiled code.
-
-    run: calls a block, (block, *its inputs).
-    """
-
-    def __init__(self, block: nn.Module, run: Callable[..., Any]) -> None:
-        super().__init__(block)
-        self.run = run
-
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        """What the block makes of its inputs."""
-        return self.run(self.block, *inputs, **named)
-
-
-def compile_blocks(blocks: nn.ModuleList, settings: Compile.Settings) -> None:
-    """Have all these blocks run by one compiled function, once if several engines work with them.
-
-    What else is around a block, such as what streams its weights, stays around the compiled one.
-    """
-    mode = settings.mode if settings.backend == "inductor" else None
-    run = torch.compile(with_own_code(call), backend=settings.backend, mode=mode)
-
-    def compiled(block: nn.Module) -> nn.Module:
-        if is_wrapped(block, Compiled):
-            return block
-        if isinstance(block, Wrapped):
-            return block.around(compiled)
-        return Compiled(block, run)
-
-    wrap_each(blocks, compiled)
-
-
-def call(block: nn.Module, *inputs: Any, **named: Any) -> Any:
-    """What a block makes of its inputs."""
-    return block(*inputs, **named)
-
-
-def with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function again with a code object of its own.
-
-    torch keeps what it has compiled at the code object, for all functions that share it, and gives up after eight
-    variants: so many are soon made if several engines in one process run the same code.
-    """
-    assert isinstance(function, FunctionType)
-    return FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+                compile_blocks(blocks, backend, mode)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-
-from omniavatar.engine.engine import Engine
-from omniavatar.engine.streaming import take_over
 from omniavatar.engine.unit import ALL, Kept, PipelineUnit
 from omniavatar.hookspecs import hookimpl
-from omniavatar.models.lora import LoraPair, lora_pairs, merged
-from omniavatar.models.streaming import BUFFERS, PLACES, Parcel, ReadBlocks
+from omniavatar.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from omniavatar.engine.engine import Engine
+    from omniavatar.models.lora import LoraPair
+    from omniavatar.models.streaming import Parcel, ReadBlocks
 
 ONE_WAY = "both bring the blocks to the device; take the one for which there is memory"
 
@@ -45,14 +46,20 @@ class DiskOffload(PipelineUnit):
     def setup(self, engine: Engine) -> Iterator[None]:
         """After all other units, which may change weights."""
         yield
+        from omniavatar.engine.streaming import take_over
+
         take_over(self, engine, partial(read_blocks, engine))
 
     def keeps(self, role: str, blocks: int) -> Kept | None:
+        from omniavatar.models.streaming import BUFFERS, PLACES
+
         return Kept(on_device=min(PLACES, blocks), in_host=BUFFERS, copied=blocks if blocks > PLACES else 0)
 
 
 def read_blocks(engine: Engine, role: str, network: nn.Module, parcels: Sequence[Parcel]) -> ReadBlocks:
     """The blocks of a network from its files, or from where its weights lie if they have been loaded."""
+    from omniavatar.models.streaming import ReadBlocks
+
     if not parcels[0].is_unread:
         return ReadBlocks(parcels, engine.device, Lying(parcels).read)
     files = FileBlocks(engine, role, network)
@@ -87,16 +94,20 @@ class FileBlocks:
         """Read a block's weights."""
         self.models.read_into(self.role, dict(zip(self.names[index], targets, strict=True)))
 
-    @torch.inference_mode()
     def merge(self, index: int, weights: Sequence[Tensor]) -> None:
         """Add LoRA to a block's weights, as the lora unit does with others."""
-        for name, weight in zip(self.names[index], weights, strict=True):
-            for pair, scale in self.pairs.get(name, ()):
-                weight.copy_(merged(weight, pair, scale, weight.device))
+        from omniavatar.models.lora import merged
+
+        with torch.inference_mode():
+            for name, weight in zip(self.names[index], weights, strict=True):
+                for pair, scale in self.pairs.get(name, ()):
+                    weight.copy_(merged(weight, pair, scale, weight.device))
 
 
 def changes(engine: Engine, role: str) -> Iterator[tuple[LoraPair, float]]:
     """What the lora unit of the plan adds to a network, with its strength; nothing without that unit."""
+    from omniavatar.models.lora import lora_pairs
+
     scales = [unit.settings.scale for unit in engine.plan.units if unit.name == "lora"]
     for adapter in engine.models.adapters() if scales else ():
         if adapter.target == role:

@@ -6,16 +6,19 @@ From ParaAttention (Cheng 2024, github.com/chengzeyi/ParaAttention), known from 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from omniavatar.engine.scopes import Forward
 from omniavatar.engine.step_cache import OTHER_CACHE
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.hookspecs import hookimpl
+from omniavatar.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.scopes import Forward
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
-from torch import Tensor
 
-from omniavatar.engine.engine import Engine
 from omniavatar.engine.pictures import encode
-from omniavatar.engine.scopes import Job, Step, Window
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
-from omniavatar.engine.windows import TEMPORAL_FACTOR, Span, frames_for_budget, plan_spans
+from omniavatar.engine.windows import TEMPORAL_FACTOR, frames_for_budget, plan_spans
 from omniavatar.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.scopes import Job, Step, Window
+    from omniavatar.engine.windows import Span
 
 
 class FixedFrames(PipelineUnit):

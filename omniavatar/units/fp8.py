@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from pydantic import Field
 
-from omniavatar.engine.engine import Engine
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
-from omniavatar.models.fp8 import Mode, Scaling, replace_linears
+from omniavatar.lazy import torch
+
+if TYPE_CHECKING:
+    from omniavatar.engine.engine import Engine
 
 FIRST_CAPABILITY = (8, 9)
 """Ada; Hopper is 9.0."""
@@ -35,8 +36,12 @@ class Fp8(PipelineUnit):
     }
 
     class Settings(UnitSettings):
-        mode: Mode = Field("compute", description="compute: multiply in 8 bits; storage: only keep weights in 8 bits")
-        scaling: Scaling = Field("row", description="a scale for every output and token, or one for a whole matrix")
+        mode: Literal["compute", "storage"] = Field(
+            "compute", description="compute: multiply in 8 bits; storage: only keep weights in 8 bits"
+        )
+        scaling: Literal["row", "tensor"] = Field(
+            "row", description="a scale for every output and token, or one for a whole matrix"
+        )
         networks: tuple[str, ...] = Field(
             ("dit", "dit2", "vace", "vace2"), min_length=1, description="roles of the networks"
         )
@@ -46,6 +51,8 @@ class Fp8(PipelineUnit):
     @hookimpl(trylast=True)
     def setup(self, engine: Engine) -> None:
         """Last, since LoRA must have been merged into the weights before they are rounded."""
+        from omniavatar.models.fp8 import replace_linears
+
         settings = self.settings
         if settings.mode == "compute" and engine.device.type == "cuda":
             check_device(engine)

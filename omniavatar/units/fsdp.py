@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
-from omniavatar.distributed.groups import Group
-from omniavatar.engine.engine import Engine
 from omniavatar.engine.unit import ALL, PipelineUnit
-from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from omniavatar.engine.engine import Engine
 
 
 class Fsdp(PipelineUnit):
@@ -30,44 +26,11 @@ class Fsdp(PipelineUnit):
 
     @hookimpl(trylast=True)
     def setup(self, engine: Engine) -> None:
+        from omniavatar.distributed.sharded_blocks import bring_rest, shard_blocks
+
         for role in engine.roles:
             network = engine.model(role)
             blocks = getattr(network, "blocks", None) if engine.world.size > 1 else None
             if blocks is not None:
                 shard_blocks(blocks, engine.device.type, engine.groups.world)
             bring_rest(network, blocks, engine.device)
-
-
-def bring_rest(network: nn.Module, sharded: nn.ModuleList | None, device: torch.device) -> None:
-    """Move what is not sharded to the device."""
-    for part in network.children():
-        if part is not sharded:
-            part.to(device)
-    for weight in network.parameters(recurse=False):
-        weight.data = weight.data.to(device)
-
-
-class Together(nn.Module):
-    """Blocks as torch's FSDP wants them: below one root, whose streams they share, which must have run before them."""
-
-    def __init__(self, blocks: nn.ModuleList) -> None:
-        super().__init__()
-        self.blocks = blocks
-
-    def forward(self, nothing: Tensor) -> None:
-        """Nothing: the blocks are called one by one by the engine. (On CUDA, FSDP expects an argument.)"""
-
-
-def shard_blocks(blocks: nn.ModuleList, device_type: str, group: Group) -> None:
-    """Shard each block over all ranks, and let each gather its successor ahead of time. Raises PlanError."""
-    if device_type == "cpu" and torch.__version__ < "2.7":
-        raise PlanError(f"unit 'fsdp': torch {torch.__version__} shards on GPUs only; take torch 2.7, or leave it out")
-    from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = DeviceMesh.from_group(group.handle, device_type)
-    sharded: list[Any] = [fully_shard(block, mesh=mesh, reshard_after_forward=True) for block in blocks]
-    for block, following in pairwise(sharded):
-        block.set_modules_to_forward_prefetch([following])
-    root: Any = fully_shard(Together(blocks), mesh=mesh)
-    root(torch.empty(0))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from torch import nn
-from torch.utils.checkpoint import checkpoint
-
-from omniavatar.engine.engine import Engine
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
-from omniavatar.models.wrapped import Wrapped, is_wrapped, wrap_each
+
+if TYPE_CHECKING:
+    from omniavatar.engine.engine import Engine
 
 
 class GradientCheckpointing(PipelineUnit):
@@ -27,19 +25,9 @@ class GradientCheckpointing(PipelineUnit):
 
     @hookimpl(trylast=True)
     def setup(self, engine: Engine) -> None:
+        from omniavatar.models.checkpointed import checkpoint_blocks
+
         networks = {"dit": engine.model("dit"), **engine.networks}
         for network in networks.values():
-            wrap_each(getattr(network, "blocks", nn.ModuleList()), checkpointed)
-
-
-class Checkpointed(Wrapped):
-    """A block that keeps nothing but its input for gradients."""
-
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        """What the block makes of its inputs."""
-        return checkpoint(self.block, *inputs, use_reentrant=False, **named)
-
-
-def checkpointed(block: nn.Module) -> nn.Module:
-    """The block, checkpointed once, also if several engines work with it."""
-    return block if is_wrapped(block, Checkpointed) else Checkpointed(block)
+            if hasattr(network, "blocks"):
+                checkpoint_blocks(network.blocks)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
-from omniavatar.engine.scopes import Branch, Step, Window
+from omniavatar.engine.scopes import Branch
 from omniavatar.engine.step_cache import ranges
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from omniavatar.engine.scopes import Step, Window
 
 
 class GuidanceInterval(PipelineUnit):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from omniavatar.distributed.groups import Group
-from omniavatar.engine.engine import Engine
-from omniavatar.engine.scopes import Branch, Step
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
+from omniavatar.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.distributed.groups import Group
+    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.scopes import Branch, Step
 
 log = logging.getLogger(__name__)
 REPEATS = "guidance makes %d calls a step for %d groups of ranks; some repeat the work of others"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from omniavatar.engine.engine import Engine
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.errors import CheckpointError
 from omniavatar.hookspecs import hookimpl
-from omniavatar.models.lora import lora_pairs, merge_lora, unknown_modules
+
+if TYPE_CHECKING:
+    from omniavatar.engine.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ class Lora(PipelineUnit):
 
     @hookimpl
     def setup(self, engine: Engine) -> None:
+        from omniavatar.models.lora import lora_pairs, merge_lora, unknown_modules
+
         for adapter in engine.models.adapters():
             try:
                 pairs = lora_pairs(adapter.tensors(), adapter.alpha)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from omniavatar.engine.engine import Models
-from omniavatar.engine.scopes import Step
 from omniavatar.engine.step_cache import OTHER_CACHE, Schedule, StepCache
 from omniavatar.engine.unit import UnitSettings
 from omniavatar.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from omniavatar.engine.engine import Models
+    from omniavatar.engine.scopes import Step
 
 
 class MagCache(StepCache):

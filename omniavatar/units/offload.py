@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
-from torch import nn
 
-from omniavatar.engine.engine import Engine
-from omniavatar.engine.streaming import take_over
 from omniavatar.engine.unit import ALL, Kept, PipelineUnit, UnitSettings
 from omniavatar.hookspecs import hookimpl
-from omniavatar.models.streaming import PLACES, Packed, spread
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from omniavatar.engine.engine import Engine
 
 TRANSFORMERS = ("dit", "dit2")
 
@@ -51,6 +52,9 @@ class Offload(PipelineUnit):
     def setup(self, engine: Engine) -> Iterator[None]:
         """After all other units, which may change weights."""
         yield
+        from omniavatar.engine.streaming import take_over
+        from omniavatar.models.streaming import Packed
+
         take_over(self, engine, lambda role, network, parcels: Packed(parcels), self._resident)
 
     def _resident(self, role: str, network: Any) -> list[int]:
@@ -58,6 +62,8 @@ class Offload(PipelineUnit):
 
     def keeps(self, role: str, blocks: int) -> Kept | None:
         """What `resident` says; what resident_params means depends on the network."""
+        from omniavatar.models.streaming import PLACES
+
         resident = min(self.settings.resident, blocks) if role in TRANSFORMERS else 0
         passing = blocks - resident
         copied = passing if passing > PLACES else 0
@@ -66,6 +72,8 @@ class Offload(PipelineUnit):
 
 def resident_blocks(network: nn.Module, blocks: nn.ModuleList, settings: Offload.Settings) -> list[int]:
     """The blocks that stay, spread evenly; parameters outside the blocks count first."""
+    from omniavatar.models.streaming import spread
+
     count = settings.resident
     if settings.resident_params is not None:
         within = sum(weight.numel() for weight in blocks.parameters())

@@ -9,17 +9,19 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import ftfy
 from pydantic import Field
-from torch import Tensor
 
-from omniavatar.engine.engine import Engine
-from omniavatar.engine.scopes import Branch, Forward, Job
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.errors import CheckpointError
 from omniavatar.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.scopes import Branch, Forward, Job
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class Prompt(PipelineUnit):
     @hookimpl
     def begin_job(self, job: Job) -> None:
         engine = job.engine
-        job["encode_text"] = partial(self.encode, engine)
+        job["encode_text"] = partial(self.encode, engine, what="text")
         job["prompt_embedding"] = self.encode(engine, job.inputs(self).prompt)
         job["negative_embedding"] = self._negative(engine)
 
@@ -95,7 +97,8 @@ class Prompt(PipelineUnit):
         tokenizer, text, length = self._tokenizer(engine), clean(text), self.settings.length
         lost = words_beyond(text, length, lambda part: len(tokenizer(part, verbose=False)["input_ids"]))
         if lost:
-            log.warning(
+            log.log(
+                logging.INFO if text == NEGATIVE_PROMPT else logging.WARNING,  # the default is nobody's own
                 "the %s is longer than the %d tokens that are kept, so its last words do nothing: %s",
                 *(what, length, shorten(" ".join(lost), SHOWN, placeholder=" ...")),
             )
@@ -145,4 +148,6 @@ def words_beyond(text: str, length: int, tokens: Callable[[str], int]) -> list[s
 
 def clean(text: str) -> str:
     """Repair broken characters and HTML entities, and fold white space, as the text encoder was trained with."""
+    import ftfy
+
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())

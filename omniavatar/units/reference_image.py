@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import torch
 from pydantic import Field, field_validator
-from torch import Tensor
-from torch.nn import functional
 
 from omniavatar.engine.pictures import encode, settle_size, usable_sizes
-from omniavatar.engine.scopes import Job, Window
 from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.hookspecs import hookimpl
+from omniavatar.lazy import functional, torch
 from omniavatar.media.image import choose_size, fit_image, load_image
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from omniavatar.engine.scopes import Job, Window
 
 
 class ReferenceImage(PipelineUnit):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import gcd
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from omniavatar.distributed.attention import sequence_attention
-from omniavatar.distributed.sharding import Sharding
-from omniavatar.engine.engine import Engine
-from omniavatar.engine.scopes import Forward
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.scopes import Forward
 
 
 class SequenceParallel(PipelineUnit):
@@ -49,11 +50,15 @@ class SequenceParallel(PipelineUnit):
 
     @hookimpl(wrapper=True, tryfirst=True)
     def embed(self, forward: Forward) -> Iterator[None]:
+        from omniavatar.distributed.sharding import Sharding
+
         yield
         forward.shard_tokens(Sharding(forward.engine.groups.sequence, forward.x.shape[1]))
 
     @hookimpl(wrapper=True, tryfirst=True)
     def run_blocks(self, forward: Forward) -> Iterator[None]:
+        from omniavatar.distributed.attention import sequence_attention
+
         groups, sharding = forward.engine.groups, forward.sharding
         assert sharding is not None
         with forward.engine.attention.wrapped(lambda inner: sequence_attention(inner, groups, sharding)):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from omniavatar.engine.scopes import Forward
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.hookspecs import hookimpl
+from omniavatar.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.scopes import Forward
 
 
 class SlidingWindow(PipelineUnit):

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from omniavatar.engine.scopes import Step
 from omniavatar.engine.step_cache import OTHER_CACHE, Schedule, StepCache
 from omniavatar.engine.unit import UnitSettings
+from omniavatar.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.scopes import Step
 
 TIME_WEIGHTS = ("time_embedding.*", "time_projection.*")
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
-from omniavatar.engine.scopes import Forward
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
-from omniavatar.models.rope import grid_positions
+from omniavatar.lazy import functional, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.scopes import Forward
 
 
 class Transformer(PipelineUnit):
@@ -45,15 +46,15 @@ class Transformer(PipelineUnit):
         forward.output = forward.network.unpatchify(forward.gather(values), forward.grid).float()
 
 
-def tell_noise(forward: Forward, which: Callable[[], Tensor]) -> None:
+def tell_noise(unit: PipelineUnit, forward: Forward, which: Callable[[], Tensor]) -> None:
     """Tell tokens that carry noise the time step of their sample, and all others 0. Call it in `embed`.
 
-    which: makes a mask (s) bool of the former; it is asked once a window for these branches, and may not depend on the
-    step.
+    unit: the one that calls. which: makes a mask (s) bool of the former; it is asked once a window for these branches,
+    and may not depend on the step.
     """
     timestep = forward.step.timestep
-    timesteps = forward.timesteps if isinstance(timestep, Tensor) else forward.timesteps[:1]
-    rows = forward.memory.once("transformer.time_rows", lambda: time_rows(which(), len(timesteps)))
+    timesteps = forward.timesteps if isinstance(timestep, torch.Tensor) else forward.timesteps[:1]
+    rows = forward.memory.once(f"{unit.name}.time_rows", lambda: time_rows(which(), len(timesteps)))
     if rows is not None:
         forward.time, forward.t_mod = forward.network.embed_times(functional.pad(timesteps, (1, 0)), rows)
 
@@ -82,6 +83,8 @@ def model_input(forward: Forward) -> Tensor:
 
 def positions(forward: Forward) -> tuple[Tensor, Tensor]:
     """The rotary table (s hd/2 2) and the latent frame of every token (s)."""
+    from omniavatar.models.rope import grid_positions
+
     device = forward.latents.device
     frames = grid_positions(forward.grid, device)[:, 0] + forward.frames.start - forward.job.leading
     return forward.network.rope(forward.grid, device), frames.clamp(min=-1)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydantic import Field
-from torch import Tensor
 
 from omniavatar.engine.flow_match import TIMESTEPS, shifted_sigmas, steps_along
-from omniavatar.engine.scopes import Step, Window
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.scopes import Step, Window
 
 FIRST_LEVEL = 1 - 1 / TIMESTEPS
 """Just below pure noise, of which nothing is left to extrapolate from."""

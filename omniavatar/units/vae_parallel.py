@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from omniavatar.distributed.row_parallel import RowParallel
-from omniavatar.engine.engine import Engine
+from typing import TYPE_CHECKING
+
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
-from omniavatar.models.wan_vae import AttentionBlock
+
+if TYPE_CHECKING:
+    from omniavatar.engine.engine import Engine
 
 
 class VaeParallel(PipelineUnit):
@@ -19,6 +21,9 @@ class VaeParallel(PipelineUnit):
     @hookimpl
     def setup(self, engine: Engine) -> None:
         if engine.world.size > 1:
+            from omniavatar.distributed.row_parallel import RowParallel
+            from omniavatar.models.wan_vae import AttentionBlock
+
             vae, group = engine.model("vae"), engine.groups.world
             vae.encoder = RowParallel(vae.encoder, group, AttentionBlock, in_scale=vae.spatial_factor)
             vae.decoder = RowParallel(vae.decoder, group, AttentionBlock, out_scale=vae.spatial_factor)

@@ -6,17 +6,21 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 from pydantic import AfterValidator, Field
 
 from omniavatar.engine.manifest import recipe
-from omniavatar.engine.scopes import Job, Window
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.errors import Cancelled
 from omniavatar.hookspecs import hookimpl
-from omniavatar.media.writer import Soundtrack, VideoWriter, check_output
+from omniavatar.media.writer import VideoWriter, check_output
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from omniavatar.engine.scopes import Job, Window
+    from omniavatar.media.writer import Soundtrack
 
 
 class WriteVideo(PipelineUnit):
@@ -28,7 +32,7 @@ class WriteVideo(PipelineUnit):
 
     name = "write-video"
     needs = ("frames",)
-    uses = ("soundtrack",)
+    uses = ("soundtrack", "command")
     main_rank_only = True
     rehearses = False
 

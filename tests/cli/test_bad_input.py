@@ -82,6 +82,15 @@ CASES = {
         ["--teacache.threshold", "1"],
         "--teacache.threshold: unit 'teacache' is not in the plan; add it with --units 'default+teacache'",
     ),
+    "setting of another sampler": (
+        ["--units", "default-euler+unipc", "--euler.steps", "1"],
+        "--euler.steps: unit 'euler' is not in the plan; 'unipc' is in its place: --unipc.steps",
+    ),
+    "brackets without end": (
+        ["--units", f"default+teacache(coefficients={'[' * 5000}{']' * 5000})"],
+        f"setting 'coefficients={'[' * 87}...': cannot read the value: more than 40 lists or mappings",
+    ),
+    "nan in a list": (["--units", "default+teacache(coefficients=[.nan])"], "unit 'teacache': coefficients.0 = nan: "),
     "overlap": (["--fixed-frames.overlap", "12"], "unit 'fixed-frames': overlap = 12: "),
     "too many steps": (
         ["--euler.steps", "1001"],

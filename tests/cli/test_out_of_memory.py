@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from omniavatar.media.video import probe_video
 from omniavatar.models.wan_vae import WanVAE
@@ -19,15 +21,15 @@ MESSAGE = (
 
 
 def test_finished_windows_are_kept(omni: Omni, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode, calls = WanVAE.decode, []
+    decode, calls = WanVAE.decode_frames, []
 
-    def once(*args: Any, **options: Any) -> Any:
+    def once(*args: Any) -> Iterator[Tensor]:
         calls.append(args)
         if len(calls) == 2:
             raise torch.OutOfMemoryError(MESSAGE)
-        return decode(*args, **options)
+        yield from decode(*args)
 
-    monkeypatch.setattr(WanVAE, "decode", once)
+    monkeypatch.setattr(WanVAE, "decode_frames", once)
     outcome = omni("run", "-o", "a.mp4", "--quiet", *SMALL)
     assert outcome.code == 3
     assert outcome.error.startswith(

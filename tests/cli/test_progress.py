@@ -11,11 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from omniavatar.checkpoints import Bundle
-from omniavatar.cli.progress import Bar, Display, Lines, Status, Watcher, display_for, duration
+from omniavatar.cli.progress import Bar, Display, Lines, Watcher, display_for
 from omniavatar.engine.plan import Catalog
+from omniavatar.engine.progress import Mark, Status, duration
 from tests.scenes import request, tiny_engine
 
 
@@ -37,15 +39,11 @@ def test_a_video_is_counted_and_shown(tiny_models: Bundle, catalog: Catalog) -> 
         watcher.load(engine, lambda: None)
         for _ in range(2):
             engine.generate(request(seconds=0.4, inputs={"prompt": "x"}))
-    figures = watcher.figures
-    assert (figures.windows, figures.steps, figures.transformer_calls, figures.transformer_calls_skipped) == (
-        2,
-        4,
-        8,
-        0,
-    )
-    parts = figures.prepare_seconds + figures.denoise_seconds + figures.decode_seconds
-    assert 0 < parts <= figures.generate_seconds
+    timings = watcher.timings
+    counts = (timings.windows, timings.steps, timings.transformer_calls, timings.transformer_calls_skipped)
+    assert counts == (2, 4, 8, 0)
+    parts = timings.prepare_seconds + timings.denoise_seconds + timings.decode_seconds
+    assert 0 < parts <= timings.generate_seconds
     assert watcher.load_seconds > 0
 
     texts = [status.text for status in display.seen]
@@ -74,17 +72,25 @@ def test_calls_that_a_cache_skips_are_counted(tiny_models: Bundle, catalog: Cata
         teacache={"threshold": 10, "coefficients": [0.0]},
     )
     engine.generate(request(seconds=0.2, inputs={"prompt": "x"}))
-    assert (watcher.figures.transformer_calls, watcher.figures.transformer_calls_skipped) == (8, 4)
+    assert (watcher.timings.transformer_calls, watcher.timings.transformer_calls_skipped) == (8, 4)
 
 
 def test_the_time_left_is_that_of_the_steps_and_of_the_windows() -> None:
     watcher = Watcher(Display())
-    job = SimpleNamespace(spans=[None] * 3)
+    job = SimpleNamespace(spans=[None] * 3, first=0)
     window: Any = SimpleNamespace(job=job, index=1, steps=[None] * 10)
     assert watcher._seconds_left(window, 0) is None
-    watcher.figures.steps, watcher.figures.denoise_seconds = 14, 28.0
-    watcher.figures.windows, watcher.figures.decode_seconds = 1, 5.0
-    assert watcher._seconds_left(window, 4) == (6 + 10) * 2.0 + 2 * 5.0
+    watcher.timings.windows, watcher.timings.denoise_seconds, watcher.timings.decode_seconds = 1, 20.0, 5.0
+    assert watcher._seconds_left(window, 0) == (10 + 10) * 2.0 + 2 * 5.0
+    watcher._step_marks = [mark_at(seconds) for seconds in (0, 4, 8)]
+    assert watcher._seconds_left(window, 2) == (8 + 10) * 28 / 12 + 2 * 5.0
+
+
+def mark_at(seconds: float) -> Mark:
+    """A mark of that time."""
+    mark = Mark(torch.device("cpu"))
+    mark.time = seconds
+    return mark
 
 
 def test_a_log_gets_plain_lines_at_milestones_only() -> None:

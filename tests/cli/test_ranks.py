@@ -19,14 +19,16 @@ import pytest
 import torch
 from torch import distributed
 
-from omniavatar.cli.ranks import Rescue, as_rank, check_ranks, diagnosis_of_rank, speak, spread
+from omniavatar.cli.ranks import Rescue, as_rank, check_ranks, diagnosis_of_rank, speak
 from omniavatar.config import RunConfig, parse_config
 from omniavatar.distributed.leaving import Stopped, Stuck
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.scopes import Window
+from omniavatar.engine.settings import Setting, Strength
 from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.video import probe_video
+from omniavatar.opening import spread
 from omniavatar.resources import asset
 from tests.cli.conftest import SMALL, Omni, tree
 from tests.scenes import Scene, denoising_units, fake_engine, request
@@ -135,8 +137,8 @@ def environment(site: Path | None = None) -> dict[str, str]:
 
 def run_command(*options: str) -> Sequence[str]:
     """The arguments for a video of two windows."""
-    sound = str(asset("demo", "speech.flac"))
-    return ["run", "--device", "cpu", *SMALL, "--euler.steps", "2", "--audio", sound, "-o", "talk.mp4", *options]
+    inputs = ("--image", str(asset("demo", "portrait.png")), "--audio", str(asset("demo", "speech.flac")))
+    return ["run", "--device", "cpu", *SMALL, "--euler.steps", "2", *inputs, "-o", "talk.mp4", *options]
 
 
 def wait_for(folder: Path, pattern: str, process: subprocess.Popen[bytes]) -> Path:
@@ -289,7 +291,14 @@ def test_other_ranks_than_have_been_started_are_refused() -> None:
     ],
 )
 def test_several_ranks_share_the_calls(chosen: dict[str, Any], ranks: int, added: dict[str, Any]) -> None:
-    assert spread(chosen, ranks, degree=2) == {**chosen, **added}
+    assert spread(chosen, ranks, {}) == {**chosen, **added}
+
+
+def test_guidance_leaves_ranks_according_to_its_degree() -> None:
+    chosen: dict[str, Any] = {"guidance-parallel": {}}
+    for degree, is_added in ((2, True), (3, False), ("many", True)):
+        settings = {"guidance-parallel": {"degree": Setting(degree, Strength.FILE, "file x")}}
+        assert ("sequence-parallel" in spread(chosen, 3, settings)) is is_added
 
 
 @pytest.mark.parametrize(

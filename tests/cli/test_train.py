@@ -411,7 +411,7 @@ def test_a_cache_of_other_weights_is_refused(omni: Omni, config: Path, studio: P
         ),
         (["train.yaml"], "'train.yaml' is no stage of training; give a configuration with --config train.yaml"),
         (["prepar", "--config=train.yaml"], "'prepar' is no stage of training; there is 'prepare', or no word at all"),
-        (["--config=tran.yaml"], "there is no configuration tran.yaml"),
+        (["--config=tran.yaml"], "the configuration file tran.yaml does not exist"),
         (["--config=omniavatar-1.3-lora"], "did you mean 'omniavatar-1.3b-lora'?"),
         (["--config=train.yaml", "--set=steps"], "--set steps: give KEY=VALUE, such as trainer.steps=2000"),
         (["--config=train.yaml", "--set=a=[1"], "--set a=[1: cannot read the value"),

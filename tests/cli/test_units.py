@@ -119,12 +119,14 @@ def test_plan_of_a_configuration_whose_models_are_not_here(omni: Omni, folder: P
     ("arguments", "message"),
     [
         (("show", "teacahe"), "unknown unit 'teacahe'; did you mean 'teacache'?"),
+        (("plan", "--config", "typo.yaml"), "the configuration: unknown unit 'eulr'; did you mean 'euler'?"),
         (("plan", "default+teacahe"), "unknown unit or preset 'teacahe'; did you mean 'teacache'?"),
         (("plan", "default-write-video-vae-decode-vae-decode"), "'-vae-decode': the plan has no unit 'vae-decode'"),
         (("plan", "euler(steps=0)"), "unit 'euler': steps = 0: input should be greater than or equal to 1"),
     ],
 )
-def test_bad_names_are_one_line(omni: Omni, arguments: tuple[str, ...], message: str) -> None:
+def test_bad_names_are_one_line(omni: Omni, folder: Path, arguments: tuple[str, ...], message: str) -> None:
+    (folder / "typo.yaml").write_text("settings: {eulr: {steps: 3}}")
     outcome = omni("units", *arguments)
     assert outcome.code == 2
     assert outcome.error.startswith(message)

@@ -237,6 +237,10 @@ SCENARIOS: dict[str, dict[str, Scenario]] = {
         "lora": Scenario(f"{BASE}+lora", alters=True, off=Change({"scale": 0.0})),
         "vae-decode": Scenario(BASE),
         "write-video": Scenario(f"{BASE}+write-video", inputs={"output": File("video.mp4")}),
+        "soundtrack": Scenario(
+            f"{BASE}-audio-audio-adapter+soundtrack+write-video",
+            inputs={"audio": File("voice.wav"), "output": File("video.mp4")},
+        ),
         "sequence-parallel": SEVERAL_RANKS(f"{BASE}+sequence-parallel"),
         "guidance-parallel": SEVERAL_RANKS(f"{BASE}+guidance-parallel"),
         "vae-parallel": SEVERAL_RANKS(f"{BASE}+sequence-parallel+vae-parallel", alters=True),

@@ -279,7 +279,7 @@ def test_what_is_transparent_in_memory_is_laid_on_white() -> None:
         (Image.new("L", (10_000, 9_000)), "more than 89 million pixels"),
         (Image.new("L", (100_000, 16)), "is 100000x16; one side may be 100 times as long as the other at most"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )  # fmt: skip
 def test_what_is_no_picture_is_one_line(value: Any, reason: str) -> None:
     with pytest.raises(InputError, match=reason) as caught:

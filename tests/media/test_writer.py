@@ -910,7 +910,7 @@ def test_awkward_names_and_missing_folders(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(folder)
     sound = write_wav(folder / "plain.wav", tone(0.4, 16000), 16000).rename(folder / "-y 'x' $(id).wav")
     path = Path("-new folder", 'concat:a|b "c" %d.mp4')
-    write_clip(path, 3, sound=Soundtrack(sound.name), preview=True)
+    write_clip(path, 3, sound=Soundtrack(Path(sound.name)), preview=True)
     assert probe_video(path).has_audio
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import pytest
 import torch
 from pydantic import AfterValidator, BaseModel, Field
+from torch import Tensor
 
 from omniavatar.engine.engine import Engine
-from omniavatar.engine.scopes import Branch, Forward, Job, Step, Window
+from omniavatar.engine.plan import Catalog
+from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Step, Window
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.wan_dit import WanDiT
+from omniavatar.plugins import discover
 from omniavatar.testing import FakeVAE, check_unit
+from omniavatar.testing import check as check_module
 from omniavatar.testing.check import PROMISES
 from omniavatar.testing.stage import Network
 from omniavatar.testing.tiny import DIT
@@ -42,8 +46,8 @@ class Sound(PipelineUnit):
 
     name = "sound"
     needs = ("frames",)
-    uses = ("previous.frames", "output_frames")
-    provides = ("output_frames", "warmth")
+    uses = ("previous.frames",)
+    provides = ("warmth",)
     roles = ("spare", "dit")
 
     class Settings(UnitSettings):
@@ -69,10 +73,9 @@ class Sound(PipelineUnit):
         forward.x = forward.x + warmth.to(forward.x) * (forward.frame_index >= 0)[:, None]
 
     @hookimpl
-    def end_window(self, window: Window) -> None:
-        frames = window["output_frames" if "output_frames" in window else "frames"]
+    def postprocess_frames(self, window: Window, frames: Frames) -> None:
         before = 0.0 if window.previous is None else window.previous["frames"].mean()
-        window["output_frames"] = frames + before
+        frames.pixels = frames.pixels + before
 
 
 def warmth_of(branch: Branch) -> torch.Tensor:
@@ -355,6 +358,7 @@ class Nostalgic(Broken):
 class Unsavable(Broken):
     """Something that no file can hold, left for the next window."""
 
+    uses = ("previous.sparkle",)
     provides = ("sparkle",)
 
     @hookimpl
@@ -363,8 +367,9 @@ class Unsavable(Broken):
 
 
 class Recognising(Broken):
-    """The window before, known by its tensors and not by what is in them."""
+    """The window before, known by where its tensors lie and not by what is in them."""
 
+    uses = ("previous.sparkle",)
     provides = ("sparkle",)
 
     @hookimpl
@@ -372,10 +377,8 @@ class Recognising(Broken):
         window["sparkle"] = shared = torch.ones(())
         kept = window.job.once("broken.kept", list)
         kept.append(shared)
-        is_known = window.previous is None or any(window.previous["sparkle"] is one for one in kept)
-        window.latents = window.latents + 0.1 * is_known
-
-    uses = ("previous.sparkle",)
+        before = None if window.previous is None else window.previous["sparkle"].data_ptr()
+        window.latents = window.latents + 0.1 * any(one.data_ptr() == before for one in kept)
 
 
 class Partial(Broken):
@@ -476,9 +479,9 @@ BROKEN: list[tuple[str, type[PipelineUnit], str]] = [
     ("again", Gambler, "a second engine makes another video of the same request: 'latents' of window 0 differs by"),
     ("jobs", Grudge, "a video is another one when the engine has made one before"),
     ("interrupted", Untidy, "a video is another one after one that was interrupted"),
-    ("windows", Nostalgic, "a window is another one when the job begins with it: 'latents' of window 1 differs by"),
-    ("windows", Unsavable, "it stores what no file can hold"),
-    ("windows", Recognising, "a window is another one when the job begins with it: 'latents' of window 1 differs by"),
+    ("windows", Nostalgic, "a window is another one when the run is resumed with it: 'latents' of window 1 differs"),
+    ("windows", Unsavable, "no video with it can be resumed: the value 'sparkle' is function and no tensor"),
+    ("windows", Recognising, "a window is another one when the run is resumed with it: 'latents' of window 1 differs"),
     ("branches", Partial, "a video is another one when its guidance branches run one by one, in reverse order"),
     ("batch", Loner, "a video is another one when its guidance branches are joined in one batch"),
     ("ranks", Counter, "a video is another one on rank 0 of 2 that share the tokens of each call"),
@@ -524,7 +527,7 @@ def test_what_it_has_on_the_window_before_is_declared() -> None:
     class Knowing(Backward):
         """Says that it reads the value."""
 
-        needs = ("given_latents",)
+        needs = ("previous.given_latents",)
 
     check(Knowing, skip=dict.fromkeys(list(PROMISES)[8:], "not about this"))
 
@@ -551,3 +554,34 @@ def test_a_misspelt_input_is_named() -> None:
 def test_a_plan_without_the_unit_is_named() -> None:
     with pytest.raises(AssertionError, match=f"'{PLAN.replace('+', '.')}' has no unit 'sound'"):
         check_unit(Sound, plan=PLAN, networks=NETWORKS)
+
+
+class Thief(PipelineUnit):
+    """Says that it leaves something to others, and never does."""
+
+    name = "thief"
+    passes_on = ("predict",)
+
+    @hookimpl(tryfirst=True)
+    def predict(self, step: Step, branches: Sequence[Branch]) -> Sequence[Tensor]:
+        return step.loop.one_call_each(step, branches)
+
+
+class Heard(Thief):
+    """Wants to be asked."""
+
+    name = "heard"
+
+    @hookimpl
+    def predict(self, step: Step, branches: Sequence[Branch]) -> Sequence[Tensor]:
+        return step.loop.one_call_each(step, branches)
+
+
+def test_an_answer_that_nobody_asks_for_is_a_broken_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = discover().catalog()
+    catalog = Catalog({**found.units, Thief.name: Thief}, found.presets)
+    monkeypatch.setattr(check_module, "BUILTIN", (Thief,))
+    monkeypatch.setattr(check_module.Subject, "installed", catalog)
+    others = {name: "only one counts here" for name in PROMISES if name != "together"}
+    with pytest.raises(AssertionError, match="its predict is never asked, since another unit answers first"):
+        check_unit(Heard, skip=others)

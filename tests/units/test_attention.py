@@ -12,9 +12,10 @@ from torch import Tensor
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import build_plan
 from omniavatar.errors import PlanError
+from omniavatar.models import attention_kernels
 from omniavatar.models.attention import sdpa
 from omniavatar.testing.tiny import TinyModels
-from omniavatar.units import attention
+from omniavatar.units import AttentionKernel
 from tests.training.scenes import SETTINGS, catalog
 
 
@@ -37,7 +38,7 @@ def sageattention(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     module = ModuleType("sageattention")
     module.sageattn = sageattn  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "sageattention", module)
-    attention.sage.cache_clear()
+    attention_kernels.sage.cache_clear()
     return asked
 
 
@@ -85,10 +86,10 @@ def test_a_kernel_from_a_package_starts_on_the_device_of_its_tensors() -> None:
         return sdpa(q, k, v)
 
     q = torch.zeros(1, 8, 2, 16, device="cuda:1")
-    assert attention.opaque("on_its_device", kernel)(q, q, q).device == q.device
+    assert attention_kernels.opaque("on_its_device", kernel)(q, q, q).device == q.device
     assert (seen, torch.cuda.current_device()) == ([1], 0)
 
 
 def test_every_name_has_a_kernel() -> None:
-    names = attention.AttentionKernel.Settings.model_json_schema()["properties"]["kernel"]["enum"]
-    assert ["auto", *attention.KERNELS] == names
+    names = AttentionKernel.Settings.model_json_schema()["properties"]["kernel"]["enum"]
+    assert ["auto", *attention_kernels.KERNELS] == names

@@ -14,10 +14,10 @@ from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import build_plan
 from omniavatar.engine.scopes import Request
 from omniavatar.errors import PlanError
+from omniavatar.models.checkpointed import Checkpointed
+from omniavatar.models.compiled import Compiled, compile_blocks
 from omniavatar.testing.tiny import TinyModels
 from omniavatar.units import Compile
-from omniavatar.units.compile import Compiled, compile_blocks
-from omniavatar.units.gradient_checkpointing import Checkpointed
 from tests.scenes import Frames
 from tests.training.scenes import SETTINGS, catalog
 
@@ -86,7 +86,7 @@ class Small(nn.Module):
 def compiled_blocks(graphs: Graphs) -> nn.ModuleList:
     """The blocks of an engine of its own, compiled by a counting compiler."""
     blocks = nn.ModuleList(Small().eval() for _ in range(3))
-    compile_blocks(blocks, Compile(backend="eager").settings.model_copy(update={"backend": graphs}))
+    compile_blocks(blocks, graphs)
     return blocks
 
 
@@ -124,13 +124,13 @@ def test_names_of_weights_stay_as_they_are() -> None:
 def test_a_second_engine_finds_the_compiled_blocks_of_the_first() -> None:
     blocks = compiled_blocks(Graphs())
     before = list(blocks)
-    compile_blocks(blocks, Compile(backend="eager").settings)
+    compile_blocks(blocks, "eager")
     assert list(blocks) == before
 
 
 def test_what_is_around_a_block_stays_around_the_compiled_one() -> None:
     blocks = nn.ModuleList([Checkpointed(nn.Linear(2, 2))])
-    compile_blocks(blocks, Compile(backend="eager").settings)
+    compile_blocks(blocks, "eager")
     outer: Any = blocks[0]
     assert isinstance(outer, Checkpointed)
     assert isinstance(outer.block, Compiled)

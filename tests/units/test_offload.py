@@ -15,10 +15,10 @@ from omniavatar.engine.scopes import Forward, Request, Step, Window
 from omniavatar.engine.unit import Kept
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
+from omniavatar.models.compiled import Compiled
 from omniavatar.models.streaming import Streamed
 from omniavatar.testing.tiny import DIT, TinyModels
 from omniavatar.units import Offload
-from omniavatar.units.compile import Compiled
 from omniavatar.units.offload import resident_blocks
 from tests.scenes import Frames
 from tests.training.scenes import SETTINGS, catalog, diffusion

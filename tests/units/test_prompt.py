@@ -17,6 +17,7 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import FakeDiT
+from omniavatar.testing.recorder import WindowRecorder
 from omniavatar.testing.tiny import tiny_file
 from omniavatar.units import Audio, Prompt, prompt
 from omniavatar.units.prompt import NEGATIVE_PROMPT, clean, load_tokenizer, words_beyond
@@ -96,12 +97,12 @@ def test_an_engine_loads_its_tokenizer_and_embeds_its_negative_prompt_once(monke
 
     monkeypatch.setattr(prompt, "load_tokenizer", load)
     engine = engine_for(unit, Audio(), *denoising_units(), encoder=encoder, dit=FakeDiT())
-    jobs = [engine.generate(request(seconds=0.2, inputs={"prompt": text})) for text in ("ab", "cd", "ab")]
+    videos = [recorded(engine, request(seconds=0.2, inputs={"prompt": text})) for text in ("ab", "cd", "ab")]
     assert (len(loaded), encoder.texts) == (1, 4)
-    first, other, again = (job["prompt_embedding"] for job in jobs)
+    first, other, again = (windows[0]["prompt_embedding"] for windows in videos)
     assert first.equal(again)
     assert not first.equal(other)
-    negatives = [job["negative_embedding"] for job in jobs]
+    negatives = [windows[0]["negative_embedding"] for windows in videos]
     assert negatives[0].equal(negatives[1])
     assert negatives[0].equal(unit.encode(engine, "bad"))
 
@@ -111,8 +112,9 @@ def test_other_settings_make_another_negative_prompt() -> None:
     engine = engine_for(prompt_unit(), Audio(), *denoising_units(), encoder=encoder, dit=FakeDiT())
     made = []
     for negative in ("bad", "bad", "worse"):
-        engine.plan.units[0].settings = prompt_unit(negative=negative).settings
-        made.append(engine.generate(request(seconds=0.2))["negative_embedding"])
+        recorder = WindowRecorder()
+        engine.generate(request(seconds=0.2), settings={"prompt": {"negative": negative}}, observers=[recorder])
+        made.append(recorder.windows[0]["negative_embedding"])
     assert made[0].equal(made[1])
     assert not made[0].equal(made[2])
     assert encoder.texts == 5
@@ -130,8 +132,8 @@ def test_other_units_may_encode_texts() -> None:
 
     unit, encoder = prompt_unit(), FakeTextEncoder()
     engine = engine_for(unit, Nag(), Audio(), *denoising_units(), encoder=encoder, dit=FakeDiT())
-    job = engine.generate(request(seconds=0.2))
-    assert job["nag.text"].equal(unit.encode(engine, "ugly"))
+    (window,) = recorded(engine, request(seconds=0.2))
+    assert window["nag.text"].equal(unit.encode(engine, "ugly"))
 
 
 @pytest.mark.parametrize(
@@ -149,6 +151,13 @@ def test_a_text_that_is_too_long_says_which_words_are_lost(
     assert [record.getMessage() for record in caplog.records] == ([words] if lost else [])
 
 
+def test_nobody_is_warned_of_what_nobody_wrote(caplog: pytest.LogCaptureFixture) -> None:
+    unit = Prompt(tokenizer=TOKENIZER, length=8)
+    engine = engine_for(unit, encoder=FakeTextEncoder(), dit=FakeDiT())
+    unit.encode(engine, unit.settings.negative, "negative prompt")
+    assert not caplog.records
+
+
 def test_a_long_rest_is_shown_in_short(caplog: pytest.LogCaptureFixture) -> None:
     unit = prompt_unit(length=8)
     engine = engine_for(unit, encoder=FakeTextEncoder(), dit=FakeDiT())
@@ -159,7 +168,7 @@ def test_a_long_rest_is_shown_in_short(caplog: pytest.LogCaptureFixture) -> None
     assert len(line) < 320
 
 
-def test_a_single_word_that_is_too_long_is_lost_in_part(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_single_word_that_is_too_long_is_lost_in_part() -> None:
     assert words_beyond("a" * 100, 8, len) == ["a" * 100]
     assert words_beyond("", 8, len) == []
 

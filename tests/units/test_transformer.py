@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from omniavatar.engine.loop import Loop
 from omniavatar.engine.scopes import Forward, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import Span
@@ -135,10 +136,10 @@ class ClearFrames(PipelineUnit):
     @hookimpl
     def embed(self, forward: Forward) -> None:
         if forward.step.is_first:
-            tell_noise(forward, lambda: forward.frame_index >= self.count)
+            tell_noise(self, forward, lambda: forward.frame_index >= self.count)
         else:
             with Waits():
-                tell_noise(forward, lambda: forward.frame_index >= self.count)
+                tell_noise(self, forward, lambda: forward.frame_index >= self.count)
         self.seen.append(forward)
 
 
@@ -167,12 +168,12 @@ def test_samples_of_a_batch_may_have_time_steps_of_their_own() -> None:
     """As in training."""
     dit = small_dit()
     engine = fake_engine([Transformer()], models=fake_models(dit=dit))
-    window = Window(Job(engine, request(), {}), 0, Span(0, 9, 0, 0, 9), None)
+    window = Window(Loop(engine, engine.plan, request()).job, 0, Span(0, 9, 0, 0, 9))
     window.latents = torch.zeros(2, 4, 3, 2, 2)
     timestep = torch.tensor([300.0, 700.0], dtype=torch.float64)
     forward = Forward(Step(window, 0, timestep, timestep / 1000, 0.0), [window.branch("positive")])
     mask = torch.tensor([False, True, True])
-    tell_noise(forward, lambda: mask)
+    tell_noise(Transformer(), forward, lambda: mask)
     time, _ = dit.embed_token_times(timestep[:, None] * mask)
     assert isinstance(forward.time, PerToken)
     torch.testing.assert_close(forward.time.values, time.values)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from omniavatar.engine.scopes import Job, Window
-from omniavatar.media.clip import Clip
+from omniavatar.lazy import torch
 from omniavatar.media.footage import Footage
-from omniavatar.media.video import VideoInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.scopes import Job, Window
+    from omniavatar.media.clip import Clip
+    from omniavatar.media.video import VideoInfo
 
 
 def opened(

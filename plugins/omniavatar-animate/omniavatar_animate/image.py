@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
-import torch
 from omniavatar_i2v.condition import fold_frames, frame_mask
 from omniavatar_i2v.unit import ImageToVideo, image_features
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
-from omniavatar.engine.engine import Engine
 from omniavatar.engine.pictures import settle_size
-from omniavatar.engine.scopes import Job, Window
 from omniavatar.engine.unit import ImageFile, UnitInputs, VideoFile
 from omniavatar.errors import InputError, PlanError
 from omniavatar.hookspecs import hookimpl
-from omniavatar.media.footage import Footage
+from omniavatar.lazy import functional, torch
 from omniavatar.media.image import choose_size, fit_image, load_image
 from omniavatar.media.video import probe_video
 from omniavatar.models.tiling import ENCODE_TILING
 from omniavatar_animate.footage import frames_of, opened
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.scopes import Job, Window
+    from omniavatar.media.footage import Footage
 
 BLACK = -1.0
 

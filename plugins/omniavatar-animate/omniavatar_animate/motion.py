@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 from einops import rearrange, repeat
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
-from omniavatar.engine.engine import Engine
-from omniavatar.engine.scopes import Branch, Forward, Job, Window
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
 from omniavatar.errors import CheckpointError
 from omniavatar.hookspecs import hookimpl
-from omniavatar.media.footage import Footage
+from omniavatar.lazy import functional, torch
 from omniavatar.models.tiling import ENCODE_TILING
 from omniavatar_animate.footage import frames_of, opened
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.scopes import Branch, Forward, Job, Window
+    from omniavatar.media.footage import Footage
 
 BLACK = -1.0
 

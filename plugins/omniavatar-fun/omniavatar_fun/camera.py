@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
 from omniavatar_i2v.condition import behind_leading
 from pydantic import AfterValidator, Field, field_validator
-from torch import Tensor
-from torch.nn import functional
 
-from omniavatar.engine.engine import Engine
-from omniavatar.engine.scopes import Forward, Job, Window
 from omniavatar.engine.unit import InputKind, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
+from omniavatar.lazy import functional, torch
 from omniavatar.media.paths import input_file
 from omniavatar_fun.shared import OTHER_CHANNELS, check_width, picture_channels, role_for
 from omniavatar_fun.trajectory import (
@@ -29,6 +25,12 @@ from omniavatar_fun.trajectory import (
     folded_rays,
     read_trajectory,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.scopes import Forward, Job, Window
 
 ROLE = "fun_camera"
 TrajectoryFile = Annotated[Path, AfterValidator(partial(input_file, what="trajectory")), InputKind("text file")]

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from omniavatar_i2v.condition import behind_leading
 from pydantic import Field
 
 from omniavatar.engine.pictures import MULTIPLE, encode, settle_size
-from omniavatar.engine.scopes import Job, Window
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
 from omniavatar.hookspecs import hookimpl
+from omniavatar.lazy import torch
 from omniavatar.media.footage import Footage
 from omniavatar.media.image import size_near
 from omniavatar.media.video import probe_video
 from omniavatar_fun.shared import OTHER_CHANNELS, picture_channels
+
+if TYPE_CHECKING:
+    from omniavatar.engine.scopes import Job, Window
 
 
 class FunControl(PipelineUnit):

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from omniavatar_i2v.unit import image_features
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
-from omniavatar.engine.engine import Engine
 from omniavatar.engine.pictures import encode
-from omniavatar.engine.scopes import Forward, Job
 from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.hookspecs import hookimpl
+from omniavatar.lazy import functional, torch
 from omniavatar.media.image import fit_image, load_image
 from omniavatar_fun.shared import check_width, role_for
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.scopes import Forward, Job
 
 ROLE = "fun_reference"
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from omniavatar.engine.engine import Engine
-from omniavatar.engine.scopes import Forward, Window
 from omniavatar.engine.windows import TEMPORAL_FACTOR
 from omniavatar.errors import CheckpointError, InputError, PlanError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.scopes import Forward, Window
 
 OTHER_CHANNELS = "Fun models take the channels that image-to-video makes"
 """Why they go with no other unit for pictures."""

@@ -13,16 +13,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from einops import rearrange
-from torch import Tensor
-from torch.nn import functional
 
 from omniavatar.engine.windows import TEMPORAL_FACTOR
 from omniavatar.errors import InputError
+from omniavatar.lazy import functional, torch
 from omniavatar.media.paths import shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Direction = Literal["Left", "Right", "Up", "Down", "LeftUp", "LeftDown", "RightUp", "RightDown", "In", "Out"]
 Size = tuple[int, int]

@@ -8,15 +8,17 @@ Letters in shapes: b batch, c channels, t latent frames, f = 4t-3 frames, h w la
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from einops import rearrange
-from torch import Tensor
-from torch.nn import functional
 
 from omniavatar.engine.windows import TEMPORAL_FACTOR
-from omniavatar.models.tiling import Tiling
+from omniavatar.lazy import functional, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.models.tiling import Tiling
 
 
 def fold_frames(frames: Tensor) -> Tensor:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from omniavatar.engine.engine import Engine
-from omniavatar.engine.scopes import Forward, Job, Window
 from omniavatar.engine.unit import ImageFile
 from omniavatar.errors import CheckpointError, InputError
 from omniavatar.hookspecs import hookimpl
+from omniavatar.lazy import torch
 from omniavatar.media.image import load_image
 from omniavatar.models.tiling import ENCODE_TILING
 from omniavatar.units import ReferenceImage
 from omniavatar_i2v.condition import behind_leading, image_condition, no_condition
-from omniavatar_i2v.image_dit import ImageContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.scopes import Forward, Job, Window
 
 SIZES_480P = ((480, 832), (544, 720), (640, 640), (720, 544), (832, 480))
 
@@ -92,6 +94,8 @@ class ImageToVideo(ReferenceImage):
     def embed(self, forward: Forward) -> None:
         features: Tensor | None = forward["image_features"]
         if features is not None:
+            from omniavatar_i2v.image_dit import ImageContext
+
             embedded = forward.network.embed_image
             image = forward.memory.once("image-to-video.tokens", lambda: forward.repeated(embedded(features)))
             forward.context = ImageContext(forward.context, image)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
-from torch import Tensor
 
-from omniavatar.engine.engine import Engine
-from omniavatar.engine.scopes import Step
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.units import Guidance
 from omniavatar_moe.unit import LOW, Moe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.scopes import Step
 
 
 class MoeGuidance(PipelineUnit):

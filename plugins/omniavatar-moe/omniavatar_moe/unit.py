@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 from itertools import dropwhile
+from typing import TYPE_CHECKING
 
-import torch
 from pydantic import Field
-from torch import nn
 
-from omniavatar.engine.engine import Engine
 from omniavatar.engine.flow_match import TIMESTEPS
-from omniavatar.engine.scopes import Job, Step, Window
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.errors import CheckpointError, PlanError
 from omniavatar.hookspecs import hookimpl
+from omniavatar.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.scopes import Job, Step, Window
 
 HIGH, LOW = "dit", "dit2"
 

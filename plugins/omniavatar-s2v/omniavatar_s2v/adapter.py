@@ -22,17 +22,14 @@ from torch.nn import functional
 
 from omniavatar.errors import CheckpointError
 from omniavatar.models.wan_dit import CrossAttention, Grid, check_patch_size, modulate
+from omniavatar_s2v.shared import MOTION_FRAMES
 
 FRAMES_PER_LATENT = 4
-MOTION_FRAMES = 73
-"""Frames of the past that a clip continues from."""
 MOTION_LATENTS = 19
 HISTORY = ((1, 1), (2, 2), (16, 4))
 """Latent frames of the past from the newest to the oldest, and how much coarser their patches are than usual ones."""
 ADAIN_EPS = 1e-5
 """Of the adaptive norms alone: the published model was trained with AdaLayerNorm of diffusers and its default."""
-FOR_S2V = "what it makes is for s2v-transformer alone"
-"""Why units of S2V go with no other transformer."""
 VIDEO, REFERENCE, MOTION = range(3)
 """Kinds of tokens, each with a learned vector."""
 

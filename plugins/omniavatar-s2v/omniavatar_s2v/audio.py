@@ -6,23 +6,25 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from omniavatar.engine.scopes import Branch, Forward, Job, Window
 from omniavatar.engine.unit import AudioFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.engine.windows import audio_rows
 from omniavatar.errors import CheckpointError, InputError
 from omniavatar.hookspecs import hookimpl
+from omniavatar.lazy import np, torch
 from omniavatar.media.audio import load_waveform
 from omniavatar.media.sound import Soundtrack
 from omniavatar.units.audio import heard_seconds
-from omniavatar_s2v.adapter import FOR_S2V
 from omniavatar_s2v.clips import LEAD
+from omniavatar_s2v.shared import FOR_S2V
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.scopes import Branch, Forward, Job, Window
 
 log = logging.getLogger(__name__)
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
-from omniavatar.engine.scopes import Job, Step, Window
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
 from omniavatar.engine.windows import TEMPORAL_FACTOR, Span
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
+from omniavatar.lazy import functional
 from omniavatar.media.footage import Footage
 from omniavatar.models.tiling import ENCODE_TILING
 from omniavatar.units.fixed_frames import overwrite
-from omniavatar_s2v.adapter import FOR_S2V, MOTION_FRAMES
+from omniavatar_s2v.shared import FOR_S2V, MOTION_FRAMES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.scopes import Job, Step, Window
 
 LEAD = TEMPORAL_FACTOR - 1
 """Frames that a video begins with and does not show: its first latent frame, the one behind the picture, holds them."""

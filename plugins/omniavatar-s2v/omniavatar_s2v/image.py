@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
-from torch import Tensor
 
-from omniavatar.engine.scopes import Job
 from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.image import choose_size, fit_image, load_image
 from omniavatar.models.tiling import ENCODE_TILING
-from omniavatar_s2v.adapter import FOR_S2V
+from omniavatar_s2v.shared import FOR_S2V
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.scopes import Job
 
 MULTIPLE = 64
 """Pixels of a side that one of the coarsest patches, those of the oldest frames, covers."""

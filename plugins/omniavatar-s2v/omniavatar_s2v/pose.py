@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
-from omniavatar.engine.scopes import Job, Window
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
 from omniavatar.hookspecs import hookimpl
+from omniavatar.lazy import functional, torch
 from omniavatar.media.footage import Footage
 from omniavatar.models.tiling import ENCODE_TILING
-from omniavatar_s2v.adapter import FOR_S2V
+from omniavatar_s2v.shared import FOR_S2V
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.scopes import Job, Window
 
 BLACK = -1.0
 

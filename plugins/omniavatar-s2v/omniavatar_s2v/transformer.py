@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
-from omniavatar.engine.scopes import Forward
 from omniavatar.hookspecs import hookimpl
-from omniavatar.models.rope import grid_positions, rope_table
+from omniavatar.lazy import functional, torch
 from omniavatar.units.transformer import Transformer, tell_noise
-from omniavatar_s2v.adapter import MOTION, REFERENCE, VIDEO, tokens_of
 from omniavatar_s2v.audio import HEARS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar.engine.scopes import Forward
 
 REFERENCE_TIME = 30
 """The frame at which the reference picture stands, behind those of any clip."""
@@ -53,7 +52,7 @@ class S2VTransformer(Transformer):
         forward.x = torch.cat([forward.x + pose, forward.repeated(beside)], dim=1)
         forward.rope = torch.cat([forward.rope, positions])
         forward.frame_index = functional.pad(forward.frame_index + given, (0, extra), value=-1)
-        tell_noise(forward, lambda: torch.arange(video + extra, device=forward.x.device) < video)
+        tell_noise(self, forward, lambda: torch.arange(video + extra, device=forward.x.device) < video)
 
     @hookimpl(trylast=True)
     def unembed(self, forward: Forward) -> None:
@@ -66,6 +65,8 @@ class S2VTransformer(Transformer):
 
 def pose_tokens(forward: Forward) -> Tensor:
     """What is added to the tokens of the video (1 s d); no poses are zeros, of which the layer makes a bias."""
+    from omniavatar_s2v.adapter import VIDEO
+
     adapter = forward.engine.model("s2v_adapter")
     pose = forward.get("pose_latents")
     latents = torch.zeros_like(forward.latents) if pose is None else pose
@@ -75,6 +76,9 @@ def pose_tokens(forward: Forward) -> Tensor:
 
 def tokens_beside(forward: Forward) -> tuple[Tensor, Tensor]:
     """The tokens of picture and past (1 e d) and their rotary table (e hd/2 2)."""
+    from omniavatar.models.rope import grid_positions, rope_table
+    from omniavatar_s2v.adapter import MOTION, REFERENCE, tokens_of
+
     adapter, network = forward.engine.model("s2v_adapter"), forward.network
     picture, motion = forward["image_latent"], forward["motion_latents"]
     grid = (1, *forward.grid[1:])

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 from pydantic import Field, field_validator
 
 from omniavatar.engine.pictures import encode, settle_size, usable_sizes
-from omniavatar.engine.scopes import Forward, Job
 from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.image import choose_size, fit_image, load_image
 from omniavatar.units.transformer import tell_noise
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from omniavatar.engine.scopes import Forward, Job
 
 MULTIPLE = 32
 
@@ -72,4 +75,4 @@ class Ti2v(PipelineUnit):
         given = forward["given_latents"]
         if given is not None:
             frames, count = forward.frame_index, given.shape[2]
-            tell_noise(forward, lambda: (frames < 0) | (frames >= count))
+            tell_noise(self, forward, lambda: (frames < 0) | (frames >= count))

@@ -63,7 +63,7 @@ def run(*arguments: object) -> int:
 def test_a_picture_comes_to_life(models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inputs = ("--image", asset("demo", "portrait.png"), "--audio", asset("demo", "speech.flac"), "--prompt", "hi")
     path = tmp_path / "talk.mp4"
-    plan = ("--units", "wan-ti2v+audio+audio-adapter", "--size", "32x64", *SMALL)
+    plan = ("--units", "wan-ti2v+audio+audio-adapter-soundtrack", "--size", "32x64", *SMALL)
     assert run(*models, *plan, *inputs, "-o", path, "--quiet") == 0, capsys.readouterr().err
     info = probe_video(path)
     assert (info.width, info.height, info.frames, info.has_audio) == (64, 32, 13, True)

@@ -170,8 +170,8 @@ def test_a_cache_skips_steps() -> None:
 
 
 def test_it_talks() -> None:
-    look = made(f"{PLAN}+audio+audio-adapter", inputs={"audio": asset("demo", "speech.flac")}, frames=13)
-    silent = made(f"{PLAN}+audio+audio-adapter", frames=13)
+    look = made(f"{PLAN}+audio+audio-adapter-soundtrack", inputs={"audio": asset("demo", "speech.flac")}, frames=13)
+    silent = made(f"{PLAN}+audio+audio-adapter-soundtrack", frames=13)
     assert len(look.windows) == 2
     assert not torch.allclose(look.windows[0].latents, silent.windows[0].latents, atol=1e-3)
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
 from einops import rearrange
-from torch import Tensor
-from torch.nn import functional
 
+from omniavatar.lazy import functional, torch
 from omniavatar.media.image import resized
 
-Encode = Callable[[Tensor], Tensor]
-"""Pictures (1 3 t H W) in [-1, 1] to latents (1 c t' h w)."""
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    Encode = Callable[[Tensor], Tensor]
+    """Pictures (1 3 t H W) in [-1, 1] to latents (1 c t' h w)."""
 
 
 def filled(frames: Tensor, length: int, total: int, value: float) -> Tensor:

@@ -5,25 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-import torch
 from pydantic import BeforeValidator, Field
-from torch import Tensor
-from torch.nn import functional
 
-from omniavatar.engine.engine import Engine
 from omniavatar.engine.pictures import MULTIPLE, encode, settle_size
-from omniavatar.engine.scopes import Forward, Job, Window
 from omniavatar.engine.unit import ImageFile, InputKind, PipelineUnit, UnitInputs, UnitSettings, VideoFile, listed
 from omniavatar.errors import CheckpointError, InputError, PlanError
 from omniavatar.hookspecs import hookimpl
-from omniavatar.media.clip import Clip
+from omniavatar.lazy import functional, torch
 from omniavatar.media.footage import Footage
 from omniavatar.media.image import fit_image, load_image, size_near
 from omniavatar.media.video import probe_video
 from omniavatar_vace.context import filled, on_white, vace_context
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.scopes import Forward, Job, Window
+    from omniavatar.media.clip import Clip
 
 GREY = 0.5
 
