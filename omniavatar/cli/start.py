@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EARLY = (
-    click.Option(["--units"], metavar="PLAN", help="plan expression, such as default+teacache(threshold=0.2)-lora"),
+    click.Option(
+        ["--units"],
+        metavar="PLAN",
+        help="features to run: +teacache-lora changes what the configuration has, default+teacache replaces it; "
+        "omni units list says what there is",
+    ),
     click.Option(
         ["--config"], metavar="FILE", help="configuration, ours or the original's; or the name of a packaged one"
     ),
