@@ -13,10 +13,12 @@ from omniavatar.cli import console
 from omniavatar.cli.progress import duration
 from omniavatar.cli.run import RunCommand, ask, run
 from omniavatar.errors import InputError
+from omniavatar.threads import suit_threads
 
 if TYPE_CHECKING:
     from omniavatar.cli.videos import Video, VideoMaker
     from omniavatar.estimate.report import Estimate
+    from omniavatar.estimate.timing import Seconds
 
 
 @click.command(
@@ -40,11 +42,12 @@ def estimate_videos(maker: VideoMaker, videos: Sequence[Video]) -> int:
     if maker.config.gpus > 1 or maker.world.size > 1:
         raise InputError("an estimate is about one GPU; leave --gpus out (docs/scaling.md says what more of them give)")
     engine = maker.engine(maker.world, maker.device)
+    suit_threads(engine)
     good = [(video, request) for video in videos if (request := maker.tried(video, maker.request, engine, video))]
     rehearsal = Rehearsal(engine, [maker.watcher])
     made = 0
     for number, (video, request) in enumerate(good, start=1):
-        maker.watcher.title = f"rehearsing video {number}/{len(good)}, " if len(good) > 1 else "rehearsing, "
+        maker.watcher.title = f"estimating video {number}/{len(good)}, " if len(good) > 1 else "estimating, "
         with maker.watcher:
             result = maker.tried(video, rehearsal.estimate, request)
         if result is not None:
@@ -84,33 +87,50 @@ def phases_table(result: Estimate) -> Table:
     """Time and memory of the phases."""
     table = Table("phase", box=None, pad_edge=False, header_style="bold")
     on_gpu = result.peak_device is not None
-    for name in ("time", "share", *(["GPU memory"] if on_gpu else [])):
+    for name in ("time", "range", "share", *(["GPU memory"] if on_gpu else [])):
         table.add_column(name, justify="right")
     for phase in result.phases:
-        share = f"{phase.seconds / result.seconds:.0%}" if result.seconds else ""
-        table.add_row(phase.name, duration(phase.seconds), share, *([gib(phase.peak_device)] if on_gpu else []))
+        share = f"{phase.seconds.typical / result.seconds.typical:.0%}" if result.seconds.typical else ""
+        memory = [gib(phase.peak_device)] if on_gpu else []
+        table.add_row(phase.name, duration(phase.seconds.typical), ends(phase.seconds), share, *memory)
     table.add_section()
-    table.add_row("total", duration(result.seconds), "", *([gib(result.peak_device)] if on_gpu else []))
+    memory = [gib(result.peak_device)] if on_gpu else []
+    table.add_row("total", duration(result.seconds.typical), ends(result.seconds), "", *memory)
     return table
 
 
 def summary(result: Estimate) -> list[str]:
     """The rest in sentences."""
     calls, skipped = result.transformer_calls, result.transformer_calls_skipped
+    guidance = ", ".join(result.branches) if len(result.branches) > 1 else "none"
     lines = [
+        f"about {duration(result.seconds.typical)}, {ends(result.seconds)}, "
+        f"for {duration(result.frames / result.fps)} of video",
         f"{result.frames} frames of {result.height}x{result.width} in {count(result.windows, 'window')}, "
         f"{count(result.steps, 'step')} in all",
         f"{count(calls, 'transformer call')} of up to {result.tokens:,} tokens"
         + (f", the blocks skipped in {skipped} of them" if skipped else "")
-        + f"; guidance: {', '.join(result.branches)}",
+        + f"; guidance: {guidance}",
     ]
+    if result.is_busy:
+        lines.insert(
+            1,
+            "other work keeps this machine busy, so times vary: "
+            f"beside it a run takes up to {duration(result.seconds.high)}, without it about "
+            f"{duration(result.seconds.low)}",
+        )
     if result.peak_host is not None:
         lines.append(f"{gib(result.peak_host)} of host memory")
     if result.fits is not None:
         lines.append(f"{'fits in' if result.fits else 'does not fit in'} the GPU's {gib(result.total_device)}")
-    if result.left_out:
-        lines.append(f"loading the models is not in it; not rehearsed: {', '.join(result.left_out)}")
+    lines.append(f"not included: {', '.join(['loading the models', *result.left_out])}")
     return lines
+
+
+def ends(seconds: Seconds) -> str:
+    """The least and the most of a time: "14.0 to 21.5 s"."""
+    low, high = duration(seconds.low), duration(seconds.high)
+    return f"{low.removesuffix(' s') if high.endswith(' s') else low} to {high}"
 
 
 def count(number: int, what: str) -> str:

@@ -199,6 +199,10 @@ class Rescue:
         self.note()
 
     @hookimpl
+    def output_frames(self) -> None:
+        self.note()
+
+    @hookimpl
     def end_window(self) -> None:
         self.note()
 

@@ -154,6 +154,8 @@ class Engine:
         show: called before each part with what is being done, how many parts are over, and how many there are.
         """
         roles = list(dict.fromkeys(role for unit in self.plan.units for role in unit.roles))
+        if self._is_set_up and self._set_up_failure is None and not self._is_closed:
+            return
         with self.current():
             for index, role in enumerate(roles):
                 show(f"loading {role}", index, len(roles))
@@ -251,6 +253,7 @@ class Engine:
         self._networks.clear()
         self.values.clear()
         self.attention = AttentionSlot()
+        self.groups.close()
         self.groups = Groups()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 FRAMES = "frames"
 """The value under which a window holds its last decoded frames (1 3 t h w), those that the next one continues from."""
-GROUP_PIXELS = 2**24
-"""Decoded frames are handed on in groups of at most about so many pixels, whatever the decoder gives at once."""
+GROUP_PIXELS, FEWEST = 2**24, 4
+"""Decoded frames are handed on in groups of at most about so many pixels, but not of fewer frames than a latent has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,7 +255,7 @@ class Tail:
 def groups_of(decoded: Iterator[Tensor]) -> Generator[Tensor, None, None]:
     """The frames (1 3 t h w) of a decoder, in groups that are not too large, as float32."""
     for pixels in decoded:
-        count = max(1, GROUP_PIXELS // (pixels.shape[3] * pixels.shape[4]))
+        count = max(FEWEST, GROUP_PIXELS // (pixels.shape[3] * pixels.shape[4]) // FEWEST * FEWEST)
         for part in pixels.split(count, dim=2):
             yield part.float()
 

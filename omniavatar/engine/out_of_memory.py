@@ -24,6 +24,7 @@ import torch
 
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.hooks import Hooks
+from omniavatar.engine.loop import Loop
 from omniavatar.engine.plan import check_conflicts, make_unit
 from omniavatar.engine.scopes import Forward, Job, Step, Window
 from omniavatar.engine.unit import PipelineUnit
@@ -112,6 +113,8 @@ class Place:
         if isinstance(owner, Engine):
             self.engine = owner
             self.role = values.get("role") if code.co_name == "model" else self.role
+        elif isinstance(owner, Loop) and code.co_name == "decode":
+            self.hook = "decode_latents"  # a generator, so no frame of the hook's call is left
         elif isinstance(owner, Hooks) and not code.co_name.startswith("_"):
             self.hook = code.co_name
         elif isinstance(owner, PipelineUnit):
@@ -132,7 +135,9 @@ class Place:
             value = value.step
         if isinstance(value, Step):
             self.step, value = value, value.window
-        if isinstance(value, Window) and (self.step is None or self.step.window is value):
+        if isinstance(value, Window):
+            if self.step is not None and self.step.window is not value:
+                self.step = None  # of the window before, which an outer frame still names
             self.window, value = value, value.job
         if isinstance(value, Job):
             self.job, self.engine = value, value.engine

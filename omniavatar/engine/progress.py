@@ -100,24 +100,21 @@ class Progress:
         self.title = ""
         self.timings = Timings()
         self._started = time.perf_counter()
-        self._load_seconds = 0.0
         self._load_started: float | None = None
         self._marks: dict[str, Mark] = {}
         self._step_marks: list[Mark] = []
 
     def loading(self, doing: str, done: int, total: int) -> None:
         """Told by `Engine.load` before each part."""
-        now = time.perf_counter()
-        self._load_started = now if self._load_started is None else self._load_started
-        self._load_seconds = now - self._load_started
+        if done == 0 or self._load_started is None:
+            self._load_started = time.perf_counter()
         self._say(doing, done=done, total=total, phase="loading")
 
     @hookimpl(wrapper=True, tryfirst=True)
     def begin_job(self, job: Job) -> Iterator[None]:
-        if self._load_started is not None:
-            self._load_seconds = time.perf_counter() - self._load_started
-        self.timings = Timings(load_seconds=self._load_seconds)
         self._started = time.perf_counter()
+        self.timings = Timings(load_seconds=self._started - (self._load_started or self._started))
+        self._load_started = None
         self._marks = {"job": Mark(job.engine.device)}
         self._say("reading the inputs", phase="preparing")
         result = yield

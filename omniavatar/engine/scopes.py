@@ -9,11 +9,13 @@ scope is `engine.values`. What the skeleton of the algorithm itself needs are pl
 from __future__ import annotations
 
 import math
+import operator
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
+from numbers import Real
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from omniavatar.engine.windows import Span
 from omniavatar.errors import InputError
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from omniavatar.models.wan_dit import TimeValue
 
 MAX_SEED = 2**63 - 1
+MAX_SIDE = 2**16
 Default = TypeVar("Default")
 
 
@@ -99,22 +102,28 @@ class Request:
             raise InputError(f"the inputs are a mapping of names to values, not {type(self.inputs).__name__}")
         if self.seed is None or self.seed == -1:
             object.__setattr__(self, "seed", secrets.randbelow(2**32))
-        if not isinstance(self.seed, SupportsIndex) or not _is_whole(self.seed) or not 0 <= int(self.seed) <= MAX_SEED:
-            raise InputError(f"the seed is {self.seed!r}; give a whole number from 0 to 2**63 - 1, or -1 to draw one")
         if (self.height is None) != (self.width is None):
             raise InputError(f"the size is {self.height}x{self.width}; give both height and width, or neither")
-        for name, side in (("height", self.height), ("width", self.width)):
-            if side is not None and not (_is_whole(side) and side >= 1):
-                raise InputError(f"the {name} is {side!r}; give a whole number of pixels")
-        if not _is_whole(self.fps) or not 1 <= self.fps <= 1000:
-            raise InputError(f"the video has {self.fps!r} frames per second; give a whole number from 1 to 1000")
-        if self.seconds is not None and not (isinstance(self.seconds, int | float) and 0 < self.seconds < math.inf):
-            raise InputError(f"the video is {self.seconds!r} seconds long; give more than 0")
+        self._become_whole(
+            "seed", 0, MAX_SEED, "the seed is {}; give a whole number from 0 to 2**63 - 1, or -1 to draw one"
+        )
+        self._become_whole("height", 1, MAX_SIDE, "the height is {}; give a whole number of pixels")
+        self._become_whole("width", 1, MAX_SIDE, "the width is {}; give a whole number of pixels")
+        self._become_whole("fps", 1, 1000, "the video has {} frames per second; give a whole number from 1 to 1000")
+        seconds = self.seconds
+        if seconds is not None:
+            if not isinstance(seconds, Real) or isinstance(seconds, bool) or not 0 < seconds < math.inf:
+                raise InputError(f"the video is {seconds!r} seconds long; give more than 0")
+            object.__setattr__(self, "seconds", float(seconds))
 
-
-def _is_whole(value: Any) -> bool:
-    """Whether a value is an integer, and no truth value."""
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+    def _become_whole(self, name: str, least: int, most: int, message: str) -> None:
+        """See that a field is an integer, also one of numpy's, within bounds; None stays."""
+        value = getattr(self, name)
+        if value is None:
+            return
+        if not hasattr(value, "__index__") or isinstance(value, bool) or not least <= operator.index(value) <= most:
+            raise InputError(message.format(repr(value)))
+        object.__setattr__(self, name, operator.index(value))
 
 
 class Job(Scope):

@@ -85,11 +85,15 @@ def _inside(
             resume, value = inner.throw, error
         else:
             resume, value = inner.send, result
-        try:
-            with inside():
+        with inside():
+            try:
                 resume(value)
-        except StopIteration as stop:
-            return stop.value
+            except StopIteration as stop:
+                result = stop.value
+            else:
+                inner.close()
+                raise RuntimeError(f"the hook {hook} of '{unit}' is a wrapper with a second yield")
+        return result
 
     return wrapper if inspect.isgeneratorfunction(function) and is_wrapper(function) else plain
 

@@ -11,11 +11,9 @@ rehearsed. Memory is what the device's allocator says, plus the weights of the b
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,58 +24,20 @@ from omniavatar.engine.engine import Engine
 from omniavatar.engine.out_of_memory import host_peak
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.run import Run
-from omniavatar.engine.scopes import Forward, Job, Request, Window
+from omniavatar.engine.scopes import Forward, Request, Window
 from omniavatar.estimate.networks import Alike, RehearsalModels, signature, stand_in
-from omniavatar.estimate.report import Estimate, Network, Phase, WindowCost, total
+from omniavatar.estimate.report import Estimate, Network, Phase
+from omniavatar.estimate.timing import Calls, Clock, Lap, Seconds, time_of, total
 from omniavatar.hookspecs import hookimpl
 
-FEWEST_CALLS, MOST_CALLS = 4, 32
-SECONDS = 1.5
-"""A block is measured in at least so many calls, for at least this time (clocks of a GPU sink under load), at most in
-so many."""
+FEWEST_TIMES, MOST_TIMES = 2, 6
+REPEAT_SECONDS = 6.0
+"""How often a run is rehearsed, and how often while its times are not stable; as far as repeating takes no longer than
+this in all, nor than the run."""
 COPIED = 2**27
 """Bytes of a copy that is timed."""
 LOAD, PREPARE, DENOISE, DECODE = "load", "prepare", "denoise", "decode"
-
-
-class Clock:
-    """The time of the run: what passes on the device, and what skipped calls would have taken."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.skipped = 0.0
-
-    def wait(self) -> float:
-        """Seconds that have passed, once the device has done what it was told."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def skip(self, seconds: float) -> None:
-        """Let some time of the run pass."""
-        self.skipped += seconds
-
-    def now(self) -> float:
-        """The time of the run, with the calls that were skipped."""
-        return self.wait() + self.skipped
-
-
-@dataclass
-class Calls:
-    """Measured calls of one block with arguments of one signature."""
-
-    seconds: list[float] = field(default_factory=list)
-    result: Any = None
-
-    @property
-    def are_enough(self) -> bool:
-        count = len(self.seconds)
-        return count >= MOST_CALLS or (count >= FEWEST_CALLS and sum(self.seconds) >= SECONDS)
-
-    @property
-    def typical(self) -> float:
-        """Seconds of a call when it is warm."""
-        return statistics.median(self.seconds[1:] or self.seconds)
+PHASES = (PREPARE, DENOISE, DECODE)
 
 
 class Stand(nn.Module):
@@ -102,25 +62,21 @@ class Stand(nn.Module):
             return getattr(super().__getattr__("block"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        calls = self.calls.setdefault((signature(args), signature(kwargs)), Calls())
-        if calls.are_enough:
-            self.clock.skip(max(calls.typical, self.copying))
+        calls = self.calls.setdefault((signature(args), signature(kwargs)), Calls(self.copying))
+        if not self.clock.measures(calls):
             return args[0] if calls.result is None else calls.result
         self.memory.mark()
-        begin = self.clock.wait()
-        result = self.block(*args, **kwargs)
-        seconds = self.clock.wait() - begin
+        with self.clock.measuring(calls):
+            result = self.block(*args, **kwargs)
         self.memory.mark()
-        calls.seconds.append(seconds)
-        self.clock.skip(max(0.0, self.copying - seconds))
         if not (args and _same_form(result, args[0])):
             calls.result = result
         return result
 
     @property
-    def typical(self) -> float | None:
-        """Seconds of the longest kind of call, None if there was none."""
-        return max((calls.typical for calls in self.calls.values()), default=None)
+    def seconds(self) -> float:
+        """Of the longest kind of call, 0 if there was none."""
+        return max((calls.time.typical for calls in self.calls.values()), default=0.0)
 
 
 def _same_form(one: Any, other: Any) -> bool:
@@ -161,6 +117,39 @@ class Memory:
         return waiting + self.missing(torch.device("cpu"))
 
 
+@dataclass(frozen=True)
+class WindowSeen:
+    """A window: its steps, transformer calls, those whose blocks are skipped, tokens of the largest call, and laps by
+    phase."""
+
+    steps: int
+    calls: int
+    skipped: int
+    tokens: int
+    laps: Mapping[str, Lap]
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """One rehearsal: length, rate and size of the video, its windows, and laps of the whole run by phase.
+
+    took: seconds that it took itself, without measured calls.
+    """
+
+    frames: int
+    fps: int
+    size: tuple[int, int]
+    windows: Sequence[WindowSeen]
+    laps: Mapping[str, Lap]
+    took: float = 0.0
+
+
+def is_worth_repeating(times: Seconds, took: Sequence[float]) -> bool:
+    """Whether to rehearse once more. took: seconds of the rehearsals so far."""
+    wanted = FEWEST_TIMES if times.is_stable else MOST_TIMES
+    return len(took) < wanted and sum(took[1:]) + took[-1] <= min(REPEAT_SECONDS, times.typical)
+
+
 class Rehearsal:
     """Rehearses what an engine would do; the engine itself loads nothing.
 
@@ -179,35 +168,41 @@ class Rehearsal:
         self.clock = Clock(engine.device)
         self.memory = Memory(engine.device, self.models.networks)
         self.count = Count()
+        self.observers = tuple(observers)
         self.engine = Engine(
-            Plan(tuple(units)),
-            self.models,
-            device=engine.device,
-            dtype=engine.dtype,
-            observers=[*observers, self.count],
+            Plan(tuple(units)), self.models, device=engine.device, dtype=engine.dtype, observers=[self.count]
         )
         self._stands: dict[str, list[Stand]] = {}
 
     @torch.inference_mode()
     def estimate(self, request: Request) -> Estimate:
-        """What a request would cost. A further one uses the times that are known by then."""
+        """What a request would cost. A further one uses the times that are known by then.
+
+        The whole is rehearsed a few times if that is quick, since what stands outside the blocks is timed once in each.
+        """
         self.wanted.parse_inputs(request.inputs)
         if not self.models.networks:
             self._set_up()
             if self.warms_up:
-                self._rehearse(request)
-        return self._rehearse(request)
+                self._rehearse(request, self.observers)
+        rehearsed: list[Rehearsed] = []
+        while True:
+            rehearsed.append(self._rehearse(request, () if rehearsed else self.observers))
+            estimate = self._report(rehearsed)
+            if not is_worth_repeating(estimate.seconds, [each.took for each in rehearsed]):
+                return estimate
 
     @property
     def warms_up(self) -> bool:
         """Whether the first time does not count: on a GPU, kernels are compiled or chosen when they are first used."""
         return self.engine.device.type == "cuda"
 
-    def _rehearse(self, request: Request) -> Estimate:
+    def _rehearse(self, request: Request, observers: Iterable[Any] = ()) -> Rehearsed:
         inputs = {name: value for name, value in request.inputs.items() if name in self.engine.plan.input_fields}
-        with self.engine.start(replace(request, inputs=inputs)) as run:
-            before, windows, after = self._run(run)
-            return self._report(run.job, before, windows, after)
+        with self.engine.start(replace(request, inputs=inputs), observers=observers) as run:
+            begin = self.clock.outside()
+            rehearsed = self._run(run)
+            return replace(rehearsed, took=self.clock.outside() - begin)
 
     def _set_up(self) -> None:
         """Make the networks, let units change them, and put the stand-ins in their places."""
@@ -250,71 +245,74 @@ class Rehearsal:
             for each in stands:
                 each.copying = share * network.largest_block * self._copying
 
-    def _run(self, run: Run) -> tuple[float, list[WindowCost], float]:
-        """The run itself, but of windows that are alike the first only: seconds before and after, windows."""
+    def _run(self, run: Run) -> Rehearsed:
+        """The run itself, but of windows that are alike the first only."""
         with self._phase(PREPARE) as before:
             run.begin()
-        likenesses = [(span.frames, span.given, min(index, 1)) for index, span in enumerate(run.job.spans)]
+        job = run.job
+        likenesses = [(span.frames, span.given, min(index, 1)) for index, span in enumerate(job.spans)]
         first = {likeness: index for index, likeness in reversed(list(enumerate(likenesses)))}
         windows = run.windows(sorted(first.values()))
-        costs = {likenesses[index]: self._window(run, windows) for index in sorted(first.values())}
+        seen = {likenesses[index]: self._window(run, windows) for index in sorted(first.values())}
         next(windows, None)  # closes the last one
         with self._phase(DECODE) as after:
             run.finish()
-        return before[0], [costs[likeness] for likeness in likenesses], after[0]
+        all_seen = [seen[likeness] for likeness in likenesses]
+        laps = {name: sum((window.laps[name] for window in all_seen), Lap()) for name in PHASES}
+        laps[PREPARE] += before[0]
+        laps[DECODE] += after[0]
+        return Rehearsed(job.length, job.fps, job.size, all_seen, laps)
 
-    def _window(self, run: Run, windows: Iterator[Window]) -> WindowCost:
+    def _window(self, run: Run, windows: Iterator[Window]) -> WindowSeen:
         self.count.begin()
         with self._phase(PREPARE) as prepare:
             window = next(windows)
         with self._phase(DENOISE) as denoise:
             for _ in run.denoise(window):
                 pass
-        steps = len(window.steps)
         with self._phase(DECODE) as decode:
             for _ in run.decode(window):
                 pass
+            run.loop.close_window(window)
+        laps = {PREPARE: prepare[0], DENOISE: denoise[0], DECODE: decode[0]}
         count = self.count
-        return WindowCost(
-            window.span.frames, steps, count.calls, count.skipped, count.tokens, prepare[0], denoise[0], decode[0]
-        )
+        return WindowSeen(window.step_count, count.calls, count.skipped, count.tokens, laps)
 
     @contextmanager
-    def _phase(self, name: str) -> Iterator[list[float]]:
-        """A phase of the run; the list gets its seconds."""
+    def _phase(self, name: str) -> Iterator[list[Lap]]:
+        """A phase of the run; the list gets what has passed."""
         self.memory.mark()
         self.memory.phase = name
-        seconds: list[float] = []
-        begin = self.clock.now()
-        yield seconds
-        seconds.append(self.clock.now() - begin)
+        laps: list[Lap] = []
+        self.clock.lap()
+        yield laps
+        laps.append(self.clock.lap())
         self.memory.mark()
 
-    def _report(self, job: Job, before: float, windows: Sequence[WindowCost], after: float) -> Estimate:
-        height, width = job.size
-        prepare = before + total(windows, "prepare")
-        denoise, decode = total(windows, "denoise"), total(windows, "decode") + after
+    def _report(self, rehearsed: Sequence[Rehearsed]) -> Estimate:
+        last = rehearsed[-1]
+        height, width = last.size
+        blocks = total(lap.inside for lap in last.laps.values())
         peaks = self.memory.peaks
         return Estimate(
             units=[repr(unit) for unit in self.wanted.units],
             left_out=[unit.name for unit in self.wanted.units if not unit.rehearses],
             device=str(self.engine.device),
             dtype=str(self.engine.dtype).removeprefix("torch."),
-            frames=job.length,
-            fps=job.fps,
+            frames=last.frames,
+            fps=last.fps,
             height=height,
             width=width,
-            windows=len(windows),
-            steps=int(total(windows, "steps")),
-            transformer_calls=int(total(windows, "calls")),
-            transformer_calls_skipped=int(total(windows, "skipped")),
-            tokens=max((cost.tokens for cost in windows), default=0),
+            windows=len(last.windows),
+            steps=sum(window.steps for window in last.windows),
+            transformer_calls=sum(window.calls for window in last.windows),
+            transformer_calls_skipped=sum(window.skipped for window in last.windows),
+            tokens=max((window.tokens for window in last.windows), default=0),
             branches=sorted(self.count.branches),
             networks=[self._network(role) for role in self.models.networks],
             phases=[
-                Phase("prepare", prepare, peaks.get(PREPARE)),
-                Phase("denoise", denoise, peaks.get(DENOISE)),
-                Phase("decode", decode, peaks.get(DECODE)),
+                Phase(name, time_of([each.laps[name] for each in rehearsed], blocks), peaks.get(name))
+                for name in PHASES
             ],
             peak_device=max(peaks.values(), default=None),
             total_device=total_memory(self.engine.device),
@@ -332,7 +330,7 @@ class Rehearsal:
             on_device=network.on_device,
             in_host=network.in_host,
             blocks=network.blocks,
-            block_seconds=max((each.typical or 0.0 for each in self._stands.get(role, ())), default=0.0) or None,
+            block_seconds=max((stand.seconds for stand in self._stands.get(role, ())), default=0.0) or None,
         )
 
 

@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from omniavatar.estimate.timing import BUSY, Seconds, total
+
 MIB = 2**20
-
-
-@dataclass(frozen=True)
-class WindowCost:
-    """A window: its frames, steps, transformer calls, those whose blocks are skipped, tokens of the largest call, and
-    seconds."""
-
-    frames: int
-    steps: int
-    calls: int
-    skipped: int
-    tokens: int
-    prepare: float
-    denoise: float
-    decode: float
-
-
-def total(windows: Iterable[WindowCost], name: str) -> float:
-    """The sum of a number over all windows."""
-    return float(sum(getattr(window, name) for window in windows))
 
 
 @dataclass(frozen=True)
@@ -48,10 +29,10 @@ class Network:
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of the run: its seconds in all, and the most bytes of the device in it (None on the CPU)."""
+    """A phase of the run: its time in all, and the most bytes of the device in it (None on the CPU)."""
 
     name: str
-    seconds: float
+    seconds: Seconds
     peak_device: int | None
 
 
@@ -84,9 +65,14 @@ class Estimate:
     peak_host: int | None
 
     @property
-    def seconds(self) -> float:
+    def seconds(self) -> Seconds:
         """Of the whole video, without the loading of models."""
-        return sum(phase.seconds for phase in self.phases)
+        return total(phase.seconds for phase in self.phases)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether times varied so much that something else must keep the machine busy."""
+        return self.seconds.spread > BUSY
 
     @property
     def fits(self) -> bool | None:
@@ -96,7 +82,7 @@ class Estimate:
         return self.peak_device <= self.total_device
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; seconds, and MiB of memory."""
+        """Plain values; seconds, from the least to the most, and MiB of memory."""
         return {
             "frames": self.frames,
             "fps": self.fps,
@@ -112,8 +98,11 @@ class Estimate:
             "transformer_calls_skipped": self.transformer_calls_skipped,
             "tokens": self.tokens,
             "branches": self.branches,
-            **{f"{phase.name}_seconds": round(phase.seconds, 3) for phase in self.phases},
-            "generate_seconds": round(self.seconds, 3),
+            **{f"{phase.name}_seconds": round(phase.seconds.typical, 3) for phase in self.phases},
+            "generate_seconds": round(self.seconds.typical, 3),
+            **{f"{phase.name}_seconds_range": ends(phase.seconds) for phase in self.phases},
+            "generate_seconds_range": ends(self.seconds),
+            "busy": self.is_busy,
             **{f"{phase.name}_gpu_mib": mib(phase.peak_device) for phase in self.phases},
             "peak_gpu_mib": mib(self.peak_device),
             "gpu_mib": mib(self.total_device),
@@ -133,6 +122,11 @@ class Estimate:
                 for network in self.networks
             ],
         }
+
+
+def ends(seconds: Seconds) -> list[float]:
+    """The least and the most seconds, as JSON values."""
+    return [round(seconds.low, 3), round(seconds.high, 3)]
 
 
 def mib(size: int | None) -> float | None:

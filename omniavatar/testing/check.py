@@ -26,12 +26,14 @@ from pydantic import ValidationError
 from omniavatar.cli.fields import leaves
 from omniavatar.cli.new_plugin import NAME
 from omniavatar.cli.run import run
-from omniavatar.engine.hooks import hook_faults
+from omniavatar.engine.hooks import SPECS, hook_faults
 from omniavatar.engine.loop import FRAMES as DECODED
-from omniavatar.engine.plan import PREVIOUS, Catalog, Plan, build_plan, claims_hook, hooks_of, parse
+from omniavatar.engine.plan import PREVIOUS, Catalog, Plan, answers, build_plan, claims_hook, hooks_of, parse
 from omniavatar.engine.residency import OUTSIDE_STEPS
+from omniavatar.engine.surround import Around
 from omniavatar.engine.unit import ALL, PipelineUnit, declaration_faults
 from omniavatar.errors import OmniError, nearest
+from omniavatar.hookspecs import PROJECT
 from omniavatar.plugins import discover
 from omniavatar.testing.stage import (
     FRAMES,
@@ -60,6 +62,8 @@ SIZE = (48, 16)
 ROUNDING = 1e-4
 """How far results may be apart, of their size, where the same sums are made in another order."""
 RANKS = 2
+ONE_ANSWER = frozenset(name for name, spec in SPECS.items() if getattr(spec, f"{PROJECT}_spec")["firstresult"])
+"""Hooks of which the first answer counts."""
 SKELETON = {"dit", "vae"}
 """Roles that every engine loads, whoever asks for them."""
 
@@ -155,6 +159,25 @@ class Subject:
         """The video, by a new engine; with a `state` what follows its first window."""
         player = self.player(*observers, change=change)
         return player.play(self.request(player.engine.plan, frames=frames), state)
+
+    def asked(self, change: str, frames: int) -> tuple[Take, set[str]]:
+        """The video, and the hooks with one answer for which this unit was asked while it was made."""
+        asked: set[str] = set()
+
+        @contextmanager
+        def inside(unit: str, hook: str) -> Iterator[None]:
+            if unit == self.unit_class.name and answers(self.unit_class, hook):
+                asked.add(hook)
+            yield
+
+        player = self.player(change=change)
+        with player.engine.instrumented(Around(inside, ONE_ANSWER)):
+            return player.play(self.request(player.engine.plan, frames=frames)), asked
+
+    @cached_property
+    def asked_alone(self) -> set[str]:
+        """The hooks with one answer for which the unit is asked in its own plan."""
+        return self.asked("", ONE_WINDOW)[1]
 
     def request(self, plan: Plan, *, frames: int = FRAMES) -> Request:
         """The video that all checks begin with."""
@@ -485,7 +508,7 @@ def exact_is_exact(subject: Subject) -> None:
 
 
 def goes_with_built_in_units(subject: Subject) -> None:
-    """With each built-in unit more, and without each, the plan makes a video or is refused with a reason."""
+    """With each built-in unit more, and without each, it is asked for its answers and makes a video, or is refused."""
     present, more = set(parse(subject.expression, subject.catalog)), []
     for unit in BUILTIN:
         if unit.name in present:
@@ -494,19 +517,29 @@ def goes_with_built_in_units(subject: Subject) -> None:
         elif not refusal(subject, f"+{unit.name}"):
             more.append(f"+{unit.name}")
     try:
-        finite(subject.play(change="".join(more)))
+        take, asked = subject.asked("".join(more), FRAMES)
+        finite(take)
+        is_heard = subject.asked_alone <= asked
     except OmniError:
-        for change in more:
-            works_or_is_refused(subject, change)
+        is_heard = False
+    for change in () if is_heard else more:
+        works_or_is_refused(subject, change)
 
 
 def works_or_is_refused(subject: Subject, change: str) -> None:
-    """A video, or an error for the user in one line."""
+    """A video for which the unit gave its answers, or an error for the user in one line."""
     with naming(f"with '{subject.expression}{change}'"):
         try:
-            finite(subject.play(change=change, frames=ONE_WINDOW))
+            take, asked = subject.asked(change, ONE_WINDOW)
+            finite(take)
         except OmniError as error:
             one_line(error)
+            return
+        lost = sorted(subject.asked_alone - asked) if change.startswith("+") else []
+        assert not lost, (
+            f"its {lost[0]} is never asked, since another unit answers first; wrap the hook, declare the conflict, or "
+            "name it in passes_on if None is an answer"
+        )
 
 
 def refusal(subject: Subject, change: str) -> str:

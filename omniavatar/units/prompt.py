@@ -63,7 +63,7 @@ class Prompt(PipelineUnit):
     @hookimpl
     def begin_job(self, job: Job) -> None:
         engine = job.engine
-        job["encode_text"] = partial(self.encode, engine)
+        job["encode_text"] = partial(self.encode, engine, what="text")
         job["prompt_embedding"] = self.encode(engine, job.inputs(self).prompt)
         job["negative_embedding"] = self._negative(engine)
 
@@ -97,7 +97,8 @@ class Prompt(PipelineUnit):
         tokenizer, text, length = self._tokenizer(engine), clean(text), self.settings.length
         lost = words_beyond(text, length, lambda part: len(tokenizer(part, verbose=False)["input_ids"]))
         if lost:
-            log.warning(
+            log.log(
+                logging.INFO if text == NEGATIVE_PROMPT else logging.WARNING,  # the default is nobody's own
                 "the %s is longer than the %d tokens that are kept, so its last words do nothing: %s",
                 *(what, length, shorten(" ".join(lost), SHOWN, placeholder=" ...")),
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from omniavatar.engine.scopes import Job
@@ -18,6 +20,9 @@ class Soundtrack(PipelineUnit):
 
     name = "soundtrack"
     provides = ("soundtrack",)
+    conflicts: ClassVar = {
+        "audio-adapter": "its audio layers would hear nothing; the unit audio puts the sound into the file as well"
+    }
 
     class Inputs(UnitInputs):
         audio: AudioFile | None = Field(None, description="the sound, any sound or video file that ffmpeg reads")

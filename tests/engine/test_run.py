@@ -240,21 +240,18 @@ def test_progress_says_how_far_it_is() -> None:
 # Cancelling, failing --------------------------------------------------------------------------------------------------
 
 
-def alive(*kinds: type) -> list[Any]:
-    """The objects of these kinds that are not freed."""
-    return [each for each in gc.get_objects() if type(each) in kinds]
-
-
+Alive = Callable[[], list[Any]]
 SCOPES = (Window, Step, Branch, Forward, Frames, Job, Loop)
 
 
 @pytest.fixture
-def without_cycles() -> Iterator[None]:
-    """What is in a circle is not freed."""
+def alive() -> Iterator[Callable[[], list[Any]]]:
+    """Gives the scopes that were made in this test and are not freed, although what is in a circle is not collected."""
     gc.collect()
     gc.disable()
+    older = {id(each) for each in gc.get_objects() if type(each) in SCOPES}
     try:
-        yield
+        yield lambda: [each for each in gc.get_objects() if type(each) in SCOPES and id(each) not in older]
     finally:
         gc.enable()
         gc.collect()
@@ -273,16 +270,14 @@ class EndsIn:
             self.do()
 
 
-@pytest.mark.usefixtures("without_cycles")
-def test_nothing_is_held_after_a_success() -> None:
+def test_nothing_is_held_after_a_success(alive: Alive) -> None:
     maker = engine(FirstBlockCache(threshold=10))
     result = maker.generate(request())
     assert result.frames == 26
-    assert alive(*SCOPES) == []
+    assert alive() == []
 
 
-@pytest.mark.usefixtures("without_cycles")
-def test_a_cancel_takes_effect_before_the_next_step_and_leaves_nothing() -> None:
+def test_a_cancel_takes_effect_before_the_next_step_and_leaves_nothing(alive: Alive) -> None:
     maker = engine(FirstBlockCache(threshold=10))
     runs: list[Run] = []
     run = maker.start(request(), observers=[ends := EndsIn(8, lambda: runs[0].cancel())])  # noqa: PLW0108
@@ -290,30 +285,28 @@ def test_a_cancel_takes_effect_before_the_next_step_and_leaves_nothing() -> None
     with pytest.raises(Cancelled, match="cancelled"):
         list(run)
     assert ends.count == 0
-    assert alive(*SCOPES) == []
+    assert alive() == []
     assert run.is_over
     with pytest.raises(Cancelled):
         run.result()
     assert maker.generate(request()).frames == 26
 
 
-@pytest.mark.usefixtures("without_cycles")
-def test_a_run_that_nobody_works_on_is_cancelled_at_once() -> None:
+def test_a_run_that_nobody_works_on_is_cancelled_at_once(alive: Alive) -> None:
     maker = engine()
     run = maker.start(request())
     first = next(iter(run))
     thread = threading.Thread(target=run.cancel)
     thread.start()
     thread.join()
-    assert alive(*SCOPES) == []
+    assert alive() == []
     with pytest.raises(Cancelled):
         next(iter(run))
     assert len(first.frames) == 9
     run.cancel()
 
 
-@pytest.mark.usefixtures("without_cycles")
-def test_cancelling_from_another_thread() -> None:
+def test_cancelling_from_another_thread(alive: Alive) -> None:
     maker, begun = engine(), threading.Event()
     is_cancelled = threading.Event()
 
@@ -333,11 +326,10 @@ def test_cancelling_from_another_thread() -> None:
     with pytest.raises(Cancelled):
         run.result()
     thread.join()
-    assert alive(*SCOPES) == []
+    assert alive() == []
 
 
-@pytest.mark.usefixtures("without_cycles")
-def test_a_failure_leaves_nothing_and_the_next_video_is_the_same() -> None:
+def test_a_failure_leaves_nothing_and_the_next_video_is_the_same(alive: Alive) -> None:
     maker = engine(FirstBlockCache(threshold=10))
     with maker.start(request()) as run:
         expected = shown(run)
@@ -347,18 +339,17 @@ def test_a_failure_leaves_nothing_and_the_next_video_is_the_same() -> None:
 
     with pytest.raises(RuntimeError, match="broken"):
         maker.generate(request(), observers=[EndsIn(8, fail)])
-    assert alive(*SCOPES) == []
+    assert alive() == []
     with maker.start(request()) as run:
         assert np.array_equal(shown(run), expected)
 
 
-@pytest.mark.usefixtures("without_cycles")
-def test_leaving_the_with_block_early_ends_the_run() -> None:
+def test_leaving_the_with_block_early_ends_the_run(alive: Alive) -> None:
     maker = engine()
     with maker.start(request()) as run:
         next(iter(run))
     assert run.is_over
-    assert alive(*SCOPES) == []
+    assert alive() == []
     with pytest.raises(InputError, match="no result"):
         run.result()
     with pytest.raises(InputError, match="run is over"):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import pytest
 import torch
 from pydantic import AfterValidator, BaseModel, Field
+from torch import Tensor
 
 from omniavatar.engine.engine import Engine
+from omniavatar.engine.plan import Catalog
 from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Step, Window
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.wan_dit import WanDiT
+from omniavatar.plugins import discover
 from omniavatar.testing import FakeVAE, check_unit
+from omniavatar.testing import check as check_module
 from omniavatar.testing.check import PROMISES
 from omniavatar.testing.stage import Network
 from omniavatar.testing.tiny import DIT
@@ -550,3 +554,34 @@ def test_a_misspelt_input_is_named() -> None:
 def test_a_plan_without_the_unit_is_named() -> None:
     with pytest.raises(AssertionError, match=f"'{PLAN.replace('+', '.')}' has no unit 'sound'"):
         check_unit(Sound, plan=PLAN, networks=NETWORKS)
+
+
+class Thief(PipelineUnit):
+    """Says that it leaves something to others, and never does."""
+
+    name = "thief"
+    passes_on = ("predict",)
+
+    @hookimpl(tryfirst=True)
+    def predict(self, step: Step, branches: Sequence[Branch]) -> Sequence[Tensor]:
+        return step.loop.one_call_each(step, branches)
+
+
+class Heard(Thief):
+    """Wants to be asked."""
+
+    name = "heard"
+
+    @hookimpl
+    def predict(self, step: Step, branches: Sequence[Branch]) -> Sequence[Tensor]:
+        return step.loop.one_call_each(step, branches)
+
+
+def test_an_answer_that_nobody_asks_for_is_a_broken_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = discover().catalog()
+    catalog = Catalog({**found.units, Thief.name: Thief}, found.presets)
+    monkeypatch.setattr(check_module, "BUILTIN", (Thief,))
+    monkeypatch.setattr(check_module.Subject, "installed", catalog)
+    others = {name: "only one counts here" for name in PROMISES if name != "together"}
+    with pytest.raises(AssertionError, match="its predict is never asked, since another unit answers first"):
+        check_unit(Heard, skip=others)

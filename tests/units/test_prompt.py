@@ -151,6 +151,13 @@ def test_a_text_that_is_too_long_says_which_words_are_lost(
     assert [record.getMessage() for record in caplog.records] == ([words] if lost else [])
 
 
+def test_nobody_is_warned_of_what_nobody_wrote(caplog: pytest.LogCaptureFixture) -> None:
+    unit = Prompt(tokenizer=TOKENIZER, length=8)
+    engine = engine_for(unit, encoder=FakeTextEncoder(), dit=FakeDiT())
+    unit.encode(engine, unit.settings.negative, "negative prompt")
+    assert not caplog.records
+
+
 def test_a_long_rest_is_shown_in_short(caplog: pytest.LogCaptureFixture) -> None:
     unit = prompt_unit(length=8)
     engine = engine_for(unit, encoder=FakeTextEncoder(), dit=FakeDiT())
@@ -161,7 +168,7 @@ def test_a_long_rest_is_shown_in_short(caplog: pytest.LogCaptureFixture) -> None
     assert len(line) < 320
 
 
-def test_a_single_word_that_is_too_long_is_lost_in_part(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_single_word_that_is_too_long_is_lost_in_part() -> None:
     assert words_beyond("a" * 100, 8, len) == ["a" * 100]
     assert words_beyond("", 8, len) == []
 

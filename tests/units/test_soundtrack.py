@@ -45,5 +45,7 @@ def test_presets_without_a_voice_take_a_sound_all_the_same() -> None:
         units = parse(expression, catalog)
         if "write-video" in units:
             assert {"audio", "soundtrack", "s2v-audio"} & units.keys(), f"{name} has no unit for a sound"
-    with pytest.raises(PlanError, match="both provide 'soundtrack'"):
+    with pytest.raises(PlanError, match="its audio layers would hear nothing"):
         build_plan("default+soundtrack", catalog)
+    with pytest.raises(PlanError, match="both provide 'soundtrack'"):
+        build_plan("default-audio-adapter+soundtrack", catalog)
