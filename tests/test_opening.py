@@ -32,9 +32,9 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     shutil.copy(asset("demo", "portrait.png"), "face.png")
     shutil.copy(asset("demo", "speech.flac"), "voice.wav")
     code = "".join(block["text"] for block in BLOCK.finditer(PAGE.read_text()))
-    short = code.replace('"steps": 10', '"steps": 1').replace("Request({", "Request(seconds=0.2, inputs={")
+    short = code.replace('"steps": 10', '"steps": 1').replace("Request({", "Request(seconds=0.24, inputs={")
     names: dict[str, Any] = {}
-    exec(short.replace("}, seconds=1)", "})"), names)
+    exec(re.sub(r"\}, seconds=\d+\)", "})", short), names)
     assert probe_video(tmp_path / "talk.mp4").has_audio
     assert names["video"].shape == (3, 6, 128, 128)
     assert 0 <= names["video"].min() < names["video"].max() <= 1
