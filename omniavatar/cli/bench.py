@@ -420,7 +420,7 @@ def check_faces(inputs: Mapping[str, Any], size: tuple[int, int] | None) -> None
     if "image" in inputs:
         raise InputError("--faces brings a picture for each seed; leave --image out, or --faces")
     if size is not None and size[0] != size[1]:
-        raise InputError(f"--size is {size[0]}x{size[1]} and procedural faces are square; give such as 128x128")
+        raise InputError(f"--size is {size[1]}x{size[0]} and procedural faces are square; give such as 128x128")
 
 
 def check_writable(folder: Path) -> None:

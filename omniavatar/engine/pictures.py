@@ -41,7 +41,7 @@ def settle_size(job: Job, choose: Callable[[], Size], multiple: int = MULTIPLE) 
         job.height, job.width = choose()
     if not is_usable(job.size, multiple):
         height, width = job.size
-        raise InputError(f"the size {height}x{width} is not made of positive multiples of {multiple}")
+        raise InputError(f"the size {width}x{height} is not made of positive multiples of {multiple}")
 
 
 def encode(engine: Engine, pictures: Tensor, *, tiled: bool = False) -> Tensor:
