@@ -223,6 +223,9 @@ def engine_of(
     if unused and world.is_main:
         log.warning("no unit of the plan uses what the model files have for: %s", ", ".join(sorted(unused)))
     dtype = torch_dtype(config.dtype, device)
+    if is_slow(dtype, device, config.device) and world.is_main:
+        name = dtype_name(dtype)
+        log.warning("%s on a CPU can take 100 times as long as fp32, the default there; leave the dtype out", name)
     return Engine(plan, bundle, device=device, dtype=dtype, observers=observers, world=world)
 
 
@@ -265,6 +268,14 @@ def torch_dtype(name: str, device: torch.device) -> torch.dtype:
         name = "fp32" if device.type == "cpu" else "bf16"
     dtype: torch.dtype = getattr(torch, DTYPES[name])
     return dtype
+
+
+def is_slow(dtype: torch.dtype, device: torch.device, name: str) -> bool:
+    """Whether a device has few fast kernels for a precision, unless it only stands for the GPU that the name means."""
+    import torch
+
+    is_real = name == "cpu" or not torch.cuda.is_available()
+    return device.type == "cpu" and is_real and dtype != torch.float32
 
 
 def dtype_name(dtype: str | torch.dtype) -> str:
