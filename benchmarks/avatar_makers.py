@@ -134,7 +134,7 @@ class Engines:
         }
         given = {name: value for name, value in inputs.items() if value is not None}
         side = self.side
-        request = Request(given, self._seed + asked.clip.who.seed, side, side, seconds=(asked.frames - 1) / 25)
+        request = Request(given, self._seed + asked.clip.who.seed, side, side, seconds=asked.frames / 25)
         started = time.perf_counter()
         with engine.start(request) as run:
             chunks = list(run)

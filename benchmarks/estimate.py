@@ -1,7 +1,7 @@
 """How well `omni estimate` foresees a run: `python -m benchmarks.estimate --size 14b --output results.json`.
 
 For every plan: what a rehearsal says, and what the same video then takes, with networks of the true shapes and random
-weights; and by what part the estimate is off. Two windows of 400x720x105 with a picture, audio and joint guidance. On a
+weights; and by what part the estimate is off. Two windows of 720x400x105 with a picture, audio and joint guidance. On a
 machine without a GPU it runs a small size, to show that it works.
 """
 

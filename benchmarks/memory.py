@@ -1,6 +1,6 @@
 """What little memory costs: `python -m benchmarks.memory --size 14b --output benchmarks/results/memory-14b.json`.
 
-Seconds of a denoising step (one transformer call of 400x720x105, so 30,375 tokens, with audio, bf16, random weights of
+Seconds of a denoising step (one transformer call of 720x400x105, so 30,375 tokens, with audio, bf16, random weights of
 the true shapes) with all weights on the GPU, with `offload` under a cap on what torch may reserve there, with `fp8`,
 and with `disk-offload` from a file of those shapes; then what it takes to load that file. Peaks are of torch's
 allocator; what the CUDA context takes comes on top. All steps are timed in one process, one plan after another, the

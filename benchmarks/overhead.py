@@ -55,7 +55,7 @@ class Prepared:
         self.engine = Engine(plan, models)
         self.bare_dit: Any = models.load("dit", dtype=torch.float32)
         inputs = {"image": asset("demo", "portrait.png"), "audio": asset("demo", "speech.flac"), "prompt": "A talk."}
-        self.request = Request(inputs, seconds=1.92)
+        self.request = Request(inputs, seconds=1.96)
         self.run = self.engine.start(self.request)
         self.run.begin()
 

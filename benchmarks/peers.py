@@ -1,6 +1,6 @@
 """Beside diffusers: `python -m benchmarks.peers --size 14b --output results.json`.
 
-One transformer call of 400x720x105 (30,375 tokens), 512 text tokens, bf16, batch 1, random weights of the true shapes:
+One transformer call of 720x400x105 (30,375 tokens), 512 text tokens, bf16, batch 1, random weights of the true shapes:
 this engine with audio, by several plans, and diffusers' transformer without audio, with its blocks compiled and cuDNN's
 attention. Then the decoding of the window's 27 latent frames by both VAEs with equal weights, and how far the pictures
 differ. All ways take turns, round by round; a time is the median of the rounds. Last every kernel for self-attention

@@ -1,7 +1,7 @@
 """How much several GPUs help: `python -m benchmarks.scaling --size 14b --output results.json`.
 
 For every number of ranks and every way of using them: the seconds of a denoising step (joint guidance, so two
-transformer calls) of one 400x720x105 window with random weights, the speed-up over one rank, the efficiency, and the
+transformer calls) of one 720x400x105 window with random weights, the speed-up over one rank, the efficiency, and the
 bytes that a rank sends per step against what the link moves in that time. Ranks beyond the GPUs of this machine stay in
 the table as "not run". On a machine without a GPU it runs the tiny model with gloo, to show that it works; those times
 mean nothing.

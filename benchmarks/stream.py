@@ -1,6 +1,6 @@
 """What frames cost between the last step and the file: memory, time to the first frame, and waiting for the encoder.
 
-    python -m benchmarks.stream --size 720x1280 --window 81 --windows 3 [--device cuda --vae wan] [--output FILE]
+    python -m benchmarks.stream --size 1280x720 --window 81 --windows 3 [--device cuda --vae wan] [--output FILE]
 
 A transformer that computes nothing, so that decoding, encoding and what is kept from window to window are all there is.
 vae: `fake` has the shapes of Wan 2.1's VAE (16 channels, 8x8 pixels, 4 frames) and computes nothing; `wan` is that VAE
@@ -188,7 +188,7 @@ def engine_of(arguments: argparse.Namespace, frames: int, watch: Watch) -> Engin
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """One video, after a first one that does not count."""
-    height, width = (int(side) for side in arguments.size.split("x"))
+    width, height = (int(side) for side in arguments.size.split("x"))
     frames = arguments.window + (arguments.windows - 1) * (arguments.window - arguments.overlap)
     host, watch, waits = Host(), Watch(), waited_for_encoder()
     engine = engine_of(arguments, frames, watch)
@@ -229,7 +229,7 @@ def median(after: list[float], before: list[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=inspect.getdoc(inspect.getmodule(main)))
-    parser.add_argument("--size", default="720x1280")
+    parser.add_argument("--size", default="1280x720", metavar="WIDTHxHEIGHT")
     parser.add_argument("--window", type=int, default=81)
     parser.add_argument("--overlap", type=int, default=13)
     parser.add_argument("--windows", type=int, default=3)

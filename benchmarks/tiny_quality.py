@@ -49,7 +49,7 @@ from rich.table import Table
 
 from benchmarks.avatar_makers import Asked, Drawn, Engines, Made, Maker, through_vae
 from omniavatar.bench.machine import command, machine
-from omniavatar.config import RunConfig, find_config, parse_config, read_yaml
+from omniavatar.config import RunConfig, find_config, parse_config, read_config
 from omniavatar.errors import InputError, OmniError
 from omniavatar.media.audio import load_waveform
 from omniavatar.opening import torch_device, torch_dtype
@@ -348,7 +348,7 @@ def report(
 
 def configuration(options: argparse.Namespace) -> RunConfig:
     """The configuration with the options laid over it."""
-    content = read_yaml(find_config(options.config))
+    content = read_config(find_config(options.config))
     if options.model:
         content.update(models=options.model, models_dir=".")
     if options.units:

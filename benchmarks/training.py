@@ -1,6 +1,6 @@
 """What LoRA training of the real sizes takes: `python -m benchmarks.training --size 14b --output results.json`.
 
-One sample of 400x720x105 (30,375 tokens) in a micro-batch, trained as the original was: LoRA of rank 128 on q, k, v, o
+One sample of 720x400x105 (30,375 tokens) in a micro-batch, trained as the original was: LoRA of rank 128 on q, k, v, o
 and the feed-forward, the audio layers and the patch embedding; networks of the true shapes with random weights, bf16
 with float32 trained weights, AdamW. For each way: the seconds of the forward pass alone and of a whole update, how many
 forward passes an update costs, and the peak memory of the GPU; `of_three_forwards` is what an update would cost if its

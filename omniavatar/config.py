@@ -6,7 +6,8 @@
     settings:
       guidance: {scale: 4.5}
 
-or one in the original OmniAvatar's, which `omniavatar.original` translates.
+or one in the original OmniAvatar's, which `omniavatar.original` translates. With `base: NAME` it says only what it has
+other than that configuration.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from omniavatar.resources import PACKAGE, data_folder
 from omniavatar.values import parse_yaml, refuse_bools
 
 DEFAULT_CONFIG = "tiny"
+DEFAULT_UNITS = "default"
 PACKAGED = "package:"
+HERE = re.compile(r"^([a-z]\w*=)?here:")
+"""How a path beside the configuration begins, behind the role of a model if there is one."""
 RANDOM = -1
 """The seed that stands for one that is drawn."""
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -95,10 +99,11 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    units: str = Field("default", description="plan expression")
-    models: tuple[ModelEntry, ...] = Field((), description="the model files")
+    base: str | None = Field(None, description="configuration that this one changes: a packaged name or a file")
+    units: str = Field(DEFAULT_UNITS, description="plan expression; one that begins with + or - changes the base's")
+    models: tuple[ModelEntry, ...] = Field((), description="the model files, beside those of the base")
     models_dir: str = Field("pretrained_models", description="where relative model paths start")
-    tables: tuple[str, ...] = Field((), description="further checkpoint tables, such as those of omni calibrate")
+    tables: tuple[str, ...] = Field((), description="checkpoint tables, such as those of omni calibrate")
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict, description="settings by unit")
     inputs: dict[str, Any] = Field(default_factory=dict, description="inputs that every video of the run has")
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: bf16 on CUDA, fp32 on the CPU")
@@ -120,8 +125,8 @@ class RunConfig(BaseModel):
     @field_validator("units", mode="before")
     @classmethod
     def _joined(cls, units: Any) -> Any:
-        """A list of expressions is their sum."""
-        return "+".join(units) if isinstance(units, list) and all(isinstance(unit, str) for unit in units) else units
+        """A list of expressions is their sum; changes alone are changes of the default."""
+        return changed_plan(DEFAULT_UNITS, joined_plan(units))
 
     @field_validator("tables", mode="before")
     @classmethod
@@ -160,6 +165,26 @@ class RunConfig(BaseModel):
         if missing:
             raise CheckpointError(explain_missing(missing, folder, words))
         return [entry.below(folder) for entry in self.models]
+
+
+def joined_plan(units: Any) -> Any:
+    """A list of plan expressions as one; anything else as it is."""
+    if not isinstance(units, list | tuple) or not all(isinstance(unit, str) for unit in units):
+        return units
+    return "".join(unit if is_change(unit) or not index else f"+{unit}" for index, unit in enumerate(units))
+
+
+def changed_plan(plan: str, units: Any) -> Any:
+    """A plan with the changes of an expression such as `+teacache-lora`; any other expression takes its place."""
+    if not isinstance(units, str) or not is_change(units):
+        return units
+    change = units.strip()
+    return f"{plan} {change}" if change.startswith("-") else f"{plan}{change}"  # a hyphen might belong to a name
+
+
+def is_change(units: str) -> bool:
+    """Whether a plan expression only says what to add to another one, or take out of it."""
+    return units.lstrip().startswith(("+", "-"))
 
 
 def model_entry(model: str | list[str]) -> dict[str, Any]:
@@ -211,6 +236,67 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"the configuration {path} is not a mapping of names to values")
     return content
+
+
+def read_config(path: Path, kind: str = "") -> dict[str, Any]:
+    """The content of a configuration file over that of its base. Raises InputError.
+
+    kind: of packaged configurations, among which the base may be.
+    """
+    return over_base(read_yaml(path), path, kind)
+
+
+def over_base(content: Mapping[str, Any], source: Path, kind: str = "", above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A configuration's content over that of its base, if it names one; "here:x" is x in the folder of the file.
+
+    Mappings are merged name by name, units that begin with a sign change the base's, and models and tables are
+    added to its own; of anything else the base's is replaced. above: the files that have led here. Raises InputError.
+    """
+    places = ("models", "models_dir", "tables")
+    own = {key: beside(value, source.parent) if key in places else value for key, value in content.items()}
+    name = own.get("base")
+    if name is None:
+        return own
+    if not isinstance(name, str):
+        raise InputError(f"{source}: base = {name!r}: give the name of a configuration, or a file")
+    below = base_content(name, source, kind, (*above, source))
+    merged = laid_over(below, own)
+    if "units" in own:
+        merged["units"] = changed_plan(joined_plan(below.get("units", DEFAULT_UNITS)), joined_plan(own["units"]))
+    for key in ("models", "tables"):
+        files = [content[key] for content in (below, own) if content.get(key)]
+        if all(isinstance(some, list | tuple) for some in files):
+            merged[key] = [file for some in files for file in some]
+    return {**merged, "base": below.get("base", name)}
+
+
+def base_content(name: str, source: Path, kind: str, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The content of the configuration that the one in `source` names as its base."""
+    from omniavatar import original
+
+    file = source.parent / at_home(name)
+    path = file if file.is_file() else find_config(name, kind)
+    if path.resolve() in {before.resolve() for before in above}:
+        raise InputError(f"{source}: base = {name!r} leads back to {path}; name another configuration")
+    content = read_yaml(path)
+    if original.is_original(content):
+        return original.translate(content, {}, path).model_dump(exclude_unset=True)
+    return over_base(content, path, kind, above)
+
+
+def laid_over(below: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of two mappings, those of the second counting; mappings inside are laid over each other too."""
+    both = {key for key in content if isinstance(content[key], Mapping) and isinstance(below.get(key), Mapping)}
+    return {**below, **content, **{key: laid_over(below[key], content[key]) for key in both}}
+
+
+def beside(value: Any, folder: Path) -> Any:
+    """Paths with "here:" in front as absolute ones below a folder; also those inside lists and mappings."""
+    if isinstance(value, str):
+        return HERE.sub(lambda found: f"{found[1] or ''}{folder.absolute()}/", value)
+    if isinstance(value, list | tuple):
+        return [beside(item, folder) for item in value]
+    return {key: beside(item, folder) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def packaged_configs(kind: str = "") -> dict[str, Path]:

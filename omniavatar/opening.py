@@ -19,14 +19,16 @@ from omniavatar.config import (
     ARGUMENTS,
     DEFAULT_CONFIG,
     RunConfig,
+    changed_plan,
     find_config,
     model_entry,
+    over_base,
     parse_config,
     read_yaml,
 )
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.settings import Chosen, Layer, Setting, Strength, explicit_layer, file_layer
-from omniavatar.errors import InputError
+from omniavatar.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +78,8 @@ def open_engine(  # noqa: PLR0913 (what the command line has options for)
     """The engine of a configuration; the other arguments say what `omni run` says with options.
 
     config: a packaged name, a YAML file or a mapping like one; None is the built-in avatar, "tiny".
-    units: a plan expression. settings: by unit, stronger than the plan's and the configuration's.
+    units: a plan expression; one that begins with + or - changes the configuration's. settings: by unit, stronger than
+    the plan's and the configuration's.
     models: further model files, LoRA too, beside those of a configuration that is named; relative paths start here.
     models_dir: where relative paths of the configuration start. tables: further checkpoint tables.
     extra_units: classes that a plan expression can name besides those of installed packages.
@@ -134,10 +137,10 @@ def configured(
     path = Path("config") if isinstance(config, Mapping) else find_config(str(config or DEFAULT_CONFIG))
     content = dict(config) if isinstance(config, Mapping) else read_yaml(path)
     is_original = original.is_original(content)
-    found = original.translate(content, hparams, path) if is_original else parse_config(content, path)
+    found = original.translate(content, hparams, path) if is_original else parse_config(over_base(content, path), path)
     changes: dict[str, Any] = {}
     if units is not None:
-        changes["units"] = units
+        changes["units"] = changed_plan(found.units, units)
     if models_dir is not None:
         changes["models_dir"] = str(models_dir)
     if tables:
@@ -212,10 +215,17 @@ def engine_of(
     bundle = Bundle.open(config.model_files(), registry, [entry.role for entry in config.models])
     plan = build_plan(config.chosen, catalog, *checkpoint_layers(bundle), *config.layers)
     plan.check_complete()
+    if not config.models and any(unit.roles for unit in plan.units):
+        raise CheckpointError(
+            "the configuration names no model files; add models: to it, or base: tiny for those of the built-in avatar"
+        )
     unused = bundle.roles - {role for unit in plan.units for role in (*unit.roles, *unit.optional_roles)}
     if unused and world.is_main:
         log.warning("no unit of the plan uses what the model files have for: %s", ", ".join(sorted(unused)))
     dtype = torch_dtype(config.dtype, device)
+    if is_slow(dtype, device, config.device) and world.is_main:
+        name = dtype_name(dtype)
+        log.warning("%s on a CPU can take 100 times as long as fp32, the default there; leave the dtype out", name)
     return Engine(plan, bundle, device=device, dtype=dtype, observers=observers, world=world)
 
 
@@ -258,6 +268,14 @@ def torch_dtype(name: str, device: torch.device) -> torch.dtype:
         name = "fp32" if device.type == "cpu" else "bf16"
     dtype: torch.dtype = getattr(torch, DTYPES[name])
     return dtype
+
+
+def is_slow(dtype: torch.dtype, device: torch.device, name: str) -> bool:
+    """Whether a device has few fast kernels for a precision, unless it only stands for the GPU that the name means."""
+    import torch
+
+    is_real = name == "cpu" or not torch.cuda.is_available()
+    return device.type == "cpu" and is_real and dtype != torch.float32
 
 
 def dtype_name(dtype: str | torch.dtype) -> str:

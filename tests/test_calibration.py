@@ -88,7 +88,7 @@ def test_what_is_recorded(tiny_models: Bundle, catalog: Catalog, portrait: Path,
     calls, recorder = Calls(), Recorder()
     settings = {"euler": {"steps": 4}, "guidance": {"scale": 1.0}}
     engine = tiny_engine(tiny_models, catalog, "default-write-video", observers=[calls, recorder], **settings)
-    engine.generate(Request(inputs={"image": portrait, "audio": speech}, seconds=0.2))
+    engine.generate(Request(inputs={"image": portrait, "audio": speech}, seconds=0.24))
     assert [found.step for found in recorder.changes] == [1, 2, 3]
     for index, found in enumerate(recorder.changes):
         last, now = calls.outputs[index : index + 2]

@@ -22,6 +22,7 @@ OPTION = "--again"
 LAST = "last command"
 OF_ONE_VIDEO = ("--input-file", "--output", "-o")
 """Options that a single video of a list does not repeat."""
+OF_SIZE = ("--size", "--width", "--height")
 
 
 def last_file() -> Path:
@@ -78,6 +79,10 @@ def of_video(path: str) -> list[str]:
     try:
         record = json.loads(read_metadata(Path(path).expanduser()).get("comment", ""))
         command, seed, inputs = words(record["command"]), int(record["seed"]), dict(record["inputs"])
+        size = record.get("size")
+        if size is not None:  # a file of an earlier version may have --size the other way round
+            height, width = map(int, size)
+            command = [*without(command, OF_SIZE), f"--width={width}", f"--height={height}"]
     except (ValueError, KeyError, TypeError):
         raise InputError(
             f"{OPTION}: {path} does not say which command made it; videos of omni run do, unless "

@@ -28,7 +28,7 @@ from omniavatar.cli.run import (
     with_hyphens,
 )
 from omniavatar.cli.start import EARLY, Start, start
-from omniavatar.config import merge_settings, parse_config
+from omniavatar.config import changed_plan, merge_settings, parse_config
 from omniavatar.engine.settings import Chosen, file_layer
 from omniavatar.errors import InputError, OmniError, OutputError, PlanError, nearest
 from omniavatar.threads import suit_threads
@@ -89,7 +89,7 @@ class BenchStart(Start):
         cases: dict[str, Chosen | OmniError] = {}
         for number, (name, expression) in enumerate(named([*listed, *typed]).items()):
             try:
-                cases[name] = choose(expression, begin.catalog)
+                cases[name] = choose(changed_plan(begin.config.units, expression), begin.catalog)
             except PlanError as error:
                 if number >= len(listed):
                     raise
@@ -420,7 +420,7 @@ def check_faces(inputs: Mapping[str, Any], size: tuple[int, int] | None) -> None
     if "image" in inputs:
         raise InputError("--faces brings a picture for each seed; leave --image out, or --faces")
     if size is not None and size[0] != size[1]:
-        raise InputError(f"--size is {size[0]}x{size[1]} and procedural faces are square; give such as 128x128")
+        raise InputError(f"--size is {size[1]}x{size[0]} and procedural faces are square; give such as 128x128")
 
 
 def check_writable(folder: Path) -> None:

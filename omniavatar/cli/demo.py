@@ -13,11 +13,8 @@ if TYPE_CHECKING:
     from omniavatar.cli.videos import Video
     from omniavatar.engine.unit import PipelineUnit
 
-DEMO = {
-    "image": asset("demo", "portrait.png"),
-    "audio": asset("demo", "speech.flac"),
-    "output": Path("out", "demo.mp4"),
-}
+DEMO = {"image": asset("demo", "portrait.png"), "audio": asset("demo", "speech.flac")}
+DEMO_OUTPUT = Path("out", "demo.mp4")
 NOTES = {
     "image": "no --image is given, so the demo's portrait talks",
     "audio": "no --audio is given, so the demo's voice is heard; --seconds NUMBER makes a silent video",

@@ -12,6 +12,7 @@ from rich.table import Table
 from omniavatar.cli import console
 from omniavatar.cli.progress import duration
 from omniavatar.cli.run import RunCommand, ask, run
+from omniavatar.cli.videos import exit_code
 from omniavatar.errors import InputError
 from omniavatar.threads import suit_threads
 
@@ -43,17 +44,19 @@ def estimate_videos(maker: VideoMaker, videos: Sequence[Video]) -> int:
         raise InputError("an estimate is about one GPU; leave --gpus out (docs/scaling.md says what more of them give)")
     engine = maker.engine(maker.world, maker.device)
     suit_threads(engine)
-    good = [(video, request) for video in videos if (request := maker.tried(video, maker.request, engine, video))]
     rehearsal = Rehearsal(engine, [maker.watcher])
     made = 0
-    for number, (video, request) in enumerate(good, start=1):
-        maker.watcher.title = f"estimating video {number}/{len(good)}, " if len(good) > 1 else "estimating, "
+    for number, video in enumerate(videos, start=1):
+        request = maker.tried(video, maker.request, engine, video)
+        if request is None:
+            continue
+        maker.watcher.title = f"estimating video {number}/{len(videos)}, " if len(videos) > 1 else "estimating, "
         with maker.watcher:
             result = maker.tried(video, rehearsal.estimate, request)
         if result is not None:
             made += 1
             show(result, as_json=maker.as_json)
-    return 0 if made == len(videos) else InputError.exit_code
+    return exit_code(made, len(videos))
 
 
 def show(result: Estimate, *, as_json: bool) -> None:
@@ -106,7 +109,7 @@ def summary(result: Estimate) -> list[str]:
     lines = [
         f"about {duration(result.seconds.typical)}, {ends(result.seconds)}, "
         f"for {duration(result.frames / result.fps)} of video",
-        f"{result.frames} frames of {result.height}x{result.width} in {count(result.windows, 'window')}, "
+        f"{result.frames} frames of {result.width}x{result.height} in {count(result.windows, 'window')}, "
         f"{count(result.steps, 'step')} in all",
         f"{count(calls, 'transformer call')} of up to {result.tokens:,} tokens"
         + (f", the blocks skipped in {skipped} of them" if skipped else "")

@@ -10,8 +10,9 @@ import click
 
 from omniavatar.cli.again import expanded, remember
 from omniavatar.cli.console import logging_to_stderr
-from omniavatar.cli.demo import DEMO, asks_for_the_demo, completed
+from omniavatar.cli.demo import DEMO, DEMO_OUTPUT, asks_for_the_demo, completed
 from omniavatar.cli.options import DEVICE, FPS, UnitOption, split_values, unit_options
+from omniavatar.cli.outputs import OUTPUT, with_output
 from omniavatar.cli.ranks import as_rank, check_ranks, start_ranks
 from omniavatar.cli.start import EARLY, Start, early_options, start
 from omniavatar.cli.synonyms import meant
@@ -121,14 +122,15 @@ def size_of(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
 
 
 def parse_size(value: str) -> tuple[int, int]:
-    """`HEIGHTxWIDTH`, multiples of 16."""
+    """Height and width of `WIDTHxHEIGHT`, multiples of 16. Raises InputError."""
     sides = [int(side) if side.isascii() and side.isdigit() else 0 for side in value.lower().split("x")]
     if len(sides) != 2 or any(side < 16 or side % 16 for side in sides):
         raise InputError(
-            f"--size is '{value}'; give HEIGHTxWIDTH in positive multiples of 16, such as 400x720 for a wide picture, "
+            f"--size is '{value}'; give WIDTHxHEIGHT in positive multiples of 16, such as 720x400 for a wide picture, "
             "or --width and --height"
         )
-    return sides[0], sides[1]
+    width, height = sides
+    return height, width
 
 
 def side_of(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
@@ -144,13 +146,13 @@ def size_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             f"--{name}", type=int, callback=side_of, metavar="INTEGER", help=f"the {name} alone, with --{other}"
         )
-        for name, other in (("height", "width"), ("width", "height"))
+        for name, other in (("width", "height"), ("height", "width"))
     ]
     size = click.option(
         "--size",
         callback=size_of,
-        metavar="HEIGHTxWIDTH",
-        help="height, then width, in pixels: 400x720 is a wide picture  [default: nearest of a table]",
+        metavar="WIDTHxHEIGHT",
+        help="width, then height, in pixels: 720x400 is wide  [default: the model's size closest to the image's shape]",
     )
     for option in (*sides, size):
         command = option(command)
@@ -164,7 +166,7 @@ def asked_size(options: Mapping[str, Any]) -> tuple[int, int] | None:
     if height is None and width is None:
         return size
     if size is not None:
-        raise InputError("--size gives height and width already; leave --height and --width out")
+        raise InputError("--size gives width and height already; leave --width and --height out")
     if height is None or width is None:
         missing, side, given = ("height", "width", width) if height is None else ("width", "height", height)
         raise InputError(f"--{side} is {given} and there is no --{missing}; give both")
@@ -184,7 +186,7 @@ def seconds_of(ctx: click.Context, param: click.Parameter, value: float | None) 
     context_settings={"max_content_width": 120, "token_normalize_func": with_hyphens},
 )
 @click.option(
-    "--input-file", metavar="FILE", help="many videos: a line each, prompt@@image@@audio; --output is a folder"
+    "--input-file", metavar="FILE", help="many videos: a line each, prompt@@image@@audio; --output is their folder"
 )
 @size_options
 @click.option(
@@ -234,7 +236,8 @@ def run(ctx: click.Context, **options: Any) -> int:
         remember(ctx.meta[ARGUMENTS])
     if maker.config.gpus > maker.world.size:
         maker.check(videos)
-        return start_ranks(maker.config.gpus, "run", [*ctx.meta[ARGUMENTS], f"--seed={maker.config.seed}"])
+        agreed = [f"--seed={maker.config.seed}", *place_of(videos)]
+        return start_ranks(maker.config.gpus, "run", [*ctx.meta[ARGUMENTS], *agreed])
     return as_rank(maker.world, maker.device, options["timeout"], lambda: maker.make(videos), maker.rescue)
 
 
@@ -249,11 +252,12 @@ def ask(ctx: click.Context, options: Mapping[str, Any]) -> tuple[VideoMaker, lis
             raise PlanError(f"--preview: the plan has no unit '{unit}'; {hint}")
         settings.setdefault(unit, {}).setdefault(setting, True)
     config = begin.final({key: options[key] for key in FLAGS if options[key] is not None}, settings)
-    given = {**config.inputs, **inputs}
+    given, default = {**config.inputs, **inputs}, None
     if options["input_file"] is None and asks_for_the_demo(given, begin.units):
-        given = {**DEMO, **given}
+        given, default = {**DEMO, **given}, DEMO_OUTPUT
+    given = with_output(given, begin.units, config.seed, list_file=options["input_file"], default=default)
     videos, remarks = planned_videos(given, options["input_file"]), list[str]()
-    if not options["config"] and not options["models"]:
+    if not options["models"] and begin.is_built_in(options["config"]):
         videos, remarks = completed(videos, begin.units, options["seconds"])
     shape = {name: options[name] for name in ("seconds", "quiet", "as_json")}
     check_ranks(begin.world, config)
@@ -268,11 +272,17 @@ def planned_videos(inputs: dict[str, Any], input_file: str | None) -> list[Video
     from omniavatar.original import read_samples
 
     path = Path(input_file).expanduser()
-    folder = Path(inputs.pop("output", Path("out", path.stem)))
-    return [
-        Video(
-            {**inputs, **sample.inputs, "output": folder / f"result_{sample.line - 1:03d}.mp4"},
-            place=f"{path}, line {sample.line}",
-        )
-        for sample in read_samples(path)
-    ]
+    folder = inputs.get(OUTPUT)
+    videos = []
+    for sample in read_samples(path):
+        output = {} if folder is None else {OUTPUT: Path(folder) / f"result_{sample.line - 1:03d}.mp4"}
+        videos.append(Video({**inputs, **sample.inputs, **output}, place=f"{path}, line {sample.line}"))
+    return videos
+
+
+def place_of(videos: Sequence[Video]) -> list[str]:
+    """The option that says where the videos go, for ranks, which would else look for a free name again."""
+    output = videos[0].inputs.get(OUTPUT)
+    if output is None:
+        return []
+    return [f"--{OUTPUT}={Path(output).parent if videos[0].place else output}"]

@@ -12,7 +12,7 @@ import click
 
 from omniavatar import original
 from omniavatar.cli.console import saying_faults
-from omniavatar.config import RANDOM, RunConfig, parse_config
+from omniavatar.config import DEFAULT_CONFIG, RANDOM, RunConfig, parse_config
 from omniavatar.distributed.world import World, place
 from omniavatar.engine.settings import Chosen, Layer, explicit_layer, file_layer
 from omniavatar.errors import InputError
@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EARLY = (
-    click.Option(["--units"], metavar="PLAN", help="plan expression, such as default+teacache(threshold=0.2)-lora"),
+    click.Option(
+        ["--units"],
+        metavar="PLAN",
+        help="features to run: +teacache-lora changes what the configuration has, default+teacache replaces it; "
+        "omni units list says what there is",
+    ),
     click.Option(
         ["--config"], metavar="FILE", help="configuration, ours or the original's; or the name of a packaged one"
     ),
@@ -69,6 +74,10 @@ class Start:
     def units(self) -> dict[str, type[PipelineUnit]]:
         """The classes of the chosen units, by name."""
         return {name: self.catalog.units[name] for name in self.chosen}
+
+    def is_built_in(self, named: str | None) -> bool:
+        """Whether the models are those of the built-in avatar. named: the configuration that the user has named."""
+        return not named or DEFAULT_CONFIG in (named, self.config.base)
 
     def final(self, flags: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]]) -> FinalConfig:
         """The configuration of the run, with the options and `--hp` laid over it; a random seed is drawn and told."""

@@ -57,7 +57,7 @@ ADVICE = {
     "samplers are units, euler by default; for another one: --units default-euler+unipc": "sampler scheduler "
     "sample-solver solver sampler-name",
     "a video that stopped is kept as NAME.partial.mp4 and made anew; only omni train goes on": "resume continue",
-    "a file of this name is replaced without a question": "overwrite force yes y",
+    "--output FILE replaces what is there without a question; without it names are numbered": "overwrite force yes y",
 }
 """What to say where there is no such option."""
 ADVICE_ON = {word: advice for advice, words in ADVICE.items() for word in words.split()}

@@ -17,7 +17,7 @@ from omniavatar.cli.console import logging_to_stderr, say, saying_faults, tell
 from omniavatar.cli.options import DEVICE
 from omniavatar.cli.progress import Display, Progressing, Watcher, display_for
 from omniavatar.cli.ranks import Rescue, as_rank, check_ranks, start_ranks
-from omniavatar.config import RunConfig, find_config, packaged_configs, read_yaml, validated
+from omniavatar.config import RunConfig, find_config, packaged_configs, read_config, validated
 from omniavatar.distributed.world import World, place
 from omniavatar.engine.progress import Status
 from omniavatar.errors import CheckpointError, Ended, InputError
@@ -162,7 +162,7 @@ def use_of(config: DiffusionConfig) -> str:
     except CheckpointError as error:
         say(f"omni run cannot use the result as it is: {error}")
         return ""
-    wanted = set(RunConfig.model_fields) - {"models_dir", "device", "gpus"}
+    wanted = set(RunConfig.model_fields) - {"base", "models_dir", "device", "gpus"}
     content = config.model_dump(mode="json", include=wanted, exclude_unset=True)
     content["models_dir"] = str(config.models_folder.absolute())
     content["models"] = models
@@ -316,7 +316,7 @@ def read(options: Mapping[str, Any]) -> DiffusionConfig:
     from omniavatar.training.diffusion import DiffusionConfig
 
     path = find_config(options["config"], KIND)
-    content = read_yaml(path)
+    content = read_config(path, KIND)
     for change in options["changes"]:
         key, value = parse_change(change)
         lay_over(content, key, value)

@@ -14,7 +14,7 @@ from omniavatar.cli import diagnosis
 from omniavatar.cli.console import say, saying_faults, tell
 from omniavatar.cli.progress import Progressing, Watcher, display_for
 from omniavatar.cli.ranks import Rescue
-from omniavatar.distributed.world import World, common, tells_for_all
+from omniavatar.distributed.world import World, common
 from omniavatar.errors import InputError, in_one_line, is_failure
 from omniavatar.opening import FinalConfig, engine_of, torch_device
 from omniavatar.threads import suit_threads
@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 Arguments = ParamSpec("Arguments")
 Found = TypeVar("Found")
 
+SOME_FAILED = 1
+MOST_SHOWN = 3
+"""Lines of a list that the summary names with their reasons."""
+
 
 @dataclass(frozen=True)
 class Video:
@@ -38,6 +42,11 @@ class Video:
 
     inputs: dict[str, Any]
     place: str = ""
+
+    @property
+    def line(self) -> str:
+        """The end of the place, such as "line 7"."""
+        return self.place.rpartition(", ")[2]
 
 
 @dataclass
@@ -63,6 +72,7 @@ class VideoMaker:
         self.quiet = self.quiet or not self.world.is_main
         self.watcher = Watcher(display_for(Progressing(), quiet=self.quiet))
         self.rescue = Rescue()
+        self.failed: dict[str, str] = {}
 
     @property
     def device(self) -> torch.device:
@@ -72,45 +82,79 @@ class VideoMaker:
     def check(self, videos: Sequence[Video]) -> None:
         """Find bad inputs and a split that is impossible, without making anything or touching a device.
 
-        Only a whole list of bad lines is an error.
+        Of a list, lines are looked at up to the first good one; that none is good is an error.
         """
         import torch
 
         engine = self.engine(World(size=self.config.gpus, local_size=self.config.gpus), torch.device("cpu"))
         engine.check_split()
-        if not [video for video in videos if self.tried(video, self.request, engine, video) is not None]:
-            raise InputError("none of the lines can be made")
+        bad: list[tuple[str, BaseException]] = []
+        for video in videos:
+            try:
+                self.request(engine, video)
+                return
+            except BaseException as error:
+                if not video.place or not is_failure(error):
+                    raise
+                bad.append((f"{video.place}: {reason_of(error)}", error))
+        for line, fault in bad:
+            say(line, fault)
+        raise InputError("none of the lines can be made")
 
     def make(self, videos: Sequence[Video]) -> int:
-        """Make them all; returns the exit code. A bad line of a list is reported and does not stop the others."""
+        """Make them all; returns the exit code. A bad line of a list is reported and does not stop the others.
+
+        The inputs of a line are looked at when its turn comes, and models are loaded for the first good one.
+        """
         engine = self.engine(self.world, self.device)
         engine.check_split()
         suit_threads(engine)
-        good = self.agreed([(video, self.tried(video, self.request, engine, video)) for video in videos])
-        if good:
-            for remark in () if self.quiet else self.remarks:
-                say(remark)
-            with self.watcher:
-                self.watcher.load(engine, self.rescue.note)
-        made = 0
-        for number, (video, request) in enumerate(good, start=1):
-            self.watcher.title = f"video {number}/{len(good)}, " if len(good) > 1 else ""
-            result = self.made(video, engine, request)
-            if result is not None:
-                self.report(engine, result)
-                made += 1
-        if 0 < made < len(videos) and not self.quiet:
-            say(f"{made} of {len(videos)} videos are made")
-        return 0 if made == len(videos) else InputError.exit_code
+        self.failed.clear()
+        made, is_loaded = 0, False
+        try:
+            for number, video in enumerate(videos, start=1):
+                request = self.agreed(video, self.tried(video, self.request, engine, video))
+                if request is None:
+                    continue
+                if not is_loaded:
+                    self.load(engine)
+                    is_loaded = True
+                self.watcher.title = f"video {number}/{len(videos)}, " if len(videos) > 1 else ""
+                result = self.made(video, engine, request)
+                if result is not None:
+                    made += 1
+                    self.report(engine, result)
+        except BaseException as error:
+            if len(videos) > 1 and self.world.is_main:
+                error.add_note(self.summary(made, len(videos)))
+            raise
+        if made < len(videos) and not self.quiet:
+            say(self.summary(made, len(videos)))
+        return exit_code(made, len(videos))
 
-    def agreed(self, asked: Sequence[tuple[Video, Request | None]]) -> list[tuple[Video, Request]]:
-        """The videos that every rank can make, since all make each of them together."""
-        mine = [index for index, (_, request) in enumerate(asked) if request is not None]
-        of_all = common(mine, self.world)
-        for index in mine:
-            if index not in of_all and self.world.is_main:
-                say(f"{asked[index][0].place or 'the video'}: left out, since another rank cannot read its inputs")
-        return [(video, request) for index, (video, request) in enumerate(asked) if request and index in of_all]
+    def load(self, engine: Engine) -> None:
+        """Load the models, and say before what there is to say."""
+        for remark in () if self.quiet else self.remarks:
+            say(remark)
+        with self.watcher:
+            self.watcher.load(engine, self.rescue.note)
+
+    def summary(self, made: int, asked: int) -> str:
+        """How much of a list is made, and what became of the first lines that are not."""
+        shown = [f"{line}: {reason}" for line, reason in list(self.failed.items())[:MOST_SHOWN]]
+        more = len(self.failed) - len(shown)
+        failed = "; ".join([*shown, *([f"{more} more"] if more else [])])
+        return f"{made} of {asked} videos are made" + (f"; failed: {failed}" if made and failed else "")
+
+    def agreed(self, video: Video, request: Request | None) -> Request | None:
+        """The request if every rank can make the video, since all make it together; None otherwise."""
+        is_common = bool(common([] if request is None else [video.place], self.world))
+        if request is not None and not is_common:
+            reason = "left out, since another rank cannot read its inputs"
+            self.failed[video.line] = reason
+            if self.world.is_main:
+                say(f"{video.place or 'the video'}: {reason}")
+        return request if is_common else None
 
     def engine(self, world: World, device: torch.device) -> Engine:
         """The engine for this configuration; headers are read, weights are not."""
@@ -157,12 +201,10 @@ class VideoMaker:
         except BaseException as error:
             if not video.place or not is_failure(error):
                 raise
-            message, _ = diagnosis(error)
-            if not message:
-                message = in_one_line(error)
-                log.info("%s", "".join(traceback.format_exception(error)).rstrip())
-            if tells_for_all():  # ranks that this program has started find what it has found before
-                say(f"{video.place}: {message}", error)
+            reason = reason_of(error)
+            self.failed[video.line] = reason.partition("\n")[0]
+            if self.world.is_main:
+                say(f"{video.place}: {reason}", error)
             return None
 
     def report(self, engine: Engine, result: Result) -> None:
@@ -173,8 +215,25 @@ class VideoMaker:
             tell(json.dumps(figures(engine, self.watcher.load_seconds, result)))
         elif not self.quiet:
             place = result.video or "no file, since no unit writes one"
+            height, width = result.size
             took = result.timings.generate_seconds
-            tell(f"{place}  ({result.seconds:.2f} s of video in {took:.1f} s)")
+            tell(f"{place}  ({result.seconds:.2f} s of video, {width} pixels wide and {height} high, in {took:.1f} s)")
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a video is not made; of a fault of the program one line, and the rest in the log."""
+    message, _ = diagnosis(error)
+    if not message:
+        message = in_one_line(error)
+        log.info("%s", "".join(traceback.format_exception(error)).rstrip())
+    return message
+
+
+def exit_code(made: int, asked: int) -> int:
+    """Of a command that makes videos: 0 if all are made, 1 if some are, and if none is that of bad input."""
+    if made == asked:
+        return 0
+    return SOME_FAILED if made else InputError.exit_code
 
 
 def figures(engine: Engine, load_seconds: float, result: Result) -> dict[str, Any]:

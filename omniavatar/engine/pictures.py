@@ -46,7 +46,7 @@ def settle_size(job: Job | Draft, choose: Callable[[], Size], multiple: int = MU
 def check_size(size: Size, multiple: int) -> None:
     """Raise InputError unless both sides are multiples."""
     if not is_usable(size, multiple):
-        raise InputError(f"the size {size[0]}x{size[1]} is not made of positive multiples of {multiple}")
+        raise InputError(f"the size {size[1]}x{size[0]} is not made of positive multiples of {multiple}")
 
 
 def encode(engine: Engine, pictures: Tensor, *, tiled: bool = False) -> Tensor:

@@ -87,7 +87,8 @@ class Request:
 
     inputs: the raw values for the units' `Inputs`, by name, such as image, audio, prompt and output.
     seed: of the noise, 0 to 2**63 - 1; None or -1 draws one, which `Request.seed` then says.
-    height, width: pixels, both or neither. seconds: the longest length. fps: frames per second, a whole number.
+    height, width: pixels, both or neither. fps: frames per second, a whole number.
+    seconds: the length, round(seconds * fps) frames and at least 1, unless an audio is shorter.
     """
 
     inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -103,7 +104,7 @@ class Request:
         if self.seed is None or self.seed == -1:
             object.__setattr__(self, "seed", secrets.randbelow(2**32))
         if (self.height is None) != (self.width is None):
-            raise InputError(f"the size is {self.height}x{self.width}; give both height and width, or neither")
+            raise InputError(f"the height is {self.height} and the width {self.width}; give both, or neither")
         self._become_whole(
             "seed", 0, MAX_SEED, "the seed is {}; give a whole number from 0 to 2**63 - 1, or -1 to draw one"
         )
@@ -145,7 +146,7 @@ class Job(Scope):
         self.inputs_by_unit = inputs
         self.seed = int(request.seed or 0)
         self.fps = request.fps
-        self.frames = None if request.seconds is None else max(1, round(request.seconds * request.fps)) + 1
+        self.frames = None if request.seconds is None else max(1, round(request.seconds * request.fps))
         self.height = request.height
         self.width = request.width
         self.leading = 0

@@ -227,7 +227,7 @@ class Stage:
             "output": self.folder / f"{next(self._files)}.mp4",
         }
         taken = {name: value for name, value in {**common, **inputs}.items() if name in plan.input_fields}
-        return Request(taken, seed=seed, height=height, width=width, seconds=(frames - 1) / FPS, fps=FPS)
+        return Request(taken, seed=seed, height=height, width=width, seconds=frames / FPS, fps=FPS)
 
 
 def contents(value: Any) -> Any:

@@ -43,7 +43,9 @@ class Audio(PipelineUnit):
     class Settings(UnitSettings):
         silence: float = Field(0.3, ge=0, le=10, description="silence put in front of the sound, seconds")
         frame_count: Literal["exact", "original"] = Field(
-            "exact", description="'original' counts frames in floating point as the first OmniAvatar program did"
+            "exact",
+            description="'original' counts frames in floating point as the first OmniAvatar program did, and the image "
+            "itself on top of --seconds",
         )
         segment: float = Field(
             120, ge=0, description="a longer sound is encoded in overlapping pieces of this length, seconds; 0: never"
@@ -66,6 +68,9 @@ class Audio(PipelineUnit):
     @hookimpl
     def begin_job(self, job: Job) -> None:
         source: Path | Samples | None = job.inputs(self).audio
+        original = self.settings.frame_count == "original"
+        if original and job.frames is not None:
+            job.frames += 1  # there the picture itself comes on top of the length that is asked for
         delay = self.settings.silence + 1 / job.fps
         job["audio_delay"] = delay
         job["soundtrack"] = None if source is None else Soundtrack(source, delay)
@@ -75,7 +80,6 @@ class Audio(PipelineUnit):
             return
         wave = load_waveform(source, SAMPLE_RATE, seconds=heard_seconds(job))
         wave = np.concatenate([np.zeros(round(self.settings.silence * SAMPLE_RATE), wave.dtype), wave])
-        original = self.settings.frame_count == "original"
         length = 1 + audio_rows(len(wave), SAMPLE_RATE, job.fps, float_ceil=original)
         job.frames = length if job.frames is None else min(job.frames, length)
         job["audio_track"] = AudioTrack(wave, job.fps, job.engine.model("audio_encoder"), self.settings.segment)

@@ -12,7 +12,7 @@ from omniavatar.errors import InputError
 from omniavatar.media.writer import read_metadata
 from tests.cli.conftest import Omni
 
-SHORT = ("--seconds", "0.2", "--euler.steps", "1")
+SHORT = ("--seconds", "0.24", "--euler.steps", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def test_the_last_command_is_repeated_where_it_was_given(
     monkeypatch.chdir(other)
     outcome = omni("run", "--again")
     assert outcome.code == 0
-    assert "omni run --seconds 0.2" in outcome.err
+    assert "omni run --seconds 0.24" in outcome.err
     assert (folder / "a.mp4").read_bytes() == first
 
 
@@ -54,7 +54,7 @@ def test_a_video_says_what_made_it(omni: Omni, folder: Path) -> None:
     assert omni("run", *SHORT, "--seed", "random", "-o", str(folder / "a.mp4")).code == 0
     first = (folder / "a.mp4").read_bytes()
     record = json.loads(read_metadata(folder / "a.mp4")["comment"])
-    assert record["command"][:2] == ["--seconds", "0.2"]
+    assert record["command"][:2] == ["--seconds", "0.24"]
     assert "euler(steps=1" in " ".join(record["plan"])
     assert omni("run", "--again", str(folder / "a.mp4")).code == 0
     second = json.loads(read_metadata(folder / "a.mp4")["comment"])
@@ -71,6 +71,15 @@ def test_a_video_of_a_list_is_repeated_alone(omni: Omni, folder: Path) -> None:
     assert omni("run", "--again", str(folder / "made" / "result_001.mp4")).code == 0
     assert sorted(path.name for path in (folder / "made").iterdir()) == ["result_001.mp4"]
     assert json.loads(read_metadata(folder / "made" / "result_001.mp4")["comment"])["inputs"]["prompt"] == "a blue wall"
+
+
+def test_the_size_is_that_of_the_video_whichever_way_round_it_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Earlier versions took the height first."""
+    record = {"command": ["--size", "32x48", "--fps=9"], "seed": 1, "inputs": {}, "size": [32, 48]}
+    monkeypatch.setattr("omniavatar.media.writer.read_metadata", lambda _: {"comment": json.dumps(record)})
+    assert again.of_video("a.mp4") == ["--fps=9", "--width=48", "--height=32", "--seed=1"]
 
 
 def test_metadata_may_be_left_out(omni: Omni, folder: Path) -> None:

@@ -13,7 +13,7 @@ from omniavatar.bench.record import Record
 from omniavatar.cli import run_cli
 from tests.cli.conftest import SMALL, Omni, Outcome, tree
 
-QUICKLY = (*SMALL, "--seconds", "0.2", "--repeats", "1", "--warmup", "0")
+QUICKLY = (*SMALL, "--seconds", "0.24", "--repeats", "1", "--warmup", "0")
 UNITS = '''
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
@@ -97,13 +97,13 @@ def test_an_earlier_record_shows_what_is_worse(omni: Omni, folder: Path) -> None
     worse = f"transformer blocks that run was {ran - 1} and is {ran}"
     assert outcome.err == f"omni: worse than before: default-write-video: {worse}\n"
     assert f"transformer blocks that run was {ran - 1}" in (folder / "out/bench/bench.html").read_text()
-    outcome = omni("bench", "--units", "default", *QUICKLY, "--seconds", "1", "--compare", path)
-    assert outcome.error.startswith(f"{path} was measured with other seconds: 0.2 there, 1.0 here")
+    outcome = omni("bench", "--units", "default", *QUICKLY, "--seconds", "1.04", "--compare", path)
+    assert outcome.error.startswith(f"{path} was measured with other seconds: 0.24 there, 1.04 here")
 
 
 @pytest.mark.slow
 def test_a_suite_with_faces(omni: Omni, folder: Path) -> None:
-    suite = 'title = "Mine"\nunits = ["default", "default+unheard-of"]\nfaces = true\nsize = "32x32"\nseconds = 0.2\n'
+    suite = 'title = "Mine"\nunits = ["default", "default+unheard-of"]\nfaces = true\nsize = "32x32"\nseconds = 0.24\n'
     (folder / "mine.toml").write_text(suite + "repeats = 1\nwarmup = 0\n[settings.euler]\nsteps = 1\n")
     outcome = omni("bench", "--suite", "mine.toml", "--quiet", "--output", "here", "--no-interleave")
     assert outcome == Outcome(0, "", "")

@@ -12,7 +12,7 @@ from omniavatar.testing.tiny import FILES, tiny_file
 from tests.cli.conftest import Omni, tree
 
 SMALL = (
-    *("--size", "32x32", "--seconds", "0.5", "--euler.steps", "7", "--guidance.scale", "2"),
+    *("--size", "32x32", "--seconds", "0.52", "--euler.steps", "7", "--guidance.scale", "2"),
     *("--fixed-frames.window-frames", "9", "--fixed-frames.overlap", "5"),
 )
 
@@ -34,7 +34,7 @@ def test_a_table_is_made_and_used(cache: str, setting: str, count: int, omni: Om
 
 
 def test_it_says_where_the_table_is_and_how_good(omni: Omni, folder: Path) -> None:
-    outcome = omni("calibrate", "magcache", *SMALL[:-4], "--runs", "2", "--seconds", "0.2", "--euler.steps", "2")
+    outcome = omni("calibrate", "magcache", *SMALL[:-4], "--runs", "2", "--seconds", "0.24", "--euler.steps", "2")
     assert outcome.code == 0, outcome.err
     (file,) = tree(folder)
     assert file.endswith("-magcache.toml")

@@ -9,7 +9,7 @@ import pytest
 from omniavatar.media.video import probe_video
 from tests.cli.conftest import Omni, tree
 
-SMALL = ("--seconds", "0.32", "--size", "32x32", "--euler.steps", "2")
+SMALL = ("--seconds", "0.36", "--size", "32x32", "--euler.steps", "2")
 
 WORK = {
     "silence": "default-audio",
@@ -38,7 +38,7 @@ def test_it_makes_a_video(omni: Omni, folder: Path, expression: str) -> None:
     sizes = ("--reference-image.sizes", "[[32, 32]]")
     outcome = omni("run", "--units", expression, "--prompt", "hi", *SMALL, *sizes, "-o", "talk.mp4")
     assert outcome.code == 0, outcome.err
-    assert probe_video(folder / "talk.mp4").frames == 9
+    assert probe_video(folder / "talk.mp4").frames == (10 if expression == "original" else 9)
 
 
 @pytest.mark.parametrize(("expression", "reason"), REFUSED.items())

@@ -38,7 +38,7 @@ def test_a_video_is_counted_and_shown(tiny_models: Bundle, catalog: Catalog) -> 
     with watcher:
         watcher.load(engine, lambda: None)
         for _ in range(2):
-            engine.generate(request(seconds=0.4, inputs={"prompt": "x"}))
+            engine.generate(request(seconds=0.44, inputs={"prompt": "x"}))
     timings = watcher.timings
     counts = (timings.windows, timings.steps, timings.transformer_calls, timings.transformer_calls_skipped)
     assert counts == (2, 4, 8, 0)
@@ -71,7 +71,7 @@ def test_calls_that_a_cache_skips_are_counted(tiny_models: Bundle, catalog: Cata
         euler={"steps": 4},
         teacache={"threshold": 10, "coefficients": [0.0]},
     )
-    engine.generate(request(seconds=0.2, inputs={"prompt": "x"}))
+    engine.generate(request(seconds=0.24, inputs={"prompt": "x"}))
     assert (watcher.timings.transformer_calls, watcher.timings.transformer_calls_skipped) == (8, 4)
 
 

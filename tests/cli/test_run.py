@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from omniavatar.cli.run import run
 from omniavatar.cli.start import start
 from omniavatar.cli.synonyms import MEANT, SYNONYMS, UNITS
 from omniavatar.cli.videos import Video, VideoMaker
+from omniavatar.errors import InputError
 from omniavatar.media.audio import load_waveform
 from omniavatar.media.video import probe_video, read_video
 from omniavatar.testing.tiny import FILES, tiny_file
@@ -60,7 +62,8 @@ def test_the_demo_needs_no_arguments(omni: Omni, folder: Path) -> None:
     short = ("--euler.steps", "1", "--reference-image.sizes", "[[32, 32]]", "--fixed-frames.window-frames", "49")
     outcome = omni("run", *short)
     assert outcome.code == 0
-    assert re.fullmatch(rf"{folder}/out/demo\.mp4  \(4\.36 s of video in [\d.]+ s\)\n", outcome.out)
+    said = r"4\.36 s of video, 32 pixels wide and 32 high, in [\d.]+ s"
+    assert re.fullmatch(rf"{folder}/out/demo\.mp4  \({said}\)\n", outcome.out)
     assert probe_video(folder / "out" / "demo.mp4").frames == 109
     assert "\x1b" not in outcome.err
     loaded, *chunks = outcome.err.splitlines()
@@ -69,7 +72,7 @@ def test_the_demo_needs_no_arguments(omni: Omni, folder: Path) -> None:
 
 
 def test_a_shorter_demo_talks_too(omni: Omni, folder: Path) -> None:
-    assert omni("run", "--seconds", "0.3", "--euler.steps", "1", "--reference-image.sizes", "[[32, 32]]").code == 0
+    assert omni("run", "--seconds", "0.36", "--euler.steps", "1", "--reference-image.sizes", "[[32, 32]]").code == 0
     info = probe_video(folder / "out" / "demo.mp4")
     assert (info.frames, info.has_audio) == (9, True)
 
@@ -166,14 +169,14 @@ def notes(outcome: Outcome) -> list[str]:
         ("--offload", "unknown option '--offload'; did you mean --units 'default+offload'?"),
         ("--scheduler x", "samplers are units, euler by default; for another one: --units default-euler+unipc"),
         ("--teacache-threshold 1", "did you mean '--teacache.threshold'? It wants --units 'default+teacache'"),
-        ("--overwrite", "a file of this name is replaced without a question"),
+        ("--overwrite", "--output FILE replaces what is there without a question; without it names are numbered"),
         ("--width 33 --height 32", "--width is 33; give a positive multiple of 16"),
         ("--width 32", "--width is 32 and there is no --height; give both"),
         (
             "--width 32 --height 32 --size 32x32",
-            "--size gives height and width already; leave --height and --width out",
+            "--size gives width and height already; leave --width and --height out",
         ),
-        ("--size 832*480", "give HEIGHTxWIDTH in positive multiples of 16, such as 400x720 for a wide picture"),
+        ("--size 832*480", "give WIDTHxHEIGHT in positive multiples of 16, such as 720x400 for a wide picture"),
     ],
 )
 def test_options_of_other_programs_are_understood(omni: Omni, words: str, complaint: str) -> None:
@@ -210,11 +213,11 @@ def test_no_line_of_a_list_ends_it_for_the_others(
 
     monkeypatch.setattr(VideoMaker, "request", read)
     (folder / "list.txt").write_text("bad\ngood\n")
-    outcome = omni("run", "--input-file", "list.txt", *SMALL, "--seconds", "0.2")
-    assert outcome.code == 2
+    outcome = omni("run", "--input-file", "list.txt", *SMALL, "--seconds", "0.24")
+    assert outcome.code == 1
     first, *_, last = notes(outcome)
     assert first.startswith(f"omni: list.txt, line 1: {said}")
-    assert last == "omni: 1 of 2 videos are made"
+    assert last.startswith(f"omni: 1 of 2 videos are made; failed: line 1: {said}")
     assert tree(folder / "out") == {"list", "list/result_001.mp4"}
 
 
@@ -227,21 +230,21 @@ def test_width_and_height_are_a_size(omni: Omni, folder: Path) -> None:
 def test_the_same_seed_gives_the_same_pictures(omni: Omni, folder: Path) -> None:
     videos = []
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        omni("run", *SMALL, "--seconds", "0.2", "--seed", seed, "-o", f"{name}.mp4")
+        omni("run", *SMALL, "--seconds", "0.24", "--seed", seed, "-o", f"{name}.mp4")
         videos.append(read_video(folder / f"{name}.mp4"))
     assert np.array_equal(videos[0], videos[1])
     assert not np.array_equal(videos[0], videos[2])
 
 
 def test_verbose_says_what_is_going_on(omni: Omni) -> None:
-    quiet, chatty = (omni("run", *SMALL, "--seconds", "0.2", "-o", "a.mp4", *flag) for flag in ((), ("-v",)))
+    quiet, chatty = (omni("run", *SMALL, "--seconds", "0.24", "-o", "a.mp4", *flag) for flag in ((), ("-v",)))
     assert "omni: reading" not in quiet.err
     assert re.search(r"^omni: reading \d+ tensors from .*vae.safetensors$", chatty.err, re.MULTILINE)
 
 
 def test_model_files_can_be_named(omni: Omni, folder: Path) -> None:
     models = [argument for name in FILES for argument in ("--model", str(tiny_file(name)))]
-    assert omni("run", *models, *SMALL, "--seconds", "0.2", "-o", "a.mp4").code == 0
+    assert omni("run", *models, *SMALL, "--seconds", "0.24", "-o", "a.mp4").code == 0
     outcome = omni("run", *models[:-2], *SMALL, "-o", "b.mp4")
     assert outcome.code == 2
     assert outcome.error.startswith("unit 'audio' needs a model for the role 'audio_encoder'")
@@ -253,7 +256,7 @@ def test_pictures_of_all_kinds(omni: Omni, folder: Path, name: str) -> None:
     picture = PICTURES[name]()
     more: dict[str, Any] = {"save_all": True, "append_images": [picture.rotate(90)]} if name.endswith("gif") else {}
     picture.save(folder / name, **more)
-    assert omni("run", "--image", name, *SMALL, "--seconds", "0.2", "-o", "a.mp4").code == 0
+    assert omni("run", "--image", name, *SMALL, "--seconds", "0.24", "-o", "a.mp4").code == 0
     assert probe_video(folder / "a.mp4").frames == 6
 
 
@@ -289,8 +292,8 @@ def test_odd_names_of_files(omni: Omni, folder: Path, portrait: Path, speech: Pa
 def test_a_list_makes_a_video_a_line_and_goes_on_after_a_bad_one(omni: Omni, folder: Path, portrait: Path) -> None:
     lines = [f"first@@{portrait}", "", "second@@nowhere.png", "an @@ in it@@@@"]
     (folder / "list.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    outcome = omni("run", "--input-file", "list.txt", *SMALL, "--seconds", "0.2", "--json", "--quiet")
-    assert outcome.code == 2
+    outcome = omni("run", "--input-file", "list.txt", *SMALL, "--seconds", "0.24", "--json", "--quiet")
+    assert outcome.code == 1
     assert outcome.err.startswith("omni: list.txt, line 3: image 'nowhere.png' does not exist; looked in ")
     videos = [json.loads(line)["video"] for line in outcome.out.splitlines()]
     assert videos == [str(folder / "out" / "list" / f"result_{number:03}.mp4") for number in (0, 3)]
@@ -299,7 +302,7 @@ def test_a_list_makes_a_video_a_line_and_goes_on_after_a_bad_one(omni: Omni, fol
 
 def test_each_video_of_a_list_has_its_own_figures(omni: Omni, folder: Path) -> None:
     (folder / "list.txt").write_text("one\ntwo\n")
-    outcome = omni("run", "--input-file", "list.txt", *SMALL, "--seconds", "0.2", "--json", "-o", "videos")
+    outcome = omni("run", "--input-file", "list.txt", *SMALL, "--seconds", "0.24", "--json", "-o", "videos")
     assert outcome.code == 0
     figures = [json.loads(line) for line in outcome.out.splitlines()]
     assert [entry["steps"] for entry in figures] == [1, 1]
@@ -311,8 +314,113 @@ def test_a_list_of_bad_lines_loads_nothing(omni: Omni, folder: Path) -> None:
     (folder / "list.txt").write_text("a@@x.png\nb@@y.png\n")
     outcome = omni("run", "--input-file", "list.txt")
     assert outcome.code == 2
-    assert [line[:22] for line in outcome.err.splitlines()] == ["omni: list.txt, line 1", "omni: list.txt, line 2"]
+    *lines, last = outcome.err.splitlines()
+    assert [line[:22] for line in lines] == ["omni: list.txt, line 1", "omni: list.txt, line 2"]
+    assert last == "omni: 0 of 2 videos are made"
     assert tree(folder) == {"list.txt"}
+
+
+def test_a_list_starts_with_its_first_line(omni: Omni, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inputs of a line are looked at when those before are made."""
+    told: list[str] = []
+
+    def look(self: VideoMaker, engine: Any, video: Video) -> Any:
+        told.append(f"look {video.line}")
+        if video.inputs["prompt"] == "bad":
+            raise InputError("it is bad")
+        return video
+
+    monkeypatch.setattr(VideoMaker, "request", look)
+    monkeypatch.setattr(VideoMaker, "watched", lambda _, engine, video: told.append(f"make {video.line}"))
+    monkeypatch.setattr(VideoMaker, "load", lambda *_: told.append("load"))
+    (folder / "list.txt").write_text("bad\ngood\nbad\ngood\n")
+    omni("run", "--input-file", "list.txt")
+    assert told == ["look line 1", "look line 2", "load", "make line 2", "look line 3", "look line 4", "make line 4"]
+
+
+def test_the_end_of_a_list_sums_up(omni: Omni, folder: Path, portrait: Path) -> None:
+    lines = [f"good@@{portrait}", *(f"bad@@{number}.png" for number in range(5))]
+    (folder / "list.txt").write_text("\n".join(lines))
+    outcome = omni("run", "--input-file", "list.txt", *SMALL, "--seconds", "0.04")
+    assert outcome.code == 1
+    summary = notes(outcome)[-1]
+    assert summary.startswith("omni: 1 of 6 videos are made; failed: line 2: image '0.png' does not exist")
+    assert summary.endswith("; 2 more")
+    assert summary.count("line ") == 3
+
+
+def test_a_list_wants_a_folder(omni: Omni, folder: Path) -> None:
+    (folder / "list.txt").write_text("one\ntwo\n")
+    outcome = omni("run", "--input-file", "list.txt", "-o", "x/many.MP4")
+    assert outcome.code == 2
+    assert outcome.error == "--output is x/many.MP4 and a list makes many videos; name a folder, such as many"
+    assert tree(folder) == {"list.txt"}
+
+
+# Where videos go ----------------------------------------------------------------------------------------------------
+
+
+def test_names_that_nobody_has_given_are_numbered(omni: Omni, folder: Path, portrait: Path) -> None:
+    short = (*SMALL, "--seconds", "0.04", "--quiet")
+    (folder / "list.txt").write_text("one\n")
+    for _ in range(3):
+        assert omni("run", "--prompt", "hi", *short).code == 0
+    for _ in range(2):
+        assert omni("run", *short).code == 0
+        assert omni("run", "--input-file", "list.txt", *short).code == 0
+    files = {path.relative_to(folder / "out").as_posix() for path in (folder / "out").rglob("*.mp4")}
+    videos = {"video.mp4", "video-2.mp4", "video-3.mp4", "demo.mp4", "demo-2.mp4"}
+    assert files == {*videos, "list/result_000.mp4", "list-2/result_000.mp4"}
+
+
+def test_a_name_that_is_given_replaces_and_may_hold_the_seed(omni: Omni, folder: Path) -> None:
+    short = (*SMALL, "--seconds", "0.04", "--quiet")
+    for _ in range(2):
+        assert omni("run", *short, "--seed", "7", "-o", "v/{seed}-a.mp4").code == 0
+    (folder / "list.txt").write_text("one\n")
+    assert omni("run", *short, "--seed", "8", "--input-file", "list.txt", "-o", "l-{seed}").code == 0
+    assert tree(folder) == {"list.txt", "v", "v/7-a.mp4", "l-8", "l-8/result_000.mp4"}
+
+
+# Lengths and sizes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seconds", "fps", "frames"), [(0.04, 25, 1), (0.2, 25, 5), (0.5, 1, 1), (3, 1, 3)])
+def test_a_video_is_as_long_as_asked(omni: Omni, folder: Path, seconds: float, fps: int, frames: int) -> None:
+    outcome = omni("run", *SMALL, "--seconds", str(seconds), "--fps", str(fps), "-o", "a.mp4")
+    assert outcome.code == 0, outcome.err
+    info = probe_video(folder / "a.mp4")
+    assert (info.frames, info.shown) == (frames, Fraction(frames, fps))
+
+
+def test_a_size_is_width_and_height(omni: Omni, folder: Path) -> None:
+    outcome = omni("run", *SMALL, "--seconds", "0.04", "--size", "48x32", "-o", "a.mp4")
+    assert "48 pixels wide and 32 high" in outcome.out
+    info = probe_video(folder / "a.mp4")
+    assert (info.width, info.height) == (48, 32)
+
+
+def test_half_precision_on_a_cpu_is_warned_of(omni: Omni, folder: Path) -> None:
+    short = (*SMALL, "--seconds", "0.04", "--device", "cpu")
+    outcome = omni("run", *short, "--dtype", "bf16")
+    first, *_ = outcome.err.splitlines()
+    assert first == "omni: bf16 on a CPU can take 100 times as long as fp32, the default there; leave the dtype out"
+    assert "100 times" not in omni("run", *short).err
+
+
+def test_units_change_those_of_the_configuration(omni: Omni, folder: Path) -> None:
+    (folder / "my.yaml").write_text("base: tiny\nunits: +teacache\n")
+    short = (*SMALL, "--seconds", "0.04", "--quiet", "--json")
+    for words, there, absent in (
+        (("--units", "+teacache-lora"), {"teacache"}, {"lora"}),
+        (("--units", "-lora"), {"euler"}, {"lora"}),
+        (("--config", "my.yaml", "--units", "+cfg-merge"), {"teacache", "smooth-borders", "cfg-merge"}, set()),
+    ):
+        outcome = omni("run", *words, *short)
+        assert outcome.code == 0, outcome.err
+        names = {unit.partition("(")[0] for unit in json.loads(outcome.out)["units"]}
+        assert there <= names
+        assert not absent & names
 
 
 # Help ---------------------------------------------------------------------------------------------------------------
@@ -344,7 +452,7 @@ def test_units_of_plugins_get_options_and_help(omni: Omni, folder: Path, install
         r"tint:\n +Colours the video\.\n +--tint\.strength NUMBER +how much  \[0 to 1; default: 0\.5\]", out
     )
     assert re.search(r"--colour TEXT +which one", out)
-    run = ("run", *SMALL, "--seconds", "0.2", "--units", "default+tint", "-o", "a.mp4")
+    run = ("run", *SMALL, "--seconds", "0.24", "--units", "default+tint", "-o", "a.mp4")
     assert "tint red 0.25" in omni(*run, "--colour", "red", "--tint.strength", "0.25").err.splitlines()
     outcome = omni(*run, "--tint.strength", "2")
     assert outcome.error == "unit 'tint': strength = 2: input should be less than or equal to 1"

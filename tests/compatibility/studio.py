@@ -96,7 +96,7 @@ class Studio:
         plan = build_plan(str(case), catalog(), case.settings)
         engine = Engine(plan, Models(case), world=world)
         inputs = {name: self._path(value) if isinstance(value, File) else value for name, value in case.inputs.items()}
-        request = Request(inputs, height=case.size, width=case.size, seconds=(case.frames - 1) / FPS, fps=FPS)
+        request = Request(inputs, height=case.size, width=case.size, seconds=case.frames / FPS, fps=FPS)
         video, result = filmed(engine, request)
         if flaw := video.flaw(case, result):
             raise Broken(flaw)

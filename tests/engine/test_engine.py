@@ -39,7 +39,7 @@ def frames_of(engine: Engine, request: Request) -> Tensor:
 
 def talking(portrait: Path, speech: Path, **changes: Any) -> Request:
     inputs = {"image": portrait, "audio": speech, "prompt": "a man talks"}
-    return Request(**{"inputs": inputs, "seconds": 0.44, "seed": 1, **changes})
+    return Request(**{"inputs": inputs, "seconds": 0.48, "seed": 1, **changes})
 
 
 # The same request, the same video
@@ -56,8 +56,8 @@ def test_a_job_does_not_depend_on_those_before_it(
     engine: Engine, tiny_models: Bundle, catalog: Catalog, portrait: Path, speech: Path
 ) -> None:
     """Other size, length and prompt, no picture, no sound; then the job itself, on the used engine and a new one."""
-    engine.generate(Request(inputs={"prompt": "other"}, seconds=0.2, seed=9, height=48, width=32))
-    engine.generate(Request(inputs={"audio": speech}, seconds=0.7))
+    engine.generate(Request(inputs={"prompt": "other"}, seconds=0.24, seed=9, height=48, width=32))
+    engine.generate(Request(inputs={"audio": speech}, seconds=0.76))
     fresh = tiny_engine(tiny_models, catalog, SILENT_PLAN)
     job = talking(portrait, speech, seed=3)
     assert frames_of(engine, job).equal(frames_of(fresh, job))
@@ -168,7 +168,7 @@ def test_every_self_attention_goes_through_the_engine(tiny_models: Bundle, catal
 
     inner = engine.attention.strategy
     engine.attention.wrap(lambda strategy: counted)
-    engine.generate(Request(seconds=0.16))
+    engine.generate(Request(seconds=0.2))
     assert calls == [(1, 2 * 2 * 2, 2, 48)] * (6 * 2 * 2)
 
 

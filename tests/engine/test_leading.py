@@ -53,7 +53,7 @@ def seen(tiny_models: Bundle, catalog: Catalog, portrait: Path, speech: Path) ->
     lead, recorder = Lead(), WindowRecorder()
     plan = build_plan("default-write-video", catalog, tiny_models.settings(), TINY_SETTINGS)
     engine = Engine(Plan((lead, *plan.units)), tiny_models)
-    engine.generate(Request(inputs={"image": portrait, "audio": speech}, seconds=0.5), observers=[recorder])
+    engine.generate(Request(inputs={"image": portrait, "audio": speech}, seconds=0.52), observers=[recorder])
     return Seen(lead.frame_indices, recorder.windows)
 
 
@@ -78,7 +78,7 @@ def test_their_condition_says_that_nothing_is_given(seen: Seen) -> None:
 
 def test_their_noise_is_what_is_drawn_last(tiny_models: Bundle, catalog: Catalog) -> None:
     engine = Engine(build_plan("default-write-video", catalog, TINY_SETTINGS), tiny_models)
-    loop = Loop(engine, engine.plan, Request(height=32, width=32, seconds=1))
+    loop = Loop(engine, engine.plan, Request(height=32, width=32, seconds=1.04))
     loop.job.leading = LEADING
     noise = loop.noise(0, Span(0, 9, 1, 0, 9))
     drawn = torch.randn(noise.shape, generator=torch.Generator().manual_seed(loop.job.seed * 1_000_003))

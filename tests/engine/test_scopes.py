@@ -138,7 +138,7 @@ def test_the_length_and_the_size_must_come_from_somewhere() -> None:
 
 
 def test_half_a_size_is_refused() -> None:
-    with pytest.raises(InputError, match="the size is 16xNone; give both height and width, or neither"):
+    with pytest.raises(InputError, match="the height is 16 and the width None; give both, or neither"):
         Request(height=16)
 
 

@@ -67,7 +67,7 @@ def one_window(
     engine = Engine(plan, models)
     engine.set_up()
     frames, rows, columns = latents.shape[2:]
-    loop = Loop(engine, plan, Request(inputs or {}, height=8 * rows, width=8 * columns, seconds=1.0))
+    loop = Loop(engine, plan, Request(inputs or {}, height=8 * rows, width=8 * columns, seconds=1.04))
     loop.job["prompt_embedding"] = case.inputs["context"]
     loop.job["negative_embedding"] = case.inputs.get("context_negative")
     span = Span(0, 4 * frames - 3, 0, 0, 4 * frames - 3)

@@ -153,5 +153,5 @@ def prepared(
     dit = Numbers(dim=1, in_dim=in_dim, clip_dim=clip_dim)
     networks = {"vae": encoder_only(case), "image_encoder": Numbers(dim=1280, tokens=257), "dit": dit}
     models = GivenModels(**networks, fun_camera=dit, fun_reference=dit)
-    request = Request(inputs, height=call["height"], width=call["width"], seconds=(call["num_frames"] - 1) / FPS)
+    request = Request(inputs, height=call["height"], width=call["width"], seconds=call["num_frames"] / FPS)
     return first_window(units, models, request, torch.zeros(case.inputs["latents"].shape), **given)

@@ -112,7 +112,7 @@ def run_i2v_prep(case: Case) -> None:
             Image.fromarray(case.inputs[f"{name}_u8"].numpy()).save(pictures[name])
         for expected, names in {"y_first": ("image",), "y_first_last": ("image", "end_image")}.items():
             inputs = {name: pictures[name] for name in names}
-            request = Request(inputs, height=call["height"], width=call["width"], seconds=(call["num_frames"] - 1) / 25)
+            request = Request(inputs, height=call["height"], width=call["width"], seconds=call["num_frames"] / 25)
             latents = torch.zeros(case.expected[expected][:, 4:].shape)
             with first_window([ImageToVideo()], models, request, latents) as window:
                 case.compare(expected, window["condition"], rtol=2e-5)

@@ -86,7 +86,7 @@ def prepared(case: Case, inputs: dict[str, Any]) -> AbstractContextManager[Windo
     """The first window of a job with these inputs."""
     call = case.config["call"]
     models = GivenModels(vae=encoder(case.config["vae"], case.weights), dit=nn.Identity(), vace=nn.Identity())
-    seconds = (call["num_frames"] - 1) / FPS
+    seconds = call["num_frames"] / FPS
     request = Request(inputs, height=call["height"], width=call["width"], seconds=seconds, fps=FPS)
     return first_window([VaceUnit()], models, request, torch.empty(0))
 

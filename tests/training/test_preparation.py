@@ -82,7 +82,7 @@ def windows_of(inputs: dict[str, Any], frames: int) -> Windows:
     """The windows of a video that is made of these inputs."""
     watch = Windows()
     Engine(plan("default-write-video"), TinyModels(), observers=[watch]).generate(
-        Request(inputs, seconds=(frames - 1) / 25)
+        Request(inputs, seconds=frames / 25)
     )
     return watch
 

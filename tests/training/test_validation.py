@@ -28,7 +28,7 @@ from tests.training.scenes import DRAWS, Striped, diffusion, take
 SHOWN: dict[str, Any] = {
     "every": 2,
     "videos": [{"image": asset("demo", "portrait.png"), "prompt": "A man."}],
-    "seconds": 0.2,
+    "seconds": 0.24,
     "settings": {"euler": {"steps": 1}},
 }
 

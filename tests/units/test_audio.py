@@ -103,7 +103,7 @@ def test_the_sound_is_encoded_once_whatever_the_number_of_windows(stairs: Path) 
 
 
 def test_without_a_sound_there_are_no_rows_and_the_request_sets_the_length() -> None:
-    result, scene = run(None, seconds=0.4)
+    result, scene = run(None, seconds=0.44)
     assert result.frames == 11
     assert scene.windows[0]["audio_track"] is None
     assert [window["audio_rows"] for window in scene.windows] == [None, None]
@@ -125,7 +125,7 @@ def test_without_sound_and_length_it_is_said_what_to_give() -> None:
         run(None)
 
 
-@pytest.mark.parametrize(("seconds", "frames"), [(0.2, 6), (0.48, 13), (5.0, 13), (0.001, 2)])
+@pytest.mark.parametrize(("seconds", "frames"), [(0.2, 5), (0.52, 13), (5.0, 13), (0.001, 1)])
 def test_a_length_asked_for_cuts_the_sound_but_does_not_stretch_it(stairs: Path, seconds: float, frames: int) -> None:
     result, _ = run(stairs, seconds=seconds)
     assert result.frames == frames

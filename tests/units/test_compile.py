@@ -28,7 +28,7 @@ def video(expression: str) -> Tensor:
     """The frames of a video of two windows."""
     watch = Frames()
     engine = Engine(build_plan(expression, catalog(), SMALL), TinyModels(), observers=[watch])
-    engine.generate(Request({"prompt": "hi"}, seconds=0.48))
+    engine.generate(Request({"prompt": "hi"}, seconds=0.52))
     assert len(watch.seen) == 2
     return torch.cat(watch.seen, dim=2)
 

@@ -41,7 +41,7 @@ def play(folder: Path, expression: str, dtype: torch.dtype) -> tuple[Tensor, Eng
     watch = Frames()
     plan = build_plan(expression, catalog(), SMALL)
     engine = Engine(plan, opened(folder), dtype=dtype, observers=[watch])
-    engine.generate(Request({"prompt": "hi"}, seconds=0.3))
+    engine.generate(Request({"prompt": "hi"}, seconds=0.36))
     return torch.cat(watch.seen, dim=2), engine
 
 
@@ -71,7 +71,7 @@ def test_blocks_are_not_loaded_before_they_run(folder: Path, monkeypatch: pytest
     assert all(weight.is_meta for weight in dit.blocks.parameters())
     engine.set_up()
     assert not names
-    engine.generate(Request({"prompt": "hi"}, seconds=0.3))
+    engine.generate(Request({"prompt": "hi"}, seconds=0.36))
     of_transformer = [block for (block,) in filter(None, names)]
     assert of_transformer[:8] == [f"blocks.{index % 6}" for index in range(8)]
 

@@ -106,7 +106,7 @@ def test_the_length_of_a_window_comes_from_tokens_and_size() -> None:
 
 
 def test_a_vae_that_compresses_more_makes_longer_windows_of_as_many_tokens() -> None:
-    """121 frames of 704x1280 pixels are 31 x 44 x 80 / 4 tokens of 32x32 pixels."""
+    """121 frames of 1280x704 pixels are 31 x 44 x 80 / 4 tokens of 32x32 pixels."""
     assert FixedFrames(max_tokens=31 * 22 * 40).plan_windows(long_job(704, 1280, spatial_factor=16))[0].frames == 121
     assert FixedFrames(max_tokens=31 * 44 * 80).plan_windows(long_job(704, 1280, spatial_factor=8))[0].frames == 121
 

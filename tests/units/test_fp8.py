@@ -19,8 +19,8 @@ from tests.units.test_offload import SMALL, play
 
 @pytest.mark.parametrize("mode", ["compute", "storage"])
 def test_the_video_is_nearly_the_same(mode: str) -> None:
-    plain, _, _ = play("default-write-video", seconds=0.3)
-    coarse, engine, _ = play(f"default-write-video+fp8(mode={mode})", seconds=0.3)
+    plain, _, _ = play("default-write-video", seconds=0.36)
+    coarse, engine, _ = play(f"default-write-video+fp8(mode={mode})", seconds=0.36)
     assert 1e-4 < relative_error(coarse, plain) < 0.03
     dit = engine.model("dit")
     assert {type(block.ffn[0]) for block in dit.blocks} == {Fp8Linear}
@@ -31,10 +31,10 @@ def test_the_video_is_nearly_the_same(mode: str) -> None:
 @pytest.mark.parametrize("settings", ["", "(resident=2)"])
 @pytest.mark.parametrize("order", ["fp8+offload{}", "offload{}+fp8"])
 def test_offload_brings_8_bits(order: str, settings: str) -> None:
-    rounded, _, _ = play("default-write-video+fp8", seconds=0.3)
-    offloaded, engine, _ = play(f"default-write-video+{order.format(settings)}", seconds=0.3)
+    rounded, _, _ = play("default-write-video+fp8", seconds=0.36)
+    offloaded, engine, _ = play(f"default-write-video+{order.format(settings)}", seconds=0.36)
     assert torch.equal(offloaded, rounded)
-    full, wide, _ = play("default-write-video+offload", seconds=0.3)
+    full, wide, _ = play("default-write-video+offload", seconds=0.36)
     sizes = [
         sum(torch.Size(shape).numel() * dtype.itemsize for _, shape, dtype in parcel.layout.places)
         for parcel in (each.model("dit").blocks[0].stream.source.parcels[0] for each in (engine, wide))
@@ -45,8 +45,8 @@ def test_offload_brings_8_bits(order: str, settings: str) -> None:
 
 @pytest.mark.slow
 def test_compiled() -> None:
-    rounded, _, _ = play("default-write-video+fp8", seconds=0.3)
-    compiled, _, _ = play("default-write-video+compile(backend=aot_eager)+fp8", seconds=0.3)
+    rounded, _, _ = play("default-write-video+fp8", seconds=0.36)
+    compiled, _, _ = play("default-write-video+compile(backend=aot_eager)+fp8", seconds=0.36)
     assert relative_error(compiled, rounded) < 0.02, "8 bits make steps of what was rounding"
 
 
@@ -67,10 +67,10 @@ def test_lora_is_merged_before_rounding(monkeypatch: pytest.MonkeyPatch) -> None
             return {f"blocks.3.self_attn.q.{name}.weight": value for name, value in names}
 
     monkeypatch.setattr(TinyModels, "adapters", lambda models: [Adapter()])
-    one, _, _ = play("default-write-video+fp8", seconds=0.3)
-    other, _, _ = play("default-lora-write-video+fp8+lora", seconds=0.3)
+    one, _, _ = play("default-write-video+fp8", seconds=0.36)
+    other, _, _ = play("default-lora-write-video+fp8+lora", seconds=0.36)
     assert torch.equal(one, other)
-    assert not torch.equal(one, play("default-lora-write-video+fp8", seconds=0.3)[0])
+    assert not torch.equal(one, play("default-lora-write-video+fp8", seconds=0.36)[0])
 
 
 def test_what_it_does_not_go_with(tmp_path: Any) -> None:

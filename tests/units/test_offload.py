@@ -86,8 +86,8 @@ def test_with_units_that_skip_join_and_cut_calls(others: str) -> None:
     "order", ["offload+compile(backend=aot_eager)", "compile(backend=aot_eager)+offload(resident=2)"]
 )
 def test_compiled_blocks(order: str) -> None:
-    plain, _, _ = play("default-write-video", seconds=0.3)
-    compiled, engine, _ = play(f"default-write-video+{order}", seconds=0.3)
+    plain, _, _ = play("default-write-video", seconds=0.36)
+    compiled, engine, _ = play(f"default-write-video+{order}", seconds=0.36)
     torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-5)
     assert all(isinstance(block.block, Compiled) for block in engine.model("dit").blocks)
 
@@ -96,7 +96,7 @@ def test_a_second_video_by_the_same_engine() -> None:
     witness = Witness()
     engine = Engine(build_plan("default-write-video+offload", catalog(), SMALL), TinyModels(), observers=[witness])
     for _ in range(2):
-        engine.generate(Request({"prompt": "hi"}, seconds=0.3))
+        engine.generate(Request({"prompt": "hi"}, seconds=0.36))
     assert torch.equal(witness.seen[0], witness.seen[1])
 
 

@@ -76,7 +76,7 @@ def test_clean(text: str, expected: str) -> None:
 def test_texts_are_embedded_once_per_video_and_context_once_per_window_and_branch() -> None:
     encoder, dit = FakeTextEncoder(), CountingDiT()
     engine = engine_for(prompt_unit(), Audio(silence=0), *denoising_units(steps=3, scale=4.5), encoder=encoder, dit=dit)
-    windows = recorded(engine, request(seconds=0.44))
+    windows = recorded(engine, request(seconds=0.48))
     assert len(windows) == 2
     assert encoder.texts == 2
     assert dit.calls == 2 * 3 * 2
@@ -97,7 +97,7 @@ def test_an_engine_loads_its_tokenizer_and_embeds_its_negative_prompt_once(monke
 
     monkeypatch.setattr(prompt, "load_tokenizer", load)
     engine = engine_for(unit, Audio(), *denoising_units(), encoder=encoder, dit=FakeDiT())
-    videos = [recorded(engine, request(seconds=0.2, inputs={"prompt": text})) for text in ("ab", "cd", "ab")]
+    videos = [recorded(engine, request(seconds=0.24, inputs={"prompt": text})) for text in ("ab", "cd", "ab")]
     assert (len(loaded), encoder.texts) == (1, 4)
     first, other, again = (windows[0]["prompt_embedding"] for windows in videos)
     assert first.equal(again)
@@ -113,7 +113,7 @@ def test_other_settings_make_another_negative_prompt() -> None:
     made = []
     for negative in ("bad", "bad", "worse"):
         recorder = WindowRecorder()
-        engine.generate(request(seconds=0.2), settings={"prompt": {"negative": negative}}, observers=[recorder])
+        engine.generate(request(seconds=0.24), settings={"prompt": {"negative": negative}}, observers=[recorder])
         made.append(recorder.windows[0]["negative_embedding"])
     assert made[0].equal(made[1])
     assert not made[0].equal(made[2])
@@ -132,7 +132,7 @@ def test_other_units_may_encode_texts() -> None:
 
     unit, encoder = prompt_unit(), FakeTextEncoder()
     engine = engine_for(unit, Nag(), Audio(), *denoising_units(), encoder=encoder, dit=FakeDiT())
-    (window,) = recorded(engine, request(seconds=0.2))
+    (window,) = recorded(engine, request(seconds=0.24))
     assert window["nag.text"].equal(unit.encode(engine, "ugly"))
 
 
@@ -176,7 +176,7 @@ def test_a_single_word_that_is_too_long_is_lost_in_part() -> None:
 def test_guidance_1_makes_no_negative_context() -> None:
     dit = CountingDiT()
     engine = engine_for(prompt_unit(), Audio(), *denoising_units(scale=1), encoder=FakeTextEncoder(), dit=dit)
-    (window,) = recorded(engine, request(seconds=0.2))
+    (window,) = recorded(engine, request(seconds=0.24))
     assert len(dit.contexts) == 1
     assert dit.contexts[0].equal(window["prompt_embedding"])
 

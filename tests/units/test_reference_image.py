@@ -84,7 +84,7 @@ def test_condition_of_a_given_window() -> None:
 
 @pytest.mark.parametrize("size", [(100, 32), (32, 24)])
 def test_a_size_that_the_networks_cannot_make_is_refused(size: tuple[int, int]) -> None:
-    message = f"the size {size[0]}x{size[1]} is not made of positive multiples of 16"
+    message = f"the size {size[1]}x{size[0]} is not made of positive multiples of 16"
     with pytest.raises(InputError, match=message):
         generate(Request(height=size[0], width=size[1]))
 

@@ -161,8 +161,8 @@ def open_clip(entry: Entry, limits: Limits) -> Clip:
     if scale > limits.enlarge:
         raise Unusable(
             "too small",
-            f"video {shown(entry.video)} of {timeline.size[0]}x{timeline.size[1]} would be made {scale:.2f} times "
-            f"larger for {bucket[0]}x{bucket[1]}; the most is {limits.enlarge:g} (enlarge)",
+            f"video {shown(entry.video)} of {timeline.size[1]}x{timeline.size[0]} would be made {scale:.2f} times "
+            f"larger for {bucket[1]}x{bucket[0]}; the most is {limits.enlarge:g} (enlarge)",
         )
     if entry.audio is not None:
         input_file(entry.audio, "audio")

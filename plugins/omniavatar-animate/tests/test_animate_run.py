@@ -64,7 +64,7 @@ def test_a_picture_is_animated_and_put_in_place_of_somebody(folder: Path, capsys
     given: list[tuple[str | Path, ...]] = []
     seen: list[np.ndarray] = []
     for more in (
-        ("--seconds", "0.48"),
+        ("--seconds", "0.52"),
         ("--pose", folder / "pose.mkv"),
         ("--face", folder / "face.mkv"),
         ("--background", folder / "background.mkv", "--mask", folder / "mask.mkv"),
@@ -91,7 +91,7 @@ def test_what_is_missing_is_named(folder: Path, capsys: pytest.CaptureFixture[st
         (["--model", str(folder / "model"), "--pose", "no.mp4"], "pose 'no.mp4' does not exist"),
         (["--model", str(tiny_file("transformer.safetensors"))], "needs a model for the role 'animate_adapter'"),
     ):
-        assert run_cli([*plan, *words, "--seconds", "0.3"]) == 2
+        assert run_cli([*plan, *words, "--seconds", "0.36"]) == 2
         complaint = capsys.readouterr().err
         assert reason in complaint.splitlines()[-1]
 

@@ -132,7 +132,7 @@ def make(
     look = Look()
     engine = Engine(Plan((*plan.units, *more)), given or models(), observers=[look])
     wanted = {name: files[name] for name in ("image", *names)} | (inputs or {})
-    seconds = None if frames is None else (frames - 1) / fps
+    seconds = None if frames is None else frames / fps
     engine.generate(Request(wanted, seconds=seconds, fps=fps, height=size, width=size))
     return look
 
@@ -521,7 +521,7 @@ def test_layers_of_another_transformer_are_refused(files: dict[str, Path], chang
 def test_a_picture_is_required() -> None:
     engine = Engine(build_plan("animate", catalog(), SETTINGS), models())
     with pytest.raises(InputError, match="unit 'animate-image': 'image' is required"):
-        engine.generate(Request(seconds=0.3))
+        engine.generate(Request(seconds=0.36))
 
 
 def test_a_size_that_does_not_divide_is_named(files: dict[str, Path]) -> None:

@@ -67,7 +67,7 @@ def made(expression: str, config: dict[str, Any], inputs: dict[str, Any], world:
     plan = build_plan(expression, discover().catalog(), settings)
     recorder = Recorder()
     engine = Engine(plan, Models(config), world=world, observers=[recorder])
-    engine.generate(Request({"image": PORTRAIT, **inputs}, height=48, width=16, seconds=12 / 25))
+    engine.generate(Request({"image": PORTRAIT, **inputs}, height=48, width=16, seconds=13 / 25))
     return recorder.results
 
 

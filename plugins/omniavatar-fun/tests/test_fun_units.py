@@ -96,7 +96,7 @@ def make(
     plan = build_plan(expression + leave_out, catalog(), SETTINGS, settings or {})
     watch = Watch()
     watch.engine = Engine(Plan((*plan.units, *extra)), models or made_for(expression), observers=[watch])
-    seconds = None if frames is None else (frames - 1) / 25
+    seconds = None if frames is None else frames / 25
     return watch.engine.generate(Request(inputs, seconds=seconds, height=size, width=size)), watch
 
 
@@ -345,7 +345,7 @@ def test_the_velocity_is_that_of_the_frames_behind_the_reference(files: dict[str
     plan = build_plan(f"{REFERENCED}-write-video", catalog(), SETTINGS)
     engine = Engine(Plan((Compare(), *plan.units)), made_for(REFERENCED))
     inputs = control(files, reference_image=files["reference"])
-    engine.generate(Request(inputs, seconds=8 / 25, height=32, width=32))
+    engine.generate(Request(inputs, seconds=9 / 25, height=32, width=32))
     assert len(seen) == 4
     for actual, expected in seen:
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)

@@ -82,7 +82,7 @@ def make(
     plan = build_plan(expression + FAST, discover().catalog(), SETTINGS, settings or {})
     watch = Watch()
     engine = Engine(Plan((*plan.units, *extra)), models or random_models(), observers=[watch])
-    return engine.generate(Request(inputs, seconds=(frames - 1) / 25)), watch
+    return engine.generate(Request(inputs, seconds=frames / 25)), watch
 
 
 def random_models(config: dict[str, Any] = IMAGE_DIT, **networks: Any) -> GivenModels:
@@ -178,7 +178,7 @@ def test_without_a_picture_nothing_is_added(first: Path) -> None:
     plan = build_plan("i2v-image-to-video" + FAST, discover().catalog(), SETTINGS)
     plain = Watch()
     engine = Engine(plan, tiny_image_models(dit=without), observers=[plain])
-    engine.generate(Request(seconds=8 / 25, height=48, width=32))
+    engine.generate(Request(seconds=9 / 25, height=48, width=32))
     torch.testing.assert_close(mine.latents[0], plain.latents[0], atol=1e-5, rtol=1e-5)
     _, shown = make(models=tiny_image_models(dit=with_channels), settings=settings, image=first)
     assert relative_error(shown.latents[0], plain.latents[0]) > 1e-3
@@ -268,7 +268,7 @@ def test_the_hooks_compose_to_the_networks_own_forward(first: Path) -> None:
             seen.append((forward.output, expected))
 
     plan = build_plan("i2v" + FAST, discover().catalog(), SETTINGS)
-    Engine(plan, random_models(), observers=[Compare()]).generate(Request({"image": first}, seconds=8 / 25))
+    Engine(plan, random_models(), observers=[Compare()]).generate(Request({"image": first}, seconds=9 / 25))
     assert len(seen) == 4
     for actual, expected in seen:
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)

@@ -230,7 +230,7 @@ def test_on_a_gpu_they_change_places() -> None:
         )
         engine = Engine(plan, models(), device="cuda", observers=[places])
         for _ in range(2):
-            engine.generate(Request(height=32, width=32, seconds=0.5))
+            engine.generate(Request(height=32, width=32, seconds=0.52))
         kept[offload] = places
     assert kept[True].devices == 4 * [*[("cuda", "cpu")] * 2, *[("cpu", "cuda")] * 2]
     assert set(kept[False].devices[-4:]) == {("cuda", "cuda")}
@@ -255,7 +255,7 @@ def latents(expression: str, networks: tiny.TinyModels) -> Tensor:
     look = Look()
     plan = build_plan(expression, CATALOG, SETTINGS)
     engine = Engine(plan, networks, observers=[look])
-    engine.generate(Request(height=32, width=32, seconds=0.3))
+    engine.generate(Request(height=32, width=32, seconds=0.36))
     return look.latents[-1]
 
 

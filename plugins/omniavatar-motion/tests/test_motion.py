@@ -126,7 +126,7 @@ def make(controller: MotionController) -> Any:
         plan = build_plan(expression, catalog, TINY_SETTINGS, {"prompt": {"length": 16}})
         engine = Engine(Plan((*first, *plan.units, *last)), TinyModels(motion_controller=network), observers=[look])
         inputs = {"image": asset("demo", "portrait.png"), "audio": asset("demo", "speech.flac"), **inputs}
-        engine.generate(Request(inputs, height=32, width=32, seconds=0.48))
+        engine.generate(Request(inputs, height=32, width=32, seconds=0.52))
         return look
 
     return make
@@ -208,7 +208,7 @@ def test_by_command(tmp_path: Path) -> None:
     """With the built-in avatar, LoRA and all."""
     width = 240  # of its transformer
     save(tmp_path / "speed.safetensors", weights(randomized(MotionController(**{**NUMBERS, "dim": width}))))
-    small = ("--size", "32x32", "--seconds", "0.2", "--euler.steps", "1", "--prompt", "hi", "--quiet")
+    small = ("--size", "32x32", "--seconds", "0.24", "--euler.steps", "1", "--prompt", "hi", "--quiet")
     videos = []
     for bucket in ((), ("--motion-bucket-id", "5"), ("--motion-bucket-id", "95")):
         files = ("--config", "tiny", "--model", tmp_path / "speed.safetensors", "-o", tmp_path / "out.mp4")

@@ -63,7 +63,7 @@ class S2VImage(PipelineUnit):
             job.height, job.width = choose_size(height, width, self.settings.sizes)
         if not is_usable(job.size):
             height, width = job.size
-            raise InputError(f"the size {height}x{width} is not made of positive multiples of {MULTIPLE}")
+            raise InputError(f"the size {width}x{height} is not made of positive multiples of {MULTIPLE}")
         job["image_latent"] = self.encode(job, fit_image(picture, job.size))
 
     def encode(self, job: Job, picture: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def made(expression: str, world: World) -> list[Tensor]:
     recorder = Recorder()
     engine = Engine(plan, Models(), world=world, observers=[recorder])
     inputs = {"image": asset("demo", "portrait.png"), "audio": asset("demo", "speech.flac")}
-    engine.generate(Request(inputs=inputs, height=64, width=64, seconds=8 / 16, fps=16))
+    engine.generate(Request(inputs=inputs, height=64, width=64, seconds=9 / 16, fps=16))
     return recorder.results
 
 

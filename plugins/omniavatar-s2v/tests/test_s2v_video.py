@@ -118,7 +118,7 @@ def made(
 
 def portrayed(frames: int, **inputs: Any) -> Request:
     """A video of the portrait."""
-    return Request(inputs={"image": PORTRAIT, **inputs}, seconds=(frames - 1) / 16, fps=16)
+    return Request(inputs={"image": PORTRAIT, **inputs}, seconds=frames / 16, fps=16)
 
 
 def differ(one: Look, other: Look) -> bool:
@@ -460,7 +460,7 @@ def test_settings_are_checked(settings: str, message: str) -> None:
 
 def test_a_size_that_does_not_divide_is_named() -> None:
     engine = Engine(build_plan(PLAN, discover().catalog(), SETTINGS), models())
-    with pytest.raises(InputError, match="the size 96x64 is not made of positive multiples of 64"):
+    with pytest.raises(InputError, match="the size 64x96 is not made of positive multiples of 64"):
         engine.generate(Request(inputs={"image": PORTRAIT}, height=96, width=64, seconds=0.3, fps=16))
 
 

@@ -59,7 +59,7 @@ def made(expression: str, world: World) -> list[Tensor]:
     recorder = Recorder()
     engine = Engine(plan, Models(), world=world, observers=[recorder])
     image = asset("demo", "portrait.png")
-    engine.generate(Request(inputs={"image": image}, height=96, width=32, seconds=12 / 25))
+    engine.generate(Request(inputs={"image": image}, height=96, width=32, seconds=13 / 25))
     return recorder.results
 
 

@@ -100,7 +100,7 @@ def made(
     look = Look()
     engine = Engine(Plan((*plan.units, *more)), models(), observers=[look])
     given = {} if image is None else {"image": image}
-    look.result = engine.generate(Request(inputs={**given, **(inputs or {})}, seconds=(frames - 1) / 25, fps=25))
+    look.result = engine.generate(Request(inputs={**given, **(inputs or {})}, seconds=frames / 25, fps=25))
     return look
 
 
@@ -188,8 +188,8 @@ def test_the_size_is_that_of_the_table_whose_shape_is_nearest(
 
 def test_a_size_that_does_not_divide_is_named() -> None:
     engine = Engine(build_plan(PLAN, discover().catalog(), SETTINGS), models())
-    with pytest.raises(InputError, match="the size 32x48 is not made of positive multiples of 32"):
-        engine.generate(Request(height=32, width=48, seconds=0.3))
+    with pytest.raises(InputError, match="the size 48x32 is not made of positive multiples of 32"):
+        engine.generate(Request(height=32, width=48, seconds=0.36))
 
 
 @pytest.mark.parametrize(
@@ -209,4 +209,4 @@ def test_plans_that_do_not_fit_are_refused(expression: str, message: str) -> Non
 def test_the_other_vae_is_refused() -> None:
     engine = Engine(build_plan(PLAN, discover().catalog(), SETTINGS), tiny.TinyModels(dit=models().networks["dit"]))
     with pytest.raises(PlanError, match=r"takes 48 channels and the plan makes 16; .* or give the VAE that belongs to"):
-        engine.generate(Request(seconds=0.3))
+        engine.generate(Request(seconds=0.36))

@@ -201,7 +201,7 @@ def test_what_is_not_given_is_grey_and_all_of_it_is_made(
     catalog: Catalog, networks: Networks, files: dict[str, Path]
 ) -> None:
     """The control video ends with frame 12; the mask's still goes on."""
-    longer: dict[str, Any] = {"seconds": 0.8, "fixed-frames": {"window_frames": 21, "overlap": 5}}
+    longer: dict[str, Any] = {"seconds": 0.84, "fixed-frames": {"window_frames": 21, "overlap": 5}}
     video = make(catalog, networks, inputs={"control_video": files["video"]}, **longer).context
     assert video.shape[2] == 6
     assert (video[:, 32:] == 1).all()
@@ -228,7 +228,7 @@ def test_each_window_gets_its_part_and_knows_what_it_took_over(
     inputs = {"control_video": files["video"], "control_mask": files["mask"]}
     vae: Any = TinyModels(**networks).networks["vae"]
     for extend in (True, False):
-        first, second = make(catalog, networks, inputs=inputs, seconds=0.48, vace={"extend": extend}).windows
+        first, second = make(catalog, networks, inputs=inputs, seconds=0.52, vace={"extend": extend}).windows
         pictures = frames(files["video"], 4, 13) * 2 - 1
         mask = frames(files["mask"], 4, 13)
         if extend:
@@ -245,7 +245,7 @@ def test_frames_that_are_not_shown_repeat_the_last_one(
     catalog: Catalog, networks: Networks, files: dict[str, Path]
 ) -> None:
     """11 frames need a second window of 9, which ends two frames behind the video."""
-    look = make(catalog, networks, inputs={"control_mask": files["mask"]}, seconds=0.4, vace={"extend": False})
+    look = make(catalog, networks, inputs={"control_mask": files["mask"]}, seconds=0.44, vace={"extend": False})
     mask = frames(files["mask"], 4, 11)[:, :1]
     mask = torch.cat([mask, mask[:, :, -1:], mask[:, :, -1:]], dim=2)
     torch.testing.assert_close(look.windows[1]["vace_context"][:, 32:], folded_mask(mask, 3, 8))
@@ -263,7 +263,7 @@ def test_every_frame_is_decoded_once(
 
     monkeypatch.setattr("omniavatar.media.footage.decoder", counted)
     inputs = {"control_video": files["video"], "control_mask": files["mask"]}
-    assert len(make(catalog, networks, inputs=inputs, seconds=0.48).windows) == 2
+    assert len(make(catalog, networks, inputs=inputs, seconds=0.52).windows) == 2
     assert len(started) == 2
     for process in started:
         with pytest.raises(ProcessLookupError):
@@ -284,7 +284,7 @@ def test_inputs_in_memory_are_those_of_the_files(catalog: Catalog, networks: Net
 def test_a_picture_as_mask_holds_at_any_rate(
     catalog: Catalog, networks: Networks, files: dict[str, Path], fps: int
 ) -> None:
-    context = make(catalog, networks, inputs={"control_mask": files["still"]}, fps=fps, seconds=8 / fps).context
+    context = make(catalog, networks, inputs={"control_mask": files["still"]}, fps=fps, seconds=9 / fps).context
     assert (context[:, 32:, :, :, :2] == 1).all()
     assert (context[:, 32:, :, :, 2:] == 0).all()
 
@@ -315,7 +315,7 @@ def test_references_are_frames_in_front(catalog: Catalog, networks: Networks, fi
 
 
 def test_references_go_in_front_of_every_window(catalog: Catalog, networks: Networks, files: dict[str, Path]) -> None:
-    look = make(catalog, networks, inputs={"reference_images": files["a"]}, seconds=0.48)
+    look = make(catalog, networks, inputs={"reference_images": files["a"]}, seconds=0.52)
     first, second = (window["vace_context"] for window in look.windows)
     assert first[:, :, :1].equal(second[:, :, :1])
     assert (first[:, 32:, 1:] == 1).all()
@@ -368,7 +368,7 @@ def test_with_sound_and_portrait(catalog: Catalog, avatar: Networks, files: dict
     assert both.video.shape == (1, 3, 17, 32, 32)
     assert both.context.shape == (1, 96, 1 + 5, 4, 4)
     for other in ({"image": portrait, **control}, inputs, {**inputs, **control, "image": None}):
-        one = make(catalog, avatar, inputs=other, **{**make_avatar, "seconds": 0.64})
+        one = make(catalog, avatar, inputs=other, **{**make_avatar, "seconds": 0.68})
         assert relative_error(one.video, both.video) > 1e-3
 
 

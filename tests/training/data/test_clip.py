@@ -120,7 +120,7 @@ def test_pictures_come_at_the_size_of_the_bucket(folder: Path) -> None:
     ("kind", "limits", "message"),
     [
         ("too short", {"min_frames": 53}, r"has 50 frames at 25 a second; the least is 53 \(min_frames\)"),
-        ("too small", {"sizes": ((64, 128),)}, r"32x64 would be made 2.00 times larger for 64x128; the most is 1.5"),
+        ("too small", {"sizes": ((64, 128),)}, r"64x32 would be made 2.00 times larger for 128x64; the most is 1.5"),
         ("silent", {"quietest": -3}, r"is silent: -9 dB; the least is -3 dB \(quietest\)"),
     ],
 )
