@@ -53,11 +53,17 @@ FIELDS = {
 @click.option("--output", metavar="FOLDER", help="folder of checkpoints, log and result; a run found there goes on")
 @click.option("--max-minutes", type=float, metavar="NUMBER", help="stop after this time; the same command goes on")
 @DEVICE
-@click.option("--gpus", type=click.IntRange(1), metavar="INTEGER", help="ranks to start on this machine  [default: 1]")
+@click.option("--gpus", type=click.IntRange(1), metavar="INTEGER", help="number of GPUs, a process each  [default: 1]")
 @click.option(
     "--workers", type=click.IntRange(1), default=1, metavar="INTEGER", help="processes that prepare  [default: 1]"
 )
-@click.option("--timeout", type=float, default=600.0, metavar="SECONDS", help="how long ranks wait  [default: 600]")
+@click.option(
+    "--timeout",
+    type=float,
+    default=600.0,
+    metavar="SECONDS",
+    help="give up when the process of a GPU does not answer for so long  [default: 600]",
+)
 @click.option("--quiet", is_flag=True, help="print errors only")
 @click.pass_context
 def train(ctx: click.Context, **options: Any) -> int:
