@@ -37,6 +37,10 @@ class CheckpointError(OmniError):
     """A model file is missing, damaged, or not what it should be."""
 
 
+class NotFinite(OmniError):
+    """Networks have computed what are no numbers: precision was too low, or a file is damaged."""
+
+
 class EngineBusy(OmniError):
     """The engine makes another video at the moment."""
 

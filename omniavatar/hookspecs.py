@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from omniavatar.engine.draft import Draft
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Step, Window
     from omniavatar.engine.unit import PipelineUnit
@@ -63,12 +64,25 @@ class Discovery:
 class Pipeline:
     """The points at which a unit takes part in making a video. Order of one video:
 
-    setup; begin_job; plan_windows; per window: plan_steps, begin_window; per step: before_step, guide -> substitute,
-    predict -> call -> (embed, run_blocks -> before_block/after_block, unembed) per transformer call, advance,
-    after_step; decode_latents; per group of frames: postprocess_frames, output_frames; end_window; end_job.
+    check_request; setup; begin_job; plan_windows; per window: plan_steps, begin_window; per step: before_step,
+    guide -> substitute, predict -> call -> (embed, run_blocks -> before_block/after_block, unembed) per transformer
+    call, advance, after_step; decode_latents; per group of frames: postprocess_frames, output_frames; end_window;
+    end_job.
 
     `setup` belongs to the engine; all other hooks to one run, whose units may have other settings.
     """
+
+    @hookspec
+    def check_request(self, draft: Draft) -> None:
+        """Once per video, before anything is loaded: raise an OmniError for what cannot work, as far as settings,
+        inputs and headers of files tell; `draft.config("dit")` are the numbers of a network.
+
+        A unit that gives the video its size, its length, leading frames or condition channels later says so here, in
+        the same order (`tryfirst`, `trylast`); see `Draft`. One that depends on what others say is a wrapper, and looks
+        behind its yield. While a unit has a `begin_job` and no `check_request`, it may settle what others leave open,
+        so that size and length are judged only when the job has begun.
+        Example: `draft.has_length |= draft.inputs(self).audio is not None`.
+        """
 
     @hookspec
     def setup(self, engine: Engine) -> None:

@@ -78,8 +78,10 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def takes_bool(annotation: Any) -> bool:
-    """Whether a type, or one inside it, is bool or anything at all."""
-    return annotation in (bool, Any) or isinstance(annotation, bool) or any(map(takes_bool, get_args(annotation)))
+    """Whether a type, or one inside it, is bool, anything at all, or a schema, which has fields of its own."""
+    if annotation in (bool, Any) or isinstance(annotation, bool) or hasattr(annotation, "model_fields"):
+        return True
+    return any(map(takes_bool, get_args(annotation)))
 
 
 def refuse_bools(value: Any, annotation: Any) -> Any:

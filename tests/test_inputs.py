@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from omniavatar.cli.fields import inner_marks
+from omniavatar.engine.media_inputs import inner_marks
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import InputError
 from omniavatar.media.audio import load_waveform

@@ -6,6 +6,7 @@ import re
 from typing import Any, Literal
 
 import pytest
+from pydantic import BaseModel
 
 from omniavatar.values import items, parse_toml, parse_yaml, refuse_bools
 
@@ -90,3 +91,13 @@ def test_lists_that_hold_themselves_end() -> None:
     for _ in range(40):
         bomb = [bomb, bomb]
     assert list(items(bomb)) == [0]
+
+
+def test_a_schema_inside_a_schema_says_itself_what_it_takes() -> None:
+    class Inner(BaseModel):
+        flag: bool = False
+
+    assert refuse_bools({"flag": True}, Inner) == {"flag": True}
+    assert refuse_bools([{"flag": True}], tuple[Inner, ...]) == [{"flag": True}]
+    with pytest.raises(ValueError, match="true and false"):
+        refuse_bools([1, True], tuple[int, ...])

@@ -159,10 +159,3 @@ def marks(annotation: Any) -> Iterator[Any]:
     elif get_origin(annotation) in (Union, UnionType):
         for part in get_args(annotation):
             yield from marks(part)
-
-
-def inner_marks(annotation: Any) -> Iterator[Any]:
-    """What annotations say about the types in a union, and about those of the items of lists."""
-    yield from getattr(annotation, "__metadata__", ())
-    for part in get_args(annotation):
-        yield from inner_marks(part)

@@ -297,7 +297,7 @@ def opened(config: DiffusionConfig, world: World) -> Diffusion:
     files = config.model_files()  # before torch is imported: this answer should not take seconds
     from omniavatar.checkpoints import Bundle
     from omniavatar.checkpoints.tables import check_network, network_modules
-    from omniavatar.cli.videos import check_media
+    from omniavatar.engine.media_inputs import check_media
     from omniavatar.engine.plan import build_plan, check_names
     from omniavatar.engine.settings import Layer, Strength
     from omniavatar.opening import checkpoint_layers, torch_device, torch_dtype

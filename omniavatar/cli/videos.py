@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from omniavatar.cli import diagnosis
 from omniavatar.cli.console import say, saying_faults, tell
-from omniavatar.cli.fields import inner_marks
 from omniavatar.cli.progress import Progressing, Watcher, display_for
 from omniavatar.cli.ranks import Rescue
 from omniavatar.distributed.world import World, common
@@ -24,11 +21,9 @@ from omniavatar.threads import suit_threads
 
 if TYPE_CHECKING:
     import torch
-    from pydantic import BaseModel
 
     from omniavatar.cli.start import Start
     from omniavatar.engine.engine import Engine
-    from omniavatar.engine.plan import Plan
     from omniavatar.engine.run import Result
     from omniavatar.engine.scopes import Request
 
@@ -172,15 +167,16 @@ class VideoMaker:
         return engine
 
     def request(self, engine: Engine, video: Video) -> Request:
-        """The request for a video, its inputs looked at as far as that is quick."""
+        """The request for a video, checked as far as that is possible before anything is loaded."""
         from omniavatar.engine.scopes import Request
 
         inputs = dict(video.inputs)
         if "output" not in engine.plan.input_fields:
             inputs.pop("output", None)
-        check_media(engine.plan, engine.plan.parse_inputs(inputs), self.seconds)
         height, width = self.size or (None, None)
-        return Request(inputs, self.config.seed, height, width, self.seconds, self.config.fps)
+        request = Request(inputs, self.config.seed, height, width, self.seconds, self.config.fps)
+        engine.check_request(request)
+        return request
 
     def made(self, video: Video, engine: Engine, request: Request) -> Result | None:
         """Make one video. When one of several ranks fails the others cannot go on, so that ends them all."""
@@ -238,44 +234,6 @@ def exit_code(made: int, asked: int) -> int:
     if made == asked:
         return 0
     return SOME_FAILED if made else InputError.exit_code
-
-
-def check_media(plan: Plan, inputs: Mapping[str, BaseModel], seconds: float | None = None) -> None:
-    """Look into the media files among the inputs, so that a bad one is found before any model is loaded.
-
-    seconds: the longest length of the video, None if the sound decides.
-    """
-    from omniavatar.media.audio import check_audio
-    from omniavatar.media.image import load_image
-    from omniavatar.media.video import probe_video
-
-    checks: dict[str, Callable[[Path], Any]] = {
-        "image": load_image,
-        "audio": partial(check_audio, seconds=seconds),
-        "video": probe_video,
-    }
-    looked_at = set()
-    for unit in plan.units:
-        for name, info in unit.Inputs.model_fields.items():
-            kinds = {getattr(mark, "kind", "") for mark in (*info.metadata, *inner_marks(info.annotation))}
-            for look in product(kinds & checks.keys(), paths(getattr(inputs[unit.name], name))):
-                if look not in looked_at:
-                    looked_at.add(look)
-                    kind, path = look
-                    checks[kind](path)
-    for output in [values.output for values in inputs.values() if hasattr(values, "output")]:
-        for kind, path in looked_at:
-            if output.exists() and output.samefile(path):
-                raise InputError(f"the output {output} is also the {kind} that is read; give it another name")
-
-
-def paths(value: Any) -> Iterator[Path]:
-    """The paths in an input, which may be one, a list of them, or none."""
-    if isinstance(value, Path):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from paths(item)
 
 
 def figures(engine: Engine, load_seconds: float, result: Result) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from omniavatar.distributed.groups import Groups, grid_shape
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.attention import AttentionSlot
+from omniavatar.engine.draft import Draft
 from omniavatar.engine.hooks import Hooks
+from omniavatar.engine.media_inputs import check_media
 from omniavatar.engine.plan import Plan, SettingsByUnit, with_settings
 from omniavatar.engine.residency import Residency
 from omniavatar.engine.run import Result, Run, State
@@ -207,7 +209,7 @@ class Engine:
         settings: by unit, stronger than the engine's, for units that do nothing in `setup`.
         observers: objects with hooks, called beside the units', such as `omniavatar.progress.Progress`.
         resume: what `Run.state` gave, or a safetensors file of it; chunks begin behind it.
-        Raises EngineBusy while another run is in work, InputError for inputs, PlanError for settings.
+        Raises EngineBusy while another run is in work, and what `check_request` does.
         """
         with self._lock:
             if self._is_closed:
@@ -219,8 +221,7 @@ class Engine:
                     "the engine is making another video; wait until it is done, cancel it, or open another engine"
                 )
             plan = with_settings(self.plan, settings or {})
-            for unit in plan.units:
-                unit.check_models(self.models)
+            self._check(plan, request)
             run = Run(self, plan, request, observers, resume)
             self._run = weakref.ref(run)
         return run
@@ -236,6 +237,21 @@ class Engine:
         """Make a whole video; see `start`. However it ends, nothing half-written stays behind."""
         with self.start(request, settings=settings, observers=observers, resume=resume) as run:
             return run.result()
+
+    def check_request(self, request: Request, *, settings: SettingsByUnit | None = None) -> None:
+        """Raise the OmniError that a run would end with, as far as inputs, settings and headers of files tell.
+
+        `start` does it too; this is for who wants to know it of many requests before the first. No weights are read.
+        """
+        self._check(with_settings(self.plan, settings or {}), request)
+
+    def _check(self, plan: Plan, request: Request) -> None:
+        for unit in plan.units:
+            unit.check_models(self.models)
+        draft = Draft(self, plan, request)
+        check_media(plan, draft.inputs_by_unit, request.seconds)
+        Hooks(self._working(plan)).check_request(draft)
+        draft.check_complete()
 
     def _is_busy(self) -> bool:
         current = self._run() if self._run is not None else None
@@ -271,11 +287,14 @@ class Engine:
         key = (plan, tuple(observers), tuple(self._around))
         if self._hooks is not None and self._hooks[0] == key:
             return self._hooks[1]
-        units = [unit for unit in plan.units if self.world.is_main or not unit.main_rank_only]
-        hooks = Hooks(units, [*self.observers, *key[1], self.residency], self._around)
+        hooks = Hooks(self._working(plan), [*self.observers, *key[1], self.residency], self._around)
         if not key[1]:
             self._hooks = (key, hooks)
         return hooks
+
+    def _working(self, plan: Plan) -> list[PipelineUnit]:
+        """The units that this rank runs."""
+        return [unit for unit in plan.units if self.world.is_main or not unit.main_rank_only]
 
     @contextmanager
     def instrumented(self, around: Around) -> Iterator[None]:

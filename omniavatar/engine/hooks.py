@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from omniavatar.engine.draft import Draft
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Step, Window
     from omniavatar.engine.unit import PipelineUnit
@@ -54,6 +55,9 @@ class Hooks:
             reason = " ".join(str(error).split())
             who = name or type(implementations).__name__
             raise PluginError(f"'{who}' does not fit the hooks of omniavatar.hookspecs.Pipeline: {reason}") from None
+
+    def check_request(self, draft: Draft) -> None:
+        self._call.check_request(draft=draft)
 
     def setup(self, engine: Engine) -> None:
         self._call.setup(engine=engine)

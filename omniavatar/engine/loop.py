@@ -23,6 +23,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from omniavatar.engine.finite import Watch
 from omniavatar.engine.plan import PREVIOUS, Plan
 from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Previous, Request, Step, Window
 from omniavatar.engine.windows import Span, ceil_4k1
@@ -69,6 +70,7 @@ class Loop:
         self.previous: Previous | None = None
         self.kept = kept_values(plan)
         self._open: Window | None = None
+        self._watch = Watch()
 
     def begin(self, spans: Sequence[Span] | None = None) -> None:
         """What is constant for the whole video, and which frames are denoised together.
@@ -113,7 +115,7 @@ class Loop:
             window.steps = self.hooks.plan_steps(window)
         else:
             window.latents = latents
-        self._open = window
+        self._open, self._watch = window, Watch()
         window.values.update(values or {})
         self.hooks.begin_window(window, without)
         return window
@@ -151,6 +153,7 @@ class Loop:
             step.velocity = hooks.guide(step)
             window.latents = hooks.advance(step)
             hooks.after_step(step)
+            self._watch.see_latents(window.latents)
             yield step
 
     def predict(self, step: Step, branches: Sequence[Branch]) -> list[Tensor]:
@@ -185,6 +188,7 @@ class Loop:
         """The frames of a window that enter the video, group by group, as they are shown.
 
         They are decoded while they are asked for. What the next window continues from is kept as it was decoded.
+        Raises NotFinite before the first frames that are none, or that come of latents that are none.
         """
         tail = Tail(self.frames_kept(window))
         start, span = window.span.start, window.span
@@ -194,9 +198,11 @@ class Loop:
             frames = Frames(start, pixels)
             start = frames.stop
             self.hooks.postprocess_frames(window, frames)
+            self._watch.see_frames(frames.pixels)
             first, last = max(span.keep_start, frames.start), min(span.keep_stop, frames.stop)
             if first < last:
                 group = Group(first, to_bytes(frames.pixels[:, :, first - frames.start : last - frames.start]))
+                self._watch.check(window)
                 self.hooks.output_frames(window, group.start, group.frames)
                 yield group
         if tail.parts:
@@ -209,7 +215,8 @@ class Loop:
         return self.job.spans[window.index + 1].given
 
     def close_window(self, window: Window) -> None:
-        """Hand over to the next window what it reads of this one, and let all else go."""
+        """Hand over to the next window what it reads of this one, and let all else go. Raises NotFinite."""
+        self._watch.check(window)
         self.hooks.end_window(window)
         kept = {name: on_host(value) for name in self.kept if (value := window.values.get(name)) is not None}
         self.previous = None if window.is_last else Previous(self.job, window.index, window.span, kept)

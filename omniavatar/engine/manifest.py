@@ -33,6 +33,7 @@ def manifest(engine: Engine, plan: Plan, job: Job, timings: Timings) -> dict[str
         "device": str(engine.device),
         "dtype": str(engine.dtype).removeprefix("torch."),
         "ranks": engine.world.size,
+        "threads": torch.get_num_threads(),
         "versions": {"omniavatar": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "timings": {name: value if value is None else round(value, 4) for name, value in asdict(timings).items()},
     }

@@ -11,6 +11,7 @@ from omniavatar.models.tiling import ENCODE_TILING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from omniavatar.engine.draft import Draft
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.scopes import Job
 
@@ -32,16 +33,20 @@ def usable_sizes(sizes: tuple[Size, ...], multiple: int = MULTIPLE) -> tuple[Siz
     return sizes
 
 
-def settle_size(job: Job, choose: Callable[[], Size], multiple: int = MULTIPLE) -> None:
+def settle_size(job: Job | Draft, choose: Callable[[], Size], multiple: int = MULTIPLE) -> None:
     """Give the video the size (height, width) that `choose` says, unless it has one.
 
     Raises InputError if the size that it has is not usable.
     """
     if job.height is None or job.width is None:
         job.height, job.width = choose()
-    if not is_usable(job.size, multiple):
-        height, width = job.size
-        raise InputError(f"the size {width}x{height} is not made of positive multiples of {multiple}")
+    check_size((job.height, job.width), multiple)
+
+
+def check_size(size: Size, multiple: int) -> None:
+    """Raise InputError unless both sides are multiples."""
+    if not is_usable(size, multiple):
+        raise InputError(f"the size {size[1]}x{size[0]} is not made of positive multiples of {multiple}")
 
 
 def encode(engine: Engine, pictures: Tensor, *, tiled: bool = False) -> Tensor:

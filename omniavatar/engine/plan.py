@@ -90,8 +90,8 @@ class Plan:
 
     @property
     def _meant(self) -> str:
-        """What a plan that answers none of the hooks has probably meant."""
-        if any(claims_hook(type(unit), hook) for unit in self.units for hook in ANSWERED_HOOKS):
+        """What a plan without sampler, guidance and network has probably meant."""
+        if any(claims_hook(type(unit), hook) for unit in self.units for hook in ("plan_steps", "guide", "unembed")):
             return ""
         return f"; did you mean '+{'+'.join(self.names)}', which adds to the model's own plan?"
 

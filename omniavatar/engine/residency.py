@@ -76,6 +76,6 @@ class Residency:
 def roles_in_steps(unit: PipelineUnit) -> set[str]:
     """The roles that a unit works with while steps run."""
     hooks = {options["specname"] or attribute for attribute, options in hooks_of(type(unit)).items()}
-    if hooks <= OUTSIDE_STEPS | {"setup"}:
+    if hooks <= OUTSIDE_STEPS | {"check_request", "setup"}:
         return set()
     return {*unit.roles, *unit.optional_roles} - {*unit.idle_in_steps}

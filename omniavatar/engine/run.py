@@ -188,7 +188,8 @@ class Run:
         return self._loop
 
     def _loading(self, doing: str, done: int, total: int) -> None:
-        """Tell all observers that want to know how far loading is."""
+        """Tell all observers that want to know how far loading is; a run that is cancelled loads no further."""
+        self._refuse_if_cancelled()
         for observer in (*self.engine.observers, *self._observers):
             if isinstance(observer, Progress):
                 observer.loading(doing, done, total)

@@ -22,7 +22,7 @@ LEAST_SECONDS, MOST_SECONDS = 1.5, 5.0
 time is not stable, for up to so long."""
 SLICE_SECONDS = 0.25
 """Times are compared as means over slices of at least so long: a run, too, is the sum of many calls."""
-STABLE, BUSY = 0.1, 0.3
+STABLE, BUSY = 0.1, 0.5
 """Spreads, as parts of the time: up to the one it is stable, from the other on the machine must be busy."""
 
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,8 @@ MOST_ELONGATED = 100
 """How many times the longer side may be as long as the shorter one."""
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "DIB", "GIF", "JPEG2000", "PPM", "TGA", "ICO")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+_ORIENTATION, _LYING = 0x0112, range(5, 9)
+"""The EXIF tag, and those of its values that exchange height and width."""
 _SPARE = 4
 _ROUNDING = 0.01
 _FULL_SCALES = (1.0, 255.0, 65535.0, float(2**31 - 1))
@@ -48,6 +50,18 @@ def load_image(source: Any) -> np.ndarray:
     """
     picture = image_input(source)
     return picture if isinstance(picture, np.ndarray) else _decoded(picture, f"image {shown(picture)}")
+
+
+def picture_size(source: Any) -> tuple[int, int]:
+    """Height and width of what `load_image` gives, from the header of a file. Raises InputError as that does."""
+    picture = image_input(source)
+    if isinstance(picture, np.ndarray):
+        return picture.shape[0], picture.shape[1]
+    name = f"image {shown(picture)}"
+    with _decoding(picture, name), Image.open(picture, formats=_formats()) as image:
+        _check_size(*image.size, name)
+        width, height = image.size
+        return (width, height) if image.getexif().get(_ORIENTATION) in _LYING else (height, width)
 
 
 def image_input(value: Any, name: str = "image") -> Path | np.ndarray:
@@ -130,14 +144,21 @@ def placement(height: int, width: int, size: tuple[int, int]) -> tuple[tuple[int
 
 def _decoded(source: Path | BytesIO | Image.Image, name: str) -> np.ndarray:
     """The pixels (h w 3) uint8 of a file or of a PIL image; `name` for errors."""
+    with _decoding(source, name):
+        if isinstance(source, Image.Image):
+            return _pixels(source, name)
+        with Image.open(source, formats=_formats()) as image:
+            return _pixels(image, name)
+
+
+@contextlib.contextmanager
+def _decoding(source: Path | BytesIO | Image.Image, name: str) -> Iterator[None]:
+    """Make an InputError of whatever Pillow raises about a picture; `name` for errors."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if isinstance(source, Image.Image):
-                return _pixels(source, name)
-            with Image.open(source, formats=_formats()) as image:
-                return _pixels(image, name)
+            yield
     except InputError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):

@@ -18,6 +18,7 @@ from omniavatar.media.sound import Soundtrack
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from omniavatar.engine.draft import Draft
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.scopes import Job, Window
     from omniavatar.media.sound import Samples
@@ -59,6 +60,10 @@ class Audio(PipelineUnit):
         audio: AudioFile | None = Field(None, description="the voice: any audio or video file that ffmpeg reads")
 
     settings: Settings
+
+    @hookimpl
+    def check_request(self, draft: Draft) -> None:
+        draft.has_length |= draft.inputs(self).audio is not None
 
     @hookimpl
     def begin_job(self, job: Job) -> None:

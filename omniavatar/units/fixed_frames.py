@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
 from omniavatar.engine.pictures import encode
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
-from omniavatar.engine.windows import TEMPORAL_FACTOR, frames_for_budget, plan_spans
+from omniavatar.engine.windows import TEMPORAL_FACTOR, check_windows, frames_for_budget, plan_spans
+from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from omniavatar.engine.draft import Draft
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.scopes import Job, Step, Window
     from omniavatar.engine.windows import Span
+
+Extent = tuple[int, int, int]
+"""Frames, and height and width in pixels."""
 
 
 class FixedFrames(PipelineUnit):
@@ -65,14 +70,35 @@ class FixedFrames(PipelineUnit):
         if self.settings.window_frames is not None:
             return {"window_frames": frames}
         height, width = window.job.size
-        return {"max_tokens": math.ceil(frames * height * width / pixels_per_token(window.engine))}
+        return {"max_tokens": math.ceil(frames * height * width / math.prod(token_extent(window.engine)))}
+
+    @hookimpl(wrapper=True)
+    def check_request(self, draft: Draft) -> Iterator[None]:
+        """When the size is known."""
+        yield
+        if self.settings.window_frames is not None:
+            check_windows(self.settings.window_frames, self.settings.overlap)
+        elif draft.size is not None and draft.latent_pixels is not None and draft.patch is not None:
+            self._frames_at(draft.size, extent(draft.patch, draft.latent_pixels))
+
+    def _frames_at(self, size: tuple[int, int], token: Extent) -> int:
+        """How long the windows of a video of this height and width are. Raises PlanError if that is too short."""
+        tokens, shortest = self.settings.max_tokens, self.settings.overlap + TEMPORAL_FACTOR
+        frames = frames_for_budget(tokens, *size, math.prod(token))
+        if frames < shortest:
+            largest = largest_size(size, tokens * math.prod(token) // shortest, token)
+            roomy = max(shortest, 2 * self.settings.overlap - 1)
+            raise PlanError(
+                f"size {size[0]}x{size[1]} is too large for this model: {tokens} tokens hold {max(0, frames)} frames a "
+                f"window, {shortest} are needed; use {f'{largest[0]}x{largest[1]} or less, or ' if largest else ''}"
+                f"fixed-frames.max_tokens={math.ceil(roomy * size[0] * size[1] / math.prod(token))}"
+            )
+        return frames
 
     @hookimpl
     def plan_windows(self, job: Job) -> Sequence[Span]:
         settings = self.settings
-        length = settings.window_frames or frames_for_budget(
-            settings.max_tokens, *job.size, pixels_per_token(job.engine)
-        )
+        length = settings.window_frames or self._frames_at(job.size, token_extent(job.engine))
         first = 0 if job.get("image_latent") is None else 1
         return plan_spans(job.length, length, settings.overlap, first_given=first, full=settings.full_windows)
 
@@ -95,11 +121,22 @@ class FixedFrames(PipelineUnit):
             overwrite(step.window)
 
 
-def pixels_per_token(engine: Engine) -> int:
-    """The pixels, of all frames together, that a token of the transformer stands for."""
-    vae, (frames, rows, columns) = engine.model("vae"), engine.models.config("dit")["patch_size"]
-    pixels: int = TEMPORAL_FACTOR * frames * rows * columns * vae.spatial_factor**2
-    return pixels
+def token_extent(engine: Engine) -> Extent:
+    """What a token of the transformer stands for."""
+    return extent(engine.models.config("dit")["patch_size"], engine.model("vae").spatial_factor)
+
+
+def extent(patch: Sequence[int], latent_pixels: int) -> Extent:
+    """What a patch (frames, rows, columns) of latents stands for, of which each covers so many pixels of a side."""
+    frames, rows, columns = patch
+    return TEMPORAL_FACTOR * frames, latent_pixels * rows, latent_pixels * columns
+
+
+def largest_size(size: tuple[int, int], pixels: int, token: Extent) -> tuple[int, int] | None:
+    """The largest height and width of about the shape of `size` with so many pixels; None if a token is too large."""
+    scale = math.sqrt(pixels / math.prod(size))
+    height, width = (math.floor(side * scale / step) * step for side, step in zip(size, token[1:], strict=True))
+    return (height, width) if height and width else None
 
 
 def overwrite(window: Window) -> None:

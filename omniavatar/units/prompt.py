@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import logging
 from bisect import bisect_right
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings
-from omniavatar.errors import CheckpointError
+from omniavatar.errors import CheckpointError, parsing
 from omniavatar.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from omniavatar.engine.draft import Draft
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.scopes import Branch, Forward, Job
 
@@ -59,6 +60,12 @@ class Prompt(PipelineUnit):
         prompt: str = Field("A person looks into the camera and talks.", description="what the video shows")
 
     settings: Settings
+
+    @hookimpl(wrapper=True)
+    def check_request(self, draft: Draft) -> Iterator[None]:
+        """The tokenizer is loaded, after all that takes no time."""
+        yield
+        self._tokenizer(draft.engine)
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
@@ -130,11 +137,9 @@ def load_tokenizer(folder: Path) -> Any:
         raise CheckpointError(
             f"no tokenizer folder at {folder}; put it there or name one with prompt(tokenizer=FOLDER)"
         )
-    try:
+    unread = f"no tokenizer can be read from {folder}"
+    with parsing(lambda reason: CheckpointError(f"{unread} ({reason}); download it again")):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"no tokenizer can be read from {folder} ({reason}); download it again") from error
 
 
 def words_beyond(text: str, length: int, tokens: Callable[[str], int]) -> list[str]:

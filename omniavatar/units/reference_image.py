@@ -11,13 +11,16 @@ from omniavatar.engine.pictures import encode, settle_size, usable_sizes
 from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import functional, torch
-from omniavatar.media.image import choose_size, fit_image, load_image
+from omniavatar.media.image import choose_size, fit_image, load_image, picture_size
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from omniavatar.engine.draft import Draft
     from omniavatar.engine.scopes import Job, Window
+
+MASK_CHANNELS = 1
 
 
 class ReferenceImage(PipelineUnit):
@@ -56,21 +59,24 @@ class ReferenceImage(PipelineUnit):
         return {"tiled": True} if work == "prepare" and window is None and not self.settings.tiled else {}
 
     @hookimpl
+    def check_request(self, draft: Draft) -> None:
+        source, channels = draft.inputs(self).image, draft.latent_channels
+        settle_size(draft, lambda: self._size_for(None if source is None else picture_size(source)))
+        draft.condition = None if channels is None else channels + MASK_CHANNELS
+
+    @hookimpl
     def begin_job(self, job: Job) -> None:
         source = job.inputs(self).image
         picture = None if source is None else load_image(source)
-        settle_size(job, lambda: self._size_for(picture))
+        settle_size(job, lambda: self._size_for(None if picture is None else picture.shape[:2]))
         job["image_latent"] = None
         if picture is not None:
             fitted = self.fitted(picture, job)
             job["image_latent"] = encode(job.engine, fitted.unsqueeze(2), tiled=self.settings.tiled)
 
-    def _size_for(self, picture: np.ndarray | None) -> tuple[int, int]:
-        """The size of the table that suits a picture (h w 3); the first one without a picture."""
-        if picture is None:
-            return self.settings.sizes[0]
-        height, width = picture.shape[:2]
-        return choose_size(height, width, self.settings.sizes)
+    def _size_for(self, shape: tuple[int, ...] | None) -> tuple[int, int]:
+        """The size of the table that suits a picture of this height and width; the first one without a picture."""
+        return self.settings.sizes[0] if shape is None else choose_size(shape[0], shape[1], self.settings.sizes)
 
     def fitted(self, picture: np.ndarray, job: Job) -> Tensor:
         """A picture (h w 3) at the video's size: (1 3 H W) in [-1, 1]."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from omniavatar.engine.pictures import check_size
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
@@ -13,6 +15,7 @@ from omniavatar.lazy import functional, torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from omniavatar.engine.draft import Draft
     from omniavatar.engine.scopes import Forward
 
 
@@ -23,6 +26,17 @@ class Transformer(PipelineUnit):
     needs = ("prompt_embedding",)
     uses = ("condition",)
     roles = ("dit",)
+
+    @hookimpl(wrapper=True)
+    def check_request(self, draft: Draft) -> Iterator[None]:
+        """When size and channels are known."""
+        yield
+        cell, patch, channels = draft.latent_pixels, draft.patch, draft.latent_channels
+        if draft.size is not None and cell is not None and patch is not None:
+            check_size(draft.size, cell * math.lcm(*patch[1:]))
+        taken = draft.config("dit").get("in_dim")
+        if taken is not None and channels is not None and draft.condition is not None:
+            check_channels(taken, channels + draft.condition)
 
     @hookimpl(tryfirst=True)
     def embed(self, forward: Forward) -> None:
@@ -72,13 +86,18 @@ def model_input(forward: Forward) -> Tensor:
     if "condition" in forward:
         parts.append(forward.cut(forward["condition"]))
     latents = forward.repeated(torch.cat(parts, dim=1))
-    if latents.shape[1] != forward.network.in_dim:
+    check_channels(forward.network.in_dim, latents.shape[1])
+    return latents
+
+
+def check_channels(taken: int, made: int) -> None:
+    """Raise PlanError unless the transformer takes as many channels as the plan makes."""
+    if made != taken:
         raise PlanError(
-            f"the transformer takes {forward.network.in_dim} channels and the plan makes {latents.shape[1]}; "
+            f"the transformer takes {taken} channels and the plan makes {made}; "
             "add or leave out the unit that provides 'condition' (such as reference-image), or give the VAE "
             "that belongs to the transformer"
         )
-    return latents
 
 
 def positions(forward: Forward) -> tuple[Tensor, Tensor]:

@@ -80,8 +80,8 @@ def test_a_shorter_demo_talks_too(omni: Omni, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("--units", "default-audio-reference-image"), "the size of the video is unknown; give its height and width"),
-        (("--units", "default-audio"), "the length of the video is unknown, since no audio is given; give one"),
+        (("--units", "default-audio-reference-image"), "the transformer takes 33 channels and the plan makes 16"),
+        (("--units", "default-audio"), "the length of the video is unknown; give seconds (--seconds"),
     ],
 )
 def test_the_demo_is_for_who_asks_for_nothing_else(omni: Omni, arguments: tuple[str, ...], complaint: str) -> None:
@@ -111,7 +111,7 @@ def test_without_a_sound_the_length_must_be_given(omni: Omni, folder: Path, port
     assert (info.frames, info.has_audio) == (13, False)
     outcome = omni("run", "--units", "default-audio", "--image", portrait, "-o", "b.mp4", "--quiet")
     assert outcome.code == 2
-    assert outcome.error.startswith("the length of the video is unknown, since no audio is given; give one")
+    assert outcome.error.startswith("the length of the video is unknown; give seconds (--seconds")
 
 
 def test_what_the_built_in_avatar_lacks_comes_from_the_demo(omni: Omni, folder: Path, portrait: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from omniavatar.engine.draft import Draft
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.hooks import Hooks
 from omniavatar.engine.plan import hooks_of
@@ -29,6 +30,10 @@ class Recorder(PipelineUnit):
     def __init__(self, log: list[str]) -> None:
         super().__init__()
         self.log = log
+
+    @hookimpl
+    def check_request(self, draft: Draft) -> None:
+        self.log.append("check_request")
 
     @hookimpl
     def setup(self, engine: Engine) -> None:
@@ -193,7 +198,7 @@ end_window 1
 
 def expected_log() -> list[str]:
     """Two windows, 5 frames of the first in the second too; two steps, branches, blocks and groups of frames each."""
-    lines = ["setup", "begin_job", "plan_windows"]
+    lines = ["check_request", "setup", "begin_job", "plan_windows"]
     for window in range(2):
         lines += [f"plan_steps {window}", f"begin_window {window}"]
         for step in range(2):
@@ -216,7 +221,7 @@ def test_the_whole_call_log() -> None:
     assert log == expected_log()
     del log[:]
     engine.generate(request())
-    assert log == expected_log()[1:]
+    assert log == [line for line in expected_log() if line != "setup"]
 
 
 def test_units_can_be_left_out_of_the_beginning_of_a_window() -> None:

@@ -329,6 +329,16 @@ def test_cancelling_from_another_thread(alive: Alive) -> None:
     assert alive() == []
 
 
+def test_a_cancel_while_models_are_loaded_ends_the_run_and_not_the_engine(alive: Alive) -> None:
+    maker = engine()
+    run = maker.start(request(), observers=[Progress(lambda status: run.cancel())])
+    with pytest.raises(Cancelled):
+        run.result()
+    assert alive() == []
+    assert len(maker.networks) < 2
+    assert maker.generate(request()).frames == 26
+
+
 def test_a_failure_leaves_nothing_and_the_next_video_is_the_same(alive: Alive) -> None:
     maker = engine(FirstBlockCache(threshold=10))
     with maker.start(request()) as run:

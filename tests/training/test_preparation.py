@@ -81,9 +81,7 @@ NAMES = ("prompt_embedding", "image_latent", "condition", "audio_rows", "given_l
 def windows_of(inputs: dict[str, Any], frames: int) -> Windows:
     """The windows of a video that is made of these inputs."""
     watch = Windows()
-    Engine(plan("default-write-video"), TinyModels(), observers=[watch]).generate(
-        Request(inputs, seconds=frames / 25)
-    )
+    Engine(plan("default-write-video"), TinyModels(), observers=[watch]).generate(Request(inputs, seconds=frames / 25))
     return watch
 
 

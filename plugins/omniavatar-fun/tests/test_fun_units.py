@@ -598,11 +598,15 @@ def test_parts_must_be_there_and_fit(files: dict[str, Path], plan: str, role: st
 
 @pytest.mark.parametrize(
     ("number", "value", "reason"),
-    [(1, 0.0, "focal lengths must be above 0"), (7, float("nan"), "all numbers finite"), (7, 0.0, "it flattens")],
+    [
+        (1, 0.0, " = .*focal lengths must be above 0"),
+        (7, float("nan"), ".7 = nan: input should be a finite number"),
+        (7, 0.0, " = .*it flattens"),
+    ],
 )
 def test_the_origin_must_be_a_camera(number: int, value: float, reason: str) -> None:
     origin = [*ORIGIN[:number], value, *ORIGIN[number + 1 :]]
-    with pytest.raises(PlanError, match=f"unit 'fun-camera': origin = .*{reason}"):
+    with pytest.raises(PlanError, match=f"unit 'fun-camera': origin{reason}"):
         build_plan(f"{CAMERA_VIDEO}-write-video", catalog(), {"fun-camera": {"origin": origin}})
 
 
