@@ -221,7 +221,7 @@ def engine_of(
         )
     unused = bundle.roles - {role for unit in plan.units for role in (*unit.roles, *unit.optional_roles)}
     if unused and world.is_main:
-        log.warning("no unit of the plan uses what the model files have for: %s", ", ".join(sorted(unused)))
+        log.warning("not used by this plan, though the model files have it: %s", ", ".join(sorted(unused)))
     dtype = torch_dtype(config.dtype, device)
     if is_slow(dtype, device, config.device) and world.is_main:
         name = dtype_name(dtype)

@@ -69,7 +69,7 @@ def build_cli() -> click.Group:
     """The whole command line, plugins' commands included."""
     from omniavatar.plugins import discover
 
-    cli = Omni("omni", help="A portrait, a voice and a prompt in, a talking video out.", no_args_is_help=True)
+    cli = Omni("omni", help="An image, an audio and a prompt in, a talking video out.", no_args_is_help=True)
     cli = click.version_option(__version__, "-V", "--version", prog_name="omni")(cli)
     plugins = discover()
     cli.context_settings.update(obj=plugins, help_option_names=HELP_OPTIONS)

@@ -48,7 +48,7 @@ BENCH_EARLY = (
         ["--matrix"],
         multiple=True,
         metavar="UNIT",
-        help="repeatable: all combinations of these, each there or not, behind --units (default: default); of several "
+        help="try every on/off combination of these units on top of --units (default: default); repeatable; of several "
         "settings of one unit, one at a time",
     ),
     click.Option(
@@ -172,11 +172,11 @@ class BenchCommand(RunCommand):
 @click.option(
     "--faces/--no-faces",
     default=None,
-    help="a procedural talking head for each seed as picture and prompt, and avatar measures",
+    help="a procedural talking head for each seed as image and prompt, and avatar measures",
 )
 @size_options
 @click.option(
-    "--seconds", type=float, callback=seconds_of, metavar="NUMBER", help="longest length  [default of the demo: 2]"
+    "--seconds", type=float, callback=seconds_of, metavar="NUMBER", help="length of a video  [default of the demo: 2]"
 )
 @FPS
 @click.option(
@@ -418,7 +418,7 @@ def size_in(suite: Suite, name: str | None) -> tuple[int, int] | None:
 def check_faces(inputs: Mapping[str, Any], size: tuple[int, int] | None) -> None:
     """Refuse what does not go with procedural faces."""
     if "image" in inputs:
-        raise InputError("--faces brings a picture for each seed; leave --image out, or --faces")
+        raise InputError("--faces brings an image for each seed; leave --image out, or --faces")
     if size is not None and size[0] != size[1]:
         raise InputError(f"--size is {size[1]}x{size[0]} and procedural faces are square; give such as 128x128")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -76,7 +77,7 @@ def cache_of(ctx: click.Context, param: click.Parameter, value: str) -> str:
 )
 @click.option("--input-file", metavar="FILE", help="several inputs: a line each, prompt@@image@@audio")
 @size_options
-@click.option("--seconds", type=float, callback=seconds_of, metavar="NUMBER", help="longest length of a video")
+@click.option("--seconds", type=float, callback=seconds_of, metavar="NUMBER", help="length of a video")
 @FPS
 @click.option("--seed", type=int, metavar="INTEGER", help="seed of the first run  [default: 42]")
 @DEVICE
@@ -126,7 +127,7 @@ def calibrate(ctx: click.Context, cache: str, file: Path | None, force: bool, ru
     except OSError as error:
         raise OutputError(f"cannot write {file}: {error.strerror}; choose another place") from None
     if not options["quiet"]:
-        tell(f"{file}  ({fit.error})")
+        tell(f"{file}  ({fit.error})\nuse it: omni run --table {shlex.quote(str(file))} --units +{cache}")
 
 
 def measure(maker: VideoMaker, engine: Engine, requests: list[Request], recorder: Recorder) -> None:

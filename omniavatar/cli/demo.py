@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 DEMO = {"image": asset("demo", "portrait.png"), "audio": asset("demo", "speech.flac")}
 DEMO_OUTPUT = Path("out", "demo.mp4")
 NOTES = {
-    "image": "no --image is given, so the demo's portrait talks",
-    "audio": "no --audio is given, so the demo's voice is heard; --seconds NUMBER makes a silent video",
+    "image": "no --image is given, so the demo's talks",
+    "audio": "no --audio is given, so the demo's is heard; --seconds NUMBER makes a silent video",
 }
 """What to say where the demo's inputs fill in."""
 DRAWN_FACES = "the built-in avatar knows drawn faces; for a photograph: --config omniavatar-1.3b"

@@ -109,7 +109,7 @@ def summary(result: Estimate) -> list[str]:
     lines = [
         f"about {duration(result.seconds.typical)}, {ends(result.seconds)}, "
         f"for {duration(result.frames / result.fps)} of video",
-        f"{result.frames} frames of {result.width}x{result.height} in {count(result.windows, 'window')}, "
+        f"{result.frames} frames of {result.width}x{result.height} in {count(result.windows, 'chunk')}, "
         f"{count(result.steps, 'step')} in all",
         f"{count(calls, 'transformer call')} of up to {result.tokens:,} tokens"
         + (f", the blocks skipped in {skipped} of them" if skipped else "")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 
+from omniavatar.errors import InputError, shown
 from omniavatar.values import parse_yaml
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
 KINDS = {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT", Path: "PATH", tuple: "LIST", list: "LIST"}
@@ -29,6 +31,25 @@ class UserPath(click.Path):
         return super().convert(os.path.expanduser(value), param, ctx)
 
 
+LONGEST = 100
+"""Letters of a value that are shown in an error."""
+BOUNDS = {
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "more than {gt:g}",
+    "less_than_equal": "at most {le:g}",
+    "less_than": "less than {lt:g}",
+}
+FAULTS = {
+    "finite_number": "not a number",
+    "float_parsing": "not a number",
+    "float_type": "not a number",
+    "int_parsing": "not a whole number",
+    "int_type": "not a whole number",
+    "int_from_float": "not a whole number",
+    "bool_parsing": "give true or false",
+    "bool_type": "give true or false",
+}
+"""In the words of users, by pydantic's type of an error."""
 NOTHING = ("none", "null", "~")
 
 
@@ -79,6 +100,37 @@ def parse_value(text: str, info: FieldInfo) -> Any:
         return parse_yaml(text)
     except ValueError:
         return text
+
+
+def check_values(schema: type[BaseModel], values: Mapping[str, Any], options: Mapping[str, str]) -> None:
+    """Refuse values that their own fields refuse, by the option that gave each. Raises InputError.
+
+    options: by the name of a field. What several fields say together is checked where all are known.
+    """
+    from pydantic import ValidationError
+
+    for name, value in values.items():
+        try:
+            schema(**{name: value})
+        except ValidationError as error:
+            for fault in error.errors(include_url=False):
+                if fault["loc"][:1] == (name,):
+                    raise InputError(f"{options[name]} {as_text(value)[:LONGEST]}: {in_words(fault)}") from None
+
+
+def in_words(fault: Mapping[str, Any]) -> str:
+    """What is wrong with one value, of what pydantic says about it."""
+    inner = ".".join(str(part) for part in fault["loc"][1:] if isinstance(part, int))
+    limits, value = fault.get("ctx", {}), fault["input"]
+    words = FAULTS.get(fault["type"], "")
+    if fault["type"] in BOUNDS:
+        words = "not a number" if str(value).lower().strip(".") == "nan" else BOUNDS[fault["type"]].format(**limits)
+    elif fault["type"] == "literal_error":
+        words = f"choices: {limits['expected'].replace(' or ', ', ')}".replace("'", "")
+    elif not words:
+        text = str(fault["msg"]).removeprefix("Value error, ")
+        words = text[:1].lower() + text[1:]
+    return f"item {inner} is {shown(value)}: {words}" if inner else words
 
 
 def takes_text(info: FieldInfo) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from omniavatar.cli.fields import bounds, default, kind, parse_value
+from omniavatar.cli.fields import bounds, check_values, default, kind, parse_value
 from omniavatar.errors import PlanError
 
 if TYPE_CHECKING:
@@ -62,11 +62,16 @@ def input_option(name: str, info: FieldInfo) -> UnitOption:
 def setting_option(unit: type[PipelineUnit], name: str, info: FieldInfo) -> UnitOption:
     """`--unit.setting VALUE`."""
     return UnitOption(
-        [f"--{unit.name}.{name.replace('_', '-')}", parameter(unit.name, name)],
+        [setting_flag(unit.name, name), parameter(unit.name, name)],
         section=unit.name,
         metavar=kind(info),
         help=described(info),
     )
+
+
+def setting_flag(unit: str, name: str) -> str:
+    """The option of a setting."""
+    return f"--{unit}.{name.replace('_', '-')}"
 
 
 def described(info: FieldInfo) -> str:
@@ -84,7 +89,7 @@ def parameter(unit: str, name: str) -> str:
 def split_values(
     values: Mapping[str, Any], units: Mapping[str, type[PipelineUnit]]
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """What the user gave, as inputs by name and settings by unit."""
+    """What the user gave, as inputs by name and settings by unit. Raises InputError for a setting that cannot be."""
     inputs: dict[str, Any] = {}
     settings: dict[str, dict[str, Any]] = {}
     for unit_name, unit in units.items():
@@ -95,4 +100,6 @@ def split_values(
             value = values.get(parameter(unit_name, name))
             if value is not None:
                 settings.setdefault(unit_name, {})[name] = parse_value(value, info)
+        flags = {name: setting_flag(unit_name, name) for name in unit.Settings.model_fields}
+        check_values(unit.Settings, settings.get(unit_name, {}), flags)
     return inputs, settings

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from omniavatar.cli.again import expanded, remember
 from omniavatar.cli.console import logging_to_stderr
 from omniavatar.cli.demo import DEMO, DEMO_OUTPUT, asks_for_the_demo, completed
-from omniavatar.cli.options import DEVICE, FPS, UnitOption, split_values, unit_options
+from omniavatar.cli.options import DEVICE, FPS, UnitOption, input_option, split_values, unit_options
 from omniavatar.cli.outputs import OUTPUT, with_output
 from omniavatar.cli.ranks import as_rank, check_ranks, start_ranks
 from omniavatar.cli.start import EARLY, Start, early_options, start
@@ -19,6 +19,9 @@ from omniavatar.cli.synonyms import meant
 from omniavatar.cli.videos import Video, VideoMaker
 from omniavatar.distributed.world import place, tells_for_all
 from omniavatar.errors import InputError, OmniError, PlanError, nearest
+
+if TYPE_CHECKING:
+    from omniavatar.engine.unit import PipelineUnit
 
 ARGUMENTS = "omniavatar.arguments"
 LONGEST = 24 * 60 * 60
@@ -100,6 +103,10 @@ def explained(error: click.NoSuchOption, begin: Start) -> OmniError:
         near = meant(option, known, begin)
         if not near and error.possibilities:
             near = f"did you mean '{error.possibilities[0]}'?"
+        takers = [] if near else [name for name, taken in begin.catalog.units.items() if takes(taken, option)]
+        if takers:
+            hint = f"add one that does with --units '{begin.config.units}+{takers[0]}'"
+            return PlanError(f"{option}: no unit of the plan takes it; {hint}")
         command = "omni run" if error.ctx is None else error.ctx.command_path
         return InputError(f"unknown option '{option}'; {near or f'{command} --help lists all'}")
     if unit not in begin.chosen:
@@ -114,6 +121,11 @@ def explained(error: click.NoSuchOption, begin: Start) -> OmniError:
         )
     settings = [with_hyphens(name) for name in begin.units[unit].Settings.model_fields]
     return PlanError(f"{option}: unit '{unit}' has no setting '{setting}'{nearest(setting, settings)}")
+
+
+def takes(unit: type[PipelineUnit], option: str) -> bool:
+    """Whether a unit has an input with this option."""
+    return any(option in input_option(name, info).opts for name, info in unit.Inputs.model_fields.items())
 
 
 def size_of(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -190,7 +202,7 @@ def seconds_of(ctx: click.Context, param: click.Parameter, value: float | None) 
 )
 @size_options
 @click.option(
-    "--seconds", type=float, callback=seconds_of, metavar="NUMBER", help="longest length  [default: the sound's]"
+    "--seconds", type=float, callback=seconds_of, metavar="NUMBER", help="length of the video  [default: the audio's]"
 )
 @FPS
 @click.option("--seed", metavar="INTEGER|random", help="seed of the noise; random or -1 draws one  [default: 42]")
@@ -198,14 +210,13 @@ def seconds_of(ctx: click.Context, param: click.Parameter, value: float | None) 
 @click.option(
     "--dtype", metavar="auto|bf16|fp16|fp32", help="precision of the networks  [default: bf16 on a GPU, or fp32]"
 )
-@click.option("--gpus", type=click.IntRange(1), metavar="INTEGER", help="GPUs, a process for each  [default: 1]")
+@click.option("--gpus", type=click.IntRange(1), metavar="INTEGER", help="number of GPUs, a process each  [default: 1]")
 @click.option(
     "--timeout",
     type=click.FloatRange(0, LONGEST, min_open=True),
     default=600.0,
     metavar="SECONDS",
-    help="how long ranks wait for one that does not answer, and on GPUs the longest that one call may take; with "
-    "--gpus all end within 10 seconds after it  [default: 600]",
+    help="give up when the process of a GPU does not answer for so long  [default: 600]",
 )
 @click.option(
     "--again",
@@ -221,11 +232,11 @@ def seconds_of(ctx: click.Context, param: click.Parameter, value: float | None) 
 @click.option("-v", "--verbose", count=True, help="print what is going on; -vv for more")
 @click.pass_context
 def run(ctx: click.Context, **options: Any) -> int:
-    """Make a talking video from a portrait, a voice and a prompt.
+    """Make a talking video from an image, an audio and a prompt.
 
     Without arguments it makes a demo, out/demo.mp4. The built-in avatar, which talks where no model is named, knows
-    drawn faces; for a photograph, name a configuration with real weights, such as omniavatar-1.3b. Its portrait and its
-    voice are the demo's where you give none; with --seconds and no --audio the video is silent.
+    drawn faces; for a photograph, name a configuration with real weights, such as omniavatar-1.3b. Its image and its
+    audio are the demo's where you give none; with --seconds and no --audio the video is silent.
     """
     maker, videos = ask(ctx, options)
     if options["dry_run"]:

@@ -12,6 +12,7 @@ import click
 
 from omniavatar import original
 from omniavatar.cli.console import saying_faults
+from omniavatar.cli.fields import check_values
 from omniavatar.config import DEFAULT_CONFIG, RANDOM, RunConfig, parse_config
 from omniavatar.distributed.world import World, place
 from omniavatar.engine.settings import Chosen, Layer, explicit_layer, file_layer
@@ -36,7 +37,9 @@ EARLY = (
         ["--config"], metavar="FILE", help="configuration, ours or the original's; or the name of a packaged one"
     ),
     click.Option(
-        ["--hp", "--hparams", "-hp"], metavar="KEY=VALUE,...", help="settings in the original's words; they win"
+        ["--hp", "--hparams", "-hp"],
+        metavar="KEY=VALUE,...",
+        help="overrides by the original OmniAvatar's names: num_steps=25,guidance_scale=4.5",
     ),
     click.Option(
         ["--model", "models"],
@@ -81,6 +84,7 @@ class Start:
 
     def final(self, flags: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]]) -> FinalConfig:
         """The configuration of the run, with the options and `--hp` laid over it; a random seed is drawn and told."""
+        check_values(RunConfig, flags, {name: f"--{name}" for name in flags})
         top = dict(self.overrides.top)
         if top.get("seed") in (RANDOM, "random") and "seed" in flags:
             del top["seed"]  # ranks that were started with a drawn seed get it by --seed

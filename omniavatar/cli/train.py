@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +18,7 @@ from omniavatar.cli.console import logging_to_stderr, say, saying_faults, tell
 from omniavatar.cli.options import DEVICE
 from omniavatar.cli.progress import Display, Progressing, Watcher, display_for
 from omniavatar.cli.ranks import Rescue, as_rank, check_ranks, start_ranks
-from omniavatar.config import RunConfig, find_config, packaged_configs, read_config, validated
+from omniavatar.config import PACKAGED, RunConfig, find_config, packaged_configs, read_config, validated
 from omniavatar.distributed.world import World, place
 from omniavatar.engine.progress import Status
 from omniavatar.errors import CheckpointError, Ended, InputError
@@ -52,11 +53,17 @@ FIELDS = {
 @click.option("--output", metavar="FOLDER", help="folder of checkpoints, log and result; a run found there goes on")
 @click.option("--max-minutes", type=float, metavar="NUMBER", help="stop after this time; the same command goes on")
 @DEVICE
-@click.option("--gpus", type=click.IntRange(1), metavar="INTEGER", help="ranks to start on this machine  [default: 1]")
+@click.option("--gpus", type=click.IntRange(1), metavar="INTEGER", help="number of GPUs, a process each  [default: 1]")
 @click.option(
     "--workers", type=click.IntRange(1), default=1, metavar="INTEGER", help="processes that prepare  [default: 1]"
 )
-@click.option("--timeout", type=float, default=600.0, metavar="SECONDS", help="how long ranks wait  [default: 600]")
+@click.option(
+    "--timeout",
+    type=float,
+    default=600.0,
+    metavar="SECONDS",
+    help="give up when the process of a GPU does not answer for so long  [default: 600]",
+)
 @click.option("--quiet", is_flag=True, help="print errors only")
 @click.pass_context
 def train(ctx: click.Context, **options: Any) -> int:
@@ -153,7 +160,10 @@ def trained(config: DiffusionConfig, world: World, rescue: Rescue, *, quiet: boo
 
 
 def use_of(config: DiffusionConfig) -> str:
-    """Write a configuration with which `omni run` uses the result, beside it; returns what to say about that."""
+    """Write a configuration with which `omni run` uses the result, beside it; returns what to say about that.
+
+    The folder can be moved: the result is named as a file beside the configuration, all others by where they are.
+    """
     from omniavatar.plugins import discover
     from omniavatar.training.result import models_with_result
 
@@ -164,8 +174,12 @@ def use_of(config: DiffusionConfig) -> str:
         return ""
     wanted = set(RunConfig.model_fields) - {"base", "models_dir", "device", "gpus"}
     content = config.model_dump(mode="json", include=wanted, exclude_unset=True)
-    content["models_dir"] = str(config.models_folder.absolute())
-    content["models"] = models
+    packaged = config.models_dir.startswith(PACKAGED)
+    content["models_dir"] = config.models_dir if packaged else str(config.models_folder.absolute())
+    *others, result = models
+    content["models"] = [*others, {**result, "path": f"here:{Path(result['path']).name}"}]
+    if config.tables:
+        content["tables"] = [str(Path(table).absolute()) for table in config.tables]
     path = config.output / USE
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return f"\ntry it: omni run --config {shlex.quote(str(path))} --image FILE --audio FILE --prompt TEXT"

@@ -30,13 +30,15 @@ log = logging.getLogger(__name__)
 
 EXCLUSIVE_HOOKS = ("plan_windows", "plan_steps", "guide", "advance", "decode_latents")
 ANSWERED_HOOKS = {
-    "plan_steps": "a sampler such as euler",
-    "guide": "a guidance rule such as guidance",
-    "run_blocks": "a network such as transformer",
-    "unembed": "a network such as transformer",
-    "advance": "a sampler such as euler",
+    "plan_steps": "sampler; add one such as +euler",
+    "guide": "guidance; add a rule such as +guidance",
+    "run_blocks": "network; add one such as +transformer",
+    "unembed": "network; add one such as +transformer",
+    "advance": "sampler; add one such as +euler",
 }
-"""The hooks that some unit must answer, and what kind of unit does."""
+"""The hooks that some unit must answer, and what the plan lacks if none does."""
+KINDS = {"plan_steps": "samplers", "guide": "guidance rules", "plan_windows": "ways to cut a video into chunks"}
+"""What units are that answer one of these exclusive hooks."""
 SHARED_HOOKS = ("substitute", "predict", "call", "run_blocks")
 """First-result hooks that several units may answer, if all but the last leave some calls to the others."""
 PREVIOUS = "previous."
@@ -84,7 +86,14 @@ class Plan:
         """Raise PlanError if no unit answers a hook without which no video can be made."""
         for hook, remedy in ANSWERED_HOOKS.items():
             if not any(claims_hook(type(unit), hook) for unit in self.units):
-                raise PlanError(f"no unit of the plan answers '{hook}'; add {remedy}")
+                raise PlanError(f"the plan has no {remedy}{self._meant}")
+
+    @property
+    def _meant(self) -> str:
+        """What a plan without sampler, guidance and network has probably meant."""
+        if any(claims_hook(type(unit), hook) for unit in self.units for hook in ("plan_steps", "guide", "unembed")):
+            return ""
+        return f"; did you mean '+{'+'.join(self.names)}', which adds to the model's own plan?"
 
     @property
     def input_fields(self) -> dict[str, Any]:
@@ -412,7 +421,8 @@ def check_together(units: Sequence[PipelineUnit]) -> None:
         hooks = [hook for hook in EXCLUSIVE_HOOKS if claims_hook(type(unit), hook)]
         for claim in (*hooks, *unit.claims):
             if (other := claims.setdefault(claim, unit.name)) != unit.name:
-                raise PlanError(f"units '{other}' and '{unit.name}' both claim '{claim}'; leave one out with -{other}")
+                both = f"are both {KINDS[claim]}" if claim in KINDS else f"both claim '{claim}'"
+                raise PlanError(f"units '{other}' and '{unit.name}' {both}; leave one out with -{other}")
     check_needs(units, makers)
     check_inputs(units)
 

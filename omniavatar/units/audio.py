@@ -31,7 +31,7 @@ BEYOND = 60.0
 class Audio(PipelineUnit):
     """Speech that the mouth follows; it also sets the length of the video.
 
-    Frame 0 is the picture itself; frame n goes with row n-1 of the features. Without a sound the mouth rests and the
+    Frame 0 is the picture itself; frame n goes with row n-1 of the features. Without an audio the mouth rests and the
     length comes from --seconds.
     """
 
@@ -41,23 +41,23 @@ class Audio(PipelineUnit):
     roles = ("audio_encoder",)
 
     class Settings(UnitSettings):
-        silence: float = Field(0.3, ge=0, le=10, description="silence put in front of the sound, seconds")
+        silence: float = Field(0.3, ge=0, le=10, description="silence put in front of the audio, seconds")
         frame_count: Literal["exact", "original"] = Field(
             "exact",
             description="'original' counts frames in floating point as the first OmniAvatar program did, and the image "
             "itself on top of --seconds",
         )
         segment: float = Field(
-            120, ge=0, description="a longer sound is encoded in overlapping pieces of this length, seconds; 0: never"
+            120, ge=0, description="a longer audio is encoded in overlapping pieces of this length, seconds; 0: never"
         )
         dropped: Literal["zeros", "silence"] = Field(
             "zeros",
-            description="what guidance compares with, and training puts in place of a sound that it drops: rows of "
+            description="what guidance compares with, and training puts in place of an audio that it drops: rows of "
             "zeros, or those of a silent recording; with 'silence' a higher audio scale opens the mouth wider",
         )
 
     class Inputs(UnitInputs):
-        audio: AudioFile | None = Field(None, description="the voice, any sound or video file that ffmpeg reads")
+        audio: AudioFile | None = Field(None, description="the voice: any audio or video file that ffmpeg reads")
 
     settings: Settings
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class CfgZeroStar(PipelineUnit):
-    """Guidance: predictions to lead away from are scaled to fit the conditioned one, and the first steps stand still.
+    """CFG-Zero*: rescales the unconditional prediction to fit the conditioned one, and skips the first steps.
 
     v = s n + scale (p - s n) with s = <p, n> / |n|^2 for each sample, which makes s n the nearest to p. If text and
     sound have scales of their own there are p, a (no sound) and n, and both a and n are scaled to be nearest to p, so
@@ -33,8 +33,8 @@ class CfgZeroStar(PipelineUnit):
     passes_on = ("predict",)
 
     class Settings(UnitSettings):
-        optimized_scale: bool = Field(True, description="scale the predictions to lead away from")
-        zero_share: float = Field(0.04, ge=0, lt=1, description="share of the steps, the first ones, that stand still")
+        optimized_scale: bool = Field(True, description="rescale the unconditional predictions")
+        zero_share: float = Field(0.04, ge=0, lt=1, description="share of the steps, the first ones, that are skipped")
 
     settings: Settings
 

@@ -30,7 +30,7 @@ class Guidance(PipelineUnit):
 
     class Settings(UnitSettings):
         scale: float = Field(4.5, ge=0, le=100, description="strength of the conditions; 1 switches guidance off")
-        audio_scale: float | None = Field(None, ge=0, le=100, description="strength of the sound alone; default: scale")
+        audio_scale: float | None = Field(None, ge=0, le=100, description="strength of the audio alone; default: scale")
 
     settings: Settings
 

@@ -33,7 +33,7 @@ class GuidanceInterval(PipelineUnit):
     class Settings(UnitSettings):
         low: float = Field(0.5, ge=0, le=1, description="noise level down to which guidance works; 0: to the end")
         high: float = Field(1.0, ge=0, le=1, description="noise level from which on guidance works; 1: from the start")
-        keep_audio: bool = Field(False, description="outside, still guide by the sound if it has a scale of its own")
+        keep_audio: bool = Field(False, description="outside, still guide by the audio if it has a scale of its own")
 
         @model_validator(mode="after")
         def _low_is_below_high(self) -> GuidanceInterval.Settings:

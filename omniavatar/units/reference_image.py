@@ -51,7 +51,7 @@ class ReferenceImage(PipelineUnit):
             return usable_sizes(sizes)
 
     class Inputs(UnitInputs):
-        image: ImageFile | None = Field(None, description="the portrait, any format that Pillow reads")
+        image: ImageFile | None = Field(None, description="who talks: a portrait, in any format that Pillow reads")
 
     settings: Settings
 

@@ -25,7 +25,7 @@ class Soundtrack(PipelineUnit):
     }
 
     class Inputs(UnitInputs):
-        audio: AudioFile | None = Field(None, description="the sound, any sound or video file that ffmpeg reads")
+        audio: AudioFile | None = Field(None, description="what is heard: any audio or video file that ffmpeg reads")
 
     @hookimpl
     def check_request(self) -> None:

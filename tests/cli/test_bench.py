@@ -138,7 +138,7 @@ def test_ctrl_c_leaves_a_report(folder: Path, capsys: pytest.CaptureFixture[str]
         (("--units", "default", "--compare", "no.json"), "cannot read no.json: No such file"),
         (("--units", "default", "--xyzzy"), "unknown option '--xyzzy'; omni bench --help lists all"),
         (("--faces", "--size", "64x32"), "--size is 64x32 and procedural faces are square"),
-        (("--units", "default+teacache", "--teacache.threshold", "99"), "unit 'teacache': threshold = 99: "),
+        (("--units", "default+teacache", "--teacache.threshold", "99"), "--teacache.threshold 99: at most 10"),
         (("--faces", "--image", "me.png"), "--faces brings a picture for each seed; leave --image out"),
         (("--units", "default", "--seed", "-1"), "Invalid value for '--seed'"),
     ],

@@ -23,9 +23,9 @@ WORK = {
 SLOW = (pytest.mark.slow,)
 REFUSED = {
     "default-prompt": "unit 'transformer' needs 'prompt_embedding', which no unit of the plan provides",
-    "default-guidance": "no unit of the plan answers 'guide'; add a guidance rule such as guidance",
-    "default+teacache-transformer": "no unit of the plan answers 'unembed'; add a network such as transformer",
-    "default-euler": "no unit of the plan answers 'plan_steps'; add a sampler such as euler",
+    "default-guidance": "the plan has no guidance; add a rule such as +guidance",
+    "default+teacache-transformer": "the plan has no network; add one such as +transformer",
+    "default-euler": "the plan has no sampler; add one such as +euler",
     "default-vae-decode": "unit 'fixed-frames' needs 'previous.frames', which no unit of the plan provides",
 }
 
@@ -50,6 +50,14 @@ def test_it_is_refused_before_loading(omni: Omni, folder: Path, expression: str,
         assert tree(folder) == set()
 
 
+def test_a_plan_of_additions_alone_is_taken_for_one(omni: Omni) -> None:
+    meant = "did you mean '+teacache+cfg-merge', which adds to the model's own plan?"
+    for command in (("run", "--units", "teacache+cfg-merge"), ("units", "plan", "teacache+cfg-merge")):
+        assert omni(*command).error == f"the plan has no sampler; add one such as +euler; {meant}"
+    outcome = omni("run", "--units", "teacache", "-o", "talk.mp4")
+    assert outcome.error == ("-o: no unit of the plan takes it; add one that does with --units 'teacache+write-video'")
+
+
 def test_a_plan_that_writes_nothing_says_so(omni: Omni, folder: Path) -> None:
     outcome = omni("run", "--units", "default-write-video", "--prompt", "hi", *SMALL)
     assert outcome.code == 0
@@ -59,4 +67,4 @@ def test_a_plan_that_writes_nothing_says_so(omni: Omni, folder: Path) -> None:
 
 def test_a_model_that_no_unit_uses_is_named(omni: Omni, folder: Path) -> None:
     outcome = omni("run", "--units", "default-audio-audio-adapter", "--prompt", "hi", *SMALL, "-o", "talk.mp4")
-    assert "no unit of the plan uses what the model files have for: audio_adapter, audio_encoder" in outcome.err
+    assert "not used by this plan, though the model files have it: audio_adapter, audio_encoder" in outcome.err

@@ -47,7 +47,7 @@ def test_what_stands_in_the_way_of_a_pair_is_left_out() -> None:
 
 def test_the_reason_names_what_really_stands_in_the_way() -> None:
     assert clash("euler", "teacache") is None
-    assert "'guidance' and 'moe-guidance' both claim 'guide'" in str(refusal(("guidance", "moe-guidance")))
+    assert "'guidance' and 'moe-guidance' are both guidance rules" in str(refusal(("guidance", "moe-guidance")))
     assert "'s2v-transformer' and 'vace' cannot work together: its hints" in str(refusal(("vace", "s2v-clips")))
 
 

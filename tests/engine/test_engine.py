@@ -299,5 +299,5 @@ def test_resources_are_closed_on_every_kind_of_end(error: BaseException) -> None
 
 
 def test_a_plan_without_a_sampler_says_so() -> None:
-    with pytest.raises(PlanError, match="no unit of the plan answers 'plan_steps'; add a sampler"):
+    with pytest.raises(PlanError, match="the plan has no sampler; add one such as"):
         fake_engine([Scene(frames=5), Guidance(), Transformer()]).generate(request())

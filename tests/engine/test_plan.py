@@ -11,6 +11,7 @@ import pytest
 from pydantic import Field
 
 from omniavatar.engine.plan import (
+    KINDS,
     Catalog,
     Plan,
     build_plan,
@@ -531,7 +532,8 @@ def test_two_claims_on_an_exclusive_hook(hook: str, catalog: Catalog) -> None:
     rival = unit("rival", answer=hookimpl(specname=hook)(lambda self: None))
     known = Catalog({**catalog.units, "rival": rival}, catalog.presets)
     message = error_of("default+rival", known)
-    assert message == f"units '{owner.name}' and 'rival' both claim '{hook}'; leave one out with -{owner.name}"
+    both = f"are both {KINDS[hook]}" if hook in KINDS else f"both claim '{hook}'"
+    assert message == f"units '{owner.name}' and 'rival' {both}; leave one out with -{owner.name}"
 
 
 def test_a_wrapper_is_no_claim(catalog: Catalog) -> None:

@@ -126,5 +126,5 @@ def test_the_first_level_is_just_below_pure_noise() -> None:
 
 def test_it_stands_in_place_of_euler(catalog: Catalog) -> None:
     build_plan("default-euler+unipc(steps=10)", catalog)
-    with pytest.raises(PlanError, match="units 'euler' and 'unipc' both claim 'plan_steps'"):
+    with pytest.raises(PlanError, match="units 'euler' and 'unipc' are both samplers"):
         build_plan("default+unipc", catalog)

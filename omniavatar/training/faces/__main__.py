@@ -32,7 +32,8 @@ def main(folder: Path, clips: int, first: int, size: int, frames: int, audio: st
             Image.fromarray(clip.pictures(size, [0])[0]).save(folder / f"{seed:05}.png")
             click.echo(f"{seed:05}.mp4  {clip.caption}")
     except OmniError as error:
-        raise click.ClickException(str(error)) from None
+        hint = "" if audio else "; or give a voice with --audio FILE"
+        raise click.ClickException(f"{error}{hint}") from None
 
 
 if __name__ == "__main__":

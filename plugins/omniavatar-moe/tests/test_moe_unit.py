@@ -305,7 +305,7 @@ def test_sharded_weights_stay_where_they_are() -> None:
     ("expression", "message"),
     [
         ("moe(boundary=875)", "unit 'moe': boundary = 875"),
-        ("guidance+moe-guidance", "units 'guidance' and 'moe-guidance' both claim 'guide'; leave one out"),
+        ("guidance+moe-guidance", "units 'guidance' and 'moe-guidance' are both guidance rules; leave one out"),
     ],
 )
 def test_plans_that_do_not_fit_are_refused(expression: str, message: str) -> None:

@@ -495,7 +495,7 @@ def test_the_command_makes_a_video_with_its_sound(
         "--dtype",
         dtype,
         "--seconds",
-        "0.3",
+        "0.375",
         "--euler.steps",
         "1",
         "--prompt.length",

@@ -131,7 +131,7 @@ def make(
     networks: Networks,
     expression: str = f"{TEXT_ONLY}+vace",
     *units: PipelineUnit,
-    seconds: float | None = 0.3,
+    seconds: float | None = 0.36,
     size: int | None = 32,
     fps: int = 25,
     inputs: dict[str, Any] | None = None,
@@ -290,7 +290,7 @@ def test_a_picture_as_mask_holds_at_any_rate(
 
 
 def test_a_video_of_another_rate_keeps_its_speed(catalog: Catalog, networks: Networks, files: dict[str, Path]) -> None:
-    look = make(catalog, networks, inputs={"control_mask": files["mask"]}, fps=50, seconds=0.16)
+    look = make(catalog, networks, inputs={"control_mask": files["mask"]}, fps=50, seconds=0.18)
     levels = look.context[0, 32, :, 0, 0] * 255
     assert levels.round().tolist() == [10, 30, 40], "each frame twice, of which 1, 4 and 7 count"
 
@@ -342,7 +342,7 @@ def test_size_and_length_are_those_of_the_control_video(
     options: dict[str, Any] = {"size": None, "seconds": None, "vace": {"pixels": 32 * 32}}
     look = make(catalog, networks, inputs={"control_video": files["video"]}, **options)
     assert look.video.shape == (1, 3, 13, 32, 32)
-    options["seconds"] = 0.12
+    options["seconds"] = 0.16
     for name in ("control_mask", "reference_images"):
         path = files["mask" if name == "control_mask" else "b"]
         video = make(catalog, networks, inputs={name: path}, **options).video
