@@ -219,6 +219,12 @@ class Engine:
         resume: what `Run.state` gave, or a safetensors file of it; chunks begin behind it.
         Raises EngineBusy while another run is in work, and what `check_request` does.
         """
+        if not isinstance(request, Request):
+            raise InputError(
+                f"a run is started with a Request, not {type(request).__name__}: Request({{'image': ...}})"
+            )
+        if not isinstance(observers, Iterable):
+            raise InputError(f"observers are a list of objects with hooks, not one {type(observers).__name__}")
         with self._lock:
             if self._is_closed:
                 raise InputError("the engine is closed; open another one")

@@ -1,6 +1,7 @@
 """Every hook call of the engine in one place, typed. `hookspecs.Pipeline` documents what each one means.
 
-One `Hooks` belongs to one run. pluggy calls the last registered first, so the plan is registered in reverse.
+One `Hooks` belongs to one run, or to the set-up of an engine. pluggy calls the last registered first, so the plan is
+registered in reverse.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Hooks:
         for unit in reversed(list(units)):
             self._registered[unit.name] = surrounded(unit, around)
             self._register(self._registered[unit.name], name=unit.name)
-        for observer in (*observers, OneCallEach()):
-            self._register(observer)
+        for number, observer in enumerate((*observers, OneCallEach()), start=1):
+            self._register(observer, name=f"{type(observer).__name__} (observer {number})")
         self._call = self.manager.hook
 
     def _register(self, implementations: Any, name: str | None = None) -> None:
@@ -51,7 +52,7 @@ class Hooks:
         try:
             self.manager.register(implementations, name=name)
             self.manager.check_pending()
-        except pluggy.PluginValidationError as error:
+        except (pluggy.PluginValidationError, ValueError) as error:  # ValueError: it is registered already
             reason = " ".join(str(error).split())
             who = name or type(implementations).__name__
             raise PluginError(f"'{who}' does not fit the hooks of omniavatar.hookspecs.Pipeline: {reason}") from None

@@ -346,6 +346,8 @@ def with_settings(plan: Plan, changes: SettingsByUnit) -> Plan:
 
     Raises PlanError for a unit that it does not have, and for one that has used its settings in `setup`.
     """
+    if not isinstance(changes, Mapping):
+        raise PlanError(f"settings are a mapping of unit names to mappings, not {type(changes).__name__}")
     for name, values in changes.items():
         if name not in plan:
             raise PlanError(f"settings: unit '{name}' is not in the plan{nearest(name, plan.names)}")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from omniavatar.models.wan_dit import TimeValue
 
 MAX_SEED = 2**63 - 1
-MAX_SIDE = 2**16
+MAX_SIDE = 2**31
 Default = TypeVar("Default")
 
 
@@ -101,6 +101,7 @@ class Request:
     def __post_init__(self) -> None:
         if not isinstance(self.inputs, Mapping):
             raise InputError(f"the inputs are a mapping of names to values, not {type(self.inputs).__name__}")
+        object.__setattr__(self, "inputs", dict(self.inputs))
         if self.seed is None or self.seed == -1:
             object.__setattr__(self, "seed", secrets.randbelow(2**32))
         if (self.height is None) != (self.width is None):
@@ -133,7 +134,8 @@ class Job(Scope):
     `frames` (length of the video), `height` and `width` (pixels) are what the request says, else what units set in
     `begin_job`; a sound that ends earlier shortens the video. `leading` counts latent frames that are denoised in front
     of those of every window and are not of the video, such as reference pictures: a unit that wants some adds to it in
-    `begin_job`. `resources` closes whatever a unit opened, however the job ends; `results` is what the caller gets.
+    `begin_job`. `resources` closes whatever a unit opened, however the job ends; `results` is what units
+    leave for `Result`, by name.
     `first` and `first_frame` are the numbers of the first window and frame that are made, above 0 when an earlier run
     is resumed.
     """

@@ -323,5 +323,5 @@ def test_an_unknown_argument_is_refused_also_of_an_observer() -> None:
         @hookimpl
         def before_step(self, stepp: Step) -> None: ...
 
-    with pytest.raises(PluginError, match=r"'Watcher' does not fit .*'stepp'"):
+    with pytest.raises(PluginError, match=r"'Watcher \(observer 1\)' does not fit .*'stepp'"):
         Hooks([], [Watcher()])

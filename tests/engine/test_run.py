@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -383,6 +384,11 @@ def test_two_threads_share_the_frames_of_a_run() -> None:
         assert sorted(parts[0] + parts[1]) == list(range(6))
 
 
+def set_and_wait(begun: threading.Event) -> None:
+    begun.set()
+    time.sleep(0.05)
+
+
 def test_leaving_the_with_block_stops_who_is_at_work() -> None:
     maker, begun = engine(), threading.Event()
     errors: list[BaseException] = []
@@ -393,7 +399,7 @@ def test_leaving_the_with_block_stops_who_is_at_work() -> None:
         except Cancelled as error:
             errors.append(error)
 
-    with maker.start(request(), observers=[EndsIn(4, lambda: (begun.set(), time.sleep(0.05)))]) as run:
+    with maker.start(request(), observers=[EndsIn(4, partial(set_and_wait, begun))]) as run:
         thread = threading.Thread(target=work, args=[run])
         thread.start()
         begun.wait(10)
@@ -409,7 +415,7 @@ def test_closing_the_engine_waits_for_the_run_in_work() -> None:
             run.result()
 
     maker, begun = engine(), threading.Event()
-    run = maker.start(request(), observers=[EndsIn(4, lambda: (begun.set(), time.sleep(0.05)))])
+    run = maker.start(request(), observers=[EndsIn(4, partial(set_and_wait, begun))])
     thread = threading.Thread(target=work)
     thread.start()
     begun.wait(10)
