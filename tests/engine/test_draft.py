@@ -58,7 +58,7 @@ CASES: list[tuple[str, Request, type[OmniError], str]] = [
     ("default", asked(size=(256, 256)), PlanError, f"size 256x256 {TOO_LARGE} 9 frames a window, 17 are needed"),
     ("default", asked(size=(2**20, 2**20)), PlanError, f"{TOO_LARGE} 0 frames a window, 17 are needed; use 208x208"),
     ("default", Request({"image": PORTRAIT}, seconds=1), PlanError, f"size 512x256 {TOO_LARGE} 5 frames"),
-    ("default-fixed-frames", asked(size=(40, 32)), InputError, "size 40x32 is not made of positive multiples of 16"),
+    ("default-fixed-frames", asked(size=(40, 32)), InputError, "size 32x40 is not made of positive multiples of 16"),
     ("default", asked(seconds=None), InputError, r"no audio is given, so the length .* one \(--audio FILE\), or "),
     ("default-audio-audio-adapter", asked(seconds=None), InputError, "length of the video is unknown; give seconds"),
     ("default-reference-image", asked(), PlanError, "the transformer takes 33 channels and the plan makes 16; add"),
