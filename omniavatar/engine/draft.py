@@ -44,6 +44,10 @@ class Draft:
         """The validated `Inputs` of this unit."""
         return self.inputs_by_unit[unit.name]
 
+    def given(self, name: str) -> Any:
+        """The input of this name, whichever unit takes it; None without one."""
+        return next((getattr(values, name) for values in self.inputs_by_unit.values() if hasattr(values, name)), None)
+
     def config(self, role: str) -> Mapping[str, Any]:
         """The numbers of this role's network, such as `in_dim`; nothing without a model."""
         models = self.engine.models

@@ -52,8 +52,8 @@ def total(values: Tensor) -> Tensor:
 
 
 def read(values: list[Tensor]) -> list[float]:
-    """Scalars on the host."""
-    return torch.stack(values).tolist() if values else []
+    """Scalars on the host; none of a rehearsal without values, on the meta device."""
+    return torch.stack(values).tolist() if values and not values[0].is_meta else []
 
 
 def origin(window: Window, step: int) -> str:

@@ -205,7 +205,10 @@ class PipelineUnit:
         return {}
 
     def check_models(self, models: Models) -> None:
-        """Raise an OmniError if the unit cannot work with these models or its settings for them; none is loaded yet."""
+        """Raise an OmniError if the unit cannot work with these models or its settings for them; none is loaded yet.
+
+        What depends on the request is refused in the hook `check_request`.
+        """
 
     def forecast(self, window: Window) -> Iterable[str]:
         """Lines on what the unit will do in a window with these steps and networks, for `omni units plan`.

@@ -465,7 +465,7 @@ BROKEN: list[tuple[str, type[PipelineUnit], str]] = [
     ("hooks", FalseWrapper, "its begin_job must have a yield if it is marked with wrapper=True"),
     ("hooks", Idle, "it implements no hook"),
     ("saved", Shrinking, "the plan expression broken(size=0.5) makes Settings(size=0.25)"),
-    ("video", Nan, "'latents' of window 0 has numbers that are not finite"),
+    ("video", Nan, "the transformer's output is not finite from step 1 of chunk 1 on"),
     ("video", Unfit, "unit 'broken' needs 'moonlight', which no unit of the plan provides; see plan="),
     ("values", SecretReader, "its end_window reads 'prompt_embedding', which neither needs nor uses names"),
     ("values", SecretWriter, "its begin_window stores 'sparkle', which provides does not name; call it 'broken.spark"),

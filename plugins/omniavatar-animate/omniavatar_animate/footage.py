@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING
 
 from omniavatar.lazy import torch
 from omniavatar.media.footage import Footage
+from omniavatar.media.video import probe_video
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from omniavatar.engine.draft import Draft
     from omniavatar.engine.scopes import Job, Window
     from omniavatar.media.clip import Clip
     from omniavatar.media.video import VideoInfo
+
+
+def tell_length(draft: Draft, *sources: Path | Clip | None) -> None:
+    """Say of a video that is asked for that those to follow limit its length, if one is given that is no picture."""
+    draft.has_length |= any(source is not None and not probe_video(source).is_still for source in sources)
 
 
 def opened(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from omniavatar_i2v.condition import fold_frames, frame_mask
@@ -10,18 +11,20 @@ from pydantic import Field
 
 from omniavatar.engine.pictures import settle_size
 from omniavatar.engine.unit import ImageFile, UnitInputs, VideoFile
+from omniavatar.engine.windows import TEMPORAL_FACTOR
 from omniavatar.errors import InputError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import functional, torch
-from omniavatar.media.image import choose_size, fit_image, load_image
+from omniavatar.media.image import choose_size, fit_image, load_image, picture_size
 from omniavatar.media.video import probe_video
 from omniavatar.models.tiling import ENCODE_TILING
-from omniavatar_animate.footage import frames_of, opened
+from omniavatar_animate.footage import frames_of, opened, tell_length
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from omniavatar.engine.draft import Draft
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.scopes import Job, Window
     from omniavatar.media.footage import Footage
@@ -54,11 +57,27 @@ class AnimateImage(ImageToVideo):
     settings: Settings
 
     @hookimpl
-    def begin_job(self, job: Job) -> None:
-        inputs = job.inputs(self)
+    def check_request(self, draft: Draft) -> None:
+        inputs, channels = draft.inputs(self), draft.latent_channels
         if (inputs.background is None) != (inputs.mask is None):
             missing = "background" if inputs.background is None else "mask"
             raise InputError(f"to replace a person both background and mask are needed; give --{missing} as well")
+        info = None if inputs.background is None else probe_video(inputs.background)
+        height, width = picture_size(inputs.image) if info is None else (info.height, info.width)
+        settle_size(draft, lambda: choose_size(height, width, self.settings.sizes))
+        tell_length(draft, inputs.background, inputs.mask)
+        draft.condition = None if channels is None else TEMPORAL_FACTOR + channels
+        draft.leading += 1
+
+    @hookimpl(wrapper=True, specname="check_request")
+    def check_leading(self, draft: Draft) -> Iterator[None]:
+        """When all have said what they put in front of the video."""
+        yield
+        stands_alone(draft.leading)
+
+    @hookimpl
+    def begin_job(self, job: Job) -> None:
+        inputs = job.inputs(self)
         picture = load_image(inputs.image)
         info = None if inputs.background is None else probe_video(inputs.background)
         height, width = picture.shape[:2] if info is None else (info.height, info.width)
@@ -72,11 +91,7 @@ class AnimateImage(ImageToVideo):
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
-        if window.job.leading != 1:
-            raise PlanError(
-                f"animate-image puts 1 frame in front of the video and other units {window.job.leading - 1}; "
-                "leave those units, or their reference pictures, out"
-            )
+        stands_alone(window.job.leading)
         video, known = known_pictures(window, window["animate-image.background"], window["animate-image.mask"])
         latents, reference = self.encode(window.engine, video), window["reference_latent"]
         height, width = latents.shape[-2:]
@@ -90,6 +105,15 @@ class AnimateImage(ImageToVideo):
         tiling = ENCODE_TILING if self.settings.tiled else None
         latents: Tensor = engine.model("vae").encode(video.to(engine.device, engine.dtype), tiling=tiling)
         return latents.float()
+
+
+def stands_alone(leading: int) -> None:
+    """Raise PlanError if there are other frames in front of the video than the picture."""
+    if leading != 1:
+        raise PlanError(
+            f"animate-image puts 1 frame in front of the video and other units {leading - 1}; "
+            "leave those units, or their reference pictures, out"
+        )
 
 
 def known_pictures(window: Window, background: Footage | None, mask: Footage | None) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,12 @@ from omniavatar.errors import CheckpointError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import functional, torch
 from omniavatar.models.tiling import ENCODE_TILING
-from omniavatar_animate.footage import frames_of, opened
+from omniavatar_animate.footage import frames_of, opened, tell_length
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from omniavatar.engine.draft import Draft
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.scopes import Branch, Forward, Job, Window
     from omniavatar.media.footage import Footage
@@ -49,11 +50,22 @@ class AnimateMotion(PipelineUnit):
     def setup(self, engine: Engine) -> None:
         """See that the layers are those of this transformer."""
         dit, adapter = engine.model("dit"), engine.model("animate_adapter")
-        if adapter.dim != dit.dim or adapter.last_block >= len(dit.blocks):
+        if adapter.last_block >= len(dit.blocks):
             raise CheckpointError(
-                f"the layers of Animate have width {adapter.dim} and go up to block {adapter.last_block}, the "
-                f"transformer has width {dit.dim} and {len(dit.blocks)} blocks; give both from one file"
+                f"the layers of Animate go up to block {adapter.last_block} and the transformer has {len(dit.blocks)} "
+                "blocks; give both from one file"
             )
+
+    @hookimpl
+    def check_request(self, draft: Draft) -> None:
+        inputs = draft.inputs(self)
+        width, needed = draft.config("animate_adapter").get("dim"), draft.config("dit").get("dim")
+        if width != needed:
+            raise CheckpointError(
+                f"the layers of Animate have width {width} and the transformer has width {needed}; give both from one "
+                "file"
+            )
+        tell_length(draft, inputs.pose, inputs.face)
 
     @hookimpl(trylast=True)
     def begin_job(self, job: Job) -> None:

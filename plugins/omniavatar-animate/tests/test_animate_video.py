@@ -22,6 +22,7 @@ from torch import Tensor
 
 from omniavatar.distributed.groups import Group
 from omniavatar.distributed.sharding import Sharding
+from omniavatar.engine import finite
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Catalog, Plan, build_plan
 from omniavatar.engine.scopes import Forward, Job, Request, Step
@@ -452,8 +453,12 @@ class Part(PipelineUnit):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_tokens_of_every_rank_see_their_pose_and_face(files: dict[str, Path], size: int) -> None:
-    """Without exchange between tokens, the parts of 16 tokens are those of one rank alone, padding or not."""
+def test_tokens_of_every_rank_see_their_pose_and_face(
+    files: dict[str, Path], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without exchange between tokens, the parts of 16 tokens are those of one rank alone, padding or not; the other
+    tokens are no numbers."""
+    monkeypatch.setattr(finite.Watch, "check", lambda *_: None)
     dit = randomized(ImageDiT(**IMAGE_DIT, attention=lambda q, k, v: v))
     plain: dict[str, Any] = {"euler": {"steps": 1}, "given": models(dit=dit)}
     whole = make(files, **plain).latents[0]
@@ -511,19 +516,27 @@ def test_other_frames_in_front_are_refused(files: dict[str, Path]) -> None:
         make(files, (), "animate", Leading())
 
 
-@pytest.mark.parametrize("change", [{"dim": 48}, {"face_layers": 3}])
-def test_layers_of_another_transformer_are_refused(files: dict[str, Path], change: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"dim": 48}, "have width 48 and the transformer has width 96; give both from one file"),
+        ({"face_layers": 3}, "go up to block 10 and the transformer has 6 blocks; give both from one file"),
+    ],
+)
+def test_layers_of_another_transformer_are_refused(files: dict[str, Path], change: dict[str, int], reason: str) -> None:
     adapter = random_adapter(**change)
-    with pytest.raises(CheckpointError, match="the transformer has width 96 and 6 blocks; give both from one file"):
+    with pytest.raises(CheckpointError, match=reason):
         make(files, given=models(animate_adapter=adapter))
 
 
+@pytest.mark.usefixtures("only_headers")
 def test_a_picture_is_required() -> None:
     engine = Engine(build_plan("animate", catalog(), SETTINGS), models())
     with pytest.raises(InputError, match="unit 'animate-image': 'image' is required"):
         engine.generate(Request(seconds=0.36))
 
 
+@pytest.mark.usefixtures("only_headers")
 def test_a_size_that_does_not_divide_is_named(files: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="the size 40x40 is not made of positive multiples of 16"):
         make(files, size=40)

@@ -14,7 +14,7 @@ from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import functional, torch
 from omniavatar.media.paths import input_file
-from omniavatar_fun.shared import OTHER_CHANNELS, check_width, picture_channels, role_for
+from omniavatar_fun.shared import OTHER_CHANNELS, check_width, picture_channels, role_for, tell_channels
 from omniavatar_fun.trajectory import (
     ENTRY,
     ORIGIN,
@@ -29,7 +29,8 @@ from omniavatar_fun.trajectory import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.draft import Draft
+    from omniavatar.engine.engine import Models
     from omniavatar.engine.scopes import Forward, Job, Window
 
 ROLE = "fun_camera"
@@ -78,16 +79,21 @@ class FunCamera(PipelineUnit):
 
     settings: Settings
 
+    def check_models(self, models: Models) -> None:
+        check_width(models, ROLE)
+
     @hookimpl
-    def setup(self, engine: Engine) -> None:
-        check_width(engine, ROLE)
+    def check_request(self, draft: Draft) -> None:
+        inputs = draft.inputs(self)
+        if inputs.camera is not None and inputs.camera_trajectory is not None:
+            raise InputError("a camera goes in a direction or along a trajectory; give --camera or --camera-trajectory")
+        if inputs.camera_trajectory is not None:
+            read_trajectory(inputs.camera_trajectory)
+        tell_channels(draft, is_controlled=False)
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
-        inputs = job.inputs(self)
-        if inputs.camera is not None and inputs.camera_trajectory is not None:
-            raise InputError("a camera goes in a direction or along a trajectory; give --camera or --camera-trajectory")
-        path = inputs.camera_trajectory
+        path = job.inputs(self).camera_trajectory
         job["fun-camera.trajectory"] = None if path is None else read_trajectory(path)
 
     @hookimpl

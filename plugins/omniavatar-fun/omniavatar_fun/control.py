@@ -14,9 +14,10 @@ from omniavatar.lazy import torch
 from omniavatar.media.footage import Footage
 from omniavatar.media.image import size_near
 from omniavatar.media.video import probe_video
-from omniavatar_fun.shared import OTHER_CHANNELS, picture_channels
+from omniavatar_fun.shared import OTHER_CHANNELS, picture_channels, tell_channels
 
 if TYPE_CHECKING:
+    from omniavatar.engine.draft import Draft
     from omniavatar.engine.scopes import Job, Window
 
 
@@ -50,6 +51,18 @@ class FunControl(PipelineUnit):
         control_video: VideoFile | None = Field(None, description="what the video follows")
 
     settings: Settings
+
+    @hookimpl(tryfirst=True)
+    def check_request(self, draft: Draft) -> None:
+        source = draft.inputs(self).control_video
+        if source is not None:
+            info = probe_video(source)
+            settle_size(draft, lambda: size_near(info.height, info.width, self.settings.pixels, MULTIPLE))
+            draft.has_length |= not info.is_still
+
+    @hookimpl(specname="check_request")
+    def check_channels(self, draft: Draft) -> None:
+        tell_channels(draft, is_controlled=True, grey=self.settings.unknown == "grey")
 
     @hookimpl(tryfirst=True)
     def begin_job(self, job: Job) -> None:

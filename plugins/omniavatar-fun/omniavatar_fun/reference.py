@@ -18,7 +18,7 @@ from omniavatar_fun.shared import check_width, role_for
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.engine import Models
     from omniavatar.engine.scopes import Forward, Job
 
 ROLE = "fun_reference"
@@ -46,9 +46,12 @@ class FunReference(PipelineUnit):
 
     settings: Settings
 
+    def check_models(self, models: Models) -> None:
+        check_width(models, ROLE)
+
     @hookimpl
-    def setup(self, engine: Engine) -> None:
-        check_width(engine, ROLE)
+    def check_request(self) -> None:
+        """The picture is brought to the video's size, and stands in front of the tokens alone."""
 
     @hookimpl
     def begin_job(self, job: Job) -> None:

@@ -10,11 +10,13 @@ from omniavatar.errors import CheckpointError, InputError, PlanError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.draft import Draft
+    from omniavatar.engine.engine import Models
     from omniavatar.engine.scopes import Forward, Window
 
 OTHER_CHANNELS = "Fun models take the channels that image-to-video makes"
 """Why they go with no other unit for pictures."""
+NO_END = "this transformer takes no end picture; leave --end-image out"
 
 
 def picture_channels(window: Window, before: int, *, grey: bool = False) -> Tensor:
@@ -27,25 +29,46 @@ def picture_channels(window: Window, before: int, *, grey: bool = False) -> Tens
     engine = window.engine
     condition: Tensor = window["condition"][:, :, window.job.leading :]
     latent_channels = engine.model("vae").z_dim
-    taken = engine.model("dit").in_dim
-    room = taken - latent_channels - before
-    if room == TEMPORAL_FACTOR + latent_channels:
+    if takes_mask(engine.model("dit").in_dim, latent_channels, before):
         return condition
-    if room != latent_channels:
-        fitting = [latent_channels + before + count for count in (latent_channels, condition.shape[1])]
-        raise PlanError(
-            f"the transformer takes {taken} channels, and this plan makes {fitting[0]} or {fitting[1]}; "
-            "give a Fun model of the kind that the plan is for"
-        )
     mask, latents = condition.split([TEMPORAL_FACTOR, latent_channels], dim=1)
     return latents if grey else known_latents(mask, latents)
+
+
+def takes_mask(taken: int, latent_channels: int, before: int) -> bool:
+    """Whether a transformer that takes so many channels has room for the mask; `before` stand beside the latents.
+
+    Raises PlanError if it takes neither so many nor as many as without it.
+    """
+    with_mask, without = 2 * latent_channels + before + TEMPORAL_FACTOR, 2 * latent_channels + before
+    if taken not in (with_mask, without):
+        raise PlanError(
+            f"the transformer takes {taken} channels, and this plan makes {without} or {with_mask}; "
+            "give a Fun model of the kind that the plan is for"
+        )
+    return taken == with_mask
+
+
+def tell_channels(draft: Draft, *, is_controlled: bool, grey: bool = False) -> None:
+    """Say how many channels stand beside the latents, with those of a control video or without; see `picture_channels`.
+
+    Raises PlanError if the transformer takes another number, InputError for an end picture that it has no place for.
+    """
+    taken, channels = draft.config("dit").get("in_dim"), draft.latent_channels
+    draft.condition = None
+    if taken is None or channels is None:
+        return
+    draft.condition = taken - channels
+    has_mask = takes_mask(taken, channels, channels * is_controlled)
+    if not (has_mask or grey) and draft.given("end_image") is not None:
+        raise InputError(NO_END)
 
 
 def known_latents(mask: Tensor, latents: Tensor) -> Tensor:
     """The latents (1 z t h w) of the frames at the beginning that the mask (1 4 t h w) knows, zeros behind them."""
     known = mask.amin(dim=1, keepdim=True).cumprod(dim=2)
     if (mask > known).any():
-        raise InputError("this transformer takes no end picture; leave --end-image out")
+        raise InputError(NO_END)
     return latents * known
 
 
@@ -56,13 +79,13 @@ def role_for(forward: Forward, role: str) -> str:
     return second if is_second else role
 
 
-def check_width(engine: Engine, role: str) -> None:
+def check_width(models: Models, role: str) -> None:
     """Raise CheckpointError unless the parts `role` and `role2`, as far as given, have the transformer's width."""
-    width = engine.models.config("dit")["dim"]
+    width = models.config("dit")["dim"]
     for part in (role, f"{role}2"):
-        if part not in engine.models:
+        if part not in models:
             continue
-        made = engine.models.config(part)["dim"]
+        made = models.config(part)["dim"]
         if made != width:
             raise CheckpointError(
                 f"'{part}' makes tokens of width {made} and the transformer takes {width}; give both from one file"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from omniavatar.engine.unit import ImageFile
+from omniavatar.engine.windows import TEMPORAL_FACTOR
 from omniavatar.errors import CheckpointError, InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import torch
@@ -18,7 +19,8 @@ from omniavatar_i2v.condition import behind_leading, image_condition, no_conditi
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.draft import Draft
+    from omniavatar.engine.engine import Engine, Models
     from omniavatar.engine.scopes import Forward, Job, Window
 
 SIZES_480P = ((480, 832), (544, 720), (640, 640), (720, 544), (832, 480))
@@ -51,18 +53,17 @@ class ImageToVideo(ReferenceImage):
 
     settings: Settings
 
-    @hookimpl
-    def setup(self, engine: Engine) -> None:
+    def check_models(self, models: Models) -> None:
         """See that a network that takes image tokens gets them from an encoder of its width."""
-        taken = clip_dim(engine)
+        taken = clip_dim(models)
         if taken is None:
             return
-        if "image_encoder" not in engine.models:
+        if "image_encoder" not in models:
             raise CheckpointError(
                 "the transformer takes image tokens and no given file makes them; "
                 "add models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth with --model"
             )
-        made = engine.models.config("image_encoder")["dim"]
+        made = models.config("image_encoder")["dim"]
         if made != taken:
             raise CheckpointError(
                 f"the image encoder makes tokens of width {made} and the transformer takes {taken}; "
@@ -70,10 +71,18 @@ class ImageToVideo(ReferenceImage):
             )
 
     @hookimpl
-    def begin_job(self, job: Job) -> None:
-        inputs = job.inputs(self)
+    def check_request(self, draft: Draft) -> None:
+        inputs, channels, models = draft.inputs(self), draft.latent_channels, draft.engine.models
         if inputs.end_image is not None and inputs.image is None:
             raise InputError("an end image needs a picture to start from; give one with --image")
+        super().check_request(draft)
+        draft.condition = None if channels is None else TEMPORAL_FACTOR + channels
+        if clip_dim(models) is not None and inputs.image is not None and inputs.end_image is None:
+            pictures_seen(models, 1)
+
+    @hookimpl
+    def begin_job(self, job: Job) -> None:
+        inputs = job.inputs(self)
         super().begin_job(job)
         job["image-to-video.pictures"] = [
             self.fitted(load_image(source), job) for source in (inputs.image, inputs.end_image) if source is not None
@@ -101,10 +110,22 @@ class ImageToVideo(ReferenceImage):
             forward.context = ImageContext(forward.context, image)
 
 
-def clip_dim(engine: Engine) -> int | None:
+def clip_dim(models: Models) -> int | None:
     """The width of the image tokens that the transformer takes; None if it takes none, as that of Wan 2.2."""
-    width: int | None = engine.models.config("dit").get("clip_dim")
+    width: int | None = models.config("dit").get("clip_dim")
     return width
+
+
+def pictures_seen(models: Models, given: int | None = None) -> int:
+    """How many pictures the transformer takes tokens of: two if it has learned positions for those of two.
+
+    Raises InputError if fewer are given, but for none.
+    """
+    positions: int = models.config("dit").get("image_positions", 0)
+    wanted = positions // models.config("image_encoder")["tokens"] or 1
+    if given and given < wanted:
+        raise InputError("this transformer goes from a first to a last picture; give the last one with --end-image")
+    return wanted
 
 
 def image_features(engine: Engine, pictures: list[Tensor]) -> Tensor | None:
@@ -112,15 +133,11 @@ def image_features(engine: Engine, pictures: list[Tensor]) -> Tensor | None:
 
     A last picture has tokens only in a network with learned positions for those of two.
     """
-    if clip_dim(engine) is None:
+    if clip_dim(engine.models) is None:
         return None
-    encoder = engine.model("image_encoder")
-    positions: int = engine.models.config("dit").get("image_positions", 0)
-    wanted = positions // encoder.tokens or 1
+    encoder, wanted = engine.model("image_encoder"), pictures_seen(engine.models, len(pictures))
     if not pictures:
         return torch.zeros(1, wanted * encoder.tokens, encoder.dim, device=engine.device)
-    if len(pictures) < wanted:
-        raise InputError("this transformer goes from a first to a last picture; give the last one with --end-image")
     features: Tensor = encoder.side_by_side(torch.cat(pictures[:wanted]).to(engine.device))
     return features
 

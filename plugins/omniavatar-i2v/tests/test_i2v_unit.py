@@ -17,6 +17,7 @@ from torch import Tensor
 
 from omniavatar.distributed.groups import Group
 from omniavatar.distributed.sharding import Sharding
+from omniavatar.engine import finite
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Plan, build_plan
 from omniavatar.engine.run import Result
@@ -332,8 +333,11 @@ class Half(PipelineUnit):
         forward.shard_tokens(Sharding(Rank(self.rank, 2), forward.x.shape[1]))
 
 
-def test_each_rank_has_its_part_of_the_tokens_and_all_image_tokens(first: Path) -> None:
-    """Without exchange between tokens, each rank's part is that of one rank alone."""
+def test_each_rank_has_its_part_of_the_tokens_and_all_image_tokens(
+    first: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without exchange between tokens, each rank's part is that of one rank alone; the other tokens are no numbers."""
+    monkeypatch.setattr(finite.Watch, "check", lambda *_: None)
     dit = randomized(ImageDiT(**IMAGE_DIT, attention=lambda q, k, v: v))
     settings = {"euler": {"steps": 1}}
     whole, *halves = (
@@ -381,16 +385,19 @@ def test_tokens_of_a_part_attend_as_those_of_the_whole() -> None:
 # What is refused
 
 
+@pytest.mark.usefixtures("only_headers")
 def test_an_end_without_a_beginning(last: Path) -> None:
     with pytest.raises(InputError, match="an end image needs a picture to start from; give one with --image"):
         make(end_image=last)
 
 
+@pytest.mark.usefixtures("only_headers")
 def test_a_first_last_frame_network_wants_both(first: Path) -> None:
     with pytest.raises(InputError, match="give the last one with --end-image"):
         make(models=random_models(FLF2V_DIT), image=first)
 
 
+@pytest.mark.usefixtures("only_headers")
 def test_image_tokens_need_an_encoder(first: Path) -> None:
     models = random_models()
     del models.networks["image_encoder"]
@@ -398,12 +405,14 @@ def test_image_tokens_need_an_encoder(first: Path) -> None:
         make(models=models, image=first)
 
 
+@pytest.mark.usefixtures("only_headers")
 def test_the_encoder_must_be_of_the_networks_width(first: Path) -> None:
     models = random_models(image_encoder=ClipImageEncoder(**{**CLIP, "dim": 160}))
     with pytest.raises(CheckpointError, match="makes tokens of width 160 and the transformer takes 80"):
         make(models=models, image=first)
 
 
+@pytest.mark.usefixtures("only_headers")
 def test_a_text_to_video_network_has_no_place_for_the_condition(first: Path) -> None:
     models = tiny_image_models(dit=WanDiT(**{**DIT, "in_dim": 16}))
     with pytest.raises(PlanError, match="the transformer takes 16 channels and the plan makes 36"):
@@ -415,6 +424,7 @@ def test_it_takes_the_place_of_the_reference_image() -> None:
         build_plan("default+image-to-video", discover().catalog())
 
 
+@pytest.mark.usefixtures("only_headers")
 def test_a_missing_file_is_named(tmp_path: Path, first: Path) -> None:
     with pytest.raises(InputError, match=r"image .*nowhere\.png.* does not exist"):
         make(image=first, end_image=tmp_path / "nowhere.png")

@@ -15,7 +15,7 @@ from omniavatar_moe.unit import LOW, Moe
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.draft import Draft
     from omniavatar.engine.scopes import Step
 
 
@@ -46,8 +46,8 @@ class MoeGuidance(PipelineUnit):
         self.low = Guidance(scale=self.settings.low_scale, audio_scale=audio_scale)
 
     @hookimpl
-    def setup(self, engine: Engine) -> None:
-        if Moe.name not in engine.plan:
+    def check_request(self, draft: Draft) -> None:
+        if Moe.name not in draft.plan:
             raise PlanError(
                 f"unit '{self.name}' has a scale for each of two transformers and only '{Moe.name}' changes between "
                 f"them; add it, or take guidance instead"

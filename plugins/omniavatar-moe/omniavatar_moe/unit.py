@@ -17,6 +17,7 @@ from omniavatar.lazy import torch
 if TYPE_CHECKING:
     from torch import nn
 
+    from omniavatar.engine.draft import Draft
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.scopes import Job, Step, Window
 
@@ -44,14 +45,17 @@ class Moe(PipelineUnit):
 
     settings: Settings
 
-    @hookimpl(tryfirst=True)
-    def setup(self, engine: Engine) -> None:
-        placed = [unit.name for unit in engine.plan.units if unit is not self and unit.hosts(HIGH)]
+    @hookimpl
+    def check_request(self, draft: Draft) -> None:
+        placed = [unit.name for unit in draft.plan.units if unit is not self and unit.hosts(HIGH)]
         if self.settings.offload and placed:
             raise PlanError(
                 f"units 'moe' and '{placed[0]}' both move the transformers between host memory and device; "
                 f"switch one off with moe(offload=false) or -{placed[0]}"
             )
+
+    @hookimpl(tryfirst=True)
+    def setup(self, engine: Engine) -> None:
         check_alike(*(engine.model(role) for role in self.roles))
 
     @hookimpl(tryfirst=True)

@@ -288,17 +288,18 @@ def test_two_transformers_that_are_not_alike_are_refused_before_the_first_step(
         Engine(build_plan(PRESET, CATALOG, SETTINGS), pair).set_up()
 
 
+@pytest.mark.usefixtures("only_headers")
 def test_two_scales_without_two_transformers_are_refused() -> None:
     engine = Engine(build_plan(f"{PRESET}-moe", CATALOG, SETTINGS), models())
     with pytest.raises(PlanError, match=r"'moe-guidance' has a scale for each of two .* only 'moe' changes between"):
-        engine.set_up()
+        engine.check_request(Request(height=32, width=32, seconds=0.3))
 
 
 def test_sharded_weights_stay_where_they_are() -> None:
     engine = Engine(Plan((Moe(), Fsdp())), fake_models(dit2=FakeDiT()))
     with pytest.raises(PlanError, match=r"units 'moe' and 'fsdp' both move the transformers .* moe\(offload=false\)"):
-        engine.set_up()
-    Engine(Plan((Moe(offload=False), Fsdp())), fake_models(dit2=FakeDiT())).set_up()
+        engine.check_request(request(seconds=0.3))
+    Engine(Plan((Moe(offload=False), Fsdp())), fake_models(dit2=FakeDiT())).check_request(request(seconds=0.3))
 
 
 @pytest.mark.parametrize(

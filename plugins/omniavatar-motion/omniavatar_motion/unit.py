@@ -12,7 +12,7 @@ from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import torch
 
 if TYPE_CHECKING:
-    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.engine import Models
     from omniavatar.engine.scopes import Forward, Job
 
 
@@ -29,14 +29,17 @@ class Motion(PipelineUnit):
     class Inputs(UnitInputs):
         motion_bucket_id: float | None = Field(None, ge=0, le=100, description="speed, 0 slow to 100 fast")
 
-    @hookimpl
-    def setup(self, engine: Engine) -> None:
-        width, needed = engine.model("motion_controller").dim, engine.model("dit").dim
+    def check_models(self, models: Models) -> None:
+        width, needed = models.config("motion_controller")["dim"], models.config("dit")["dim"]
         if width != needed:
             raise CheckpointError(
                 f"the motion controller is made for a transformer of width {width} and this one has {needed}; "
                 "use it with Wan2.1-T2V-1.3B or leave it out with -motion"
             )
+
+    @hookimpl
+    def check_request(self) -> None:
+        """The bucket changes neither size nor length."""
 
     @hookimpl
     def begin_job(self, job: Job) -> None:

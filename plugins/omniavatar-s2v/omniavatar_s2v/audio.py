@@ -24,6 +24,7 @@ from omniavatar_s2v.shared import FOR_S2V
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from omniavatar.engine.draft import Draft
     from omniavatar.engine.scopes import Branch, Forward, Job, Window
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,10 @@ class S2VAudio(PipelineUnit):
         audio: AudioFile | None = Field(None, description="the voice, any sound or video file that ffmpeg reads")
 
     settings: Settings
+
+    @hookimpl
+    def check_request(self, draft: Draft) -> None:
+        draft.has_length |= draft.inputs(self).audio is not None
 
     @hookimpl
     def begin_job(self, job: Job) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -19,6 +20,7 @@ from omniavatar_s2v.shared import FOR_S2V, MOTION_FRAMES
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from omniavatar.engine.draft import Draft
     from omniavatar.engine.scopes import Job, Step, Window
 
 LEAD = TEMPORAL_FACTOR - 1
@@ -54,13 +56,15 @@ class S2VClips(PipelineUnit):
 
     settings: Settings
 
+    @hookimpl(wrapper=True)
+    def check_request(self, draft: Draft) -> Iterator[None]:
+        """When all have said what they put in front of the video."""
+        yield
+        refuse_leading(draft.leading)
+
     @hookimpl
     def plan_windows(self, job: Job) -> list[Span]:
-        if job.leading:
-            raise PlanError(
-                "a unit of the plan puts frames in front of those of the video, and S2V clips have no place for them; "
-                "leave out that unit, or the reference pictures that it adds"
-            )
+        refuse_leading(job.leading)
         first = first_span(continues=job.inputs(self).motion is not None)
         return plan_clips(job.length, self.settings.clip_frames, first, full=self.settings.full_clips)
 
@@ -98,6 +102,15 @@ class S2VClips(PipelineUnit):
         engine, tiling = window.engine, ENCODE_TILING if self.settings.tiled else None
         latents: Tensor = engine.model("vae").encode((frames * 2 - 1).to(engine.device, engine.dtype), tiling=tiling)
         return latents.float()
+
+
+def refuse_leading(leading: int) -> None:
+    """Raise PlanError if there are frames in front of the video's."""
+    if leading:
+        raise PlanError(
+            "a unit of the plan puts frames in front of those of the video, and S2V clips have no place for them; "
+            "leave out that unit, or the reference pictures that it adds"
+        )
 
 
 def first_span(*, continues: bool) -> Span:

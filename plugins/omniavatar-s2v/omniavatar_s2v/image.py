@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
+from omniavatar.engine.pictures import settle_size, usable_sizes
 from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
-from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
-from omniavatar.media.image import choose_size, fit_image, load_image
+from omniavatar.media.image import choose_size, fit_image, load_image, picture_size
 from omniavatar.models.tiling import ENCODE_TILING
 from omniavatar_s2v.shared import FOR_S2V
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from omniavatar.engine.draft import Draft
     from omniavatar.engine.scopes import Job
 
 MULTIPLE = 64
@@ -45,10 +46,7 @@ class S2VImage(PipelineUnit):
         @field_validator("sizes")
         @classmethod
         def _usable(cls, sizes: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-            for size in sizes:
-                if not is_usable(size):
-                    raise ValueError(f"{list(size)} is not made of positive multiples of {MULTIPLE}")
-            return sizes
+            return usable_sizes(sizes, MULTIPLE)
 
     class Inputs(UnitInputs):
         image: ImageFile = Field(description="the picture of who speaks, any format that Pillow reads")
@@ -56,14 +54,15 @@ class S2VImage(PipelineUnit):
     settings: Settings
 
     @hookimpl
+    def check_request(self, draft: Draft) -> None:
+        shape = picture_size(draft.inputs(self).image)
+        settle_size(draft, lambda: choose_size(*shape, self.settings.sizes), MULTIPLE)
+
+    @hookimpl
     def begin_job(self, job: Job) -> None:
         picture = load_image(job.inputs(self).image)
-        if job.height is None or job.width is None:
-            height, width = picture.shape[:2]
-            job.height, job.width = choose_size(height, width, self.settings.sizes)
-        if not is_usable(job.size):
-            height, width = job.size
-            raise InputError(f"the size {width}x{height} is not made of positive multiples of {MULTIPLE}")
+        height, width = picture.shape[:2]
+        settle_size(job, lambda: choose_size(height, width, self.settings.sizes), MULTIPLE)
         job["image_latent"] = self.encode(job, fit_image(picture, job.size))
 
     def encode(self, job: Job, picture: Tensor) -> Tensor:
@@ -72,8 +71,3 @@ class S2VImage(PipelineUnit):
         video = picture.unsqueeze(2).to(engine.device, engine.dtype)
         latent: Tensor = engine.model("vae").encode(video, tiling=ENCODE_TILING if self.settings.tiled else None)
         return latent.float()
-
-
-def is_usable(size: tuple[int, int]) -> bool:
-    """Whether the patches of every coarseness divide both sides without a rest."""
-    return all(side >= MULTIPLE and side % MULTIPLE == 0 for side in size)

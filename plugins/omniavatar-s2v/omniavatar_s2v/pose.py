@@ -40,6 +40,10 @@ class S2VPose(PipelineUnit):
 
     settings: Settings
 
+    @hookimpl
+    def check_request(self) -> None:
+        """Poses are brought to the video's size, and give it no length."""
+
     @hookimpl(trylast=True)
     def begin_job(self, job: Job) -> None:
         """Last, since another unit sets the size."""

@@ -458,12 +458,14 @@ def test_settings_are_checked(settings: str, message: str) -> None:
         build_plan(f"s2v+{settings}", discover().catalog())
 
 
+@pytest.mark.usefixtures("only_headers")
 def test_a_size_that_does_not_divide_is_named() -> None:
     engine = Engine(build_plan(PLAN, discover().catalog(), SETTINGS), models())
     with pytest.raises(InputError, match="the size 64x96 is not made of positive multiples of 64"):
         engine.generate(Request(inputs={"image": PORTRAIT}, height=96, width=64, seconds=0.3, fps=16))
 
 
+@pytest.mark.usefixtures("only_headers")
 def test_a_picture_is_required() -> None:
     engine = Engine(build_plan(PLAN, discover().catalog(), SETTINGS), models())
     with pytest.raises(InputError, match="unit 's2v-image': 'image' is required"):

@@ -9,12 +9,11 @@ from pydantic import Field, field_validator
 from omniavatar.engine.pictures import encode, settle_size, usable_sizes
 from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.hookspecs import hookimpl
-from omniavatar.media.image import choose_size, fit_image, load_image
+from omniavatar.media.image import choose_size, fit_image, load_image, picture_size
 from omniavatar.units.transformer import tell_noise
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from omniavatar.engine.draft import Draft
     from omniavatar.engine.scopes import Forward, Job
 
 MULTIPLE = 32
@@ -54,21 +53,23 @@ class Ti2v(PipelineUnit):
     settings: Settings
 
     @hookimpl
+    def check_request(self, draft: Draft) -> None:
+        source = draft.inputs(self).image
+        settle_size(draft, lambda: self._size_for(None if source is None else picture_size(source)), MULTIPLE)
+
+    @hookimpl
     def begin_job(self, job: Job) -> None:
         source = job.inputs(self).image
         picture = None if source is None else load_image(source)
-        settle_size(job, lambda: self.size_for(picture), MULTIPLE)
+        settle_size(job, lambda: self._size_for(None if picture is None else picture.shape[:2]), MULTIPLE)
         job["image_latent"] = None
         if picture is not None:
             fitted = fit_image(picture, job.size)
             job["image_latent"] = encode(job.engine, fitted.unsqueeze(2), tiled=self.settings.tiled)
 
-    def size_for(self, picture: np.ndarray | None) -> tuple[int, int]:
-        """The size of the table that suits a picture (h w 3); the first one without a picture."""
-        if picture is None:
-            return self.settings.sizes[0]
-        height, width = picture.shape[:2]
-        return choose_size(height, width, self.settings.sizes)
+    def _size_for(self, shape: tuple[int, ...] | None) -> tuple[int, int]:
+        """The size of the table that suits a picture of this height and width; the first one without a picture."""
+        return self.settings.sizes[0] if shape is None else choose_size(shape[0], shape[1], self.settings.sizes)
 
     @hookimpl
     def embed(self, forward: Forward) -> None:

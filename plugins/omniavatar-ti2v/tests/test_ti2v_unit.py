@@ -186,6 +186,7 @@ def test_the_size_is_that_of_the_table_whose_shape_is_nearest(
     assert look.result.size == size
 
 
+@pytest.mark.usefixtures("only_headers")
 def test_a_size_that_does_not_divide_is_named() -> None:
     engine = Engine(build_plan(PLAN, discover().catalog(), SETTINGS), models())
     with pytest.raises(InputError, match="the size 48x32 is not made of positive multiples of 32"):
@@ -206,6 +207,7 @@ def test_plans_that_do_not_fit_are_refused(expression: str, message: str) -> Non
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.usefixtures("only_headers")
 def test_the_other_vae_is_refused() -> None:
     engine = Engine(build_plan(PLAN, discover().catalog(), SETTINGS), tiny.TinyModels(dit=models().networks["dit"]))
     with pytest.raises(PlanError, match=r"takes 48 channels and the plan makes 16; .* or give the VAE that belongs to"):

@@ -15,7 +15,7 @@ from omniavatar.errors import CheckpointError, InputError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import functional, torch
 from omniavatar.media.footage import Footage
-from omniavatar.media.image import fit_image, load_image, size_near
+from omniavatar.media.image import fit_image, load_image, picture_size, size_near
 from omniavatar.media.video import probe_video
 from omniavatar_vace.context import filled, on_white, vace_context
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from omniavatar.engine.engine import Engine
+    from omniavatar.engine.draft import Draft
+    from omniavatar.engine.engine import Engine, Models
     from omniavatar.engine.scopes import Forward, Job, Window
     from omniavatar.media.clip import Clip
 
@@ -74,16 +75,41 @@ class VaceUnit(PipelineUnit):
             if role not in engine.models:
                 continue
             branch = engine.model(role)
-            if branch.dim != dit.dim or branch.layers[-1] >= len(dit.blocks):
+            if branch.layers[-1] >= len(dit.blocks):
                 raise CheckpointError(
-                    f"the VACE branch '{role}' has width {branch.dim} and goes up to block {branch.layers[-1]}, the "
-                    f"transformer has width {dit.dim} and {len(dit.blocks)} blocks; give the branch made for it"
+                    f"the VACE branch '{role}' goes up to block {branch.layers[-1]} and the transformer has "
+                    f"{len(dit.blocks)} blocks; give the branch made for it"
                 )
-            if branch.in_dim != channels:
+            check_channels(role, branch.in_dim, channels)
+
+    def check_models(self, models: Models) -> None:
+        width = models.config("dit")["dim"]
+        for role in ("vace", "vace2"):
+            if role in models and models.config(role)["dim"] != width:
                 raise CheckpointError(
-                    f"the VACE branch '{role}' takes {branch.in_dim} channels, with this VAE there are {channels}; "
-                    "give the VAE that it was trained with"
+                    f"the VACE branch '{role}' has width {models.config(role)['dim']} and the transformer has width "
+                    f"{width}; give the branch made for it"
                 )
+
+    @hookimpl(trylast=True)
+    def check_request(self, draft: Draft) -> None:
+        """Last, since other units may set size and length."""
+        inputs, channels, cell = draft.inputs(self), draft.latent_channels, draft.latent_pixels
+        settle_size(draft, lambda: self._size_for(inputs))
+        draft.has_length |= inputs.control_video is not None and not probe_video(inputs.control_video).is_still
+        draft.leading += len(inputs.reference_images)
+        for role in ("vace", "vace2"):
+            taken = draft.config(role).get("in_dim")
+            if taken is not None and channels is not None and cell is not None:
+                check_channels(role, taken, 2 * channels + cell**2)
+
+    @hookimpl(wrapper=True, specname="check_request")
+    def check_leading(self, draft: Draft) -> Iterator[None]:
+        """When all have said what they put in front of the video."""
+        yield
+        inputs = draft.inputs(self)
+        if inputs.control_video is not None or inputs.control_mask is not None or inputs.reference_images:
+            stand_alone(len(inputs.reference_images), draft.leading)
 
     @hookimpl(trylast=True)
     def begin_job(self, job: Job) -> None:
@@ -105,7 +131,7 @@ class VaceUnit(PipelineUnit):
                 return size_near(info.height, info.width, self.settings.pixels, MULTIPLE)
         if not inputs.reference_images:
             raise InputError("the size of the video is unknown; give one with --size, or something to follow")
-        height, width = load_image(inputs.reference_images[0]).shape[:2]
+        height, width = picture_size(inputs.reference_images[0])
         return size_near(height, width, self.settings.pixels, MULTIPLE)
 
     def _reference(self, job: Job, source: Path | np.ndarray) -> Tensor:
@@ -119,11 +145,7 @@ class VaceUnit(PipelineUnit):
         window["vace_context"] = None
         if video is None and mask is None and not references:
             return
-        if (count := len(references)) != window.job.leading:
-            raise PlanError(
-                f"vace puts {count} frame{'s' * (count != 1)} in front of the video and another unit more of them; "
-                "leave one of the two out"
-            )
+        stand_alone(len(references), window.job.leading)
         engine = window.engine
         given = frames_of(video, window)
         pictures = shown(given, window, GREY).to(engine.device) * 2 - 1
@@ -153,6 +175,24 @@ class VaceUnit(PipelineUnit):
     def after_block(self, forward: Forward, index: int) -> None:
         if "vace.hints" in forward and index in branch_for(forward).layers:
             forward.x = forward.x + self.settings.scale * next(forward["vace.hints"])
+
+
+def check_channels(role: str, taken: int, made: int) -> None:
+    """Raise CheckpointError unless a branch takes as many channels as the VAE makes."""
+    if taken != made:
+        raise CheckpointError(
+            f"the VACE branch '{role}' takes {taken} channels, with this VAE there are {made}; "
+            "give the VAE that it was trained with"
+        )
+
+
+def stand_alone(count: int, leading: int) -> None:
+    """Raise PlanError if there are more frames in front of the video than reference pictures."""
+    if count != leading:
+        raise PlanError(
+            f"vace puts {count} frame{'s' * (count != 1)} in front of the video and another unit more of them; "
+            "leave one of the two out"
+        )
 
 
 def opened(source: Path | Clip | None, job: Job) -> Footage | None:
