@@ -557,7 +557,7 @@ def test_a_value_that_no_file_can_hold_is_named() -> None:
         ({"seconds": 0}, "0 seconds"),
         ({"seconds": float("nan")}, "nan seconds"),
         ({"seconds": "3"}, "'3' seconds"),
-        ({"height": 16}, "16xNone; give both"),
+        ({"height": 16}, "the height is 16 and the width None; give both"),
         ({"height": 16.5, "width": 16}, "the height is 16.5"),
         ({"height": 16, "width": 0}, "the width is 0"),
         ({"inputs": ["a.png"]}, "mapping of names to values, not list"),
