@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from omniavatar.errors import CheckpointError, InputError, explain, nearest
 from omniavatar.resources import PACKAGE, data_folder
-from omniavatar.values import parse_yaml, refuse_bools
+from omniavatar.values import LONGEST, parse_yaml, refuse_bools
 
 DEFAULT_CONFIG = "tiny"
 DEFAULT_UNITS = "default"
@@ -230,7 +230,8 @@ def download_commands(entries: Iterable[ModelEntry], folder: Path) -> list[str]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping. Raises InputError."""
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            content = parse_yaml(file.read(LONGEST + 1))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the configuration {path}: {error}") from None
     if not isinstance(content, dict):

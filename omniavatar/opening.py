@@ -1,8 +1,8 @@
 """An engine from a configuration, as `omni run` makes one.
 
 engine = open_engine("omniavatar-1.3b", units="default+teacache", settings={"euler": {"steps": 20}})
-job = engine.generate(Request({"image": "face.png", "audio": "voice.wav", "output": "talk.mp4"}))
-print(job.results["video"])
+result = engine.generate(Request({"image": "face.png", "audio": "voice.wav", "output": "talk.mp4"}))
+print(result.video)
 """
 
 from __future__ import annotations

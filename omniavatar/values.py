@@ -12,6 +12,8 @@ DEEPEST = 40
 """Lists and mappings inside each other that a text may have."""
 LARGEST = 2**64
 """Whole numbers are smaller than this."""
+LONGEST = 2**20
+"""Letters of a YAML text that are read; the reader takes a second for so many."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,6 +52,8 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 def parse_yaml(text: str) -> Any:
     """What a YAML text means. Raises ValueError with one line for everything that cannot be read."""
+    if len(text) > LONGEST:
+        raise ValueError(f"it has more than {LONGEST} letters")
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:

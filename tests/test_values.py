@@ -24,6 +24,7 @@ def test_yaml_is_read_as_ever() -> None:
         ("x: {s: 1, s: 1}", "'s' is given twice"),
         ("seed: " + "9" * 10_000, "the number in line 1 is too large"),
         ("seed: 0x" + "f" * 90, "the number in line 1 is too large"),
+        ("a: " + "b" * 2**20, "it has more than 1048576 letters"),
         ("[" * 5000, "more than 40 lists or mappings stand inside each other"),
         ("a: " + "{b: " * 5000, "more than 40 lists or mappings"),
         ("[" * 60 + "]" * 60, "more than 40 lists or mappings"),

@@ -31,7 +31,7 @@ from omniavatar.engine.run import Result, Run, State
 from omniavatar.engine.scopes import Request, Scope
 from omniavatar.engine.surround import Around
 from omniavatar.engine.unit import PipelineUnit
-from omniavatar.errors import CheckpointError, EngineBusy, InputError, PlanError
+from omniavatar.errors import CheckpointError, EngineBusy, InputError, OmniError, PlanError
 
 
 class Adapter(Protocol):
@@ -112,7 +112,8 @@ class Engine:
         self._hooks: tuple[Any, Hooks] | None = None
         self._networks: dict[str, nn.Module] = {}
         self._is_set_up = self._is_closed = False
-        self._set_up_failure: BaseException | None = None
+        self._set_up_failure: tuple[type[OmniError], str] | None = None
+        self._loading = threading.RLock()
         self._lock = threading.Lock()
         self._run: weakref.ref[Run] | None = None
         for unit in plan.units:
@@ -139,16 +140,21 @@ class Engine:
 
     def model(self, role: str) -> Any:
         """The network of this role, loaded on first use: on the device, or in host memory if a unit wants that."""
-        if role not in self._networks:
-            if self._is_closed:
-                raise InputError("the engine is closed; open another one")
-            in_host_memory = any(unit.hosts(role) for unit in self.plan.units)
-            device = torch.device("cpu") if in_host_memory else self.device
-            options: dict[str, Any] = {"attention": self.attention}
-            if any(unit.reads_blocks for unit in self.plan.units):
-                options["blocks"] = False
-            self._networks[role] = self.models.load(role, device=device, dtype=self.dtype, **options).eval()
-        return self._networks[role]
+        with self._loading:
+            if role not in self._networks:
+                self._networks[role] = self._loaded(role)
+            return self._networks[role]
+
+    def _loaded(self, role: str) -> nn.Module:
+        """The network of this role, loaded now."""
+        if self._is_closed:
+            raise InputError("the engine is closed; open another one")
+        in_host_memory = any(unit.hosts(role) for unit in self.plan.units)
+        device = torch.device("cpu") if in_host_memory else self.device
+        options: dict[str, Any] = {"attention": self.attention}
+        if any(unit.reads_blocks for unit in self.plan.units):
+            options["blocks"] = False
+        return self.models.load(role, device=device, dtype=self.dtype, **options).eval()
 
     def load(self, show: Callable[[str, int, int], None] = lambda doing, done, total: None) -> None:
         """Load the networks that the plan needs, and set the units up; a run does it when it has not been done.
@@ -156,9 +162,9 @@ class Engine:
         show: called before each part with what is being done, how many parts are over, and how many there are.
         """
         roles = list(dict.fromkeys(role for unit in self.plan.units for role in unit.roles))
-        if self._is_set_up and self._set_up_failure is None and not self._is_closed:
+        if self._is_set_up and not self._is_closed:
             return
-        with self.current():
+        with self._loading, self.current():
             for index, role in enumerate(roles):
                 show(f"loading {role}", index, len(roles))
                 self.model(role)
@@ -170,18 +176,20 @@ class Engine:
 
         After a failure the models may be changed halfway, so every later call fails in the same way.
         """
-        if self._is_closed:
-            raise InputError("the engine is closed; open another one")
-        if self._set_up_failure is not None:
-            raise self._set_up_failure
-        if not self._is_set_up:
-            self._is_set_up = True
-            try:
-                self.groups = Groups.make(self.world, self.degrees(), self.device)
-                self.hooks_of(self.plan).setup(self)
-            except BaseException as error:
-                self._set_up_failure = error
-                raise
+        with self._loading:
+            if self._is_closed:
+                raise InputError("the engine is closed; open another one")
+            if self._set_up_failure is not None:
+                kind, text = self._set_up_failure
+                raise kind(text)
+            if not self._is_set_up:
+                try:
+                    self.groups = Groups.make(self.world, self.degrees(), self.device)
+                    self.hooks_of(self.plan).setup(self)
+                except BaseException as error:
+                    self._set_up_failure = failure_of(error)
+                    raise
+                self._is_set_up = True
 
     def check_frozen(self, network: nn.Module, unit: PipelineUnit) -> None:
         """For a unit that keeps weights in another form. Raises PlanError if they change."""
@@ -263,7 +271,7 @@ class Engine:
             current, self._run = self._run() if self._run is not None else None, None
             self._is_closed = True
         if current is not None:
-            current.cancel()
+            current.close()
         self.resources.close()
         self.residency.visitors.clear()
         self._networks.clear()
@@ -331,3 +339,11 @@ class Engine:
     def check_split(self) -> None:
         """Raise PlanError if the plan cannot spread its work over the ranks of the world."""
         grid_shape(self.degrees(), self.world.size)
+
+
+def failure_of(error: BaseException) -> tuple[type[OmniError], str]:
+    """What later calls say of a set-up that has failed; the error itself would keep all that its frames hold."""
+    if isinstance(error, OmniError):
+        return type(error), str(error)
+    text = f"{type(error).__name__}: {error}".rstrip(": ").partition("\n")[0]
+    return InputError, f"the engine could not be set up before ({text}); open another one"

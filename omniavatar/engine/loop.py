@@ -78,7 +78,9 @@ class Loop:
         spans: the windows, instead of those that a unit plans.
         """
         self.job.seed = self.engine.agreed(self.job.seed)
+        self.check()
         self.hooks.begin_job(self.job)
+        self.check()
         self.job.spans = spans or self.hooks.plan_windows(self.job) or [whole_video(self.job)]
 
     def windows(self, indices: Iterable[int] | None = None) -> Iterator[Window]:
@@ -109,6 +111,7 @@ class Loop:
         latents: instead of noise (b c t h w); then no steps are planned. values: of the units `without`, which are not
         asked, since what they would store is here already.
         """
+        self.check()
         window = Window(self.job, index, span, previous)
         if latents is None:
             window.latents = self.noise(index, span)
@@ -295,6 +298,7 @@ STATE_WINDOW = "run.window"
 STATE_START = "run.start"
 STATE_REQUEST = "run.request"
 STATE_VALUE = "previous."
+STATE_ABSENT = "absent."
 
 
 def state_of(loop: Loop, next_window: int) -> dict[str, Tensor]:
@@ -308,10 +312,14 @@ def state_of(loop: Loop, next_window: int) -> dict[str, Tensor]:
         STATE_START: torch.tensor(start_of(job, next_window)),
         STATE_REQUEST: torch.tensor([job.seed, *job.size, job.length, job.fps]),
     }
-    for name, value in (loop.previous.values if loop.previous is not None else {}).items():
-        if not isinstance(value, Tensor):
+    for name in sorted(loop.kept if loop.previous is not None else ()):
+        value = loop.previous.values.get(name) if loop.previous is not None else None
+        if value is None:
+            state[STATE_ABSENT + name] = torch.zeros(1)
+        elif isinstance(value, Tensor):
+            state[STATE_VALUE + name] = value.contiguous().clone()
+        else:
             raise InputError(f"the value '{name}' is {type(value).__name__} and no tensor, so no state can hold it")
-        state[STATE_VALUE + name] = value.contiguous().clone()
     return state
 
 
@@ -322,9 +330,10 @@ def start_of(job: Job, index: int) -> int:
 
 def announce(job: Job, state: Mapping[str, Tensor]) -> None:
     """Tell a job that has not begun where it goes on. Raises InputError if this is no state."""
-    for name in (STATE_WINDOW, STATE_START, STATE_REQUEST):
-        if not isinstance(state.get(name), Tensor):
-            raise InputError(f"this is no state of a run: it has no tensor '{name}'")
+    for name, count in ((STATE_WINDOW, 1), (STATE_START, 1), (STATE_REQUEST, 5)):
+        found = state.get(name)
+        if not isinstance(found, Tensor) or found.numel() != count or found.is_floating_point():
+            raise InputError(f"this is no state of a run: it has no tensor '{name}' of {count} whole numbers")
     job.first, job.first_frame = int(state[STATE_WINDOW]), int(state[STATE_START])
 
 
@@ -342,4 +351,23 @@ def restore(loop: Loop, state: Mapping[str, Tensor]) -> None:
             f"video has windows from the frames {', '.join(str(span.keep_start) for span in job.spans)}"
         )
     kept = {name.removeprefix(STATE_VALUE): value for name, value in state.items() if name.startswith(STATE_VALUE)}
+    if job.first < len(job.spans):
+        check_kept(loop, state)
     loop.previous = Previous(job, job.first - 1, job.spans[job.first - 1], kept)
+
+
+def check_kept(loop: Loop, state: Mapping[str, Tensor]) -> None:
+    """Raise InputError for values of a state with which this plan cannot go on."""
+    for name in sorted(loop.kept):
+        if STATE_VALUE + name not in state and STATE_ABSENT + name not in state:
+            raise InputError(
+                f"the state lacks '{STATE_VALUE}{name}', which this plan continues from; resume with the plan that "
+                "made it"
+            )
+    frames = state.get(STATE_VALUE + FRAMES)
+    if frames is not None and tuple(frames.shape[-2:]) != loop.job.size:
+        height, width = frames.shape[-2:]
+        raise InputError(
+            f"the state's '{STATE_VALUE}{FRAMES}' has {width}x{height} pixels, and the video "
+            f"{loop.job.size[1]}x{loop.job.size[0]}"
+        )

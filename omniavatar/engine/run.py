@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -96,8 +97,12 @@ class Run:
         self._resume = state_from(resume)
         self._is_cancelled = threading.Event()
         check = partial(refuse, self._is_cancelled)
-        self._loop: Loop | None = Loop(engine, plan, request, self._observers, check)
+        loop = Loop(engine, plan, request, self._observers, check)
+        self._loop: Loop | None = loop
+        self._forgotten = weakref.finalize(self, loop.close, Cancelled("nobody takes the frames of the run any more"))
         self._at_work = threading.Lock()
+        self._worker: int | None = None
+        self._is_piecewise = False
         self._work: Generator[Any, None, None] | None = None
         self._items: Iterator[Any] | None = None
         self._maker: Callable[[Loop], Any] | None = None
@@ -137,16 +142,13 @@ class Run:
         if self.is_over:
             return
         self._is_cancelled.set()
-        if self._at_work.acquire(blocking=False):
-            try:
-                self._end(Cancelled("the run was cancelled"))
-            finally:
-                self._at_work.release()
+        if not self._is_piecewise:
+            self._end_if_cancelled()
 
     def close(self) -> None:
-        """End the run if it is not over, as `cancel` does."""
+        """End the run if it is not over, as `cancel` does, and wait until it has ended."""
         if not self.is_over:
-            self.cancel()
+            self._leave(Cancelled("the run was closed"))
 
     @property
     def is_over(self) -> bool:
@@ -169,8 +171,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._at_work:
-            self._end(error or Cancelled("the run was left before its end"))
+        self._leave(error or Cancelled("the run was left before its end"))
 
     # Piece by piece ---------------------------------------------------------------------------------------------------
 
@@ -208,8 +209,9 @@ class Run:
 
     def windows(self, indices: Iterable[int] | None = None) -> Iterator[Window]:
         """The windows in turn, each ready to be denoised; see `Loop.windows`. For a part of the algorithm only: whoever
-        wants a video iterates over the run itself. The caller chooses the grad mode.
+        wants a video iterates over the run itself. The caller chooses the grad mode, and ends the run.
         """
+        self._is_piecewise = True
         self.begin()
         return self.loop.windows(indices)
 
@@ -232,15 +234,17 @@ class Run:
     # Inside -----------------------------------------------------------------------------------------------------------
 
     def _make_groups(self, loop: Loop) -> Generator[Group, None, None]:
-        for window in self.windows():
-            exhaust(self.denoise(window))
-            yield from self.decode(window)
+        self.begin()
+        for window in loop.windows():
+            exhaust(loop.denoise(window))
+            yield from loop.decode(window)
         self._finish(loop)
 
     def _make_chunks(self, loop: Loop) -> Generator[Chunk, None, None]:
-        for window in self.windows():
-            exhaust(self.denoise(window))
-            frames = [group.frames for group in self.decode(window)]
+        self.begin()
+        for window in loop.windows():
+            exhaust(loop.denoise(window))
+            frames = [group.frames for group in loop.decode(window)]
             index, count = window.index, len(loop.job.spans)
             start = window.span.keep_start
             loop.close_window(window)
@@ -275,28 +279,59 @@ class Run:
         self._refuse_if_cancelled()
         if self._loop is not None and self._items is None:
             self._maker, self._work = make, make(self._loop)
-            self._items = self._driven(self._work)
+            self._items = Items(self._next)
         if self._maker not in (None, make):
             raise InputError("the run is iterated over in another way already: by chunks or by groups of frames")
         return iter(()) if self._items is None else self._items
 
-    def _driven(self, work: Generator[Item, None, None]) -> Generator[Item, None, None]:
-        """The items of some work on the video, made in the engine's surroundings; ends the run with the last one."""
-        while True:
-            with self._at_work:
+    def _next(self) -> Any:
+        """The next item of the work, made in the engine's surroundings. The last one, or an error, ends the run.
+
+        Raises StopIteration at the end, and InputError if a hook of the run asks for it.
+        """
+        if self._worker == threading.get_ident():
+            raise InputError("a hook of the run cannot ask for the run's own frames")
+        with self._working():
+            try:
                 self._refuse_if_cancelled()
-                try:
-                    with self._surroundings():
-                        item = next(work)
-                except StopIteration:
-                    self._end(None)
-                    return
-                except BaseException as error:
-                    forget_circles(error)
-                    self._end(error)
-                    raise
-            yield item
-            del item
+                if self._work is None:
+                    raise StopIteration
+                with self._surroundings():
+                    item = next(self._work)
+                self._refuse_if_cancelled()
+            except BaseException as error:
+                forget_circles(error)
+                self._end(None if isinstance(error, StopIteration) else error)
+                raise
+        self._end_if_cancelled()
+        return item
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """One thread at a time works on the video."""
+        with self._at_work:
+            self._worker = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._worker = None
+
+    def _end_if_cancelled(self) -> None:
+        """End the run if that is wanted and nobody is at work; whoever is at work does it next."""
+        if self._is_cancelled.is_set() and self._at_work.acquire(blocking=False):
+            try:
+                self._end(Cancelled("the run was cancelled"))
+            finally:
+                self._at_work.release()
+
+    def _leave(self, error: BaseException) -> None:
+        """End the run for this reason, as soon as whoever is at work has noticed; within a hook of the run, later."""
+        if self.is_over:
+            return
+        self._is_cancelled.set()
+        if self._worker != threading.get_ident():
+            with self._working():
+                self._end(error)
 
     @contextmanager
     def _surroundings(self) -> Iterator[None]:
@@ -310,6 +345,7 @@ class Run:
         if loop is None:
             return
         self._loop = self._work = self._items = self._maker = self._done = self._resume = None
+        self._forgotten.detach()
         try:
             if work is not None and error is not None:
                 with self._surroundings():
@@ -320,6 +356,16 @@ class Run:
     def _refuse_if_cancelled(self) -> None:
         if self._result is None:
             refuse(self._is_cancelled)
+
+
+class Items(Iterator[Any]):
+    """What a run gives, one by one, to whichever thread asks."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    def __next__(self) -> Any:
+        return self._make()
 
 
 def exhaust(items: Iterable[Any]) -> None:
@@ -350,6 +396,8 @@ def state_from(given: State | str | Path | None) -> State | None:
     """A state, read if it is a file's. Raises InputError."""
     if given is None or isinstance(given, Mapping):
         return given
+    if not isinstance(given, str | Path):
+        raise InputError(f"a state is a mapping of tensors or a file of them, not {type(given).__name__}")
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

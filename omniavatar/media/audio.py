@@ -122,21 +122,12 @@ def load_waveform(
     return _checked(wave, name)
 
 
-def mean_of_channels(channels: int) -> str:
-    """The ffmpeg filter that averages all channels.
-
-    ffmpeg's own `-ac 1` follows the broadcast rule: stereo becomes (left + right) / sqrt(2), 3 dB louder and able to
-    clip, subwoofers are dropped, and layouts without a name fail.
-    """
-    return "pan=mono|c0<" + "+".join(f"c{index}" for index in range(channels))
-
-
 def _blocks(source: Path | Samples, channels: int, sample_rate: int, since: float | None) -> Iterator[np.ndarray]:
     """The sound at `sample_rate`, piece by piece: (n, channels) float32. Raises FfmpegError."""
     if isinstance(source, Samples) and source.rate == sample_rate:
         yield source.samples
         return
-    filters, clock = f"{_all_channels(channels)},aresample={sample_rate}", []
+    filters, clock = f"aresample={sample_rate}", []
     if since is not None:
         filters = f"asetpts=PTS-({since:.9f})/TB,{filters}:async=1:min_hard_comp={_GAP}:first_pts=0"
         clock = ["-copyts"]
@@ -154,11 +145,6 @@ def _decoder(source: Path | Samples, clock: list[str], output: list[str]) -> ffm
     form = ["-f", "f32le", "-ar", str(source.rate), "-ac", str(source.samples.shape[1]), "-i", "pipe:0"]
     pieces = (source.samples[begin : begin + _AT_ONCE] for begin in range(0, len(source.samples), _AT_ONCE))
     return FedFfmpeg(["-v", "error", *form, *output], (piece.astype("<f4", copy=False) for piece in pieces))
-
-
-def _all_channels(channels: int) -> str:
-    """The ffmpeg filter that keeps all channels as they are, whatever the layout is called."""
-    return f"pan={channels}C|" + "|".join(f"c{index}=c{index}" for index in range(channels))
 
 
 def _mixed(blocks: Iterable[np.ndarray], most: int) -> tuple[np.ndarray, int | None]:

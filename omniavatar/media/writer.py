@@ -26,7 +26,7 @@ from omniavatar.media import ffmpeg
 from omniavatar.media.encoder import Encoder, Format
 from omniavatar.media.ffmpeg import FfmpegError
 from omniavatar.media.metadata import METADATA_KEYS, check_metadata, read_metadata
-from omniavatar.media.paths import shown
+from omniavatar.media.paths import of_user, shown
 from omniavatar.media.preview import Preview
 from omniavatar.media.soundtrack import AAC, Soundtrack, encode_soundtrack
 from omniavatar.media.workspace import Workspace, sibling_name
@@ -48,6 +48,7 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = True) -> Pat
 
     Missing folders are fine: they are made when writing starts. Leaves nothing behind. Raises OutputError.
     """
+    path = of_user(path, "output")
     try:
         target = Path(os.path.realpath(path))
         _check_target(target, path, overwrite)
@@ -292,6 +293,9 @@ class VideoWriter:
         try:
             place = self._workspace.publish_as("partial", file)
         except OSError as error:
+            if not file.exists():
+                self._end()
+                return "a folder that was removed with them, so they are lost"
             os.replace(file, self._pictures)
             self._end(but=self._pictures)
             return f"{self._pictures} (cannot write to the folder above it: {_reason(error)})"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings
-from omniavatar.errors import CheckpointError, parsing
+from omniavatar.errors import CheckpointError, InputError, parsing
 from omniavatar.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ NEGATIVE_PROMPT = (
     "static picture, frozen face, blurred, low quality, compression artefacts, overexposed, subtitles, watermark, "
     "deformed hands, extra fingers, fused fingers, distorted face, crooked teeth, extra limbs, cluttered background"
 )
+LONGEST = 100_000
+"""Letters of a text that is looked at; 512 tokens are a few thousand, and tokenizers are slow on megabytes."""
 SHOWN = 200
 """Letters of what is cut off that a warning shows."""
 
@@ -38,8 +40,8 @@ class Prompt(PipelineUnit):
     """Text conditioning: what the video shows, and what it must not show.
 
     The negative prompt is used by guidance branches that drop the condition "text". A text longer than `length` is cut,
-    and a warning says which words are lost. Units that need other texts call the value `encode_text`: a text -> its
-    embedding (1 n text_dim).
+    and a warning says which words are lost; one of more than 100,000 letters is refused. Units that need other texts
+    call the value `encode_text`: a text -> its embedding (1 n text_dim).
     """
 
     name = "prompt"
@@ -49,7 +51,7 @@ class Prompt(PipelineUnit):
     idle_in_steps = ("text_encoder",)
 
     class Settings(UnitSettings):
-        negative: str = Field(NEGATIVE_PROMPT, description="what guidance steers away from")
+        negative: str = Field(NEGATIVE_PROMPT, max_length=LONGEST, description="what guidance steers away from")
         length: int = Field(512, ge=8, le=512, description="tokens that the text is padded or cut to")
         tokenizer: Path = Field(
             Path("google/umt5-xxl"),
@@ -57,7 +59,9 @@ class Prompt(PipelineUnit):
         )
 
     class Inputs(UnitInputs):
-        prompt: str = Field("A person looks into the camera and talks.", description="what the video shows")
+        prompt: str = Field(
+            "A person looks into the camera and talks.", max_length=LONGEST, description="what the video shows"
+        )
 
     settings: Settings
 
@@ -99,8 +103,11 @@ class Prompt(PipelineUnit):
     def encode(self, engine: Engine, text: str, what: str = "prompt") -> Tensor:
         """The embedding of one text (1 n text_dim); rows beyond its last token are zero.
 
-        what: what a warning calls the text, if it is too long. Raises CheckpointError without a tokenizer.
+        what: what is said of a text that is too long. Raises CheckpointError without a tokenizer, and InputError for
+        more than `LONGEST` letters.
         """
+        if len(text) > LONGEST:
+            raise InputError(f"the {what} has {len(text)} letters; give {LONGEST} at most")
         tokenizer, text, length = self._tokenizer(engine), clean(text), self.settings.length
         lost = words_beyond(text, length, lambda part: len(tokenizer(part, verbose=False)["input_ids"]))
         if lost:

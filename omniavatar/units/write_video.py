@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
     from omniavatar.engine.scopes import Job, Window
     from omniavatar.media.writer import Soundtrack
+
+
+log = logging.getLogger(__name__)
+LONGEST_RECORD = 50_000
+"""Characters of JSON that a file may carry about how it was made."""
 
 
 class WriteVideo(PipelineUnit):
@@ -65,6 +71,8 @@ class WriteVideo(PipelineUnit):
         return result
 
     def _open(self, job: Job) -> None:
+        if job.first_frame >= job.length:
+            return  # an earlier run has made all frames
         height, width = job.size
         begin = job.first_frame / job.fps
         soundtrack: Soundtrack | None = job.get("soundtrack")
@@ -77,10 +85,17 @@ class WriteVideo(PipelineUnit):
             duration=job.length / job.fps - begin,
             crf=self.settings.crf,
             preview=self.settings.preview,
-            metadata={"comment": json.dumps(recipe(job.loop.plan, job))} if self.settings.metadata else {},
+            metadata=self._metadata(job),
         )
         job["write-video.writer"] = writer
         job.resources.push(lambda kind, error, trace: leave(writer, error))
+
+    def _metadata(self, job: Job) -> dict[str, str]:
+        """What made the video, as texts of the file; nothing if that is longer than files should carry."""
+        text = json.dumps(recipe(job.loop.plan, job)) if self.settings.metadata else ""
+        if len(text) > LONGEST_RECORD:
+            log.warning("the file will not say what made it, since that takes %d characters", len(text))
+        return {"comment": text} if 0 < len(text) <= LONGEST_RECORD else {}
 
     @hookimpl
     def output_frames(self, window: Window, frames: np.ndarray) -> None:
@@ -93,7 +108,8 @@ class WriteVideo(PipelineUnit):
 
     @hookimpl
     def end_job(self, job: Job) -> None:
-        job.results["video"] = job["write-video.writer"].close()
+        if "write-video.writer" in job:
+            job.results["video"] = job["write-video.writer"].close()
 
 
 def leave(writer: VideoWriter, error: BaseException | None) -> None:

@@ -6,7 +6,9 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +243,7 @@ def test_progress_says_how_far_it_is() -> None:
 
 
 Alive = Callable[[], list[Any]]
+ROLES = ("dit", "vae")
 SCOPES = (Window, Step, Branch, Forward, Frames, Job, Loop)
 
 
@@ -329,6 +332,130 @@ def test_cancelling_from_another_thread(alive: Alive) -> None:
     assert alive() == []
 
 
+def hook_that_cancels(hook: str, runs: list[Run]) -> Any:
+    """An observer that cancels the run in a hook of its second window."""
+
+    def cancel(self: Any, window: Window) -> None:
+        if window.index == 1:
+            runs[0].cancel()
+
+    return type("Cancels", (), {hook: hookimpl(cancel)})()
+
+
+@pytest.mark.parametrize("by", [list, Run.result, lambda run: list(run.groups())], ids=["chunks", "result", "groups"])
+@pytest.mark.parametrize("hook", ["plan_steps", "begin_window", "postprocess_frames", "output_frames", "end_window"])
+def test_a_cancel_in_any_hook_ends_the_run(alive: Alive, hook: str, by: Callable[[Run], Any]) -> None:
+    maker = engine()
+    runs: list[Run] = []
+    run = maker.start(request(), observers=[hook_that_cancels(hook, runs)])
+    runs.append(run)
+    with pytest.raises(Cancelled):
+        by(run)
+    assert run.is_over
+    assert alive() == []
+    assert maker.generate(request()).frames == 26
+
+
+def test_a_forgotten_run_closes_what_it_has_opened() -> None:
+    ends: list[Any] = []
+
+    class Opener(PipelineUnit):
+        """Opens something."""
+
+        name = "opener"
+
+        @hookimpl
+        def begin_job(self, job: Job) -> None:
+            job.resources.push(lambda kind, error, trace: ends.append(type(error)))
+
+    maker = engine(Opener())
+    for _ in maker.start(request()):
+        break
+    gc.collect()
+    assert ends == [Cancelled]
+
+
+def test_two_threads_share_the_frames_of_a_run() -> None:
+    """Each gets chunks that the other does not get, and none is lost."""
+    with engine().start(request()) as run, ThreadPoolExecutor(2) as pool:
+        items = iter(run)
+        parts = list(pool.map(lambda _: [chunk.index for chunk in items], range(2)))
+        assert sorted(parts[0] + parts[1]) == list(range(6))
+
+
+def test_leaving_the_with_block_stops_who_is_at_work() -> None:
+    maker, begun = engine(), threading.Event()
+    errors: list[BaseException] = []
+
+    def work(run: Run) -> None:
+        try:
+            run.result()
+        except Cancelled as error:
+            errors.append(error)
+
+    with maker.start(request(), observers=[EndsIn(4, lambda: (begun.set(), time.sleep(0.05)))]) as run:
+        thread = threading.Thread(target=work, args=[run])
+        thread.start()
+        begun.wait(10)
+    assert run.is_over
+    thread.join()
+    assert len(errors) == 1
+    assert maker.generate(request()).frames == 26
+
+
+def test_closing_the_engine_waits_for_the_run_in_work() -> None:
+    def work() -> None:
+        with pytest.raises(Cancelled):
+            run.result()
+
+    maker, begun = engine(), threading.Event()
+    run = maker.start(request(), observers=[EndsIn(4, lambda: (begun.set(), time.sleep(0.05)))])
+    thread = threading.Thread(target=work)
+    thread.start()
+    begun.wait(10)
+    maker.close()
+    assert run.is_over
+    assert dict(maker.networks) == {}
+    thread.join()
+    assert dict(maker.networks) == {}
+
+
+def test_two_threads_load_each_network_once() -> None:
+    loaded: list[str] = []
+
+    class Slow(type(fake_models())):  # type: ignore[misc]
+        def load(self, role: str, **options: Any) -> Any:
+            loaded.append(role)
+            time.sleep(0.02)
+            return super().load(role, **options)
+
+    models = Slow(**{role: fake_models().load(role, device=torch.device("cpu"), dtype=torch.float32) for role in ROLES})
+    maker = fake_engine([scene(9), *denoising_units()], models=models)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: maker.load(), range(3)))
+    assert sorted(loaded) == ["dit", "vae"]
+
+
+@pytest.mark.parametrize("error", [ValueError("no room"), KeyboardInterrupt()])
+def test_a_set_up_that_failed_is_told_and_keeps_nothing(alive: Alive, error: BaseException) -> None:
+    class Fails(PipelineUnit):
+        """Cannot be set up."""
+
+        name = "fails"
+
+        @hookimpl
+        def setup(self, engine: Engine) -> None:
+            raise type(error)(*error.args)
+
+    maker = engine(Fails())
+    with pytest.raises(type(error)):
+        maker.generate(request())
+    for _ in range(2):
+        with pytest.raises(InputError, match=rf"could not be set up before \({type(error).__name__}"):
+            maker.generate(request())
+    assert alive() == []
+
+
 def test_a_cancel_while_models_are_loaded_ends_the_run_and_not_the_engine(alive: Alive) -> None:
     maker = engine()
     run = maker.start(request(), observers=[Progress(lambda status: run.cancel())])
@@ -360,10 +487,9 @@ def test_leaving_the_with_block_early_ends_the_run(alive: Alive) -> None:
         next(iter(run))
     assert run.is_over
     assert alive() == []
-    with pytest.raises(InputError, match="no result"):
-        run.result()
-    with pytest.raises(InputError, match="run is over"):
-        _ = run.job
+    for ask in (run.result, lambda: next(iter(run)), lambda: run.job):
+        with pytest.raises(Cancelled):
+            ask()
 
 
 def test_resources_are_told_how_it_ended() -> None:
@@ -494,6 +620,10 @@ def test_a_state_holds_what_the_next_window_reads_and_nothing_else() -> None:
     ("state", "other", "message"),
     [
         ({}, {}, "no state of a run: it has no tensor 'run.window'"),
+        ({"run.window": torch.zeros(2, dtype=torch.int64)}, {}, "no state of a run: it has no tensor 'run.window'"),
+        ({"run.window": 1}, {}, "no state of a run: it has no tensor 'run.window'"),
+        ("previous.frames", {}, "the state lacks 'previous.frames', which this plan continues from"),
+        ((2, 2), {}, "the state's 'previous.frames' has 2x2 pixels, and the video 16x16"),
         (None, {"seed": 7}, "of another video: its seed is 42, and here it is 7"),
         (None, {"height": 32, "width": 32}, "its height is 16, and here it is 32"),
         (None, {"fps": 5}, "its frame rate is 25, and here it is 5"),
@@ -502,13 +632,21 @@ def test_a_state_holds_what_the_next_window_reads_and_nothing_else() -> None:
 def test_a_state_of_something_else_is_refused(state: Any, other: dict[str, Any], message: str) -> None:
     with engine().start(request()) as run:
         next(iter(run))
-        state = run.state() if state is None else state
+        made = dict(run.state())
+    if isinstance(state, str):
+        del made[state]
+    elif isinstance(state, tuple):
+        made["previous.frames"] = made["previous.frames"][..., : state[0], : state[1]]
+    elif state is not None:
+        made = state
     with pytest.raises(InputError, match=message):
-        engine().generate(request(**other), resume=state)
+        engine().generate(request(**other), resume=made)
 
 
 def test_a_file_that_is_no_state_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state").write_bytes(b"x" * 100)
+    with pytest.raises(InputError, match="a state is a mapping of tensors or a file of them, not bytes"):
+        engine().start(request(), resume=b"x")  # type: ignore[arg-type]
     for path in (tmp_path / "state", tmp_path / "none"):
         with pytest.raises(InputError, match=r"cannot read the state .*/(state|none)"):
             engine().start(request(), resume=path)
@@ -557,7 +695,7 @@ def test_a_value_that_no_file_can_hold_is_named() -> None:
         ({"seconds": 0}, "0 seconds"),
         ({"seconds": float("nan")}, "nan seconds"),
         ({"seconds": "3"}, "'3' seconds"),
-        ({"height": 16}, "the height is 16 and the width None; give both"),
+        ({"height": 16}, "give both, or neither"),
         ({"height": 16.5, "width": 16}, "the height is 16.5"),
         ({"height": 16, "width": 0}, "the width is 0"),
         ({"inputs": ["a.png"]}, "mapping of names to values, not list"),

@@ -377,3 +377,18 @@ def test_silence_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
         (logging.WARNING, f"audio '{tmp_path / 'a.wav'}' is silent, so the mouth rests")
     ]
+
+
+@pytest.mark.parametrize(
+    "layout", ["FR", "LFE", "FL+FC", "FC+LFE", "BL+BR", "SL+SR", "5.1.2", "cube", "3.1.2", "9 channels"]
+)
+def test_every_layout_of_speakers_is_read(tmp_path: Path, layout: str) -> None:
+    """Whatever speakers a sound is meant for: a filter that asks for a front pair fails for these."""
+    path = tmp_path / "given.wav"
+    pan = "9C" if layout == "9 channels" else layout
+    count = {"FR": 1, "LFE": 1, "5.1.2": 8, "cube": 8, "3.1.2": 6, "9 channels": 9}.get(layout, 2)
+    alike = "|".join(f"c{index}=c0" for index in range(count))
+    ffmpeg.run(["-f", "lavfi", "-i", f"sine=440:d=0.2,aformat=cl=mono,pan={pan}|{alike}", ffmpeg.url(path)])
+    wave = load_waveform(path, 16000)
+    assert len(wave) == pytest.approx(3200, abs=20)
+    assert np.abs(wave).max() > 0.05

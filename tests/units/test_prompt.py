@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from omniavatar.checkpoints import Bundle
 from omniavatar.engine.engine import Engine
-from omniavatar.engine.plan import Catalog
+from omniavatar.engine.plan import Catalog, build_plan
 from omniavatar.engine.scopes import Job
 from omniavatar.engine.unit import PipelineUnit
-from omniavatar.errors import CheckpointError, PlanError
+from omniavatar.errors import CheckpointError, InputError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import FakeDiT
 from omniavatar.testing.recorder import WindowRecorder
@@ -208,6 +208,18 @@ def test_embeddings_take_the_type_of_the_networks() -> None:
     unit = prompt_unit()
     engine = fake_engine([unit], models=fake_models(text_encoder=FakeTextEncoder()), dtype=torch.bfloat16)
     assert unit.encode(engine, "a").dtype == torch.bfloat16
+
+
+def test_a_text_of_megabytes_is_refused_before_it_is_looked_at(catalog: Catalog) -> None:
+    unit, text = prompt_unit(), "a " * 10_000_000
+    limit = r"'a a .*: string should have at most 100000 characters"
+    engine = fake_engine([unit], models=fake_models(text_encoder=FakeTextEncoder()))
+    with pytest.raises(InputError, match="the prompt has 20000000 letters; give 100000 at most"):
+        unit.encode(engine, text)
+    with pytest.raises(InputError, match=rf"unit 'prompt': prompt = {limit}"):
+        engine.check_request(request(seconds=1, inputs={"prompt": text}))
+    with pytest.raises(PlanError, match=rf"unit 'prompt': negative = {limit}"):
+        build_plan("prompt", catalog, {"prompt": {"negative": text}})
 
 
 def test_a_missing_tokenizer_says_where_it_was_looked_for(tmp_path: Path) -> None:
