@@ -223,9 +223,7 @@ def engine_of(
     if unused and world.is_main:
         log.warning("not used by this plan, though the model files have it: %s", ", ".join(sorted(unused)))
     dtype = torch_dtype(config.dtype, device)
-    if is_slow(dtype, device, config.device) and world.is_main:
-        name = dtype_name(dtype)
-        log.warning("%s on a CPU can take 100 times as long as fp32, the default there; leave the dtype out", name)
+    tell_of_slow(dtype, device, config.device, world)
     return Engine(plan, bundle, device=device, dtype=dtype, observers=observers, world=world)
 
 
@@ -270,12 +268,14 @@ def torch_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def is_slow(dtype: torch.dtype, device: torch.device, name: str) -> bool:
-    """Whether a device has few fast kernels for a precision, unless it only stands for the GPU that the name means."""
+def tell_of_slow(dtype: torch.dtype, device: torch.device, name: str, world: World = ALONE) -> None:
+    """Warn of a precision that a CPU has few fast kernels for, unless it only stands for the GPU of this name."""
     import torch
 
     is_real = name == "cpu" or not torch.cuda.is_available()
-    return device.type == "cpu" and is_real and dtype != torch.float32
+    if device.type == "cpu" and is_real and dtype != torch.float32 and world.is_main:
+        short = dtype_name(dtype)
+        log.warning("%s on a CPU can take 100 times as long as fp32, the default there; leave the dtype out", short)
 
 
 def dtype_name(dtype: str | torch.dtype) -> str:

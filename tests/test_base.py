@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from omniavatar.config import RunConfig, changed_plan, parse_config, read_config
+from omniavatar.config import RunConfig, changed_plan, find_config, parse_config, read_config, validated
 from omniavatar.errors import CheckpointError, InputError
 from omniavatar.opening import configured, open_engine
+from omniavatar.training.diffusion import DiffusionConfig
 
 TINY = "default+smooth-borders"
 
@@ -113,3 +114,13 @@ def test_what_is_no_base_is_one_line(tmp_path: Path, text: str, message: str) ->
 def test_a_configuration_without_models_says_how_to_get_some() -> None:
     with pytest.raises(CheckpointError, match="names no model files; add models: to it, or base: tiny"):
         open_engine({"units": "default"})
+
+
+def test_a_training_configuration_has_a_base_too(tmp_path: Path) -> None:
+    text = "base: omniavatar-1.3b-lora\ndata: {path: clips}\ntrainer: {steps: 7}\n"
+    path = written(tmp_path, "mine.yaml", text)
+    found = validated(DiffusionConfig, read_config(path, "train"), path)
+    theirs = validated(DiffusionConfig, read_config(find_config("omniavatar-1.3b-lora", "train"), "train"), "base")
+    assert (found.trainer.steps, str(found.data.path)) == (7, "clips")
+    assert found.trainer.learning_rate == theirs.trainer.learning_rate
+    assert (found.models, found.units, found.settings) == (theirs.models, theirs.units, theirs.settings)

@@ -64,7 +64,7 @@ class Suite(BaseModel):
     repeats: int = Field(3, ge=1, le=1000, description="timed videos for each combination and seed")
     warmup: int = Field(1, ge=0, le=100, description="videos of each combination before that")
     size: str | None = Field(None, description="WIDTHxHEIGHT")
-    seconds: float | None = Field(None, gt=0, description="longest length of a video")
+    seconds: float | None = Field(None, gt=0, description="length of a video")
     faces: bool = Field(False, description="a procedural talking head for each seed, and avatar measures")
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict, description="settings by unit, for all")
 

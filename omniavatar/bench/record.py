@@ -69,7 +69,7 @@ class Asked(Schema):
     inputs: dict[str, str] = Field(description="inputs by name; of files the names alone")
     faces: bool = Field(description="whether each seed has a procedural talking head of its own as its picture")
     size: tuple[int, int] | None = Field(description="height and width asked for; null: what the picture asks for")
-    seconds: float | None = Field(description="longest length asked for")
+    seconds: float | None = Field(description="length asked for")
     fps: int = Field(description="frames per second")
     seeds: tuple[int, ...] = Field(description="a video each")
     settings: dict[str, dict[str, Any]] = Field(description="settings of units that hold for all combinations")

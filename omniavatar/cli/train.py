@@ -300,7 +300,7 @@ def opened(config: DiffusionConfig, world: World) -> Diffusion:
     from omniavatar.engine.media_inputs import check_media
     from omniavatar.engine.plan import build_plan, check_names
     from omniavatar.engine.settings import Layer, Strength
-    from omniavatar.opening import checkpoint_layers, torch_device, torch_dtype
+    from omniavatar.opening import checkpoint_layers, tell_of_slow, torch_device, torch_dtype
     from omniavatar.plugins import discover
     from omniavatar.training.diffusion import Diffusion
 
@@ -317,6 +317,7 @@ def opened(config: DiffusionConfig, world: World) -> Diffusion:
     device = torch_device(config.device, world.local_rank)
     dtype = torch_dtype(config.dtype, device)
     diffusion = Diffusion.open(config, plan, bundle, device=device, dtype=dtype, world=world)
+    tell_of_slow(dtype, device, config.device, world)
     for number, request in enumerate(diffusion.requests(), start=1):
         try:
             check_media(plan, plan.parse_inputs(request.inputs))

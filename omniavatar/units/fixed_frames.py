@@ -89,8 +89,8 @@ class FixedFrames(PipelineUnit):
             largest = largest_size(size, tokens * math.prod(token) // shortest, token)
             roomy = max(shortest, 2 * self.settings.overlap - 1)
             raise PlanError(
-                f"size {size[0]}x{size[1]} is too large for this model: {tokens} tokens hold {max(0, frames)} frames a "
-                f"window, {shortest} are needed; use {f'{largest[0]}x{largest[1]} or less, or ' if largest else ''}"
+                f"size {size[1]}x{size[0]} is too large for this model: {tokens} tokens hold {max(0, frames)} frames a "
+                f"chunk, {shortest} are needed; use {f'{largest[1]}x{largest[0]} or less, or ' if largest else ''}"
                 f"fixed-frames.max_tokens={math.ceil(roomy * size[0] * size[1] / math.prod(token))}"
             )
         return frames

@@ -56,8 +56,8 @@ def asked(inputs: dict[str, Any] | None = None, size: tuple[int, int] = (32, 32)
 
 
 CASES: list[tuple[str, Request, type[OmniError], str]] = [
-    ("default", asked(size=(256, 256)), PlanError, f"size 256x256 {TOO_LARGE} 9 frames a window, 17 are needed"),
-    ("default", asked(size=(2**20, 2**20)), PlanError, f"{TOO_LARGE} 0 frames a window, 17 are needed; use 208x208"),
+    ("default", asked(size=(256, 256)), PlanError, f"size 256x256 {TOO_LARGE} 9 frames a chunk, 17 are needed"),
+    ("default", asked(size=(2**20, 2**20)), PlanError, f"{TOO_LARGE} 0 frames a chunk, 17 are needed; use 208x208"),
     ("default", Request({"image": PORTRAIT}, seconds=1), PlanError, f"size 512x256 {TOO_LARGE} 5 frames"),
     ("default-fixed-frames", asked(size=(40, 32)), InputError, "size 32x40 is not made of positive multiples of 16"),
     ("default", asked(seconds=None), InputError, r"no audio is given, so the length .* one \(--audio FILE\), or "),
@@ -88,7 +88,7 @@ def test_files_are_looked_into(name: str, catalog: Catalog, tmp_path: Path) -> N
 def test_settings_of_a_run_count(catalog: Catalog) -> None:
     maker = engine(catalog)
     maker.check_request(asked(size=(256, 256)), settings={"fixed-frames": {"max_tokens": 1600}})
-    with pytest.raises(PlanError, match="64 tokens hold 61 frames a window, 69 are"):
+    with pytest.raises(PlanError, match="64 tokens hold 61 frames a chunk, 69 are"):
         maker.start(asked(), settings={"fixed-frames": {"max_tokens": 64, "overlap": 65}, "euler": {"steps": 1}})
 
 

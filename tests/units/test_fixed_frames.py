@@ -114,8 +114,8 @@ def test_a_vae_that_compresses_more_makes_longer_windows_of_as_many_tokens() -> 
 def test_a_size_for_which_the_budget_is_too_small_says_what_to_change() -> None:
     job = long_job(720, 1280)
     message = (
-        r"size 720x1280 is too large for this model: 12000 tokens hold 13 frames a window, 17 are needed; "
-        r"use 624x1120 or less, or fixed-frames.max_tokens=22500"
+        r"size 1280x720 is too large for this model: 12000 tokens hold 13 frames a chunk, 17 are needed; "
+        r"use 1120x624 or less, or fixed-frames.max_tokens=22500"
     )
     with pytest.raises(PlanError, match=message):
         FixedFrames(max_tokens=12_000).plan_windows(job)
