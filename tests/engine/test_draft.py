@@ -58,7 +58,7 @@ def asked(inputs: dict[str, Any] | None = None, size: tuple[int, int] = (32, 32)
 CASES: list[tuple[str, Request, type[OmniError], str]] = [
     ("default", asked(size=(256, 256)), PlanError, f"size 256x256 {TOO_LARGE} 9 frames a chunk, 17 are needed"),
     ("default", asked(size=(2**20, 2**20)), PlanError, f"{TOO_LARGE} 0 frames a chunk, 17 are needed; use 208x208"),
-    ("default", Request({"image": PORTRAIT}, seconds=1), PlanError, f"size 512x256 {TOO_LARGE} 5 frames"),
+    ("default", Request({"image": PORTRAIT}, seconds=1), PlanError, f"size 256x512 {TOO_LARGE} 5 frames"),
     ("default-fixed-frames", asked(size=(40, 32)), InputError, "size 32x40 is not made of positive multiples of 16"),
     ("default", asked(seconds=None), InputError, r"no audio is given, so the length .* one \(--audio FILE\), or "),
     ("default-audio-audio-adapter", asked(seconds=None), InputError, "length of the video is unknown; give seconds"),
