@@ -96,7 +96,7 @@ def test_what_an_error_proposes_is_accepted(catalog: Catalog) -> None:
     """A size of another shape too, up to the first one that is refused."""
     maker = engine(catalog)
     maker.check_request(asked(size=(208, 208)))
-    with pytest.raises(PlanError, match=r"use 144x304 or less, or fixed-frames\.max_tokens=3200") as caught:
+    with pytest.raises(PlanError, match=r"use 304x144 or less, or fixed-frames\.max_tokens=3200") as caught:
         maker.check_request(asked(size=(256, 512)))
     maker.check_request(asked(size=(144, 304)))
     tokens = int(str(caught.value).rpartition("=")[2])
