@@ -133,7 +133,10 @@ def test_ctrl_c_leaves_a_report(folder: Path, capsys: pytest.CaptureFixture[str]
         (("--suite", "quik"), "there is no suite quik; did you mean 'quick'?"),
         (("--units", "default+teacach"), "unknown unit or preset 'teacach'; did you mean 'teacache'?"),
         (("--matrix", ""), "the matrix of default has no units"),
-        (("--units", "default-transformer"), "no combination can be made; default-transformer: the plan has no network"),
+        (
+            ("--units", "default-transformer"),
+            "no combination can be made; default-transformer: the plan has no network",
+        ),
         (("--units", "default", "--teacache.threshold", "1"), "unit 'teacache' is not in the plan"),
         (("--units", "default", "--compare", "no.json"), "cannot read no.json: No such file"),
         (("--units", "default", "--xyzzy"), "unknown option '--xyzzy'; omni bench --help lists all"),
