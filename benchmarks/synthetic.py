@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from omniavatar.checkpoints.loading import build_on_meta
 from omniavatar.checkpoints.names import matches
 from omniavatar.checkpoints.registry import Registry
+from omniavatar.engine.draft import Draft
 from omniavatar.engine.scopes import Job, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
@@ -106,6 +107,10 @@ class RandomText(Prompt):
     """The prompt unit with random embeddings."""
 
     roles = ("dit",)
+
+    @hookimpl
+    def check_request(self, draft: Draft) -> None:
+        """There is no tokenizer to look for."""
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
