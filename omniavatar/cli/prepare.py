@@ -43,6 +43,7 @@ def check_alone(options: Mapping[str, Any], world: World) -> None:
 
 def prepare(config: DiffusionConfig, workers: int, *, quiet: bool) -> int:
     """Keep what the networks make of all clips in the configuration's cache."""
+    from omniavatar.opening import tell_of_slow
     from omniavatar.training.data.faults import SKIPPED
     from omniavatar.training.folder import claimed
     from omniavatar.training.samples import ORIGIN, UNFINISHED, check_origin, keys_in, write_origin
@@ -58,6 +59,7 @@ def prepare(config: DiffusionConfig, workers: int, *, quiet: bool) -> int:
             tell(f"{folder}  (made before; remove it to make it anew)")
         return 0
     config.data.check()
+    tell_of_slow(diffusion.dtype, diffusion.device, config.device)
     with claimed(folder, "cache"):
         begin(folder, origin)
         source = diffusion.source(folder)

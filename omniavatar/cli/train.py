@@ -114,6 +114,7 @@ def run(config: DiffusionConfig, world: World, timeout: float, *, quiet: bool) -
 def trained(config: DiffusionConfig, world: World, rescue: Rescue, *, quiet: bool) -> int:
     """Train to the end, or until the time is up or a signal asks to stop."""
     from omniavatar.distributed.leaving import Stopped
+    from omniavatar.opening import tell_of_slow
     from omniavatar.training.folder import claimed
     from omniavatar.training.trainer import Trainer, Visit
 
@@ -126,6 +127,7 @@ def trained(config: DiffusionConfig, world: World, rescue: Rescue, *, quiet: boo
         display.show(Status("loading the networks"))
         samples, lenders = samples_of(diffusion)
         task = diffusion.task(samples)
+        tell_of_slow(diffusion.dtype, diffusion.device, config.device, world)
         course, stop = Course(display, config.trainer.steps, rescue), Stop(speaks=world.is_main)
         visits = [Visit(1, course)]
         if config.validation is not None:
@@ -300,7 +302,7 @@ def opened(config: DiffusionConfig, world: World) -> Diffusion:
     from omniavatar.engine.media_inputs import check_media
     from omniavatar.engine.plan import build_plan, check_names
     from omniavatar.engine.settings import Layer, Strength
-    from omniavatar.opening import checkpoint_layers, tell_of_slow, torch_device, torch_dtype
+    from omniavatar.opening import checkpoint_layers, torch_device, torch_dtype
     from omniavatar.plugins import discover
     from omniavatar.training.diffusion import Diffusion
 
@@ -317,7 +319,6 @@ def opened(config: DiffusionConfig, world: World) -> Diffusion:
     device = torch_device(config.device, world.local_rank)
     dtype = torch_dtype(config.dtype, device)
     diffusion = Diffusion.open(config, plan, bundle, device=device, dtype=dtype, world=world)
-    tell_of_slow(dtype, device, config.device, world)
     for number, request in enumerate(diffusion.requests(), start=1):
         try:
             check_media(plan, plan.parse_inputs(request.inputs))

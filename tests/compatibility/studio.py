@@ -53,7 +53,8 @@ class Video:
 
     def flaw(self, case: Case, result: Result) -> str | None:
         """What is wrong with it by itself."""
-        shape = (1, 3, case.frames, case.size, case.size)
+        more = case.settings.get("audio", {}).get("frame_count") == "original"  # one frame, as the original makes
+        shape = (1, 3, case.frames + more, case.size, case.size)
         if self.shown.shape != shape:
             return f"the video has shape {tuple(self.shown.shape)} and not {shape}"
         if not all(tensor.isfinite().all() for tensor in self.windows):

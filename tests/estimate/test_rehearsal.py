@@ -137,7 +137,7 @@ def test_windows_that_are_alike_are_rehearsed_once() -> None:
             seen.append(window.index)
 
     foreseen = Rehearsal(engine_of("", SketchedModels()), [Seeing()]).estimate(request(1.6))
-    assert foreseen.frames == 41
+    assert foreseen.frames == 40
     assert foreseen.windows == 9
     assert seen == [0, 1]
     assert foreseen.steps == 18

@@ -217,6 +217,7 @@ class Given(PipelineUnit):
 class GivenPrompt(Prompt):
     """The prompt unit with embeddings in place of text."""
 
+    check_request = None  # type: ignore[assignment]
     begin_job = None  # type: ignore[assignment]
 
 

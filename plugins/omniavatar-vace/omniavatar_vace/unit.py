@@ -83,12 +83,13 @@ class VaceUnit(PipelineUnit):
             check_channels(role, branch.in_dim, channels)
 
     def check_models(self, models: Models) -> None:
-        width = models.config("dit")["dim"]
+        width = models.config("dit").get("dim")
         for role in ("vace", "vace2"):
-            if role in models and models.config(role)["dim"] != width:
+            own = models.config(role).get("dim") if role in models else None
+            if None not in (own, width) and own != width:
                 raise CheckpointError(
-                    f"the VACE branch '{role}' has width {models.config(role)['dim']} and the transformer has width "
-                    f"{width}; give the branch made for it"
+                    f"the VACE branch '{role}' has width {own} and the transformer has width {width}; "
+                    "give the branch made for it"
                 )
 
     @hookimpl(trylast=True)
