@@ -77,7 +77,7 @@ def test_the_page_works_from_beginning_to_end(tmp_path: Path) -> None:
     printed = "\n".join(reader.follow(PAGE.read_text()))
     for found in ("1 passed", "omni_presets", "how much of the mood", "mood(strength=1.5)", "mood-table"):
         assert found in printed
-    assert probe_video(tmp_path / "happy.mp4").frames == 13
+    assert probe_video(tmp_path / "happy.mp4").frames == 12
 
 
 def test_every_promise_is_listed_in_its_own_words() -> None:

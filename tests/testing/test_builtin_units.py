@@ -19,7 +19,7 @@ def test_contract(unit: type[PipelineUnit]) -> None:
     plans = {
         Compile: "default-write-video+compile(backend=eager)",
         WriteVideo: "default",
-        Soundtrack: "default-write-video-audio+soundtrack",
+        Soundtrack: "default-write-video-audio-audio-adapter+soundtrack",
         UniPC: "default-write-video-euler+unipc",
         Fp8: "default-write-video+fp8(mode=storage)",  # the other mode makes steps of differences in the last bit
     }

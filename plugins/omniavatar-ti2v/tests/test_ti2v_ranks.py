@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ class Models(tiny.TinyModels):
         if role == "dit":
             return randomized(WanDiT(**{**DIT, "num_layers": 2}, attention=options["attention"]))
         return self.networks[role]
+
+    def config(self, role: str) -> Mapping[str, Any]:
+        return {**super().config(role), **(DIT if role == "dit" else {})}
 
 
 def made(expression: str, world: World) -> list[Tensor]:
