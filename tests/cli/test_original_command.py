@@ -31,12 +31,12 @@ def test_the_original_command_writes_its_videos(omni: Omni, folder: Path, portra
     assert "patch_embedding" not in outcome.err, "the delta brings the whole patch embedding, so nothing is grown"
     first, second = (json.loads(line) for line in outcome.out.splitlines())
     assert {"euler(steps=2)", "teacache"} <= {unit for unit in first["units"] if unit[:3] in ("eul", "tea")}
-    assert (first["windows"], first["frames"], first["dtype"]) == (2, 26, "float32")
+    assert (first["windows"], first["frames"], first["dtype"]) == (2, 25, "float32")
     assert (first["height"], first["width"], second["height"], second["width"]) == (64, 64, 64, 96)
     for figures, index in ((first, 0), (second, 2)):
         assert figures["video"] == str(folder / "out" / "samples" / f"result_{index:03}.mp4")
         info = probe_video(figures["video"])
-        assert (info.frames, info.has_audio) == (26, True)
+        assert (info.frames, info.has_audio) == (25, True)
 
 
 def test_the_published_layout_is_known_to_be_downloads(omni: Omni, folder: Path) -> None:
