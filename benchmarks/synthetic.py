@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +108,10 @@ class RandomText(Prompt):
 
     roles = ("dit",)
 
-    @hookimpl
-    def check_request(self, draft: Draft) -> None:
+    @hookimpl(wrapper=True)
+    def check_request(self, draft: Draft) -> Iterator[None]:
         """There is no tokenizer to look for."""
+        yield
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
