@@ -92,7 +92,7 @@ def calibrate(ctx: click.Context, cache: str, file: Path | None, force: bool, ru
     Without inputs the demo's are taken.
     """
     begin: Start = ctx.obj
-    inputs, settings = split_values(options, begin.units)
+    inputs, settings = split_values(options, begin.units, begin.catalog.units)
     flags = {key: options[key] for key in FLAGS if options.get(key) is not None}
     config = begin.final(flags, settings)
     if max(config.gpus, begin.world.size) > 1:

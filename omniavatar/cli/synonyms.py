@@ -54,7 +54,7 @@ UNITS = {"offload": "low-vram lowvram cpu-offload offload-model", "compile": "to
 UNIT_MEANT = {word: unit for unit, words in UNITS.items() for word in words.split()}
 
 ADVICE = {
-    "samplers are units, euler by default; for another one: --units default-euler+unipc": "sampler scheduler "
+    "solvers are units, euler by default; for another one: --units default-euler+unipc": "sampler scheduler "
     "sample-solver solver sampler-name",
     "a video that stopped is kept as NAME.partial.mp4 and made anew; only omni train goes on": "resume continue",
     "--output FILE replaces what is there without a question; without it names are numbered": "overwrite force yes y",

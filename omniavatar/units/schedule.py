@@ -58,7 +58,8 @@ class Schedule(PipelineUnit):
         )
         sigma_max: float = Field(1.0, gt=0, le=1, description="highest level before the shift, evenly spaced")
         sigmas: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(
-            None, description="the noise levels before each step instead, descending from 1 at most; 0 comes behind them"
+            None,
+            description="the noise levels before each step instead, descending from 1 at most; 0 comes behind them",
         )
         timesteps: tuple[Annotated[float, Field(ge=0, le=TIMESTEPS)], ...] | None = Field(
             None, description="the same as times, 1000 times the level"

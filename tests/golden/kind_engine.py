@@ -36,6 +36,7 @@ from omniavatar.units import (
     Guidance,
     Prompt,
     ReferenceImage,
+    Schedule,
     TeaCache,
     Transformer,
     VaeDecode,
@@ -259,7 +260,8 @@ def denoising_units(call: dict[str, Any]) -> list[PipelineUnit]:
     """Guidance, sampler, transformer and, if it is on, the cache."""
     units: list[PipelineUnit] = [
         guidance_of(call["cfg_scale"], call["audio_cfg_scale"]),
-        Euler(steps=call["num_inference_steps"], shift=call["sigma_shift"]),
+        Schedule(steps=call["num_inference_steps"], shift=call["sigma_shift"]),
+        Euler(),
         Transformer(),
     ]
     if call.get("tea_cache_l1_thresh"):

@@ -11,7 +11,7 @@ from omniavatar.engine.scopes import Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
 from omniavatar.training.objective import FlowMatching, distillation_loss
-from omniavatar.units import Euler, FixedFrames, Guidance
+from omniavatar.units import Euler, FixedFrames, Guidance, Schedule
 from tests.golden.calls import one_window
 from tests.golden.cases import Case, kind
 from tests.golden.kind_networks import wan_dit
@@ -99,7 +99,7 @@ def loss(case: Case) -> None:
 @kind("distill")
 def distill(case: Case) -> None:
     """A few steps from noise, all of them part of the loss."""
-    sampler = Euler(steps=case.config["call"]["num_inference_steps"])
+    sampler = Schedule(steps=case.config["call"]["num_inference_steps"]), Euler()
     seen: list[Tensor] = []
     networks = {"dit": wan_dit(case.config["dit"], case.weights)}
     units = [Guidance(scale=1.0), sampler, Steps(seen)]
