@@ -94,7 +94,7 @@ def test_what_is_given_takes_the_place_of_what_the_configuration_says() -> None:
         (
             {"settings": {"schedule": {"steps": True}}},
             PlanError,
-            "unit 'schedule': steps = True: true and false are no",
+            "unit 'schedule': steps = True: true and false are",
         ),
         ({"settings": {"guidance": {"scale": float("nan")}}}, PlanError, "unit 'guidance': scale = nan: input should"),
         ({"models": "a.pth"}, InputError, "open_engine: models = 'a.pth': give a list of them"),

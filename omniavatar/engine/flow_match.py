@@ -69,6 +69,10 @@ def exponential_sigmas(steps: int, shift: float) -> Tensor:
     return torch.linspace(first, last, steps, dtype=torch.float64).exp()
 
 
+SPACINGS = {"diffusers": twice_shifted_sigmas, "karras": karras_sigmas, "exponential": exponential_sigmas}
+"""How levels are spaced other than evenly before the shift, by name."""
+
+
 def steps_along(window: Window, sigmas: Sequence[float]) -> list[Step]:
     """A step between every two of these noise levels, of which the last is usually 0."""
     from omniavatar.engine.scopes import Step
@@ -82,6 +86,11 @@ def steps_along(window: Window, sigmas: Sequence[float]) -> list[Step]:
 def add_noise(clean: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
     """The noisy latents at level `sigma`."""
     return (1 - sigma) * clean + sigma * noise
+
+
+def clean_latents(noisy: Tensor, velocity: Tensor, sigma: float | Tensor) -> Tensor:
+    """What a predicted velocity says of the clean latents."""
+    return noisy - sigma * velocity
 
 
 def velocity_target(clean: Tensor, noise: Tensor) -> Tensor:

@@ -367,6 +367,8 @@ def current_names(
     moved: dict[str, dict[str, Any]] = {}
     kept: dict[str, dict[str, Any]] = {}
     for unit in sorted(layer.settings, key=lambda unit: unit in chosen):
+        if not layer.settings[unit]:
+            kept[unit] = {}
         for name, value in layer.settings[unit].items():
             target, new = moved_to(units[unit], name) if unit in units else (unit, name)
             if target == unit:

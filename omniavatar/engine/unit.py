@@ -253,6 +253,17 @@ def declaration_faults(unit_class: type[PipelineUnit]) -> Iterator[str]:
         for name in (name for forms in nulls.values() for pair in forms.items() for name in pair):
             if name not in unit_class.provides:
                 yield f"its nulls name '{name}', which provides does not{nearest(str(name), unit_class.provides)}"
+    yield from _faults_about_settings(unit_class)
+    for attribute, base in (("Settings", UnitSettings), ("Inputs", UnitInputs)):
+        fields = getattr(unit_class, attribute)
+        if not (isinstance(fields, type) and issubclass(fields, base)):
+            yield f"its {attribute} are {fields!r} and no class derived from {base.__name__}"
+        elif fields.model_rebuild(raise_errors=False) is False:
+            yield f"its {attribute} have a field of a type that does not exist"
+
+
+def _faults_about_settings(unit_class: type[PipelineUnit]) -> Iterator[str]:
+    """What it says of other units' settings, and of those that were its own, in another form, one line each."""
     suggests = unit_class.suggests
     if not isinstance(suggests, Mapping) or not all(isinstance(values, Mapping) for values in suggests.values()):
         yield f"its suggests are {suggests!r} and not settings by unit, such as {{'schedule': {{'steps': 25}}}}"
@@ -261,12 +272,6 @@ def declaration_faults(unit_class: type[PipelineUnit]) -> Iterator[str]:
         yield f"its moved are {moved!r} and not names with 'UNIT.SETTING', such as {{'steps': 'schedule.steps'}}"
     else:
         yield from (f"it has moved the setting '{name}' and has it" for name in moved if has_setting(unit_class, name))
-    for attribute, base in (("Settings", UnitSettings), ("Inputs", UnitInputs)):
-        fields = getattr(unit_class, attribute)
-        if not (isinstance(fields, type) and issubclass(fields, base)):
-            yield f"its {attribute} are {fields!r} and no class derived from {base.__name__}"
-        elif fields.model_rebuild(raise_errors=False) is False:
-            yield f"its {attribute} have a field of a type that does not exist"
 
 
 def has_setting(unit_class: type[PipelineUnit], name: str) -> bool:

@@ -24,8 +24,9 @@ from torch.distributed.tensor import DTensor
 
 from omniavatar.engine.engine import Adapter, Engine, Models
 from omniavatar.engine.out_of_memory import Place, is_out_of_memory
-from omniavatar.engine.plan import Plan, make_unit
+from omniavatar.engine.plan import Plan, current_names, make_unit
 from omniavatar.engine.scopes import Request
+from omniavatar.engine.settings import Layer, Strength
 from omniavatar.errors import InputError, OmniError, PlanError, nearest
 from omniavatar.training.split import hooks
 from omniavatar.training.trainer import Trainer

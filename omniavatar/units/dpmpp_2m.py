@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from omniavatar.engine.flow_match import clean_latents
 from omniavatar.engine.multistep import Estimate, predicted
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
@@ -29,7 +30,7 @@ class DpmSolverMultistep(PipelineUnit):
     def advance(self, step: Step) -> Tensor:
         window, sigma = step.window, float(step.sigma)
         past: list[Estimate] = window.values.pop("dpmpp-2m.past", [])
-        clean = window.latents - sigma * step.velocity
+        clean = clean_latents(window.latents, step.velocity, sigma)
         if step.is_last:
             return clean
         past = [*past[-1:], Estimate(sigma, clean, window.latents)]

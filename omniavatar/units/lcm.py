@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from omniavatar.engine.flow_match import add_noise
+from omniavatar.engine.flow_match import add_noise, clean_latents
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
 
@@ -29,5 +29,5 @@ class Lcm(PipelineUnit):
 
     @hookimpl
     def advance(self, step: Step) -> Tensor:
-        clean = step.window.latents - step.sigma * step.velocity
+        clean = clean_latents(step.window.latents, step.velocity, step.sigma)
         return clean if step.is_last else add_noise(clean, step.noise(self.name), step.sigma_next)

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from omniavatar.engine.flow_match import (
+    SPACINGS,
     TIMESTEPS,
     add_noise,
-    exponential_sigmas,
-    karras_sigmas,
     shifted,
     shifted_sigmas,
     steps_along,
-    twice_shifted_sigmas,
 )
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.errors import PlanError
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
 
 START = "start_latents"
 MOST_STEPS = 1000
-SPACINGS = {"diffusers": twice_shifted_sigmas, "karras": karras_sigmas, "exponential": exponential_sigmas}
-"""How levels are spaced, other than evenly before the shift."""
 
 
 class Schedule(PipelineUnit):
@@ -59,7 +55,7 @@ class Schedule(PipelineUnit):
         sigma_max: float = Field(1.0, gt=0, le=1, description="highest level before the shift, evenly spaced")
         sigmas: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(
             None,
-            description="the noise levels before each step instead, descending from 1 at most; 0 comes behind them",
+            description="the noise levels before each step instead, descending, from 1 on; 0 comes behind them",
         )
         timesteps: tuple[Annotated[float, Field(ge=0, le=TIMESTEPS)], ...] | None = Field(
             None, description="the same as times, 1000 times the level"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from omniavatar.engine.flow_match import TIMESTEPS
+from omniavatar.engine.flow_match import TIMESTEPS, clean_latents
 from omniavatar.engine.multistep import Estimate, corrected, predicted
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
@@ -33,7 +33,7 @@ class UniPC(PipelineUnit):
         window, sigma = step.window, float(step.sigma)
         past: list[Estimate] = window.values.pop("unipc.past", [])
         latents = window.latents
-        clean = latents - sigma * step.velocity
+        clean = clean_latents(latents, step.velocity, sigma)
         if past:
             latents = corrected(past, sigma, clean)
         past = [*past[-1:], Estimate(sigma, clean, latents)]

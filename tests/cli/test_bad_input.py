@@ -135,7 +135,7 @@ CASES = {
     "broken hparam": (["--hp", "num_steps"], "--hp: 'num_steps' is not key=value"),
     "hparam out of bounds": (
         ["--hp", "num_steps=0"],
-        "unit 'schedule': steps = 0: input should be greater than or equal",
+        "unit 'schedule': steps = 0: input should be greater than",
     ),
     "no list": (["--input-file", "none.txt"], "cannot read the list none.txt: No such file or directory"),
     "empty list": (["--input-file", "empty.txt"], "the list empty.txt holds no line of the form prompt@@image@@audio"),

@@ -198,7 +198,7 @@ def test_a_video_that_cannot_be_made_does_not_end_the_training(omni: Omni, confi
         ({"videos": [{}], "settings": {"eular": {}}}, "validation.settings: the plan has no unit 'eular'; did you"),
         (
             {"videos": [{}], "settings": {"schedule": {"step": 1}}},
-            "unit 'schedule' has no setting 'step'; did you mean",
+            "unit 'schedule' has no setting 'step'; did",
         ),
         ({"videos": []}, "validation.videos = []: "),
     ],

@@ -99,12 +99,12 @@ def loss(case: Case) -> None:
 @kind("distill")
 def distill(case: Case) -> None:
     """A few steps from noise, all of them part of the loss."""
-    sampler = Schedule(steps=case.config["call"]["num_inference_steps"]), Euler()
+    schedule = Schedule(steps=case.config["call"]["num_inference_steps"])
     seen: list[Tensor] = []
     networks = {"dit": wan_dit(case.config["dit"], case.weights)}
-    units = [Guidance(scale=1.0), sampler, Steps(seen)]
+    units = [Guidance(scale=1.0), schedule, Euler(), Steps(seen)]
     window = one_window(case, units, networks, latents=case.inputs["latents"])
-    window.steps = sampler.plan_steps(window)
+    window.steps = schedule.plan_steps(window)
     case.compare("loss", distillation_loss(window, case.inputs["input_latents"])[None], rtol=1e-4)
     case.compare("latents_after_step", torch.stack(seen), rtol=1e-4)
     case.compare("timesteps", torch.tensor([step.timestep for step in window.steps]), rtol=1e-4)

@@ -211,7 +211,12 @@ def test_one_leaves_the_device_before_the_other_comes() -> None:
         Schedule(steps=STEPS),
         Euler(),
     ]
-    engine = fake_engine([*units, Transformer(), Grey()], models=networks, device="meta", observers=[TextHere()])
+    engine = fake_engine(
+        [*units, Transformer(), Grey()],
+        models=networks,
+        device="meta",
+        observers=[TextHere()],
+    )
     engine.generate(request())
     loaded = [("dit", "meta"), ("dit2", "cpu")]
     second = [("dit", "cpu"), ("dit2", "meta")]
