@@ -52,7 +52,8 @@ class Schedule(PipelineUnit):
         spacing: Literal["uniform", "diffusers", "karras", "exponential"] = Field(
             "uniform", description="of the levels; all but the first as diffusers' flow-matching Euler has them"
         )
-        sigma_max: float = Field(1.0, gt=0, le=1, description="highest level before the shift, evenly spaced")
+        sigma_max: float = Field(1.0, gt=0, le=1, description="level before the shift from which uniform ones are spaced")
+        sigma_min: float = Field(0.0, ge=0, lt=1, description="level before the shift towards which they are spaced")
         sigmas: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(
             None,
             description="the noise levels before each step instead, descending, from 1 on; 0 comes behind them",
@@ -82,6 +83,8 @@ class Schedule(PipelineUnit):
                 raise ValueError("sigmas and timesteps both give the levels; leave one of them out")
             if self.warp and self.sigmas is None and self.timesteps is None:
                 raise ValueError("warp is for the levels of a list, and neither sigmas nor timesteps give one")
+            if self.sigma_min >= self.sigma_max:
+                raise ValueError(f"sigma_min {self.sigma_min:g} is not below sigma_max {self.sigma_max:g}")
             return self
 
     settings: Settings
@@ -90,10 +93,16 @@ class Schedule(PipelineUnit):
         """The noise levels, from that of the first step to 0 behind the last."""
         settings = self.settings
         if settings.sigmas is None and settings.timesteps is None and settings.spacing == "uniform":
-            limits = {"strength": settings.strength, "sigma_max": settings.sigma_max}
-            return [*shifted_sigmas(settings.steps, settings.shift, **limits).tolist(), 0.0]
-        levels = self._listed()
-        return levels[-1 - max(1, round((len(levels) - 1) * settings.strength)) :]
+            levels = shifted_sigmas(
+                settings.steps,
+                settings.shift,
+                strength=settings.strength,
+                sigma_max=settings.sigma_max,
+                sigma_min=settings.sigma_min,
+            )
+            return [*levels.tolist(), 0.0]
+        listed = self._listed()
+        return listed[-1 - max(1, round((len(listed) - 1) * settings.strength)) :]
 
     def _listed(self) -> list[float]:
         """All levels of a list, or of another spacing, and 0."""
