@@ -51,8 +51,8 @@ def twice_shifted_sigmas(steps: int, shift: float) -> Tensor:
 
     They are evenly spaced between the shifted ends of a schedule of 1000 steps, and shifted once more.
     """
-    ends = shifted(torch.tensor([1.0, 1 / TIMESTEPS], dtype=torch.float64), shift)
-    return shifted(torch.linspace(*ends.tolist(), steps, dtype=torch.float64), shift)
+    first, last = shifted(torch.tensor([1.0, 1 / TIMESTEPS], dtype=torch.float64), shift).tolist()
+    return shifted(torch.linspace(first, last, steps, dtype=torch.float64), shift)
 
 
 def karras_sigmas(steps: int, shift: float, rho: float = 7.0) -> Tensor:

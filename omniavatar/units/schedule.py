@@ -47,19 +47,21 @@ class Schedule(PipelineUnit):
         steps: int = Field(50, ge=1, le=MOST_STEPS, description="denoising steps")
         shift: float = Field(5.0, gt=0, le=100, description="how much of the schedule is spent at high noise")
         strength: float = Field(
-            1.0, gt=0, le=1, description="how much noise given footage gets; 1 starts from noise alone"
+            1.0, gt=0, le=1, description="how much noise given footage gets; 1 leaves nothing of it"
         )
         spacing: Literal["uniform", "diffusers", "karras", "exponential"] = Field(
-            "uniform", description="of the levels; all but the first as diffusers' flow-matching Euler has them"
+            "uniform", description="evenly before the shift, or as diffusers' FlowMatchEulerDiscreteScheduler does it"
         )
-        sigma_max: float = Field(1.0, gt=0, le=1, description="level before the shift from which uniform ones are spaced")
+        sigma_max: float = Field(
+            1.0, gt=0, le=1, description="level before the shift from which uniform ones are spaced"
+        )
         sigma_min: float = Field(0.0, ge=0, lt=1, description="level before the shift towards which they are spaced")
         sigmas: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(
             None,
-            description="the noise levels before each step instead, descending, from 1 on; 0 comes behind them",
+            description="noise levels before each step instead, descending, 1 at most; 0 comes behind them",
         )
         timesteps: tuple[Annotated[float, Field(ge=0, le=TIMESTEPS)], ...] | None = Field(
-            None, description="the same as times, 1000 times the level"
+            None, description="the same as time steps, 1000 times the level"
         )
         warp: bool = Field(False, description="shift the levels of a list too, as few-step models want it")
 

@@ -14,9 +14,7 @@ from tests.units.flows import Held, curved, run
 
 
 @pytest.mark.parametrize(("timesteps", "shift"), [((1000,), 5.0), ((1000, 750, 500, 250), 5.0), ((1000, 500), 8.0)])
-def test_the_numbers_of_diffusers(
-    timesteps: tuple[float, ...], shift: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_numbers_of_diffusers(timesteps: tuple[float, ...], shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers.schedulers import scheduling_flow_match_lcm as module
 
     flow = run(Schedule(timesteps=timesteps, warp=True, shift=shift), Lcm(), curved)
