@@ -126,3 +126,12 @@ def test_a_training_configuration_has_a_base_too(tmp_path: Path) -> None:
     assert (found.trainer.steps, str(found.data.path)) == (7, "clips")
     assert found.trainer.learning_rate == theirs.trainer.learning_rate
     assert (found.models, found.units, found.settings) == (theirs.models, theirs.units, theirs.settings)
+
+
+def test_an_old_name_of_a_setting_is_stronger_than_todays_in_the_base(tmp_path: Path) -> None:
+    for first, last in (("schedule", "euler"), ("euler", "schedule")):
+        written(tmp_path, "a.yaml", f"base: tiny\nsettings: {{{first}: {{steps: 4}}, guidance: {{scale: 2}}}}\n")
+        path = written(tmp_path, "b.yaml", f"base: a.yaml\nsettings: {{{last}: {{steps: 5}}}}\n")
+        plan = open_engine(path).plan
+        (schedule,) = [unit for unit in plan.units if unit.name == "schedule"]
+        assert (schedule.settings.steps, plan.origins["schedule"]["steps"]) == (5, f"file {path}")

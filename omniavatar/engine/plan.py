@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import permutations
@@ -358,25 +358,25 @@ def resolve(chosen: Chosen, catalog: Catalog, *layers: Layer) -> dict[str, dict[
 
 
 def current_names(
-    layer: Layer, units: Mapping[str, type[PipelineUnit]], chosen: Iterable[str] = ()
+    layer: Layer, units: Mapping[str, type[PipelineUnit]], chosen: Collection[str] = ()
 ) -> dict[str, dict[str, Any]]:
     """What a layer says, by unit, with settings that have moved under the names that they have today.
 
-    Of several names of one setting today's counts, else that of a chosen unit.
+    Of several names of one setting the last counts, but none of an absent unit beside one of a chosen unit.
     """
-    moved: dict[str, dict[str, Any]] = {}
-    kept: dict[str, dict[str, Any]] = {}
-    for unit in sorted(layer.settings, key=lambda unit: unit in chosen):
-        if not layer.settings[unit]:
-            kept[unit] = {}
-        for name, value in layer.settings[unit].items():
-            target, new = moved_to(units[unit], name) if unit in units else (unit, name)
-            if target == unit:
-                kept.setdefault(unit, {})[name] = value
-            else:
-                moved.setdefault(target, {})[new] = value
-                tell_of_moved(layer.origin, layer.strength, f"{unit}.{name}", f"{target}.{new}")
-    return {unit: {**moved.get(unit, {}), **kept.get(unit, {})} for unit in dict.fromkeys((*moved, *kept))}
+    places = [
+        (unit, name, *(moved_to(units[unit], name) if unit in units else (unit, name)))
+        for unit, values in layer.settings.items()
+        for name in values
+    ]
+    by_chosen = {place[2:] for place in places if place[0] in chosen and place[0] != place[2]}
+    said: dict[str, dict[str, Any]] = {unit: {} for unit, values in layer.settings.items() if not values}
+    for unit, name, target, new in places:
+        if target != unit:
+            tell_of_moved(layer.origin, layer.strength, f"{unit}.{name}", f"{target}.{new}")
+        if target == unit or unit in chosen or (target, new) not in by_chosen:
+            said.setdefault(target, {})[new] = layer.settings[unit][name]
+    return said
 
 
 def moved_to(unit_class: type[PipelineUnit], name: str) -> tuple[str, str]:
