@@ -126,8 +126,8 @@ class Pipeline:
 
     @hookspec
     def before_step(self, step: Step) -> None:
-        """Once per evaluation of a step, which is once unless the solver asks for more (`step.velocity_at`; these have an
-        `evaluation` above 0). Example: overwrite given frames in `step.window.video_latents`.
+        """Once per evaluation of a step: once, unless the solver asks for more by `step.velocity_at`; these have an
+        `evaluation` above 0. Example: overwrite given frames in `step.window.video_latents`.
         """
 
     @hookspec(firstresult=True)
@@ -207,8 +207,8 @@ class Pipeline:
     def advance(self, step: Step) -> Tensor | None:
         """Once per step, first result: the next latents from `step.window.latents` and `step.velocity` (b c t h w).
 
-        Only one unit (the solver) may claim it. It may draw noise, `step.noise(key)`, and evaluate again within the step:
-        `step.velocity_at(latents, sigma)`. Example, Euler's step:
+        Only one unit (the solver) may claim it. It may draw noise, `step.noise(key)`, and evaluate again within the
+        step: `step.velocity_at(latents, sigma)`. Example, Euler's step:
         `return step.window.latents + step.velocity * (step.sigma_next - step.sigma)`.
         """
 

@@ -156,6 +156,7 @@ def notes(outcome: Outcome) -> list[str]:
             "--num_inference_steps 3 --units default-euler+unipc",
             "--num-inference-steps'; did you mean '--schedule.steps'?",
         ),
+        ("--denoise 0.5", "unknown option '--denoise'; did you mean '--schedule.strength'?"),
         ("--cfg 3", "unknown option '--cfg'; did you mean '--guidance.scale'?"),
         ("--negative-prompt x", "unknown option '--negative-prompt'; did you mean '--prompt.negative'?"),
         ("--resolution 3", "unknown option '--resolution'; did you mean '--size'?"),
@@ -186,7 +187,7 @@ def test_options_of_other_programs_are_understood(omni: Omni, words: str, compla
 
 
 def test_every_synonym_leads_to_an_option_or_a_unit() -> None:
-    begin = start({"units": "default+teacache+attention", "config": None})
+    begin = start({"units": "default+teacache+attention+video-to-video", "config": None})
     known = {name for param in [*run.params, *unit_options(begin.units.values(), ())] for name in param.opts}
     assert {option for option in SYNONYMS if not option.startswith("*")} <= known
     assert set(UNITS) <= set(begin.catalog.units)
@@ -431,11 +432,11 @@ def test_help_has_the_core_the_inputs_and_a_section_for_each_unit(omni: Omni) ->
     titles = re.findall(r"^(\S+):$", out, re.MULTILINE)
     assert titles[:3] == ["Options", "Inputs", "prompt"]
     assert "teacache" not in titles
-    assert {"reference-image", "audio", "fixed-frames", "guidance", "euler", "write-video"} <= set(titles)
+    assert {"reference-image", "audio", "fixed-frames", "guidance", "schedule", "write-video"} <= set(titles)
     core, inputs = out.index("--config"), out.index("--prompt ")
     assert core < inputs < out.index("--prompt.negative")
     assert re.search(r"--image IMAGE +who talks: a portrait", out)
-    assert re.search(r"--schedule.steps INTEGER +denoising steps  \[1 to 1000; default: 50\]", out)
+    assert re.search(r"--schedule.steps INTEGER +denoising steps  \[1 to 1000; default:\s+50\]", out)
 
 
 def test_help_follows_the_plan(omni: Omni) -> None:

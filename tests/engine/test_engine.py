@@ -298,6 +298,6 @@ def test_resources_are_closed_on_every_kind_of_end(error: BaseException) -> None
     assert opening.closed == [type(error)]
 
 
-def test_a_plan_without_a_sampler_says_so() -> None:
-    with pytest.raises(PlanError, match="the plan has no sampler; add one such as"):
+def test_a_plan_without_a_schedule_says_so() -> None:
+    with pytest.raises(PlanError, match="the plan has no schedule; add one such as"):
         fake_engine([Scene(frames=5), Guidance(), Transformer()]).generate(request())

@@ -374,7 +374,10 @@ def test_old_names_are_read_in_every_layer(strength: Strength) -> None:
     assert grid("late", Layer(strength, "x", {"old": {"steps": 3, "spacing": 2}})) == (3, 2)
     assert grid("late-old+new", Layer(strength, "x", {"old": {"steps": 3}})) == (3, 1), "whichever solver it is about"
     both = {"new": {"steps": 6}, "old": {"steps": 3}}
-    assert (grid("late", Layer(strength, "x", both)), grid("late-old+new", Layer(strength, "x", both))) == ((3, 1), (6, 1))
+    assert (grid("late", Layer(strength, "x", both)), grid("late-old+new", Layer(strength, "x", both))) == (
+        (3, 1),
+        (6, 1),
+    )
     for first, last, expected in (("grid", "old", 3), ("old", "grid", 3), ("new", "grid", 3), ("grid", "new", 3)):
         layer = Layer(strength, "x", {first: {"steps": 9}, last: {"steps": expected}})
         assert grid("late", layer) == (expected, 1), "the last of several names counts"
