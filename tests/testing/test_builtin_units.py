@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from omniavatar.engine.unit import PipelineUnit
@@ -15,6 +16,7 @@ from omniavatar.units import (
     Lcm,
     Soundtrack,
     UniPC,
+    VideoToVideo,
     WriteVideo,
 )
 
@@ -35,4 +37,5 @@ def test_contract(unit: type[PipelineUnit]) -> None:
         Lcm: "default-write-video-euler+lcm",
         Fp8: "default-write-video+fp8(mode=storage)",  # the other mode makes steps of differences in the last bit
     }
-    check_unit(unit, plan=plans.get(unit, f"default-write-video+{unit.name}"))
+    inputs = {VideoToVideo: {"video": (np.full((20, 48, 16, 3), 90, np.uint8), 25)}}
+    check_unit(unit, plan=plans.get(unit, f"default-write-video+{unit.name}"), inputs=inputs.get(unit))
