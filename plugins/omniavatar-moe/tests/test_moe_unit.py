@@ -23,7 +23,7 @@ from omniavatar.models.wan_dit import WanDiT
 from omniavatar.plugins import discover
 from omniavatar.testing import FakeDiT, tiny
 from omniavatar.testing.tiny import tiny_file
-from omniavatar.units import Euler, FixedFrames, Fsdp, Guidance, TeaCache, Transformer, VaeDecode
+from omniavatar.units import Euler, FixedFrames, Fsdp, Guidance, Schedule, TeaCache, Transformer, VaeDecode
 from tests.golden import kind_moe
 from tests.golden.cases import read_case
 from tests.models.networks import randomized
@@ -65,7 +65,13 @@ class Look:
 def denoised(*units: PipelineUnit, guidance: PipelineUnit | None = None, frames: int = 5) -> tuple[Engine, Look]:
     """A video by two fake transformers: velocity = latents + blocks * context, with 4 blocks and with 2."""
     look, models = Look(), fake_models(dit=FakeDiT(num_layers=4), dit2=FakeDiT(num_layers=2))
-    others = [FixedFrames(window_frames=5, overlap=1), guidance or Guidance(scale=1), Euler(steps=STEPS), Transformer()]
+    others = [
+        FixedFrames(window_frames=5, overlap=1),
+        guidance or Guidance(scale=1),
+        Schedule(steps=STEPS),
+        Euler(),
+        Transformer(),
+    ]
     plan = [Scene(frames=frames, texts=(0.5, -0.5)), *units, *others, VaeDecode()]
     engine = fake_engine(plan, models=models, observers=[look])
     engine.generate(request())
@@ -197,8 +203,20 @@ class Grey(VaeDecode):
 def test_one_leaves_the_device_before_the_other_comes() -> None:
     moves: list[tuple[str, str]] = []
     networks = fake_models(dit=Movable("dit", moves), dit2=Movable("dit2", moves))
-    units = [Scene(frames=9), Moe(), FixedFrames(window_frames=5, overlap=1), Guidance(scale=1), Euler(steps=STEPS)]
-    engine = fake_engine([*units, Transformer(), Grey()], models=networks, device="meta", observers=[TextHere()])
+    units = [
+        Scene(frames=9),
+        Moe(),
+        FixedFrames(window_frames=5, overlap=1),
+        Guidance(scale=1),
+        Schedule(steps=STEPS),
+        Euler(),
+    ]
+    engine = fake_engine(
+        [*units, Transformer(), Grey()],
+        models=networks,
+        device="meta",
+        observers=[TextHere()],
+    )
     engine.generate(request())
     loaded = [("dit", "meta"), ("dit2", "cpu")]
     second = [("dit", "cpu"), ("dit2", "meta")]
@@ -226,7 +244,9 @@ def test_on_a_gpu_they_change_places() -> None:
     for offload in (True, False):
         places = Places()
         plan = build_plan(
-            f"{PRESET}+moe(offload={offload})+euler(steps=4, shift=5)-moe-guidance+guidance(scale=1)", CATALOG, SETTINGS
+            f"{PRESET}+moe(offload={offload})+schedule(steps=4, shift=5)-moe-guidance+guidance(scale=1)",
+            CATALOG,
+            SETTINGS,
         )
         engine = Engine(plan, models(), device="cuda", observers=[places])
         for _ in range(2):
@@ -239,7 +259,7 @@ def test_on_a_gpu_they_change_places() -> None:
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "fixed-frames": {"window_frames": 9, "overlap": 5},
-    "euler": {"steps": 4, "shift": 5.0},
+    "schedule": {"steps": 4, "shift": 5.0},
     "prompt": {"length": 32, "tokenizer": tiny_file("tokenizer")},
 }
 
@@ -260,7 +280,7 @@ def latents(expression: str, networks: tiny.TinyModels) -> Tensor:
 
 
 def test_real_networks_take_turns() -> None:
-    rest = "+fixed-frames+guidance+euler(steps=4)+transformer+vae-decode"
+    rest = "+fixed-frames+guidance+schedule(steps=4)+euler+transformer+vae-decode"
     alone, twins = latents(f"prompt{rest}", models()), latents(f"prompt+moe{rest}", models(seed=0))
     assert alone.equal(twins), "an expert with the same weights"
     assert not torch.allclose(alone, latents(f"prompt+moe{rest}", models()), atol=1e-3)
