@@ -43,7 +43,7 @@ class ComponentSpec(BaseModel):
     )
     optional: tuple[str, ...] = Field((), description="network names that the file may lack; they become 0")
     overlay: bool = Field(False, description="the tensors replace those of another file's component of the same role")
-    follows: bool = Field(False, description="a branch of the transformer: beside 'dit2' its role ends in 2 as well")
+    follows: bool = Field(False, description="a companion of the transformer: beside 'dit2' its role ends in 2 as well")
     dtype: Literal["float32"] | None = Field(None, description="precision that it always runs in")
     loader: Literal["tensors", "folder"] = Field("tensors", description="folder: the network's own `from_folder`")
 

@@ -312,6 +312,7 @@ class Branch(Scope):
 class Step(Scope):
     """One denoising step from noise level `sigma` to `sigma_next`; `timestep` (0..1000) is what the network is told.
 
+    `expert` is the role of the transformer that works in it; a unit with several changes it in a `plan_steps` wrapper.
     In training every sample of the window's batch has a noise level of its own: (b) float64 each.
     `regimes` names what acts in this step and not in all others: a unit that acts in a range of steps adds its name in
     a `plan_steps` wrapper, so that caches compute where the regimes change.
@@ -329,8 +330,14 @@ class Step(Scope):
         self.sigma = sigma
         self.sigma_next = sigma_next
         self.regimes: set[str] = set()
-        self.network: Any = self.engine.model("dit")
+        self.expert: str = self.engine.plan.experts[0]
         self.velocity: Tensor = torch.empty(0)
+
+    @property
+    def network(self) -> Any:
+        """The transformer that works in this step."""
+        loaded = self.engine.networks.get(self.expert)
+        return self.engine.model(self.expert) if loaded is None else loaded
 
     @property
     def is_first(self) -> bool:
@@ -374,11 +381,12 @@ class Forward(Scope):
         self.job = step.window.job
         self.loop = step.loop
         self.engine = step.engine
+        self.expert = step.expert
         self.network: Any = step.network
         self.branches = tuple(branches)
         self.frames = frames or slice(0, step.window.latents.shape[2])
         self.latents = self.cut(step.window.latents)
-        self.memory = self.window.memory(step.network, branches, self.frames)
+        self.memory = self.window.memory(self.network, branches, self.frames)
         self.sharding: Sharding | None = None
 
     def run_block(self, index: int) -> None:

@@ -26,6 +26,7 @@ class Transformer(PipelineUnit):
     needs = ("prompt_embedding",)
     uses = ("condition",)
     roles = ("dit",)
+    experts = ("dit",)
 
     @hookimpl(wrapper=True)
     def check_request(self, draft: Draft) -> Iterator[None]:
