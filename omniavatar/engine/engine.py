@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from omniavatar.distributed.groups import Groups, grid_shape
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.attention import AttentionSlot
 from omniavatar.engine.draft import Draft
+from omniavatar.engine.geometry import Geometry
 from omniavatar.engine.hooks import Hooks
 from omniavatar.engine.media_inputs import check_media
 from omniavatar.engine.plan import Plan, SettingsByUnit, with_settings
@@ -76,6 +77,15 @@ class Models(Protocol):
         ...
 
 
+@runtime_checkable
+class Skeletons(Protocol):
+    """Models whose networks can be built without their weights; `omniavatar.checkpoints.Bundle` is one."""
+
+    def skeleton(self, role: str, *, dtype: torch.dtype, **constructor: Any) -> nn.Module:
+        """The network of this role on the meta device, as `Models.load` would make it."""
+        ...
+
+
 class Engine:
     """Makes videos by one plan with one set of models, one at a time.
 
@@ -112,6 +122,7 @@ class Engine:
         self._around: list[Around] = [self.residency.around]
         self._hooks: tuple[Any, Hooks] | None = None
         self._networks: dict[str, nn.Module] = {}
+        self._skeletons: dict[str, nn.Module] = {}
         self._is_set_up = self._is_closed = False
         self._set_up_failure: tuple[type[OmniError], str] | None = None
         self._loading = threading.RLock()
@@ -149,6 +160,32 @@ class Engine:
             if role not in self._networks:
                 self._networks[role] = self._loaded(role)
             return self._networks[role]
+
+    @property
+    def geometry(self) -> Geometry:
+        """What latents and tokens of this engine stand for."""
+        vae, transformer = self.plan.autoencoder, self.plan.experts[0]
+        return Geometry(
+            channels=self._number(vae, "z_dim"),
+            temporal_factor=self._number(vae, "temporal_factor"),
+            spatial_factor=self._number(vae, "spatial_factor"),
+            patch_size=tuple(self._number(transformer, "patch_size", (1, 1, 1))),
+        )
+
+    def _number(self, role: str, name: str, *default: Any) -> Any:
+        known = self.foreseen(role, name)
+        return getattr(self.model(role), name, *default) if known is None else known
+
+    def foreseen(self, role: str, name: str) -> Any:
+        """A number of a role's network, such as `z_dim`, without reading weights; None if that cannot be told."""
+        loaded = self._networks.get(role, self._skeletons.get(role))
+        if loaded is None and role in self.models:
+            found = self.models.config(role).get(name)
+            if found is not None:
+                return found
+            if isinstance(self.models, Skeletons):
+                loaded = self._skeletons[role] = self.models.skeleton(role, dtype=self.dtype)
+        return getattr(loaded, name, None)
 
     def companions(self, role: str) -> list[str]:
         """The roles of the networks of this kind that belong to an expert of the plan each, as far as there are models.
@@ -302,6 +339,7 @@ class Engine:
         self.resources.close()
         self.residency.visitors.clear()
         self._networks.clear()
+        self._skeletons.clear()
         self.values.clear()
         self.attention = AttentionSlot()
         self.groups.close()

@@ -43,8 +43,8 @@ KINDS = {"plan_steps": "samplers", "guide": "guidance rules", "plan_windows": "w
 SHARED_HOOKS = ("substitute", "predict", "call", "run_blocks")
 """First-result hooks that several units may answer, if all but the last leave some calls to the others."""
 PREVIOUS = "previous."
-DENOISER = "dit"
-"""The role of the transformer in a plan whose units name none."""
+DENOISER, AUTOENCODER = "dit", "vae"
+"""The roles of the transformer and of what turns frames into latents, where no unit of a plan names them."""
 LONGEST = 100
 """Letters of an expression that are shown in an error."""
 NAME = re.compile(r"[A-Za-z0-9_]+(?:-[A-Za-z0-9_]+)*")
@@ -89,6 +89,11 @@ class Plan:
     def experts(self) -> tuple[str, ...]:
         """The roles of the transformers that take turns in denoising; the first is the one that begins."""
         return tuple(dict.fromkeys(role for unit in self.units for role in unit.experts)) or (DENOISER,)
+
+    @property
+    def autoencoder(self) -> str:
+        """The role of the network whose latents are denoised."""
+        return next((unit.autoencoder for unit in self.units if unit.autoencoder), AUTOENCODER)
 
     def companions(self, role: str) -> list[str]:
         """The roles that networks of this kind have beside the experts, such as vace and vace2."""

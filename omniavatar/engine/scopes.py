@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from omniavatar.distributed.sharding import Sharding
+    from omniavatar.engine.geometry import Geometry
     from omniavatar.engine.loop import Loop
     from omniavatar.engine.unit import PipelineUnit
     from omniavatar.models.wan_dit import TimeValue
@@ -163,6 +164,11 @@ class Job(Scope):
         return self.inputs_by_unit[unit.name]
 
     @property
+    def geometry(self) -> Geometry:
+        """What latents and tokens of the engine stand for."""
+        return self.engine.geometry
+
+    @property
     def length(self) -> int:
         """Frames of the video, the picture at its beginning included."""
         if self.frames is None:
@@ -259,6 +265,16 @@ class Window(Scope):
     def video_latents(self) -> Tensor:
         """The latents of the video's frames (b c t h w): a view, so that they can be overwritten."""
         return self.latents[:, :, self.job.leading :]
+
+    @property
+    def latent_frames(self) -> int:
+        """Latent frames of the video's frames."""
+        return self.engine.geometry.latent_frames(self.span.frames)
+
+    @property
+    def given_latent_frames(self) -> int:
+        """Those of them that are fixed, 0 without given frames."""
+        return self.engine.geometry.latent_frames(self.span.given)
 
     def branch(self, name: str, drops: Sequence[str] = ()) -> Branch:
         """The guidance branch of this name, made on first use and kept until the window ends."""

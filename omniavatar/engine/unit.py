@@ -138,6 +138,7 @@ class PipelineUnit:
     roles, optional_roles: models it works with.
     experts: roles of the transformers that take turns in denoising, the first one first; each step's `expert` is one of
         them. They are needed, and come to the device when they work.
+    autoencoder: the role of the network whose latents are denoised, for the unit that decodes them.
     companions: those of its roles of which every expert may have one of its own; see `Engine.companion`.
     host_roles: those that are to be loaded in host memory, because it brings them to the device itself: some of its
         roles, or `ALL` that the plan works with.
@@ -168,6 +169,7 @@ class PipelineUnit:
     optional_roles: ClassVar[tuple[str, ...]] = ()
     experts: ClassVar[tuple[str, ...]] = ()
     companions: ClassVar[tuple[str, ...]] = ()
+    autoencoder: ClassVar[str] = ""
     host_roles: ClassVar[tuple[str, ...]] = ()
     idle_in_steps: ClassVar[tuple[str, ...]] = ()
     reads_blocks: ClassVar[bool] = False

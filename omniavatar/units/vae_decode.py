@@ -26,6 +26,7 @@ class VaeDecode(PipelineUnit):
     name = "vae-decode"
     provides = ("frames",)
     roles = ("vae",)
+    autoencoder = "vae"
 
     class Settings(UnitSettings):
         tiled: bool = Field(False, description="decode in overlapping tiles: less memory, two to three times the work")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from omniavatar.engine.windows import TEMPORAL_FACTOR
+from omniavatar_i2v.condition import TEMPORAL_FACTOR
+
 from omniavatar.errors import CheckpointError, InputError, PlanError
 
 if TYPE_CHECKING:
