@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,11 @@ class Adapter(Protocol):
 
 
 class Models(Protocol):
-    """Where the engine gets its networks from, by role; `omniavatar.checkpoints.Bundle` is one."""
+    """Where the engine gets its networks from, by role; `omniavatar.checkpoints.Bundle` is one.
+
+    Models that have a `skeleton(role, dtype=...)`, the network of a role on the meta device, are asked for that where
+    numbers of a network are wanted before it is loaded.
+    """
 
     def __contains__(self, role: object) -> bool: ...
 
@@ -74,15 +78,6 @@ class Models(Protocol):
 
     def adapters(self) -> Sequence[Adapter]:
         """The LoRA files, in the order given."""
-        ...
-
-
-@runtime_checkable
-class Skeletons(Protocol):
-    """Models whose networks can be built without their weights; `omniavatar.checkpoints.Bundle` is one."""
-
-    def skeleton(self, role: str, *, dtype: torch.dtype, **constructor: Any) -> nn.Module:
-        """The network of this role on the meta device, as `Models.load` would make it."""
         ...
 
 
@@ -183,8 +178,9 @@ class Engine:
             found = self.models.config(role).get(name)
             if found is not None:
                 return found
-            if isinstance(self.models, Skeletons):
-                loaded = self._skeletons[role] = self.models.skeleton(role, dtype=self.dtype)
+            make = getattr(self.models, "skeleton", None)
+            if make is not None:
+                loaded = self._skeletons[role] = make(role, dtype=self.dtype)
         return getattr(loaded, name, None)
 
     def companions(self, role: str) -> list[str]:

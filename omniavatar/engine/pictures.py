@@ -69,5 +69,7 @@ def encode(engine: Engine, pictures: Tensor, *, tiled: bool = False) -> Tensor:
     tiled: in overlapping tiles, which takes less memory and twice the work.
     """
     tiling = ENCODE_TILING if tiled else None
-    latents: Tensor = engine.model("vae").encode(pictures.to(engine.device, engine.dtype), tiling=tiling)
+    latents: Tensor = engine.model(engine.plan.autoencoder).encode(
+        pictures.to(engine.device, engine.dtype), tiling=tiling
+    )
     return latents.float()

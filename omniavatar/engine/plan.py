@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from omniavatar.engine.settings import DEFAULT, Chosen, Layer, Setting, SettingsByUnit, Strength, put
-from omniavatar.engine.unit import InputKind, PipelineUnit, declaration_faults
+from omniavatar.engine.unit import ALL, InputKind, PipelineUnit, declaration_faults
 from omniavatar.errors import InputError, PlanError, explain, nearest
 from omniavatar.hookspecs import PROJECT
 from omniavatar.roles import companion_of
@@ -107,7 +107,8 @@ class Plan:
     def roles_of(self, unit: PipelineUnit) -> list[str]:
         """The roles that a unit works with if there are models for them, companions of all experts included."""
         beside = [own for role in unit.companions for own in self.companions(role)]
-        return list(dict.fromkeys((*unit.required_roles(), *unit.optional_roles, *beside)))
+        optional = [role for role in unit.optional_roles if role != ALL]
+        return list(dict.fromkeys((*unit.required_roles(), *optional, *beside)))
 
     @property
     def roles(self) -> list[str]:

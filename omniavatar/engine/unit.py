@@ -31,7 +31,7 @@ else:
     Pixels = Sound = object  # the validators see to it; pydantic would look at the classes, and so import numpy
 
 ALL = "*"
-"""In `host_roles`: every role."""
+"""In `host_roles` and `optional_roles`: every role of the plan."""
 WORD = re.compile(r"[A-Za-z][\w./-]*")
 """A text that needs no quotes in a plan expression, unless YAML means something else by it."""
 
@@ -135,7 +135,7 @@ class PipelineUnit:
         plan must not claim the same.
     nulls: for every condition that it brings and branches may drop: values that it provides, each with the value that
         stands for nothing, zeros if it is not there; training drops conditions by them.
-    roles, optional_roles: models it works with.
+    roles, optional_roles: models it works with; `ALL` in the latter for one that works with whatever the plan has.
     experts: roles of the transformers that take turns in denoising, the first one first; each step's `expert` is one of
         them. They are needed, and come to the device when they work.
     autoencoder: the role of the network whose latents are denoised, for the unit that decodes them.

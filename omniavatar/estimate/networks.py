@@ -16,15 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from omniavatar.engine.engine import Adapter, Models
-from omniavatar.engine.engine import Skeletons as WithSkeletons
 from omniavatar.engine.unit import Kept
 
 NOISE = 2**20
 """Random numbers that are made; larger weights repeat them."""
 
 
-class Skeletons(Models, WithSkeletons, Protocol):
+class Skeletons(Models, Protocol):
     """Models that can be built without their weights; `omniavatar.checkpoints.Bundle` is one."""
+
+    def skeleton(self, role: str, *, dtype: torch.dtype, **constructor: Any) -> nn.Module:
+        """The network of this role on the meta device, as `load` would make it."""
+        ...
 
     def weights(
         self, role: str, patterns: Sequence[str], *, device: torch.device, dtype: torch.dtype

@@ -388,7 +388,7 @@ def roles_are_declared(subject: Subject) -> None:
     known = {*plan.roles_of(subject.unit_of(plan))}
     asked = list(of_unit(unit_class, subject.first[1].models))
     for access in asked:
-        assert access.name in known or unit_class.hosts(access.name), (
+        assert access.name in known or ALL in unit_class.optional_roles or unit_class.hosts(access.name), (
             f"its {access.hook} asks for the model '{access.name}', which neither roles nor optional_roles name"
         )
         assert access.hook in (*OUTSIDE_STEPS, "setup") or access.name not in unit_class.idle_in_steps, (

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from omniavatar.engine.unit import PipelineUnit, UnitSettings
+from omniavatar.engine.unit import ALL, PipelineUnit, UnitSettings
 from omniavatar.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Compile(PipelineUnit):
 
     name = "compile"
     exact = True
-    roles = ("dit",)
+    optional_roles = (ALL,)
 
     class Settings(UnitSettings):
         networks: tuple[str, ...] | None = Field(

@@ -34,7 +34,7 @@ class DiskOffload(PipelineUnit):
     exact = True
     rehearses = False
     eases = ("load", "prepare", "denoise", "decode", "host")
-    roles = ("dit",)
+    optional_roles = (ALL,)
     host_roles = (ALL,)
     reads_blocks = True
     conflicts: ClassVar[Mapping[str, str]] = {

@@ -76,11 +76,8 @@ class FixedFrames(PipelineUnit):
 
     def _frames_at(self, size: tuple[int, int], geometry: Geometry) -> int:
         """How long the windows of a video of this height and width are. Raises PlanError if that is too short."""
-        tokens, token, shortest = (
-            self.settings.max_tokens,
-            geometry.token,
-            geometry.rounded_up(self.settings.overlap + 1),
-        )
+        tokens, token = self.settings.max_tokens, geometry.token
+        shortest = geometry.rounded_up(self.settings.overlap + 1)
         frames = geometry.frames_for(tokens, *size)
         if frames < shortest:
             largest = largest_size(size, tokens * math.prod(token) // shortest, token)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from omniavatar.engine.unit import PipelineUnit, UnitSettings
+from omniavatar.engine.unit import ALL, PipelineUnit, UnitSettings
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import torch
@@ -29,7 +29,7 @@ class Fp8(PipelineUnit):
     """
 
     name = "fp8"
-    roles = ("dit",)
+    optional_roles = (ALL,)
     eases = ("prepare", "denoise", "decode")
     conflicts: ClassVar[Mapping[str, str]] = {
         "fsdp": "the weights are sharded in the precision of their files",

@@ -30,7 +30,7 @@ class Offload(PipelineUnit):
     exact = True
     rehearses = False
     eases = ("load", "prepare", "denoise", "decode")
-    roles = ("dit",)
+    optional_roles = (ALL,)
     host_roles = (ALL,)
     conflicts: ClassVar[Mapping[str, str]] = {
         "fsdp": "with sharded weights every GPU holds a part of each block already",

@@ -34,7 +34,7 @@ class Transformer(PipelineUnit):
         channels = draft.latent_channels
         if draft.size is not None and draft.geometry is not None:
             check_size(draft.size, draft.geometry.multiple)
-        taken = draft.config("dit").get("in_dim")
+        taken = draft.config(self.experts[0]).get("in_dim")
         if taken is not None and channels is not None and draft.condition is not None:
             check_channels(taken, channels + draft.condition)
 
