@@ -119,7 +119,7 @@ class Pipeline:
     @hookspec
     def begin_window(self, window: Window) -> None:
         """Once per window. `window.latents` (b c t h w) holds noise and `window.steps` the steps; both may be changed,
-        also `step.network`, the transformer of a step.
+        also `step.expert`, the role of a step's transformer.
 
         Example: `window["audio_residuals"] = adapter(rows)`.
         """

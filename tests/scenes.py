@@ -86,9 +86,10 @@ class Scene(PipelineUnit):
 
 
 class SecondExpert(PipelineUnit):
-    """From step 4 on another network denoises."""
+    """From step 4 on another network denoises, `network` as the model of the role dit2."""
 
     name = "second-expert"
+    experts = ("dit", "dit2")
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -97,7 +98,7 @@ class SecondExpert(PipelineUnit):
     @hookimpl
     def begin_window(self, window: Window) -> None:
         for step in window.steps[4:]:
-            step.network = self.network
+            step.expert = "dit2"
 
 
 class Frames(WindowRecorder):

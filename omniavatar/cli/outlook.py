@@ -93,7 +93,7 @@ def planned_window(plan: Plan, bundle: Bundle, config: RunConfig) -> Window:
     from omniavatar.opening import torch_dtype
 
     device = torch.device("cpu")
-    units = [unit for unit in plan.units if foresees(unit) or plans_steps(unit)]
+    units = [unit for unit in plan.units if foresees(unit) or plans_steps(unit) or unit.experts]
     engine = Engine(Plan(tuple(units)), WithoutBlocks(bundle), device=device, dtype=torch_dtype(config.dtype, device))
     return Loop(engine, engine.plan, Request()).plan_window()
 

@@ -136,7 +136,7 @@ def unit_facts(unit: type[PipelineUnit], package: str) -> dict[str, Any]:
         "settings": field_facts(unit.Settings.model_fields),
         "inputs": field_facts(unit.Inputs.model_fields),
         **flow_facts(unit),
-        "roles": list(unit.roles),
+        "roles": list(unit.required_roles()),
         "optional_roles": list(unit.optional_roles),
         "conflicts": dict(unit.conflicts),
         "brings": list(unit.brings),
@@ -221,7 +221,7 @@ def _reads(unit: type[PipelineUnit] | PipelineUnit) -> str:
 
 
 def _models(unit: type[PipelineUnit]) -> str:
-    return ", ".join((*unit.roles, *(f"[{role}]" for role in unit.optional_roles)))
+    return ", ".join((*unit.required_roles(), *(f"[{role}]" for role in unit.optional_roles)))
 
 
 def _hooks(unit: type[PipelineUnit]) -> Iterator[str]:

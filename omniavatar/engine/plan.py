@@ -31,9 +31,10 @@ from omniavatar.engine.settings import (
     explicit_layer,
     put,
 )
-from omniavatar.engine.unit import InputKind, PipelineUnit, declaration_faults, has_setting
+from omniavatar.engine.unit import ALL, InputKind, PipelineUnit, declaration_faults, has_setting
 from omniavatar.errors import InputError, PlanError, explain, nearest
 from omniavatar.hookspecs import PROJECT
+from omniavatar.roles import companion_of
 from omniavatar.values import parse_yaml
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ KINDS = {
 SHARED_HOOKS = ("substitute", "predict", "call", "run_blocks")
 """First-result hooks that several units may answer, if all but the last leave some calls to the others."""
 PREVIOUS = "previous."
+DENOISER, AUTOENCODER = "dit", "vae"
+"""The roles of the transformer and of what turns frames into latents, where no unit of a plan names them."""
 LONGEST = 100
 """Letters of an expression that are shown in an error."""
 NAME = re.compile(r"[A-Za-z0-9_]+(?:-[A-Za-z0-9_]+)*")
@@ -96,6 +99,36 @@ class Plan:
 
     def __contains__(self, name: object) -> bool:
         return any(unit.name == name for unit in self.units)
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The roles of the transformers that take turns in denoising; the first is the one that begins."""
+        return tuple(dict.fromkeys(role for unit in self.units for role in unit.experts)) or (DENOISER,)
+
+    @property
+    def autoencoder(self) -> str:
+        """The role of the network whose latents are denoised."""
+        return next((unit.autoencoder for unit in self.units if unit.autoencoder), AUTOENCODER)
+
+    def companions(self, role: str) -> list[str]:
+        """The roles that networks of this kind have beside the experts, such as vace and vace2."""
+        return [companion_of(role, self.experts[0], expert) for expert in self.experts]
+
+    @property
+    def required_roles(self) -> list[str]:
+        """The roles without a model for which the plan cannot work."""
+        return list(dict.fromkeys(role for unit in self.units for role in unit.required_roles()))
+
+    def roles_of(self, unit: PipelineUnit) -> list[str]:
+        """The roles that a unit works with if there are models for them, companions of all experts included."""
+        beside = [own for role in unit.companions for own in self.companions(role)]
+        optional = [role for role in unit.optional_roles if role != ALL]
+        return list(dict.fromkeys((*unit.required_roles(), *optional, *beside)))
+
+    @property
+    def roles(self) -> list[str]:
+        """The roles that some unit works with if there are models for them."""
+        return list(dict.fromkeys(role for unit in self.units for role in self.roles_of(unit)))
 
     def check_complete(self) -> None:
         """Raise PlanError if no unit answers a hook without which no video can be made."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from omniavatar.distributed.sharding import Sharding
+    from omniavatar.engine.geometry import Geometry
     from omniavatar.engine.loop import Loop
     from omniavatar.engine.unit import PipelineUnit
     from omniavatar.models.wan_dit import TimeValue
@@ -164,6 +165,11 @@ class Job(Scope):
         return self.inputs_by_unit[unit.name]
 
     @property
+    def geometry(self) -> Geometry:
+        """What latents and tokens of the engine stand for."""
+        return self.engine.geometry
+
+    @property
     def length(self) -> int:
         """Frames of the video, the picture at its beginning included."""
         if self.frames is None:
@@ -277,6 +283,16 @@ class Window(Scope):
         drawn = torch.randn(self.latents.shape, generator=generator)
         return drawn.roll(self.job.leading, dims=2).to(self.engine.device)
 
+    @property
+    def latent_frames(self) -> int:
+        """Latent frames of the video's frames."""
+        return self.engine.geometry.latent_frames(self.span.frames)
+
+    @property
+    def given_latent_frames(self) -> int:
+        """Those of them that are fixed, 0 without given frames."""
+        return self.engine.geometry.latent_frames(self.span.given)
+
     def branch(self, name: str, drops: Sequence[str] = ()) -> Branch:
         """The guidance branch of this name, made on first use and kept until the window ends."""
         branch = self._branches.setdefault(name, Branch(self, name, frozenset(drops)))
@@ -334,6 +350,7 @@ class Branch(Scope):
 class Step(Scope):
     """One denoising step from noise level `sigma` to `sigma_next`; `timestep` (0..1000) is what the network is told.
 
+    `expert` is the role of the transformer that works in it; a unit with several changes it in a `plan_steps` wrapper.
     In training every sample of the window's batch has a noise level of its own: (b) float64 each.
     `regimes` names what acts in this step and not in all others: a unit that acts in a range of steps adds its name in
     a `plan_steps` wrapper, so that caches compute where the regimes change.
@@ -353,8 +370,14 @@ class Step(Scope):
         self.sigma = sigma
         self.sigma_next = sigma_next
         self.regimes: set[str] = set()
-        self.network: Any = self.engine.model("dit")
+        self.expert: str = self.engine.plan.experts[0]
         self.velocity: Tensor = torch.empty(0)
+
+    @property
+    def network(self) -> Any:
+        """The transformer that works in this step."""
+        loaded = self.engine.networks.get(self.expert)
+        return self.engine.model(self.expert) if loaded is None else loaded
 
     @property
     def is_first(self) -> bool:
@@ -383,7 +406,7 @@ class Step(Scope):
         self._evaluations += 1
         other = Step(self.window, self.index, sigma * 1000, sigma, self.sigma_next)
         other.outer, other.evaluation = self, self._evaluations
-        other.network, other.regimes = self.network, self.regimes
+        other.expert, other.regimes = self.expert, self.regimes
         kept, self.window.latents = self.window.latents, latents.clone()
         try:
             return self.loop.evaluate(other)
@@ -424,11 +447,12 @@ class Forward(Scope):
         self.job = step.window.job
         self.loop = step.loop
         self.engine = step.engine
+        self.expert = step.expert
         self.network: Any = step.network
         self.branches = tuple(branches)
         self.frames = frames or slice(0, step.window.latents.shape[2])
         self.latents = self.cut(step.window.latents)
-        self.memory = self.window.memory(step.network, branches, self.frames, step.evaluation)
+        self.memory = self.window.memory(self.network, branches, self.frames, step.evaluation)
         self.sharding: Sharding | None = None
 
     def run_block(self, index: int) -> None:

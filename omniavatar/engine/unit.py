@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from omniavatar.engine.engine import Engine, Models
+    from omniavatar.engine.plan import Plan
     from omniavatar.engine.scopes import Window
     from omniavatar.media.clip import Clip
     from omniavatar.media.sound import Samples
@@ -30,7 +31,7 @@ else:
     Pixels = Sound = object  # the validators see to it; pydantic would look at the classes, and so import numpy
 
 ALL = "*"
-"""In `host_roles`: every role."""
+"""In `host_roles` and `optional_roles`: every role of the plan."""
 WORD = re.compile(r"[A-Za-z][\w./-]*")
 """A text that needs no quotes in a plan expression, unless YAML means something else by it."""
 
@@ -106,11 +107,13 @@ class Kept:
 
     on_device: blocks that are on the device at once, copies on their way included. in_host: blocks in host memory.
     copied: blocks that every call of the network copies to the device, while others compute.
+    arriving: blocks that come along whenever the network comes to the device.
     """
 
     on_device: int
     in_host: int = 0
     copied: int = 0
+    arriving: int = 0
 
 
 WORKS = ("load", "prepare", "denoise", "decode", "train", "host")
@@ -136,7 +139,11 @@ class PipelineUnit:
     moved: settings that it had once, each with "UNIT.SETTING", what is called so today; the old names stay readable.
     nulls: for every condition that it brings and branches may drop: values that it provides, each with the value that
         stands for nothing, zeros if it is not there; training drops conditions by them.
-    roles, optional_roles: models it works with.
+    roles, optional_roles: models it works with; `ALL` in the latter for one that works with whatever the plan has.
+    experts: roles of the transformers that take turns in denoising, the first one first; each step's `expert` is one of
+        them. They are needed, and come to the device when they work.
+    autoencoder: the role of the network whose latents are denoised, for the unit that decodes them.
+    companions: those of its roles of which every expert may have one of its own; see `Engine.companion`.
     host_roles: those that are to be loaded in host memory, because it brings them to the device itself: some of its
         roles, or `ALL` that the plan works with.
     idle_in_steps: those of its roles that it works with only outside the denoising steps, so that a plan that is short
@@ -148,7 +155,8 @@ class PipelineUnit:
     trains: it changes weights while the engine works.
     rehearses: an estimate may run the unit's hooks on networks with random weights, to see what a run costs; not if it
         writes something, moves the weights of blocks, or decides by what networks compute.
-    decisive: weights whose values decide how much work there is, as patterns of names by role; an estimate reads these.
+    decisive: weights whose values decide how much work there is, as patterns of names by role, further experts and
+        companions included; an estimate reads these.
     eases: kinds of work, of `WORKS`, that take less memory with the unit in the plan; said when memory runs out.
     The class docstring is the unit's help: one line, then what a user should know.
     """
@@ -166,6 +174,9 @@ class PipelineUnit:
     nulls: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     roles: ClassVar[tuple[str, ...]] = ()
     optional_roles: ClassVar[tuple[str, ...]] = ()
+    experts: ClassVar[tuple[str, ...]] = ()
+    companions: ClassVar[tuple[str, ...]] = ()
+    autoencoder: ClassVar[str] = ""
     host_roles: ClassVar[tuple[str, ...]] = ()
     idle_in_steps: ClassVar[tuple[str, ...]] = ()
     reads_blocks: ClassVar[bool] = False
@@ -189,6 +200,11 @@ class PipelineUnit:
         self.settings = self.Settings(**settings)
 
     @classmethod
+    def required_roles(cls) -> tuple[str, ...]:
+        """The models without which it cannot work."""
+        return tuple(dict.fromkeys((*cls.roles, *cls.experts)))
+
+    @classmethod
     def hosts(cls, role: str) -> bool:
         """Whether the network of this role is to be loaded in host memory."""
         return role in cls.host_roles or ALL in cls.host_roles
@@ -200,8 +216,8 @@ class PipelineUnit:
         """
         return {}
 
-    def keeps(self, role: str, blocks: int) -> Kept | None:
-        """Where the `blocks` blocks of this role's network are while it works, if not all on the device."""
+    def keeps(self, role: str, blocks: int, plan: Plan) -> Kept | None:
+        """Where the `blocks` blocks of this role's network are while it works, if it is not always on the device."""
         return None
 
     def smaller(self, work: str, window: Window | None) -> Mapping[str, Any]:
@@ -239,7 +255,8 @@ class PipelineUnit:
 def declaration_faults(unit_class: type[PipelineUnit]) -> Iterator[str]:
     """What a class says about itself in another form than `PipelineUnit` does, one line each."""
     names_in_tuples = ("needs", "uses", "provides", "passes_on", "claims", "brings")
-    for attribute in (*names_in_tuples, "roles", "optional_roles", "host_roles", "idle_in_steps"):
+    roles_in_tuples = ("roles", "optional_roles", "experts", "companions", "host_roles", "idle_in_steps")
+    for attribute in (*names_in_tuples, *roles_in_tuples):
         names = getattr(unit_class, attribute)
         if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
             yield f"its {attribute} are {names!r} and not names in a tuple, such as ('frames',)"

@@ -92,7 +92,7 @@ CASES = {
         f"setting 'coefficients={'[' * 87}...': cannot read the value: more than 40 lists or mappings",
     ),
     "nan in a list": (["--units", "default+teacache(coefficients=[.nan])"], "unit 'teacache': coefficients.0 = nan: "),
-    "overlap": (["--fixed-frames.overlap", "12"], "--fixed-frames.overlap 12: must be 4n+1 frames"),
+    "overlap": (["--fixed-frames.overlap", "12"], "overlap of 12 frames is not 4n+1; the nearest are 9 and 13"),
     "too many steps": (
         ["--schedule.steps", "1001"],
         "--schedule.steps 1001: at most 1000",
@@ -100,7 +100,11 @@ CASES = {
     "not a number": (["--guidance.scale", "nan"], "--guidance.scale nan: not a number"),
     "text for a number": (["--schedule.steps", "many"], "--schedule.steps many: not a whole number"),
     "half a number": (["--schedule.steps", "1.5"], "--schedule.steps 1.5: not a whole number"),
-    "item of a list": (["--reference-image.sizes", "[[20, 32]]"], "--reference-image.sizes [[20, 32]]: "),
+    "item of a list": (["--reference-image.sizes", "[[0, 32]]"], "--reference-image.sizes [[0, 32]]: "),
+    "size of no tokens": (
+        ["--reference-image.sizes", "[[20, 32]]"],
+        "reference-image.sizes: [20, 32] is not made of positive multiples of 16",
+    ),
     "neither true nor false": (["--vae-decode.tiled", "maybe"], "--vae-decode.tiled maybe: give true or false"),
     "unmet need": (["--units", "default-vae-decode"], "unit 'fixed-frames' needs 'previous.frames', which no unit"),
     # output

@@ -28,6 +28,7 @@ from omniavatar.engine.plan import Catalog, build_plan
 from omniavatar.media.video import read_video
 from omniavatar.models.audio_adapter import AudioAdapter
 from omniavatar.resources import asset
+from omniavatar.testing.models import WAN
 from omniavatar.testing.tiny import ADAPTER, write_original
 from omniavatar.training import trainer
 from omniavatar.training.diffusion import DiffusionConfig, DiffusionTask
@@ -657,7 +658,7 @@ def test_what_packaged_configurations_have_in_comments_is_sound(name: str, folde
     assert config.settings.keys() <= {unit.name for unit in plan.units}
     sizes = config.data.limits.sizes
     assert [list(size) for size in sizes] == config.settings["reference-image"]["sizes"]
-    frames = [config.samples.at(*size).frames for size in sizes]
+    frames = [config.samples.fitted(WAN).at(*size).frames for size in sizes]
     assert frames == [105, 57, 105]
     layers = AudioAdapter(**config.start["audio_adapter"].config)
     assert (layers.entry_blocks[0], layers.audio_proj.proj.in_features) == (2, 4 * 10752)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -37,5 +39,7 @@ def test_contract(unit: type[PipelineUnit]) -> None:
         Lcm: "default-write-video-euler+lcm",
         Fp8: "default-write-video+fp8(mode=storage)",  # the other mode makes steps of differences in the last bit
     }
-    inputs = {VideoToVideo: {"video": (np.full((20, 48, 16, 3), 90, np.uint8), 25)}}
+    inputs: dict[type[PipelineUnit], dict[str, Any]] = {
+        VideoToVideo: {"video": (np.full((20, 48, 16, 3), 90, np.uint8), 25)}
+    }
     check_unit(unit, plan=plans.get(unit, f"default-write-video+{unit.name}"), inputs=inputs.get(unit))

@@ -51,7 +51,8 @@ class Look:
 
 def run(*units: Any, steps: int = 8, frames: int = 13, audio_scale: float | None = None) -> tuple[Scene, Look, Any]:
     """A job of the fake networks, whose blocks add the same at every step, so that skipping them is exact."""
-    scene, look, models = Scene(frames=frames, **TEXTS), Look(), fake_models()
+    second = {role: unit.network for unit in units if isinstance(unit, SecondExpert) for role in unit.experts[1:]}
+    scene, look, models = Scene(frames=frames, **TEXTS), Look(), fake_models(**second)
     windows, _, *others = denoising_units(steps=steps)
     plan = [scene, windows, Guidance(scale=3.0, audio_scale=audio_scale), *others, *units]
     fake_engine(plan, models=models, observers=[look]).generate(request())

@@ -185,11 +185,11 @@ class Experts(PipelineUnit):
     """The second step goes to another transformer."""
 
     name = "experts"
-    roles = ("dit2",)
+    experts = ("dit", "dit2")
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
-        window.steps[1].network = window.engine.model("dit2")
+        window.steps[1].expert = "dit2"
 
 
 # A control video
@@ -593,9 +593,10 @@ def test_parts_must_be_there_and_fit(files: dict[str, Path], plan: str, role: st
     narrow = {"fun_reference": ReferenceEmbedding(**{**REFERENCE, "dim": 48})}.get(
         role, CameraAdapter(**{**CAMERA, "dim": 48})
     )
+    second = made_for(plan).networks["dit"]
     for name in (role, f"{role}2"):
         with pytest.raises(CheckpointError, match=f"'{name}' makes tokens of width 48 and the transformer takes 96"):
-            make(plan, made_for(plan, **{name: narrow}))
+            make(plan, made_for(plan, dit2=second, **{name: narrow}), extra=[Experts()])
     models = made_for(plan)
     del models.networks[role]
     with pytest.raises(CheckpointError, match=f"needs a model for the role '{role}'"):

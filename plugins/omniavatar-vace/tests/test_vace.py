@@ -423,11 +423,11 @@ class Experts(PipelineUnit):
     """The second step goes to another transformer."""
 
     name = "experts"
-    roles = ("dit2",)
+    experts = ("dit", "dit2")
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
-        window.steps[1].network = window.engine.model("dit2")
+        window.steps[1].expert = "dit2"
 
 
 def test_a_second_transformer_has_its_own_branch(catalog: Catalog, networks: Networks, files: dict[str, Path]) -> None:
