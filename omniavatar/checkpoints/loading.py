@@ -100,21 +100,12 @@ def load_network(
     if base.spec.loader == "folder":
         return _from_folder(base, device, dtype or torch.float32)
     config = merged_config(components) | dict(overrides or {})
-<<<<<<< HEAD
-    network = build_on_meta(base.spec.network, config | accepted(base.spec.network, offered)).requires_grad_(False)
-=======
-    network = build_on_meta(path, config | accepted(path, offered))
-    sources = merged_sources(components)
-    growable = [pattern for component in components for pattern in component.spec.growable]
-    optional = [pattern for component in components for pattern in component.spec.optional]
-    check_names(network, sources, growable=growable, optional=optional)
->>>>>>> main
+    network = build_on_meta(path, config | accepted(path, offered)).requires_grad_(False)
     left = set() if blocks else names_of_blocks(network)
     convert_into(network, components, conversions or Conversions(), device=device, dtype=dtype, left=left)
     return network.eval().requires_grad_(False)
 
 
-<<<<<<< HEAD
 def convert_into(
     network: nn.Module,
     components: Sequence[Component],
@@ -128,8 +119,10 @@ def convert_into(
 
     left: those that stay on the meta device, where they are converted as well: so they have their final forms.
     """
-    spec, sources = components[0].spec, merged_sources(components)
-    check_names(network, sources, growable=spec.growable, optional=spec.optional)
+    sources = merged_sources(components)
+    growable = [pattern for component in components for pattern in component.spec.growable]
+    optional = [pattern for component in components for pattern in component.spec.optional]
+    check_names(network, sources, growable=growable, optional=optional)
     conversions.begin(network)
     wanted = {name: source for name, source in sources.items() if name not in left}
     log_files(wanted)
@@ -171,7 +164,8 @@ def fitted(weight: Tensor | PackedTensor, shape: Shape) -> Tensor | PackedTensor
         return weight.cut(shape)
     except ValueError:
         return weight.dense()
-=======
+
+
 def network_of(components: Sequence[Component]) -> str:
     """The path of the class that a base (first) and the overlays on it make together, that of the last to name one.
 
@@ -194,7 +188,6 @@ def network_of(components: Sequence[Component]) -> str:
                 )
             path = own
     return path
->>>>>>> main
 
 
 def merged_sources(components: Sequence[Component]) -> dict[str, TensorInfo]:

@@ -34,11 +34,8 @@ from omniavatar.engine.scopes import Forward, Request, Scope, Step
 from omniavatar.engine.surround import Around
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, EngineBusy, InputError, OmniError, PlanError
-<<<<<<< HEAD
 from omniavatar.models.conversion import Conversions
-=======
 from omniavatar.roles import companion_of
->>>>>>> main
 
 
 class Adapter(Protocol):
@@ -125,11 +122,8 @@ class Engine:
         self._around: list[Around] = [self.residency.around]
         self._hooks: tuple[Any, Hooks] | None = None
         self._networks: dict[str, nn.Module] = {}
-<<<<<<< HEAD
         self.conversions: dict[str, Conversions] = {}
-=======
         self._skeletons: dict[str, nn.Module] = {}
->>>>>>> main
         self._is_set_up = self._is_closed = False
         self._set_up_failure: tuple[type[OmniError], str] | None = None
         self._loading = threading.RLock()
@@ -352,11 +346,8 @@ class Engine:
         self.resources.close()
         self.residency.visitors.clear()
         self._networks.clear()
-<<<<<<< HEAD
         self.conversions.clear()
-=======
         self._skeletons.clear()
->>>>>>> main
         self.values.clear()
         self.attention = AttentionSlot()
         self.groups.close()

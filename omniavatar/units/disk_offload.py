@@ -13,11 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from omniavatar.engine.engine import Engine
-<<<<<<< HEAD
-=======
     from omniavatar.engine.plan import Plan
-    from omniavatar.models.lora import LoraPair
->>>>>>> main
     from omniavatar.models.streaming import Parcel, ReadBlocks
 
 ONE_WAY = "both bring the blocks to the device; take the one for which there is memory"

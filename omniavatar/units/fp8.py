@@ -57,11 +57,10 @@ class Fp8(PipelineUnit):
         from omniavatar.models.fp8 import Fp8Blocks
 
         settings, unit = self.settings, self
-        if role not in settings.networks:
+        if role not in self._wanted(engine):
             return None
         if settings.mode == "compute" and engine.device.type == "cuda":
             check_device(engine)
-<<<<<<< HEAD
 
         class Frozen(Fp8Blocks):
             """Of a network that does not change any more."""
@@ -75,19 +74,13 @@ class Fp8(PipelineUnit):
     @hookimpl
     def setup(self, engine: Engine) -> None:
         """Have the networks loaded, and with them converted."""
-        for role in engine.roles:
-            if role in self.settings.networks:
-                engine.model(role)
-=======
-        wanted = engine.roles_in_steps if settings.networks is None else settings.networks
-        for role in engine.roles:
-            if role not in wanted:
-                continue
-            network = engine.model(role)
-            engine.check_frozen(network, self)
-            for block in getattr(network, "blocks", ()):
-                replace_linears(block, settings.mode, settings.scaling, engine.device)
->>>>>>> main
+        for role in self._wanted(engine):
+            engine.model(role)
+
+    def _wanted(self, engine: Engine) -> list[str]:
+        """The roles of the networks that it is for."""
+        named = self.settings.networks
+        return engine.roles_in_steps if named is None else [role for role in engine.roles if role in named]
 
 
 def check_device(engine: Engine) -> None:
