@@ -184,7 +184,7 @@ class Loop:
     def run_block(self, forward: Forward, index: int) -> None:
         """One block of the network on `forward.x`."""
         self.hooks.before_block(forward, index)
-        forward.x = forward.network.blocks[index](forward.x, forward.context, forward.t_mod, forward.rope)
+        forward.x = forward.network.blocks[index](forward.x, forward.block_inputs(index))
         self.hooks.after_block(forward, index)
 
     def decode(self, window: Window) -> Iterator[Group]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from omniavatar.distributed.sharding import Sharding
     from omniavatar.engine.loop import Loop
     from omniavatar.engine.unit import PipelineUnit
-    from omniavatar.models.wan_dit import TimeValue
+    from omniavatar.models.wan_dit import BlockInputs, TimeValue
 
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 2**31
@@ -356,10 +356,11 @@ class Forward(Scope):
     """One transformer call for one branch, or for several joined along the batch. See `hookspecs.Pipeline.embed`.
 
     `frames` are the latent frames of the window that it is about, all of them unless a unit cuts the window in pieces.
+    `conditions` are what the blocks get beside the tokens, by name: "text", "image", ...; see `wan_dit.BlockInputs`.
+    `beside` are what the attentions of the last block that ran have found beside their results.
     """
 
     x: Tensor
-    context: Any
     time: TimeValue
     t_mod: TimeValue
     rope: Tensor
@@ -380,6 +381,15 @@ class Forward(Scope):
         self.latents = self.cut(step.window.latents)
         self.memory = self.window.memory(step.network, branches, self.frames)
         self.sharding: Sharding | None = None
+        self.conditions: dict[str, Tensor] = {}
+        self.beside: dict[str, Tensor] = {}
+
+    def block_inputs(self, index: int) -> BlockInputs:
+        """What block `index` is given beside `x`."""
+        from omniavatar.models.wan_dit import BlockInputs
+
+        self.beside = {}
+        return BlockInputs(self.t_mod, self.rope, self.conditions, index, call=self, beside=self.beside)
 
     def run_block(self, index: int) -> None:
         """One block of the network on `x`, with the hooks around it."""

@@ -94,8 +94,22 @@ class Scenario:
 
 OTHER_PICTURE = Change(inputs={"image": File("other.png")})
 NO_VOICE = Change(inputs={"audio": None})
-ATTENTION = AttentionSlot()
-"""Stands for the attention of an engine in networks that are made before it."""
+
+
+class Stand:
+    """Stands for the attention of an engine in networks that are made before it."""
+
+    slot = AttentionSlot()
+
+    def __call__(self, *attended: Any) -> Any:
+        return self.slot(*attended)
+
+    @property
+    def cross(self) -> Any:
+        return self.slot.cross
+
+
+ATTENTION = Stand()
 NUMBERS: dict[str, Any] = {"dim": 24, "ffn_dim": 32, "num_heads": 2, "num_layers": 4, "attention": ATTENTION}
 
 

@@ -183,7 +183,7 @@ class TextHere:
 
     @hookimpl(trylast=True)
     def embed(self, forward: Forward) -> None:
-        forward.context = forward.context.to(forward.x.device)
+        forward.conditions["text"] = forward.conditions["text"].to(forward.x.device)
 
 
 class Grey(VaeDecode):
