@@ -97,8 +97,21 @@ class Slot:
     @contextmanager
     def wrapped(self, wrapper: Wrapper) -> Iterator[None]:
         """`wrap` for the time of a with-block."""
+        with self._restored():
+            self.wrap(wrapper)
+            yield
+
+    @contextmanager
+    def wrapped_at(self, wrapper: AddressedWrapper) -> Iterator[None]:
+        """`wrap_at` for the time of a with-block."""
+        with self._restored():
+            self.wrap_at(wrapper)
+            yield
+
+    @contextmanager
+    def _restored(self) -> Iterator[None]:
+        """Have all as it is now when the with-block ends."""
         strategy, above = self.strategy, list(self._above)
-        self.wrap(wrapper)
         try:
             yield
         finally:

@@ -18,10 +18,12 @@ from omniavatar.units.guidance_interval import GuidanceInterval
 from omniavatar.units.guidance_parallel import GuidanceParallel
 from omniavatar.units.lora import Lora
 from omniavatar.units.magcache import MagCache
+from omniavatar.units.nag import Nag
 from omniavatar.units.offload import Offload
 from omniavatar.units.prompt import Prompt
 from omniavatar.units.reference_image import ReferenceImage
 from omniavatar.units.sequence_parallel import SequenceParallel
+from omniavatar.units.skip_layer_guidance import SkipLayerGuidance
 from omniavatar.units.sliding_window import SlidingWindow
 from omniavatar.units.smooth_borders import SmoothBorders
 from omniavatar.units.soundtrack import Soundtrack
@@ -59,6 +61,8 @@ BUILTIN = (
     FirstBlockCache,
     CfgZeroStar,
     GuidanceInterval,
+    Nag,
+    SkipLayerGuidance,
     UniPC,
     AttentionKernel,
     Offload,

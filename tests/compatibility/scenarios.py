@@ -243,6 +243,12 @@ SCENARIOS: dict[str, dict[str, Scenario]] = {
             settings={"euler": {"steps": 4}},
             off=Change({"low": 0.0, "high": 1.0}),
         ),
+        "nag": Scenario(f"{BASE}+nag", settings={"euler": {"steps": 4}}, off=Change({"scale": 1.0})),
+        "skip-layer-guidance": Scenario(
+            f"{BASE}+skip-layer-guidance(blocks=[1, 2])",
+            settings={"euler": {"steps": 4}},
+            off=Change({"start": 0.9}),
+        ),
         "cfg-merge": Scenario(f"{BASE}+cfg-merge"),
         "sliding-window": Scenario(f"{BASE}+sliding-window(size=2, stride=1)", off=Change({"size": 9})),
         "euler": Scenario(BASE, changes=Change({"shift": 1.0})),

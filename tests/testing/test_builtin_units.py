@@ -6,7 +6,7 @@ import pytest
 
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.testing import check_unit
-from omniavatar.units import BUILTIN, Compile, Fp8, GuidanceParallel, Soundtrack, UniPC, WriteVideo
+from omniavatar.units import BUILTIN, Compile, Fp8, GuidanceParallel, SkipLayerGuidance, Soundtrack, UniPC, WriteVideo
 
 pytestmark = pytest.mark.slow
 
@@ -20,6 +20,7 @@ def test_contract(unit: type[PipelineUnit]) -> None:
         Compile: "default-write-video+compile(backend=eager)",
         WriteVideo: "default",
         Soundtrack: "default-write-video-audio-audio-adapter+soundtrack",
+        SkipLayerGuidance: "default-write-video+skip-layer-guidance(blocks=[1])",
         UniPC: "default-write-video-euler+unipc",
         Fp8: "default-write-video+fp8(mode=storage)",  # the other mode makes steps of differences in the last bit
     }
