@@ -89,23 +89,45 @@ def load_network(
     function), which a network without a parameter of that name does not get.
     The network comes in evaluation mode, without gradients. `dtype` None keeps each tensor's dtype; the table's wins.
     """
-    base = components[0]
-    if base.spec.network is None:
-        raise CheckpointError(
-            f"{base.files[0]} holds only an overlay on the role '{base.role}'; give the base model as well"
-        )
+    base, path = components[0], network_of(components)
     if base.spec.dtype is not None:
         dtype = getattr(torch, base.spec.dtype)
     if base.spec.loader == "folder":
         return _from_folder(base, device, dtype or torch.float32)
     config = merged_config(components) | dict(overrides or {})
-    network = build_on_meta(base.spec.network, config | accepted(base.spec.network, offered))
+    network = build_on_meta(path, config | accepted(path, offered))
     sources = merged_sources(components)
-    check_names(network, sources, growable=base.spec.growable, optional=base.spec.optional)
+    growable = [pattern for component in components for pattern in component.spec.growable]
+    optional = [pattern for component in components for pattern in component.spec.optional]
+    check_names(network, sources, growable=growable, optional=optional)
     left = set() if blocks else names_of_blocks(network)
     wanted = {name: source for name, source in sources.items() if name not in left}
     fill(network, read_tensors(wanted, device=device, dtype=dtype), device=device, dtype=dtype, left=left)
     return network.eval().requires_grad_(False)
+
+
+def network_of(components: Sequence[Component]) -> str:
+    """The path of the class that a base (first) and the overlays on it make together, that of the last to name one.
+
+    Raises CheckpointError without a base, or if an overlay's class is not derived from that of what it lies over.
+    """
+    base = components[0]
+    if not base.spec.is_base:
+        raise CheckpointError(
+            f"{base.files[0]} holds only an overlay on the role '{base.role}'; give the base model as well"
+        )
+    path = str(base.spec.network)
+    for overlay in components[1:]:
+        own = overlay.spec.network
+        if own is not None and own != path:
+            kinds: Any = import_network(own), import_network(path)
+            if not issubclass(*kinds):
+                raise CheckpointError(
+                    f"{overlay.files[0]} ({overlay.row.name}) makes a {kinds[0].__name__} of the network that it lies "
+                    f"over, and {base.files[0]} is a {kinds[1].__name__}; give the base model that it was made for"
+                )
+            path = own
+    return path
 
 
 def merged_sources(components: Sequence[Component]) -> dict[str, TensorInfo]:

@@ -12,7 +12,7 @@ from omniavatar.errors import InputError
 from omniavatar.media.writer import read_metadata
 from tests.cli.conftest import Omni
 
-SHORT = ("--seconds", "0.24", "--euler.steps", "1")
+SHORT = ("--seconds", "0.24", "--schedule.steps", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -50,12 +50,13 @@ def test_the_last_command_is_repeated_where_it_was_given(
     assert (folder / "a.mp4").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_a_video_says_what_made_it(omni: Omni, folder: Path) -> None:
     assert omni("run", *SHORT, "--seed", "random", "-o", str(folder / "a.mp4")).code == 0
     first = (folder / "a.mp4").read_bytes()
     record = json.loads(read_metadata(folder / "a.mp4")["comment"])
     assert record["command"][:2] == ["--seconds", "0.24"]
-    assert "euler(steps=1" in " ".join(record["plan"])
+    assert "schedule(steps=1" in " ".join(record["plan"])
     assert omni("run", "--again", str(folder / "a.mp4")).code == 0
     second = json.loads(read_metadata(folder / "a.mp4")["comment"])
     assert second["seed"] == record["seed"]
@@ -64,6 +65,7 @@ def test_a_video_says_what_made_it(omni: Omni, folder: Path) -> None:
     assert json.loads(read_metadata(folder / "b.mp4")["comment"])["seed"] == 3
 
 
+@pytest.mark.slow
 def test_a_video_of_a_list_is_repeated_alone(omni: Omni, folder: Path) -> None:
     (folder / "list.txt").write_text("a red wall\na blue wall\n")
     assert omni("run", *SHORT, "--input-file", str(folder / "list.txt"), "-o", str(folder / "made")).code == 0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from omniavatar.engine.engine import Engine
-from omniavatar.engine.plan import build_plan
+from omniavatar.engine.plan import Plan, build_plan
 from omniavatar.engine.progress import Progress
 from omniavatar.engine.scopes import Request, Window
 from omniavatar.engine.unit import Kept, PipelineUnit
@@ -77,7 +77,7 @@ class SketchedModels(TinyModels):
 
 
 def engine_of(expression: str, models: SketchedModels, observers: Sequence[Any] = (), steps: int = 2) -> Engine:
-    settings = {**TINY_SETTINGS, "euler": {"steps": steps}}
+    settings = {**TINY_SETTINGS, "schedule": {"steps": steps}}
     plan = build_plan(f"default-write-video{expression}", discover().catalog(), settings)
     return Engine(plan, models, observers=observers)
 
@@ -158,6 +158,7 @@ class Slow(nn.Module):
         return x + 1
 
 
+@pytest.mark.slow
 def test_what_is_slow_the_first_time_does_not_count_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     class Compiling:
         def __init__(self) -> None:
@@ -195,6 +196,7 @@ def test_a_block_is_measured_and_then_only_takes_its_time(monkeypatch: pytest.Mo
     assert slow.calls == FEWEST_CALLS + 1
 
 
+@pytest.mark.slow
 def test_every_rehearsal_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands outside the blocks is timed in each; observers see the first."""
     monkeypatch.setattr(rehearsing, "is_worth_repeating", lambda times, took: len(took) < 3)
@@ -262,7 +264,7 @@ def test_a_unit_says_where_blocks_are() -> None:
         name = "elsewhere"
         rehearses = False
 
-        def keeps(self, role: str, blocks: int) -> Kept | None:
+        def keeps(self, role: str, blocks: int, plan: Plan) -> Kept | None:
             return Kept(on_device=2, in_host=blocks, copied=blocks) if role == "dit" else None
 
     models = SketchedModels()

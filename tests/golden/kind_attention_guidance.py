@@ -16,7 +16,7 @@ from omniavatar.models.attention import AttentionSlot
 from omniavatar.models.nag import TEXT, guided, normalized
 from omniavatar.models.wan_dit import BlockInputs, CrossAttention
 from omniavatar.testing import FakeDiT
-from omniavatar.units import Euler, Guidance, SkipLayerGuidance, Transformer
+from omniavatar.units import Euler, Guidance, Schedule, SkipLayerGuidance, Transformer
 from tests.golden.cases import Case, kind
 from tests.golden.kind_networks import loaded
 from tests.scenes import Scene, fake_engine, fake_models, request
@@ -78,7 +78,7 @@ def ran(rule: str, layers: Sequence[int], start: float, stop: float, num_inferen
     """The steps in which the unit acts, and for the rule `uncond` what it leaves out in each branch."""
     look = Look()
     unit = SkipLayerGuidance(blocks=tuple(layers), start=start, end=stop, rule=rule)
-    units = [Scene(frames=5), Guidance(scale=3.0), Euler(steps=num_inference_steps), Transformer(), unit]
+    units = [Scene(frames=5), Guidance(scale=3.0), Schedule(steps=num_inference_steps), Euler(), Transformer(), unit]
     fake_engine(units, models=fake_models(dit=FakeDiT(num_layers=max(layers) + 2)), observers=[look]).generate(
         request()
     )
@@ -134,6 +134,6 @@ def joined(
         def advance(self, step: Step) -> Tensor:
             return step.window.latents
 
-    units = [Scene(frames=5), given, Guidance(scale=guidance_scale), Still(steps=3), Transformer(), unit]
+    units = [Scene(frames=5), given, Guidance(scale=guidance_scale), Schedule(steps=3), Still(), Transformer(), unit]
     fake_engine(units).generate(request())
     return given.velocities[1].flatten()

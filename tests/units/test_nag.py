@@ -17,7 +17,7 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.nag import ROWS, TEXT, normalized
-from omniavatar.units import CfgMerge, Euler, Guidance, Nag, Transformer
+from omniavatar.units import CfgMerge, Euler, Guidance, Nag, Schedule, Transformer
 from tests.models.networks import noise, relative_error
 from tests.scenes import Frames, Scene, fake_engine, request, tiny_engine
 
@@ -86,7 +86,8 @@ def look(*units: PipelineUnit, guidance: float = 3.0, **settings: Any) -> dict[t
         Scene(frames=5),
         Embedding(),
         Guidance(scale=guidance),
-        Euler(steps=4),
+        Schedule(steps=4),
+        Euler(),
         Transformer(),
         *units,
         Nag(**settings),
@@ -115,7 +116,7 @@ def test_without_any_negative_prompt() -> None:
         def begin_job(self, job: Job) -> None:
             job["encode_text"] = None
 
-    plan = [Scene(frames=5), Bare(), Guidance(scale=1.0), Euler(steps=1), Transformer(), Nag()]
+    plan = [Scene(frames=5), Bare(), Guidance(scale=1.0), Schedule(steps=1), Euler(), Transformer(), Nag()]
     with pytest.raises(PlanError, match=r"no unit of the plan has a negative prompt; .* nag\(negative=...\)"):
         fake_engine(plan).generate(request())
 

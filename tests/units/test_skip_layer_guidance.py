@@ -16,7 +16,7 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.streaming import Streamed
-from omniavatar.units import Euler, FirstBlockCache, Guidance, SkipLayerGuidance, Transformer
+from omniavatar.units import Euler, FirstBlockCache, Guidance, Schedule, SkipLayerGuidance, Transformer
 from tests.models.networks import relative_error
 from tests.scenes import Frames, Scene, fake_engine, fake_models, request, tiny_engine
 
@@ -42,7 +42,7 @@ class Look:
 def look(*units: PipelineUnit, scale: float = 3.0, steps: int = 3, audio_scale: float | None = None) -> Look:
     seen = Look()
     guidance = Guidance(scale=scale, audio_scale=audio_scale)
-    plan = [Scene(frames=5), guidance, Euler(steps=steps), Transformer(), *units]
+    plan = [Scene(frames=5), guidance, Schedule(steps=steps), Euler(), Transformer(), *units]
     fake_engine(plan, models=fake_models(), observers=[seen]).generate(request())
     return seen
 
@@ -87,7 +87,7 @@ def test_without_guidance_it_says_that_it_does_nothing(caplog: pytest.LogCapture
 
 def video(models: Bundle, catalog: Catalog, plan: str, steps: int = 2, **settings: Any) -> Tensor:
     frames = Frames()
-    more = {"guidance": {"scale": 3.0}, "euler": {"steps": steps}, **settings}
+    more = {"guidance": {"scale": 3.0}, "schedule": {"steps": steps}, **settings}
     tiny_engine(models, catalog, plan, observers=[frames], **more).generate(Request(seconds=0.04))
     return torch.cat(frames.seen, dim=2)
 
@@ -140,7 +140,7 @@ def test_blocks_that_are_left_out_are_not_fetched(tiny_models: Bundle, catalog: 
             source.load = counted
 
     plan = f"{PLAN}+offload+skip-layer-guidance(blocks=[2, 3], start=0, end=1)"
-    settings = {"guidance": {"scale": 3.0}, "euler": {"steps": 1}}
+    settings = {"guidance": {"scale": 3.0}, "schedule": {"steps": 1}}
     engine = tiny_engine(tiny_models, catalog, plan, observers=[Source()], **settings)
     engine.generate(Request(seconds=0.04))
     count = len(engine.model("dit").blocks)
