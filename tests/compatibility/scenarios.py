@@ -94,8 +94,22 @@ class Scenario:
 
 OTHER_PICTURE = Change(inputs={"image": File("other.png")})
 NO_VOICE = Change(inputs={"audio": None})
-ATTENTION = AttentionSlot()
-"""Stands for the attention of an engine in networks that are made before it."""
+
+
+class Stand:
+    """Stands for the attention of an engine in networks that are made before it."""
+
+    slot = AttentionSlot()
+
+    def __call__(self, *attended: Any) -> Any:
+        return self.slot(*attended)
+
+    @property
+    def cross(self) -> Any:
+        return self.slot.cross
+
+
+ATTENTION = Stand()
 NUMBERS: dict[str, Any] = {"dim": 24, "ffn_dim": 32, "num_heads": 2, "num_layers": 4, "attention": ATTENTION}
 
 
@@ -230,6 +244,12 @@ SCENARIOS: dict[str, dict[str, Scenario]] = {
             f"{BASE}+guidance-interval(low=0.7, high=0.95)",
             settings={"schedule": {"steps": 4}},
             off=Change({"low": 0.0, "high": 1.0}),
+        ),
+        "nag": Scenario(f"{BASE}+nag", settings={"schedule": {"steps": 4}}, off=Change({"scale": 1.0})),
+        "skip-layer-guidance": Scenario(
+            f"{BASE}+skip-layer-guidance(blocks=[1, 2])",
+            settings={"schedule": {"steps": 4}},
+            off=Change({"start": 0.9}),
         ),
         "cfg-merge": Scenario(f"{BASE}+cfg-merge"),
         "sliding-window": Scenario(f"{BASE}+sliding-window(size=2, stride=1)", off=Change({"size": 9})),
