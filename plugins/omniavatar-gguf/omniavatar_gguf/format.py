@@ -1,0 +1,116 @@
+"""GGUF as a weight format: headers, tensors that are mapped from the file, and files written for other programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from omniavatar.checkpoints.formats import FileHeader, Format, TensorInfo
+from omniavatar.errors import CheckpointError
+from omniavatar.lazy import torch
+from omniavatar_gguf.header import MAGIC, ORIGINAL_SHAPE, Contents, Record, quoted, read_contents
+from omniavatar_gguf.names import TEXT_ENCODERS, architecture, full_shape, hugging_face_name
+from omniavatar_gguf.tokenizer import TOKENS, GgufTokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omniavatar_gguf.tensor import GgufTensor
+
+PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+"""Types that torch has itself, by torch's names."""
+UNREAD = ("Q8_1", "Q8_K", "Q1_0")
+"""Types that ggml has for numbers in between, or that no one writes: the gguf package cannot read them either."""
+
+
+class GgufFormat(Format):
+    """Files of llama.cpp, ComfyUI-GGUF and others. Blocks stay packed; F16, BF16, F32 and F64 are plain tensors."""
+
+    name = "gguf"
+    suffixes = (".gguf",)
+    magic = MAGIC
+
+    def read_header(self, file: Path) -> FileHeader:
+        """Names, shapes and types. Raises CheckpointError for what is damaged, or no Wan transformer and no T5."""
+        contents, tensors = open_file(file)
+        entries = {name: info.shape for name, (info, _) in tensors.items()}
+        infos = {name: info for name, (info, _) in tensors.items()}
+        return FileHeader(infos, entries, metadata_of(file, contents))
+
+    def read(
+        self, file: Path, names: Iterable[str], device: torch.device | str
+    ) -> Iterator[tuple[str, Tensor | GgufTensor]]:
+        """The tensors of these names. On the CPU they are the mapped file itself, read when they are used."""
+        _, tensors = open_file(file)
+        mapped = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=file.stat().st_size)
+        for name in names:
+            if name not in tensors:
+                raise CheckpointError(f"{file} has no tensor {quoted(name)}")
+            info, record = tensors[name]
+            yield name, tensor_of(mapped, info, record).to(device)
+
+
+def open_file(file: Path) -> tuple[Contents, dict[str, tuple[TensorInfo, Record]]]:
+    """The header of a file and, by their names outside of GGUF, its tensors and where they lie."""
+    contents = read_contents(file)
+    is_text = architecture(file, contents.values.get("general.architecture"), contents.tensors) in TEXT_ENCODERS
+    tensors: dict[str, tuple[TensorInfo, Record]] = {}
+    for record in contents.tensors.values():
+        name = hugging_face_name(record.name) if is_text else record.name
+        if name in tensors:
+            other = tensors[name][1].name
+            raise CheckpointError(f"{file}: {quoted(other)} and {quoted(record.name)} both mean {quoted(name)}")
+        tensors[name] = info_of(file, name, record, logical_shape(file, record, contents)), record
+    return contents, tensors
+
+
+def info_of(file: Path, name: str, record: Record, shape: tuple[int, ...]) -> TensorInfo:
+    kind = record.kind.name
+    if kind in UNREAD:
+        raise CheckpointError(
+            f"{file}: tensor {quoted(record.name)} is of the type {kind}, which cannot be read; "
+            "use a file of another quantisation"
+        )
+    if kind in PLAIN:
+        return TensorInfo(name, shape, PLAIN[kind], file)
+    return TensorInfo(name, shape, kind.lower(), file, packing="gguf", stored_bytes=record.nbytes)
+
+
+def logical_shape(file: Path, record: Record, contents: Contents) -> tuple[int, ...]:
+    """The shape in torch: the one that the file states apart, where rows were cut to the size of blocks."""
+    stated = contents.values.get(f"{ORIGINAL_SHAPE}{record.name}")
+    if stated is None:
+        return full_shape(record.name, record.rows)
+    sizes = stated.tolist() if isinstance(stated, np.ndarray) and stated.dtype.kind in "iu" else []
+    if not all(size > 0 for size in sizes) or math.prod(sizes) != record.numel or not sizes:
+        raise CheckpointError(
+            f"{file} is damaged: the orig_shape of {quoted(record.name)} is {quoted(sizes or stated)}, "
+            f"which has not its {record.numel} elements; download it again"
+        )
+    return tuple(sizes)
+
+
+def tensor_of(mapped: torch.UntypedStorage, info: TensorInfo, record: Record) -> Tensor | GgufTensor:
+    """One tensor of a mapped file."""
+    content = torch.empty(0, dtype=torch.uint8).set_(mapped, record.start, (record.nbytes,))
+    if info.packing is not None:
+        from omniavatar_gguf.blocks import block_size
+        from omniavatar_gguf.tensor import GgufTensor
+
+        return GgufTensor(content.view(-1, block_size(record.kind)[1]), record.kind, info.shape)
+    dtype = getattr(torch, info.dtype)
+    if record.start % dtype.itemsize:
+        content = content.clone()
+    return content.view(dtype).view(info.shape)
+
+
+def metadata_of(file: Path, contents: Contents) -> dict[str, Any]:
+    """The numbers and strings among the values of a file; `tokenizer` is the text encoder's, if it is there."""
+    values = {key: value for key, value in contents.values.items() if isinstance(value, str | int | float)}
+    if TOKENS in contents.values:
+        values["tokenizer"] = GgufTokenizer(file)
+    return values
