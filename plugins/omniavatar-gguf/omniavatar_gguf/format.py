@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from omniavatar.checkpoints.formats import FileHeader, Format, TensorInfo
-from omniavatar.errors import CheckpointError
+from omniavatar.errors import CheckpointError, shown
 from omniavatar.lazy import torch
 from omniavatar_gguf.header import MAGIC, ORIGINAL_SHAPE, Contents, Record, quoted, read_contents
 from omniavatar_gguf.names import TEXT_ENCODERS, architecture, full_shape, hugging_face_name
@@ -88,7 +88,7 @@ def logical_shape(file: Path, record: Record, contents: Contents) -> tuple[int, 
     sizes = stated.tolist() if isinstance(stated, np.ndarray) and stated.dtype.kind in "iu" else []
     if not all(size > 0 for size in sizes) or math.prod(sizes) != record.numel or not sizes:
         raise CheckpointError(
-            f"{file} is damaged: the orig_shape of {quoted(record.name)} is {quoted(sizes or stated)}, "
+            f"{file} is damaged: the orig_shape of {quoted(record.name)} is {shown(sizes or stated)}, "
             f"which has not its {record.numel} elements; download it again"
         )
     return tuple(sizes)

@@ -18,7 +18,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from omniavatar.checkpoints.headers import MAX_HEADER_BYTES, MAX_TENSORS, check_readable
-from omniavatar.errors import CheckpointError
+from omniavatar.errors import CheckpointError, shortened, shown
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -200,7 +200,7 @@ def read_value(reader: Reader, key: str, kind: int) -> Any:
 def checked_alignment(reader: Reader, values: Mapping[str, Any]) -> int:
     alignment = values.get(ALIGNMENT, 32)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise reader.damaged(f"its alignment is {quoted(alignment)}, which is no power of two")
+        raise reader.damaged(f"its alignment is {shown(alignment)}, which is no power of two")
     return alignment
 
 
@@ -263,6 +263,6 @@ def check_places(reader: Reader, records: Mapping[str, Record], data: int) -> No
         )
 
 
-def quoted(value: Any) -> str:
-    """Something from a stranger's file as it may stand in a line."""
-    return repr(value if len(text := str(value)) <= 80 else f"{text[:80]}...")
+def quoted(name: str) -> str:
+    """A name from a stranger's file as it may stand in a line."""
+    return repr(shortened(name))

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from omniavatar.errors import CheckpointError
+from omniavatar.errors import CheckpointError, shown
 from omniavatar_gguf.header import quoted
 
 WAN = "wan"
@@ -38,10 +38,10 @@ _IN_BLOCK = re.compile(r"enc\.blk\.(\d+)\.(\w+)")
 
 def architecture(file: Path, stated: Any, names: Collection[str]) -> str:
     """What a file holds, as it states it or, if it does not, by its names. Raises CheckpointError for other models."""
-    if stated not in UNNAMED and not isinstance(stated, str):
-        raise CheckpointError(f"{file} is damaged: its general.architecture is {quoted(stated)}, which is not a string")
+    if not isinstance(stated, str | None):
+        raise CheckpointError(f"{file} is damaged: its general.architecture is {shown(stated)}, which is not a string")
     if stated == WAN or stated in TEXT_ENCODERS:
-        return str(stated)
+        return stated
     if stated in UNNAMED:
         for found, signs in SIGNS.items():
             if all(any(name == sign or name.endswith(f".{sign}") for name in names) for sign in signs):

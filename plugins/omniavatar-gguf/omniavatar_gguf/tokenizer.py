@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omniavatar.errors import CheckpointError
-from omniavatar_gguf.header import quoted, read_contents
+from omniavatar.errors import CheckpointError, parsing, shown
+from omniavatar_gguf.header import read_contents
 
 TOKENS = "tokenizer.ggml.tokens"
 SPACE = "▁"
 """What stands for a space in a piece."""
-CONTROL = 3
-"""The type of pieces such as <pad> and </s>, which no text contains."""
+CONTROL, USER_DEFINED, BYTE = 3, 4, 6
+"""Types of pieces: such as </s>, which no text contains; those that are never cut; bytes, for unknown characters."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,9 @@ class GgufTokenizer:
         values = read_contents(self.file).values
         model = values.get("tokenizer.ggml.model")
         if model != "t5":
-            raise CheckpointError(f"{self.file}: its tokenizer is of the kind {quoted(model)}, and only 't5' is read")
-        try:
+            raise CheckpointError(f"{self.file}: its tokenizer is of the kind {shown(model)}, and only 't5' is read")
+        with parsing(lambda reason: CheckpointError(f"{self.file}: its tokenizer is damaged ({reason})")):
             return unigram(values)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise CheckpointError(f"{self.file}: its tokenizer is incomplete or damaged ({error})") from error
 
 
 def unigram(values: Any) -> Any:
@@ -43,7 +41,8 @@ def unigram(values: Any) -> Any:
     types = values["tokenizer.ggml.token_type"].tolist()
     unknown = values.get("tokenizer.ggml.unknown_token_id", 2)
     end, padding = values["tokenizer.ggml.eos_token_id"], values["tokenizer.ggml.padding_token_id"]
-    tokenizer = Tokenizer(models.Unigram(list(zip(tokens, scores, strict=True)), unk_id=unknown, byte_fallback=False))
+    pieces = list(zip(tokens, scores, strict=True))
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=unknown, byte_fallback=BYTE in types))
     tokenizer.normalizer = normalizer(values)
     tokenizer.pre_tokenizer = pre_tokenizer(values)
     tokenizer.decoder = decoders.Metaspace(replacement=SPACE)
@@ -52,6 +51,7 @@ def unigram(values: Any) -> Any:
             single=f"$A {tokens[end]}", special_tokens=[(tokens[end], end)]
         )
     tokenizer.add_special_tokens([token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL])
+    tokenizer.add_tokens([token for token, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=tokens[padding], eos_token=tokens[end], unk_token=tokens[unknown]
     )
@@ -66,7 +66,7 @@ def normalizer(values: Any) -> Any:
     if charsmap is not None and len(charsmap):
         steps.append(normalizers.Precompiled(charsmap.tobytes()))
     if values.get("tokenizer.ggml.remove_extra_whitespaces", True):
-        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     return normalizers.Sequence(steps)
 
 
