@@ -59,7 +59,6 @@ def write(
     """
     if quantisation is not None and quantisation not in FILE_TYPES:
         raise CheckpointError(f"GGUF files cannot be written as {quantisation!r}{nearest(quantisation, FILE_TYPES)}")
-    kinds = {name: kind_of(name, tensor, quantisation) for name, tensor in tensors.items()}
     writer = gguf.GGUFWriter(None, WAN)
     writer.add_quantization_version(QUANTISATION_VERSION)
     if quantisation is not None:
@@ -67,11 +66,9 @@ def write(
     for key, value in (metadata or {}).items():
         if key not in (gguf.Keys.General.ARCHITECTURE, ALIGNMENT) and not key.startswith(ORIGINAL_SHAPE):
             writer.add_string(key, value)
-    for name, kind in kinds.items():
-        shape = tuple(tensors[name].shape)
-        numbers, nbytes = block_size(kind)
-        size = tensors[name].numel() // numbers * nbytes
-        writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kind)
+    kinds = {name: announce(writer, name, tensor, quantisation) for name, tensor in tensors.items()}
+    if not kinds:
+        raise CheckpointError(f"there are no tensors to write to {path}")
     part = path.with_name(f".{path.name}.part")
     try:
         write_to(part, writer, tensors, kinds)
@@ -93,6 +90,15 @@ def write_to(
     for name, kind in kinds.items():
         writer.write_tensor_data(stored(tensors[name], kind))
     writer.flush()
+
+
+def announce(writer: gguf.GGUFWriter, name: str, tensor: Tensor, quantisation: str | None) -> GGMLQuantizationType:
+    """Put a tensor's name, shape and type, which is returned, into the header."""
+    kind = kind_of(name, tensor, quantisation)
+    numbers, nbytes = block_size(kind)
+    size = tensor.numel() // numbers * nbytes
+    writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), size, raw_dtype=kind)
+    return kind
 
 
 def kind_of(name: str, tensor: Tensor, quantisation: str | None) -> GGMLQuantizationType:
