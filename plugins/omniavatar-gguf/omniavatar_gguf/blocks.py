@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import TypeAlias
 
 import gguf
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
-Type = GGMLQuantizationType
+Type: TypeAlias = GGMLQuantizationType
 PLAIN = {
     Type.F32: torch.float32,
     Type.F16: torch.float16,
@@ -54,7 +55,8 @@ def dequantise(blocks: Tensor, kind: Type, dtype: torch.dtype = torch.float32) -
 
 def split(blocks: Tensor, *sizes: int) -> Sequence[Tensor]:
     """Blocks cut into parts of so many bytes; the last part is what remains."""
-    return blocks.split([*sizes, blocks.shape[1] - sum(sizes)], dim=1)
+    parts: Sequence[Tensor] = blocks.split([*sizes, blocks.shape[1] - sum(sizes)], dim=1)
+    return parts
 
 
 def half(part: Tensor) -> Tensor:
@@ -76,7 +78,8 @@ def fields(part: Tensor, bits: int, run: int) -> Tensor:
     """Bytes as fields of so many bits, the low ones of a run of bytes first: (n bytes) -> (n bytes/run 8/bits run)."""
     runs = part.reshape(len(part), -1, 1, run)
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=part.device)[:, None]
-    return (runs >> shifts) & (2**bits - 1)
+    result: Tensor = (runs >> shifts) & (2**bits - 1)
+    return result
 
 
 def nibbles(part: Tensor) -> Tensor:

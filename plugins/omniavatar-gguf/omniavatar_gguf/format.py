@@ -46,7 +46,7 @@ class GgufFormat(Format):
     ) -> Iterator[tuple[str, Tensor | GgufTensor]]:
         """The tensors of these names. On the CPU they are the mapped file itself, read when they are used."""
         _, tensors = open_file(file)
-        mapped = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=file.stat().st_size)
+        mapped = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
         for name in names:
             if name not in tensors:
                 raise CheckpointError(f"{file} has no tensor {quoted(name)}")
@@ -94,15 +94,15 @@ def logical_shape(file: Path, record: Record, contents: Contents) -> tuple[int, 
     return tuple(sizes)
 
 
-def tensor_of(mapped: torch.UntypedStorage, info: TensorInfo, record: Record) -> Tensor | GgufTensor:
-    """One tensor of a mapped file."""
-    content = torch.empty(0, dtype=torch.uint8).set_(mapped, record.start, (record.nbytes,))
+def tensor_of(mapped: Tensor, info: TensorInfo, record: Record) -> Tensor | GgufTensor:
+    """One tensor of a file that is mapped (bytes) uint8."""
+    content = mapped[record.start : record.start + record.nbytes]
     if info.packing is not None:
         from omniavatar_gguf.blocks import block_size
         from omniavatar_gguf.tensor import GgufTensor
 
         return GgufTensor(content.view(-1, block_size(record.kind)[1]), record.kind, info.shape)
-    dtype = getattr(torch, info.dtype)
+    dtype: torch.dtype = getattr(torch, info.dtype)
     if record.start % dtype.itemsize:
         content = content.clone()
     return content.view(dtype).view(info.shape)
@@ -110,7 +110,9 @@ def tensor_of(mapped: torch.UntypedStorage, info: TensorInfo, record: Record) ->
 
 def metadata_of(file: Path, contents: Contents) -> dict[str, Any]:
     """The numbers and strings among the values of a file; `tokenizer` is the text encoder's, if it is there."""
-    values = {key: value for key, value in contents.values.items() if isinstance(value, str | int | float)}
+    values: dict[str, Any] = {
+        key: value for key, value in contents.values.items() if isinstance(value, str | int | float)
+    }
     if TOKENS in contents.values:
         values["tokenizer"] = GgufTokenizer(file)
     return values

@@ -1,8 +1,8 @@
 """The header of a GGUF file, read and checked: nothing that it says is trusted before it fits the file.
 
-Layout (github.com/ggml-org/ggml, docs/gguf.md), all little-endian: "GGUF", version, count of tensors, count of keys; the
-keys with their values; a record for each tensor; padding; the data. Memory is taken for what is there, never for what a
-number announces.
+Layout (github.com/ggml-org/ggml, docs/gguf.md), all little-endian: "GGUF", version, counts of tensors and of keys; the
+keys with their values; a record for each tensor; padding; the data. Memory is taken for what is there, never for what
+a number announces.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,7 +31,7 @@ ALIGNMENT = "general.alignment"
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."
 
 STRING, ARRAY = 8, 9
-NUMBERS = {
+NUMBERS: dict[int, np.dtype[Any]] = {
     0: np.dtype("<u1"),
     1: np.dtype("<i1"),
     2: np.dtype("<u2"),
@@ -248,7 +249,7 @@ def check_places(reader: Reader, records: Mapping[str, Record], data: int) -> No
     """Refuse tensors that overlap, or that end behind the end of the file."""
     there = max(0, reader.size - data)
     ordered = sorted(records.values(), key=lambda record: (record.start, record.nbytes))
-    for before, record in zip(ordered, ordered[1:], strict=False):
+    for before, record in pairwise(ordered):
         if before.start + before.nbytes > record.start and record.start < reader.size:
             raise reader.damaged(f"the tensors {quoted(before.name)} and {quoted(record.name)} overlap")
     last = max(ordered, key=lambda record: record.start + record.nbytes)

@@ -2,8 +2,8 @@
 
     write(Path("wan_Q8_0.gguf"), tensors, "Q8_0")
 
-What is quantised and what is not follows the published files of Wan: the matrices inside the blocks are, all that stands
-outside of them (embeddings, projections of time, head), the 5-D patch embedding, norms, biases and modulation are not.
+What is quantised follows the published files of Wan: the matrices inside the blocks are; what stands outside of them
+(embeddings, projections of time, head), the 5-D patch embedding, norms, biases and modulation are not.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def kind_of(name: str, tensor: Tensor, quantisation: str | None) -> GGMLQuantiza
         return own
     if tensor.dim() == 1 or tensor.numel() <= SMALL or name.endswith("modulation"):
         return Type.F32
-    kind = Type[quantisation]
+    kind = GGMLQuantizationType[quantisation]
     fits = tensor.dim() == 2 and tensor.shape[-1] % block_size(kind)[0] == 0 and _MATRIX.fullmatch(name)
     if not fits or (kind == Type.F16 and not half_holds(tensor)):
         return own

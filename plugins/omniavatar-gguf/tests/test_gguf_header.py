@@ -201,7 +201,7 @@ def test_damage_anywhere_is_an_error_of_ours(tmp_path: Path) -> None:
     """Random bytes of sound headers changed, and headers cut: read, or refused in one line."""
     dice, path = random.Random(0), tmp_path / "x.gguf"
     sources = [file.read_bytes() for file in (PUBLIC / "gguf" / "umt5_Q4_K.gguf", BROKEN["gguf_control"])]
-    outcomes = {True: 0, False: 0}
+    messages = []
     for _ in range(400):
         content = bytearray(dice.choice(sources))
         for _ in range(dice.randint(1, 4)):
@@ -209,8 +209,7 @@ def test_damage_anywhere_is_an_error_of_ours(tmp_path: Path) -> None:
         path.write_bytes(content[: dice.choice((len(content), dice.randrange(len(content))))])
         try:
             GgufFormat().read_header(path)
-            outcomes[True] += 1
         except CheckpointError as error:
-            assert "\n" not in str(error)
-            outcomes[False] += 1
-    assert min(outcomes.values()) > 20
+            messages.append(str(error))
+    assert 20 < len(messages) < 380
+    assert [message for message in messages if "\n" in message] == []

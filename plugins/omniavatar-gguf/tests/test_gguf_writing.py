@@ -62,7 +62,7 @@ def test_matrices_of_blocks_are_quantised_and_others_kept(tmp_path: Path, quanti
     write(file, tensors, quantisation)
     kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors}
     kept = {name: "F32" if len(shape) == 1 or "modulation" in name else "BF16" for name, shape in SHAPES.items()}
-    matrices = {name for name in MATRICES} | ({"blocks.0.cross_attn.k.weight"} if "F16" in quantisation else set())
+    matrices = set(MATRICES) | ({"blocks.0.cross_attn.k.weight"} if "F16" in quantisation else set())
     assert kinds == kept | dict.fromkeys(matrices, quantisation)
     found, numbers = read(file), reference(file)
     assert list(found) == list(SHAPES)
@@ -102,8 +102,11 @@ def test_numbers_too_large_for_half_precision(tmp_path: Path) -> None:
     tensors["blocks.0.ffn.0.weight"][0, 0] = 1e6
     write(file, tensors, "F16")
     found = read(file)
-    assert torch.equal(found["blocks.0.ffn.0.weight"], tensors["blocks.0.ffn.0.weight"])
-    assert found["blocks.0.self_attn.q.weight"].dtype == torch.float16
+    large, other = (found[f"blocks.0.{name}.weight"] for name in ("ffn.0", "self_attn.q"))
+    assert isinstance(large, Tensor)
+    assert isinstance(other, Tensor)
+    assert torch.equal(large, tensors["blocks.0.ffn.0.weight"])
+    assert other.dtype == torch.float16
 
 
 def test_one_tensor_at_a_time_is_held(tmp_path: Path) -> None:
