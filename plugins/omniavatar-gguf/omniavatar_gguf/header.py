@@ -98,30 +98,30 @@ class Reader:
 
     def __init__(self, file: Path, stream: BinaryIO, size: int) -> None:
         self.file = file
+        self.size = size
         self.position = 0
         self.strings = 0
         self._stream = stream
-        self._size = size
 
     @property
     def left(self) -> int:
-        return self._size - self.position
-
-    @property
-    def size(self) -> int:
-        return self._size
+        return self.size - self.position
 
     def damaged(self, reason: str) -> CheckpointError:
         return CheckpointError(f"{self.file} is damaged: {reason}; download it again")
 
-    def bytes(self, count: int, what: str) -> bytes:
-        """The next bytes; `what` names them in an error."""
-        if count > self._size:
-            raise self.damaged(f"{what} of {count} bytes would be longer than the file, which has {self._size}")
+    def check(self, count: int, what: str) -> None:
+        """Refuse to read so many bytes if they are not there; `what` names them."""
+        if count > self.size:
+            raise self.damaged(f"{what} of {count} bytes would be longer than the file, which has {self.size}")
         if count > self.left:
-            raise self.damaged(f"its header is cut off at byte {self._size}, within {what}")
+            raise self.damaged(f"its header is cut off at byte {self.size}, within {what}")
         if self.position + count > MAX_HEADER_BYTES:
             raise self.damaged(f"its header would have more than the {MAX_HEADER_BYTES} bytes allowed")
+
+    def take(self, count: int, what: str) -> bytes:
+        """The next bytes."""
+        self.check(count, what)
         content = self._stream.read(count)
         if len(content) != count:
             raise self.damaged(f"its header is cut off at byte {self.position + len(content)}, within {what}")
@@ -130,11 +130,28 @@ class Reader:
 
     def number(self, code: str, what: str = "a number") -> int:
         form = f"<{code}"
-        value: int = struct.unpack(form, self.bytes(struct.calcsize(form), what))[0]
+        value: int = struct.unpack(form, self.take(struct.calcsize(form), what))[0]
         return value
 
     def text(self, what: str) -> str:
-        content = self.bytes(self.number("Q", f"the length of {what}"), what)
+        return self.decoded(self.take(self.number("Q", f"the length of {what}"), what), what)
+
+    def texts(self, count: int, what: str) -> list[str]:
+        """The strings of an array. A vocabulary has hundreds of thousands, so there are no calls for those in order."""
+        texts: list[str] = []
+        read, most = self._stream.read, min(self.size, MAX_HEADER_BYTES)
+        for _ in range(count):
+            length = int.from_bytes(read(8), "little")
+            end = self.position + 8 + length
+            if end > most:
+                self.check(8, f"the length of {what}")
+                self.position += 8
+                self.check(length, what)
+            self.position = end
+            texts.append(self.decoded(read(length), what))
+        return texts
+
+    def decoded(self, content: bytes, what: str) -> str:
         try:
             return content.decode()
         except UnicodeDecodeError as error:
@@ -151,7 +168,7 @@ class Reader:
 def read_version(reader: Reader) -> int:
     """The version after the magic."""
     file = reader.file
-    if reader.bytes(min(4, reader.size), "the magic") != MAGIC:
+    if reader.take(min(4, reader.size), "the magic") != MAGIC:
         raise CheckpointError(
             f"{file} is not a GGUF file: it does not begin with 'GGUF'; download it again, or give it the right ending"
         )
@@ -180,7 +197,7 @@ def read_value(reader: Reader, key: str, kind: int) -> Any:
         return reader.text(f"the string {quoted(key)}")
     if kind in NUMBERS:
         dtype = NUMBERS[kind]
-        return np.frombuffer(reader.bytes(dtype.itemsize, f"the value {quoted(key)}"), dtype)[0].item()
+        return np.frombuffer(reader.take(dtype.itemsize, f"the value {quoted(key)}"), dtype)[0].item()
     if kind != ARRAY:
         raise reader.damaged(f"the key {quoted(key)} has a value of the unknown type {kind}")
     inner, length = reader.number("I", "the type of an array"), reader.number("Q", "the length of an array")
@@ -194,8 +211,8 @@ def read_value(reader: Reader, key: str, kind: int) -> Any:
         reader.strings += length
         if reader.strings > MAX_STRINGS:
             raise reader.damaged(f"its header has more than the {MAX_STRINGS} strings allowed")
-        return [reader.text(f"a string of {quoted(key)}") for _ in range(length)]
-    return np.frombuffer(reader.bytes(length * NUMBERS[inner].itemsize, f"the array {quoted(key)}"), NUMBERS[inner])
+        return reader.texts(length, f"a string of {quoted(key)}")
+    return np.frombuffer(reader.take(length * NUMBERS[inner].itemsize, f"the array {quoted(key)}"), NUMBERS[inner])
 
 
 def checked_alignment(reader: Reader, values: Mapping[str, Any]) -> int:
