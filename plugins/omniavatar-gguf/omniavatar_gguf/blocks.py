@@ -26,7 +26,7 @@ PLAIN = {
     Type.F64: torch.float64,
 }
 """Types that torch has itself."""
-SLAB_CPU, SLAB = 2**18, 2**27
+SLAB_CPU, SLAB = 2**19, 2**27
 """Numbers made at once: on a CPU what fits into its cache, elsewhere what bounds the memory in between."""
 
 
