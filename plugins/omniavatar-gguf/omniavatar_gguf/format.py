@@ -53,10 +53,25 @@ class GgufFormat(Format):
             info, record = tensors[name]
             yield name, tensor_of(mapped, info, record).to(device)
 
+    def write(
+        self,
+        file: Path,
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, str] | None = None,
+        quantisation: str | None = None,
+    ) -> None:
+        """Write a Wan transformer; see `omniavatar_gguf.writing.write`."""
+        from omniavatar_gguf.writing import write
+
+        write(file, tensors, quantisation, metadata)
+
 
 def open_file(file: Path) -> tuple[Contents, dict[str, tuple[TensorInfo, Record]]]:
     """The header of a file and, by their names outside of GGUF, its tensors and where they lie."""
     contents = read_contents(file)
+    parts = contents.values.get("split.count", 1)
+    if parts != 1 and parts != 0:
+        raise CheckpointError(f"{file} is one of {shown(parts)} parts; join them with 'llama-gguf-split --merge'")
     is_text = architecture(file, contents.values.get("general.architecture"), contents.tensors) in TEXT_ENCODERS
     tensors: dict[str, tuple[TensorInfo, Record]] = {}
     for record in contents.tensors.values():

@@ -168,6 +168,11 @@ def test_an_orig_shape_that_is_no_list(tmp_path: Path) -> None:
     refused(gguf_file(tmp_path / "x.gguf", [WAN, odd], [record("a", (2, 4))], EIGHT), "orig_shape of 'a'")
 
 
+def test_split_files(tmp_path: Path) -> None:
+    part = value("split.count", 2, struct.pack("<H", 3))
+    refused(gguf_file(tmp_path / "x.gguf", [WAN, part], [record("a", (2, 4))], EIGHT), "one of 3 parts", "--merge")
+
+
 def test_types_that_nobody_can_read(tmp_path: Path) -> None:
     refused(gguf_file(tmp_path / "x.gguf", [WAN], [record("a", (32,), kind=9)], bytes(40)), "'a'", "Q8_1")
 

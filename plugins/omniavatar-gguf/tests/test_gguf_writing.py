@@ -89,7 +89,8 @@ def test_without_quantisation_every_bit_is_kept(tmp_path: Path, dtype: torch.dty
 
 def test_the_header_of_other_programs(tmp_path: Path) -> None:
     file = tmp_path / "wan.gguf"
-    write(file, network(), "Q8_0", {"general.name": "mine", "general.architecture": "flux"})
+    metadata = {"general.name": "mine", "general.architecture": "flux"}
+    GgufFormat().write(file, network(), metadata=metadata, quantisation="Q8_0")
     fields = gguf.GGUFReader(file).fields
     assert fields["general.architecture"].contents() == "wan"
     assert fields["general.file_type"].contents() == 7
