@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,25 @@ if TYPE_CHECKING:
 
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 """Types that torch has itself, by torch's names."""
-UNREAD = ("Q8_1", "Q8_K", "Q1_0")
-"""Types that ggml has for numbers in between, or that no one writes: the gguf package cannot read them either."""
+PACKED = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "NVFP4", "TQ1_0", "TQ2_0"),
+    *(
+        "Q2_K",
+        "Q3_K",
+        "Q4_K",
+        "Q5_K",
+        "Q6_K",
+        "IQ4_XS",
+        "IQ3_S",
+        "IQ3_XXS",
+        "IQ2_S",
+        "IQ2_XS",
+        "IQ2_XXS",
+        "IQ1_S",
+        "IQ1_M",
+    ),
+)
+"""Types whose blocks `blocks.UNPACK` knows; named here, so that headers are read without torch."""
 
 
 class GgufFormat(Format):
@@ -85,13 +102,13 @@ def open_file(file: Path) -> tuple[Contents, dict[str, tuple[TensorInfo, Record]
 
 def info_of(file: Path, name: str, record: Record, shape: tuple[int, ...]) -> TensorInfo:
     kind = record.kind.name
-    if kind in UNREAD:
+    if kind in PLAIN:
+        return TensorInfo(name, shape, PLAIN[kind], file)
+    if kind not in PACKED:
         raise CheckpointError(
             f"{file}: tensor {quoted(record.name)} is of the type {kind}, which cannot be read; "
             "use a file of another quantisation"
         )
-    if kind in PLAIN:
-        return TensorInfo(name, shape, PLAIN[kind], file)
     return TensorInfo(name, shape, kind.lower(), file, packing="gguf", stored_bytes=record.nbytes)
 
 

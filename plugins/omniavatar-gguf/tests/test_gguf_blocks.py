@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
-from omniavatar_gguf import blocks
+from omniavatar_gguf import blocks, format
 from omniavatar_gguf.blocks import PLAIN, UNPACK, block_size, dequantise
 from omniavatar_gguf.tensor import GgufTensor
 
@@ -39,6 +39,11 @@ def test_every_type_that_the_gguf_package_reads() -> None:
         except NotImplementedError:
             pass
     assert readable <= {*UNPACK, *PLAIN}
+
+
+def test_headers_name_the_types_that_are_read() -> None:
+    assert set(format.PACKED) == {kind.name for kind in UNPACK}
+    assert {GGMLQuantizationType[name]: getattr(torch, dtype) for name, dtype in format.PLAIN.items()} == PLAIN
 
 
 def test_large_tensors_are_made_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
