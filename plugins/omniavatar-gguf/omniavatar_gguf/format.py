@@ -12,7 +12,7 @@ import numpy as np
 from omniavatar.checkpoints.formats import FileHeader, Format, TensorInfo
 from omniavatar.errors import CheckpointError, shown
 from omniavatar.lazy import torch
-from omniavatar_gguf.header import MAGIC, ORIGINAL_SHAPE, Contents, Record, quoted, read_contents
+from omniavatar_gguf.header import MAGIC, MAX_DIMENSIONS, ORIGINAL_SHAPE, Contents, Record, quoted, read_contents
 from omniavatar_gguf.names import TEXT_ENCODERS, architecture, full_shape, hugging_face_name
 from omniavatar_gguf.tokenizer import TOKENS, GgufTokenizer
 
@@ -87,8 +87,8 @@ def open_file(file: Path) -> tuple[Contents, dict[str, tuple[TensorInfo, Record]
     """The header of a file and, by their names outside of GGUF, its tensors and where they lie."""
     contents = read_contents(file)
     parts = contents.values.get("split.count", 1)
-    if parts != 1 and parts != 0:
-        raise CheckpointError(f"{file} is one of {shown(parts)} parts; join them with 'llama-gguf-split --merge'")
+    if isinstance(parts, int) and parts > 1:
+        raise CheckpointError(f"{file} is one of {parts} parts; join them with 'llama-gguf-split --merge'")
     is_text = architecture(file, contents.values.get("general.architecture"), contents.tensors) in TEXT_ENCODERS
     tensors: dict[str, tuple[TensorInfo, Record]] = {}
     for record in contents.tensors.values():
@@ -117,8 +117,9 @@ def logical_shape(file: Path, record: Record, contents: Contents) -> tuple[int, 
     stated = contents.values.get(f"{ORIGINAL_SHAPE}{record.name}")
     if stated is None:
         return full_shape(record.name, record.rows)
-    sizes = stated.tolist() if isinstance(stated, np.ndarray) and stated.dtype.kind in "iu" else []
-    if not all(size > 0 for size in sizes) or math.prod(sizes) != record.numel or not sizes:
+    is_shape = isinstance(stated, np.ndarray) and stated.dtype.kind in "iu" and 0 < len(stated) <= MAX_DIMENSIONS
+    sizes = stated.tolist() if is_shape else []
+    if not is_shape or min(sizes) < 1 or math.prod(sizes) != record.numel:
         raise CheckpointError(
             f"{file} is damaged: the orig_shape of {quoted(record.name)} is {shown(sizes or stated)}, "
             f"which has not its {record.numel} elements; download it again"

@@ -163,8 +163,13 @@ def test_an_alignment_that_is_no_number(tmp_path: Path) -> None:
     refused(gguf_file(tmp_path / "x.gguf", [WAN, odd], [record("a", (2, 4))], EIGHT), "alignment")
 
 
-def test_an_orig_shape_that_is_no_list(tmp_path: Path) -> None:
-    odd = value("comfy.gguf.orig_shape.a", 8, text("8"))
+@pytest.mark.parametrize(
+    "shape",
+    [(8, text("8")), (9, struct.pack("<IQ", 4, 0)), (9, struct.pack("<IQ9I", 4, 9, *[1] * 8, 8))],
+    ids=["text", "empty", "too long"],
+)
+def test_an_orig_shape_that_is_none(tmp_path: Path, shape: tuple[int, bytes]) -> None:
+    odd = value("comfy.gguf.orig_shape.a", *shape)
     refused(gguf_file(tmp_path / "x.gguf", [WAN, odd], [record("a", (2, 4))], EIGHT), "orig_shape of 'a'")
 
 
