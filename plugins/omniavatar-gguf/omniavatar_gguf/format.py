@@ -47,7 +47,7 @@ PACKED = (
 class GgufFormat(Format):
     """Files of llama.cpp, ComfyUI-GGUF and others. Blocks stay packed; F16, BF16, F32 and F64 are plain tensors."""
 
-    name = "gguf"
+    name = "GGUF"
     suffixes = (".gguf",)
     magic = MAGIC
 

@@ -14,17 +14,9 @@ class GgufTensor(PackedTensor):
     """Blocks (n bytes) uint8 of one type, which together hold the numbers of a tensor in row-major order."""
 
     def __init__(self, blocks: Tensor, kind: GGMLQuantizationType, shape: tuple[int, ...]) -> None:
-        self.shape = shape
+        super().__init__(shape, {"blocks": blocks})
         self.kind = kind
-        self.parts = {"blocks": blocks}
 
-    @property
-    def nbytes(self) -> int:
-        return self.parts["blocks"].nbytes
-
-    def dense(self, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Tensor:
+    def dense(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
         """The numbers, computed in float32 where the blocks lie, or on `device`, and rounded once to `dtype`."""
-        return dequantise(self.parts["blocks"].to(device), self.kind, dtype).reshape(self.shape)
-
-    def to(self, device: torch.device | str) -> GgufTensor:
-        return GgufTensor(self.parts["blocks"].to(device), self.kind, self.shape)
+        return dequantise(self.parts["blocks"].to(device), self.kind, dtype or torch.float32).reshape(self.shape)
