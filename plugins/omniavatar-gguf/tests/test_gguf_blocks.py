@@ -71,6 +71,15 @@ def test_it_moves_with_its_parts() -> None:
     assert packed.dense().shape == (4, 32)
 
 
+@pytest.mark.parametrize("kind", UNPACK, ids=lambda kind: kind.name)
+def test_all_is_done_where_the_blocks_lie(kind: GGMLQuantizationType) -> None:
+    """On a device without data, a table that lies elsewhere and a look at a value are errors."""
+    content = torch.from_numpy(random_blocks(kind, 4)).to("meta")
+    numbers = dequantise(content, kind, torch.bfloat16)
+    assert (numbers.device.type, numbers.dtype) == ("meta", torch.bfloat16)
+    assert numbers.shape == (4 * block_size(kind)[0],)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", UNPACK, ids=lambda kind: kind.name)
