@@ -128,7 +128,7 @@ def network_of(file: Path, **options: Any) -> nn.Module:
         "ffn_dim": header.tensors["blocks.0.ffn.0.bias"].shape[0],
         "text_dim": header.tensors["text_embedding.0.weight"].shape[1],
         "freq_dim": header.tensors["time_embedding.0.weight"].shape[1],
-        "num_heads": 1,
+        "num_heads": 1 if width == 32 else 2,
         "num_layers": layers,
     }
     spec = ComponentSpec(network="omniavatar.models.wan_dit:WanDiT", config=config)
