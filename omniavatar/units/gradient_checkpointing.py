@@ -29,6 +29,7 @@ class GradientCheckpointing(PipelineUnit):
 
         for role in engine.plan.experts:
             engine.model(role)
-        for network in engine.networks.values():
+        for role in engine.networks:
+            network = engine.model(role)
             if hasattr(network, "blocks"):
                 checkpoint_blocks(network.blocks)
