@@ -32,7 +32,9 @@ from omniavatar.hookspecs import hookimpl
 from omniavatar.plugins import discover
 from omniavatar.testing.models import WAN
 
-BASE = "prompt+reference-image+random-sound+audio-adapter+fixed-frames+guidance+euler+transformer+lora+vae-decode"
+BASE = (
+    "prompt+reference-image+random-sound+audio-adapter+fixed-frames+guidance+schedule+euler+transformer+lora+vae-decode"
+)
 PLANS = ("", "+compile", "+teacache(threshold=0.2)", "+offload", "+fp8", "+offload+fp8", "+cfg-merge")
 COMPARED = {
     "prepare_seconds": "seconds",
@@ -80,7 +82,7 @@ def engine_of(plan: str, models: RandomModels, arguments: argparse.Namespace, ob
     found = discover().catalog()
     units: dict[str, type[PipelineUnit]] = {**found.units, RandomText.name: RandomText, Sound.name: Sound}
     settings = {
-        "euler": {"steps": arguments.steps},
+        "schedule": {"steps": arguments.steps},
         "fixed-frames": {"window_frames": arguments.window_frames},
     }
     made = build_plan(BASE + plan, Catalog(units, {}), settings)

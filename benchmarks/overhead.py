@@ -49,7 +49,10 @@ class Prepared:
 
     def __init__(self) -> None:
         models = tiny_models()
-        settings: dict[str, dict[str, Any]] = {"euler": {"steps": STEPS, "shift": SHIFT}, "guidance": {"scale": SCALE}}
+        settings: dict[str, dict[str, Any]] = {
+            "schedule": {"steps": STEPS, "shift": SHIFT},
+            "guidance": {"scale": SCALE},
+        }
         expression = "default-write-video-vae-decode-fixed-frames"
         plan = build_plan(expression, discover().catalog(), models.settings(), settings)
         self.engine = Engine(plan, models)

@@ -36,7 +36,7 @@ from omniavatar.engine.scopes import Request
 from omniavatar.models.attention import sdpa
 from omniavatar.models.attention_kernels import KERNELS
 from omniavatar.testing.models import WAN
-from omniavatar.units import AudioAdapter, Euler, Guidance, Transformer
+from omniavatar.units import AudioAdapter, Euler, Guidance, Schedule, Transformer
 
 OURS = ("eager", "compile+attention(kernel=flash-attn-4)", "compile+fp8+attention(kernel=flash-attn-4)")
 THEIRS = "diffusers, compiled, cuDNN attention"
@@ -57,7 +57,7 @@ class OurCall:
         conditions = (RandomText(), RandomCondition(), RandomSound(frames), AudioAdapter())
         self.timer = StepTimer(device)
         self.engine = Engine(
-            Plan([*conditions, Guidance(scale=1.0), Euler(steps=3), Transformer(), *added]),
+            Plan([*conditions, Guidance(scale=1.0), Schedule(steps=3), Euler(), Transformer(), *added]),
             models,
             device=device,
             dtype=torch.float32 if small else torch.bfloat16,

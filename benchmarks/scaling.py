@@ -42,6 +42,7 @@ from omniavatar.units import (
     Fsdp,
     Guidance,
     GuidanceParallel,
+    Schedule,
     SequenceParallel,
     Transformer,
     VaeParallel,
@@ -152,7 +153,7 @@ def measure(world: World, strategy: Strategy, size: str, device: torch.device) -
     frames, height, width = (FRAMES, HEIGHT, WIDTH) if device.type == "cuda" else (9, 64, 64)
     conditions: list[PipelineUnit] = [RandomText(), RandomCondition(), RandomSound(frames), AudioAdapter()]
     timer = StepTimer(device)
-    plan = Plan([*conditions, Guidance(), Euler(steps=STEPS), Transformer(), *strategy.units()])
+    plan = Plan([*conditions, Guidance(), Schedule(steps=STEPS), Euler(), Transformer(), *strategy.units()])
     models = RandomModels(size)
     engine = Engine(plan, models, device=device, dtype=dtype, observers=[timer], world=world)
     engine.generate(Request(height=height, width=width, inputs={}))

@@ -1,6 +1,6 @@
 """An engine from a configuration, as `omni run` makes one.
 
-engine = open_engine("omniavatar-1.3b", units="default+teacache", settings={"euler": {"steps": 20}})
+engine = open_engine("omniavatar-1.3b", units="default+teacache", settings={"schedule": {"steps": 20}})
 result = engine.generate(Request({"image": "face.png", "audio": "voice.wav", "output": "talk.mp4"}))
 print(result.video)
 """

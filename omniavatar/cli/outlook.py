@@ -73,7 +73,7 @@ def foresees(unit: PipelineUnit) -> bool:
 
 
 def plans_steps(unit: PipelineUnit) -> bool:
-    """Whether a unit is a sampler, or changes what one plans."""
+    """Whether a unit is a schedule, or changes what one plans."""
     from omniavatar.engine.plan import hooks_of
 
     return any((options["specname"] or name) == "plan_steps" for name, options in hooks_of(type(unit)).items())

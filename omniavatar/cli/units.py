@@ -139,6 +139,9 @@ def unit_facts(unit: type[PipelineUnit], package: str) -> dict[str, Any]:
         "roles": list(unit.required_roles()),
         "optional_roles": list(unit.optional_roles),
         "conflicts": dict(unit.conflicts),
+        "brings": list(unit.brings),
+        "suggests": {name: dict(values) for name, values in unit.suggests.items()},
+        "moved": dict(unit.moved),
     }
 
 
@@ -200,6 +203,11 @@ def _facts(unit: type[PipelineUnit], package: str) -> Table:
         "makes": ", ".join(unit.provides),
         "models": _models(unit),
         "conflicts": "; ".join(f"{what}: {why}" for what, why in unit.conflicts.items()),
+        "brings": ", ".join(unit.brings),
+        "suggests": ", ".join(
+            f"{other}.{name}={value}" for other, values in unit.suggests.items() for name, value in values.items()
+        ),
+        "once had": ", ".join(f"{name} (now {place})" for name, place in unit.moved.items()),
         "hooks": ", ".join(_hooks(unit)),
     }
     for title, text in facts.items():

@@ -152,12 +152,16 @@ class Loop:
         hooks = self.hooks
         for step in window.steps:
             self.check()
-            hooks.before_step(step)
-            step.velocity = hooks.guide(step)
+            step.velocity = self.evaluate(step)
             window.latents = hooks.advance(step)
             hooks.after_step(step)
             self._watch.see_latents(window.latents)
             yield step
+
+    def evaluate(self, step: Step) -> Tensor:
+        """The guided velocity (b c t h w) of the window's latents at the noise level of a step."""
+        self.hooks.before_step(step)
+        return self.hooks.guide(step)
 
     def predict(self, step: Step, branches: Sequence[Branch]) -> list[Tensor]:
         """The velocity (b c t h w) of every branch, each that is wanted predicted once."""

@@ -133,6 +133,10 @@ class PipelineUnit:
         Of several units that answer the same one, all but the last must.
     claims: things of an engine of which there is one and which it replaces, such as "attention_kernel"; two units of a
         plan must not claim the same.
+    brings: units that come into the plan with it, in front of it, unless another unit answers what they would: a solver
+        brings the schedule that it follows.
+    suggests: settings of other units that suit it, by unit; they count where nobody says anything else.
+    moved: settings that it had once, each with "UNIT.SETTING", what is called so today; the old names stay readable.
     nulls: for every condition that it brings and branches may drop: values that it provides, each with the value that
         stands for nothing, zeros if it is not there; training drops conditions by them.
     roles, optional_roles: models it works with; `ALL` in the latter for one that works with whatever the plan has.
@@ -164,6 +168,9 @@ class PipelineUnit:
     conflicts: ClassVar[Mapping[str, str]] = {}
     passes_on: ClassVar[tuple[str, ...]] = ()
     claims: ClassVar[tuple[str, ...]] = ()
+    brings: ClassVar[tuple[str, ...]] = ()
+    suggests: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    moved: ClassVar[Mapping[str, str]] = {}
     nulls: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     roles: ClassVar[tuple[str, ...]] = ()
     optional_roles: ClassVar[tuple[str, ...]] = ()
@@ -247,7 +254,7 @@ class PipelineUnit:
 
 def declaration_faults(unit_class: type[PipelineUnit]) -> Iterator[str]:
     """What a class says about itself in another form than `PipelineUnit` does, one line each."""
-    names_in_tuples = ("needs", "uses", "provides", "passes_on", "claims")
+    names_in_tuples = ("needs", "uses", "provides", "passes_on", "claims", "brings")
     roles_in_tuples = ("roles", "optional_roles", "experts", "companions", "host_roles", "idle_in_steps")
     for attribute in (*names_in_tuples, *roles_in_tuples):
         names = getattr(unit_class, attribute)
@@ -263,12 +270,30 @@ def declaration_faults(unit_class: type[PipelineUnit]) -> Iterator[str]:
         for name in (name for forms in nulls.values() for pair in forms.items() for name in pair):
             if name not in unit_class.provides:
                 yield f"its nulls name '{name}', which provides does not{nearest(str(name), unit_class.provides)}"
+    yield from _faults_about_settings(unit_class)
     for attribute, base in (("Settings", UnitSettings), ("Inputs", UnitInputs)):
         fields = getattr(unit_class, attribute)
         if not (isinstance(fields, type) and issubclass(fields, base)):
             yield f"its {attribute} are {fields!r} and no class derived from {base.__name__}"
         elif fields.model_rebuild(raise_errors=False) is False:
             yield f"its {attribute} have a field of a type that does not exist"
+
+
+def _faults_about_settings(unit_class: type[PipelineUnit]) -> Iterator[str]:
+    """What it says of other units' settings, and of those that were its own, in another form, one line each."""
+    suggests = unit_class.suggests
+    if not isinstance(suggests, Mapping) or not all(isinstance(values, Mapping) for values in suggests.values()):
+        yield f"its suggests are {suggests!r} and not settings by unit, such as {{'schedule': {{'steps': 25}}}}"
+    moved = unit_class.moved
+    if not isinstance(moved, Mapping) or not all(isinstance(to, str) and "." in to for to in moved.values()):
+        yield f"its moved are {moved!r} and not names with 'UNIT.SETTING', such as {{'steps': 'schedule.steps'}}"
+    else:
+        yield from (f"it has moved the setting '{name}' and has it" for name in moved if has_setting(unit_class, name))
+
+
+def has_setting(unit_class: type[PipelineUnit], name: str) -> bool:
+    """Whether a unit has a setting of this name today."""
+    return name in getattr(unit_class.Settings, "model_fields", ())
 
 
 def as_term(value: Any) -> str:

@@ -77,7 +77,7 @@ class SketchedModels(TinyModels):
 
 
 def engine_of(expression: str, models: SketchedModels, observers: Sequence[Any] = (), steps: int = 2) -> Engine:
-    settings = {**TINY_SETTINGS, "euler": {"steps": steps}}
+    settings = {**TINY_SETTINGS, "schedule": {"steps": steps}}
     plan = build_plan(f"default-write-video{expression}", discover().catalog(), settings)
     return Engine(plan, models, observers=observers)
 

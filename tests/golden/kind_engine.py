@@ -37,6 +37,7 @@ from omniavatar.units import (
     Guidance,
     Prompt,
     ReferenceImage,
+    Schedule,
     TeaCache,
     Transformer,
     VaeDecode,
@@ -227,6 +228,15 @@ def guidance_of(scale: float, audio_scale: float) -> Guidance:
     return Guidance(scale=scale, audio_scale=None if scale == 1 else audio_scale)
 
 
+class GivenSchedule(Schedule):
+    """The schedule unit for a start that is given, also where its strength is below 1 and there is no footage.
+
+    The original's loop always starts from noise; its strength says of which level.
+    """
+
+    check_request = None  # type: ignore[assignment]
+
+
 class HeldLatents(FixedFrames):
     """The fixed-frames unit with given latents in place of an image."""
 
@@ -260,7 +270,10 @@ def denoising_units(call: dict[str, Any]) -> list[PipelineUnit]:
     """Guidance, sampler, transformer and, if it is on, the cache."""
     units: list[PipelineUnit] = [
         guidance_of(call["cfg_scale"], call["audio_cfg_scale"]),
-        Euler(steps=call["num_inference_steps"], shift=call["sigma_shift"]),
+        GivenSchedule(
+            steps=call["num_inference_steps"], shift=call["sigma_shift"], strength=call.get("denoising_strength", 1.0)
+        ),
+        Euler(),
         Transformer(),
     ]
     if call.get("tea_cache_l1_thresh"):

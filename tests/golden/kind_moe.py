@@ -13,7 +13,7 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
 from omniavatar.roles import companion_of
 from omniavatar.testing import FakeDiT, FakeVAE
-from omniavatar.units import Euler, Transformer
+from omniavatar.units import Euler, Schedule, Transformer
 from tests.golden.cases import Case, kind
 from tests.golden.kind_engine import Given, generate
 
@@ -53,7 +53,12 @@ def experts_of(inputs: dict[str, Any]) -> Roles:
     """Denoise nothing on the schedule of a record."""
     roles, noise = Roles(), torch.zeros(1, 4, 1, 2, 2)
     text = {"prompt_embedding": None, "negative_embedding": None}
-    units = [Given([noise], 1, **text), roles, Euler(steps=inputs["num_inference_steps"], shift=inputs["sigma_shift"])]
+    units = [
+        Given([noise], 1, **text),
+        roles,
+        Schedule(steps=inputs["num_inference_steps"], shift=inputs["sigma_shift"]),
+        Euler(),
+    ]
     networks = {"dit": FakeDiT(), "vae": FakeVAE()}
     if inputs["has_second_expert"]:
         units.append(Moe(boundary=inputs["boundary"]))

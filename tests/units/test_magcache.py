@@ -15,7 +15,7 @@ from omniavatar.engine.windows import Span
 from omniavatar.errors import CheckpointError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import FakeDiT
-from omniavatar.units import Euler, MagCache
+from omniavatar.units import MagCache, Schedule
 from omniavatar.units.magcache import decide, nearest
 from tests.scenes import Scene, SecondExpert, bare_job, denoising_units, fake_engine, fake_models, request, video_of
 
@@ -95,7 +95,7 @@ def test_what_is_foreseen_for_two_networks() -> None:
     networks = {"dit": FakeDiT(), "dit2": FakeDiT()}
     engine = fake_engine([unit], models=fake_models(**networks))
     window = Window(bare_job(engine), 0, Span(0, 5, 0, 0, 5))
-    window.steps = Euler(steps=9).plan_steps(window)
+    window.steps = Schedule(steps=9).plan_steps(window)
     for step in window.steps[5:]:
         step.expert = "dit2"
     assert list(unit.forecast(window)) == [

@@ -24,7 +24,7 @@ from tests.scenes import Frames
 from tests.training.scenes import SETTINGS, catalog, diffusion
 
 LAYERS = DIT["num_layers"]
-SMALL = {**SETTINGS, "euler": {"steps": 3}, "fixed-frames": {"window_frames": 9, "overlap": 5}}
+SMALL = {**SETTINGS, "schedule": {"steps": 3}, "fixed-frames": {"window_frames": 9, "overlap": 5}}
 
 
 class Witness(Frames):

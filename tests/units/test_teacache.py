@@ -111,7 +111,7 @@ def test_a_threshold_that_nothing_stays_below_changes_nothing(
 ) -> None:
     videos: dict[str, Tensor] = {}
     for expression in ("default", "default+teacache(threshold=1e-9)", "default+teacache(threshold=5)"):
-        engine = tiny_engine(tiny_models, catalog, f"{expression}-write-video", euler={"steps": 4})
+        engine = tiny_engine(tiny_models, catalog, f"{expression}-write-video", schedule={"steps": 4})
         (window,) = recorded(engine, Request(inputs={"image": portrait, "audio": speech}, seconds=0.24))
         videos[expression] = window["frames"]
     off, computed, skipped = videos.values()

@@ -73,7 +73,7 @@ class Moe(PipelineUnit):
 
     @hookimpl(wrapper=True)
     def plan_steps(self, window: Window) -> Generator[None, Sequence[Step], Sequence[Step]]:
-        """Around the sampler, so that all other units find the right network in every step."""
+        """Around the schedule, so that all other units find the right network in every step."""
         steps = yield
         boundary = self.settings.boundary * TIMESTEPS
         for step in dropwhile(lambda step: step.timestep >= boundary, steps):

@@ -24,7 +24,7 @@ from omniavatar.models.wan_dit import WanDiT
 from omniavatar.plugins import discover
 from omniavatar.testing import FakeDiT, tiny
 from omniavatar.testing.tiny import tiny_file
-from omniavatar.units import Euler, FixedFrames, Fsdp, Guidance, TeaCache, Transformer, VaeDecode
+from omniavatar.units import Euler, FixedFrames, Fsdp, Guidance, Schedule, TeaCache, Transformer, VaeDecode
 from tests.golden import kind_moe
 from tests.golden.cases import read_case
 from tests.models.networks import randomized
@@ -32,7 +32,7 @@ from tests.scenes import Scene, fake_engine, fake_models, request
 
 CATALOG = discover().catalog()
 PRESET = "wan-t2v-a14b-write-video"
-ALIKE = f"{PRESET}-moe-guidance+guidance(scale=1)+euler(steps=4, shift=5)"
+ALIKE = f"{PRESET}-moe-guidance+guidance(scale=1)+schedule(steps=4, shift=5)"
 """Two steps of each transformer, a call a step."""
 STEPS = 8
 SWITCH = 4
@@ -68,7 +68,13 @@ class Look:
 def denoised(*units: PipelineUnit, guidance: PipelineUnit | None = None, frames: int = 5) -> tuple[Engine, Look]:
     """A video by two fake transformers: velocity = latents + blocks * context, with 4 blocks and with 2."""
     look, models = Look(), fake_models(dit=FakeDiT(num_layers=4), dit2=FakeDiT(num_layers=2))
-    others = [FixedFrames(window_frames=5, overlap=1), guidance or Guidance(scale=1), Euler(steps=STEPS), Transformer()]
+    others = [
+        FixedFrames(window_frames=5, overlap=1),
+        guidance or Guidance(scale=1),
+        Schedule(steps=STEPS),
+        Euler(),
+        Transformer(),
+    ]
     plan = [Scene(frames=frames, texts=(0.5, -0.5)), *units, *others, VaeDecode()]
     engine = fake_engine(plan, models=models, observers=[look])
     engine.generate(request())
@@ -277,7 +283,7 @@ def test_what_estimates_are_told() -> None:
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "fixed-frames": {"window_frames": 9, "overlap": 5},
-    "euler": {"steps": 4, "shift": 5.0},
+    "schedule": {"steps": 4, "shift": 5.0},
     "prompt": {"length": 32, "tokenizer": tiny_file("tokenizer")},
 }
 
@@ -298,7 +304,7 @@ def latents(expression: str, networks: tiny.TinyModels, *observers: Any) -> Tens
 
 
 def test_real_networks_take_turns() -> None:
-    rest = "+fixed-frames+guidance+euler(steps=4)+transformer+vae-decode"
+    rest = "+fixed-frames+guidance+schedule(steps=4)+euler+transformer+vae-decode"
     alone, twins = latents(f"prompt{rest}", models()), latents(f"prompt+moe{rest}", models(seed=0))
     assert alone.equal(twins), "an expert with the same weights"
     assert not torch.allclose(alone, latents(f"prompt+moe{rest}", models()), atol=1e-3)
