@@ -6,7 +6,7 @@ import glob
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from omniavatar.checkpoints.headers import SUFFIXES
@@ -20,16 +20,19 @@ _INDEX = ".index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})")
 
 
-def find_checkpoints(source: Source) -> list[Files]:
-    """The checkpoints that a source names, each the tuple of its files; a checkpoint that lacks shards is an error."""
+def find_checkpoints(source: Source, suffixes: Collection[str] = SUFFIXES) -> list[Files]:
+    """The checkpoints that a source names, each the tuple of its files; a checkpoint that lacks shards is an error.
+
+    suffixes: the endings of model files in folders.
+    """
     if not isinstance(source, str | Path):
-        files = tuple(file for item in source for group in find_checkpoints(item) for file in group)
+        files = tuple(file for item in source for group in find_checkpoints(item, suffixes) for file in group)
         if not files:
             raise CheckpointError("an empty list of model files was given; give at least one path")
         return [tuple(dict.fromkeys(files))]
     path = Path(source).expanduser()
     if path.is_dir():
-        return _in_folder(path)
+        return _in_folder(path, suffixes)
     if path.name.endswith(_INDEX) and path.is_file():
         return [indexed_files(path)]
     if path.is_file():
@@ -37,26 +40,26 @@ def find_checkpoints(source: Source) -> list[Files]:
     found = [Path(name) for name in sorted(glob.glob(str(path)))]
     if not found:
         raise CheckpointError(f"no model file at {path}; give a file, a pattern, or the folder that holds the files")
-    return group_files(file for file in found if file.is_file())
+    return group_files((file for file in found if file.is_file()), suffixes)
 
 
-def _in_folder(folder: Path) -> list[Files]:
-    groups = group_files(sorted(folder.iterdir()))
+def _in_folder(folder: Path, suffixes: Collection[str]) -> list[Files]:
+    groups = group_files(sorted(folder.iterdir()), suffixes)
     if not groups:
         raise CheckpointError(
-            f"{folder} holds no model files; looked for {', '.join('*' + suffix for suffix in SUFFIXES)}"
+            f"{folder} holds no model files; looked for {', '.join('*' + suffix for suffix in suffixes)}"
         )
     return groups
 
 
-def group_files(paths: Iterable[Path]) -> list[Files]:
+def group_files(paths: Iterable[Path], suffixes: Collection[str] = SUFFIXES) -> list[Files]:
     """Group the model files among some paths: shards by an index file or by their names, others one by one."""
     paths = list(paths)
     groups = [indexed_files(path) for path in paths if path.name.endswith(_INDEX)]
     taken = {file for group in groups for file in group}
     shards: dict[tuple[Path, str, str], list[Path]] = defaultdict(list)
     for path in paths:
-        if path in taken or path.suffix not in SUFFIXES or not path.is_file():
+        if path in taken or path.suffix not in suffixes or not path.is_file():
             continue
         match = _SHARD.fullmatch(path.stem)
         shards[(path.parent, match["stem"] if match else path.stem, path.suffix)].append(path)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from omniavatar.checkpoints.files import Files, Source, check_shards, find_checkpoints, group_files
+from omniavatar.checkpoints.formats import Formats, TensorInfo
 from omniavatar.checkpoints.formulas import Formulas, read_settings
-from omniavatar.checkpoints.headers import SUFFIXES, Header, TensorInfo, read_header
+from omniavatar.checkpoints.headers import BUILTIN_FORMATS, Header, read_header
 from omniavatar.checkpoints.nearest import Neighbours
 from omniavatar.checkpoints.tables import ComponentSpec, Row, Table, Tuned, read_table, read_tuned
 from omniavatar.errors import CheckpointError, parsing
@@ -107,11 +108,16 @@ class Registry:
     """All known checkpoints, from the tables of this package and of plugins.
 
     leave_out: what to do about a table that cannot be read or claims what another one has; default: raise the error.
+    formats: what reads the files; default: the built-in ones.
     """
 
     def __init__(
-        self, tables: Iterable[Table], leave_out: Callable[[Table, CheckpointError], None] | None = None
+        self,
+        tables: Iterable[Table],
+        leave_out: Callable[[Table, CheckpointError], None] | None = None,
+        formats: Formats = BUILTIN_FORMATS,
     ) -> None:
+        self.formats = formats
         self._origins: dict[str, Table] = {}
         rows: list[Row] = []
         self._tuned: dict[str, list[Tuned]] = defaultdict(list)
@@ -169,13 +175,13 @@ class Registry:
         if isinstance(source, str | Path):
             row = self._folder_row(Path(source).expanduser())
             if row is not None:
-                return [_folder_detection(row, Path(source).expanduser())]
-        return [self.detect_files(files) for files in find_checkpoints(source)]
+                return [_folder_detection(row, Path(source).expanduser(), self.formats)]
+        return [self.detect_files(files) for files in find_checkpoints(source, self.formats.suffixes)]
 
     def detect_files(self, files: Files) -> Detection:
         """Recognise the checkpoint that consists of exactly these files."""
         check_shards(files)
-        header = read_header(files)
+        header = read_header(files, self.formats)
         return detection(self._tuned_row(self.recognise(header), header), header, files[0].parent)
 
     def _tuned_row(self, row: Row, header: Header) -> Row:
@@ -214,13 +220,14 @@ class Registry:
             return
         seen.add(folder.resolve())
         entries: list[Path] = []
+        suffixes = self.formats.suffixes
         try:
             with examining(folder):
                 entries = sorted(folder.iterdir())
                 sources = self._sources(folder)
         except CheckpointError as error:  # such as a bad index of shards, which must not hide other files
             yield Verdict(folder, None, error)
-            sources = [*group_files(path for path in entries if path.suffix in SUFFIXES)]
+            sources = [*group_files((path for path in entries if path.suffix in suffixes), suffixes)]
         for source in sources:
             path = source[0] if isinstance(source, tuple) else source
             try:
@@ -234,7 +241,7 @@ class Registry:
 
     def _sources(self, folder: Path) -> list[Path | Files]:
         """The folder itself if it is one model, else the checkpoints among its files."""
-        return [folder] if self._folder_row(folder) else [*group_files(folder.iterdir())]
+        return [folder] if self._folder_row(folder) else [*group_files(folder.iterdir(), self.formats.suffixes)]
 
     def _folder_row(self, folder: Path) -> Row | None:
         """The row of a Hugging Face folder, if it is one whose architecture has a row."""
@@ -287,9 +294,9 @@ def _renamed(row: Row, role: str, header: Header) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _folder_detection(row: Row, folder: Path) -> Detection:
+def _folder_detection(row: Row, folder: Path, formats: Formats) -> Detection:
     """A Hugging Face folder: its weights in one of the usual files."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
-            return detection(row, read_header([folder / name]), folder)
+            return detection(row, read_header([folder / name], formats), folder)
     raise CheckpointError(f"{folder} has the config.json of a {row.name} but no model.safetensors or pytorch_model.bin")
