@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from benchmarks.avatar_makers import Engines
@@ -22,6 +23,7 @@ def test_it_is_small_enough_to_ship() -> None:
     assert sum(weights) <= MOST_BYTES
 
 
+@pytest.mark.slow
 def test_it_talks(speech: Path) -> None:
     """A face that it was not trained on says the demo's sentence."""
     config = parse_config(read_yaml(find_config("tiny")), "tiny")

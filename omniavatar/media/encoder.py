@@ -123,9 +123,12 @@ class Encoder:
 
     def _enqueue(self, item: object) -> None:
         self._check()
-        begin = time.perf_counter()
-        self._queue.put(item)
-        self.waited += time.perf_counter() - begin
+        try:
+            self._queue.put_nowait(item)
+        except queue.Full:
+            begin = time.perf_counter()
+            self._queue.put(item)
+            self.waited += time.perf_counter() - begin
 
     def _check(self) -> None:
         if self._error is not None:

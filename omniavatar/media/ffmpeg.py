@@ -1,8 +1,8 @@
 """Runs the ffmpeg binary that imageio-ffmpeg brings along; there is no ffprobe and never a shell.
 
 Files are named by `file:` URLs of absolute paths, so that no name can be taken for an option (`-x.mp3`) or for a
-protocol (`concat:a|b`). Each process gets its own session: Ctrl-C reaches Python alone, which decides what becomes of
-the output.
+protocol (`concat:a|b`). Each process gets its own session, and signals of the terminal blocked until it has it: Ctrl-C
+reaches Python alone, which decides what becomes of the output.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -64,6 +64,22 @@ def last_words(log: str) -> str:
     return (telling or [line for line in lines if line] or ["ffmpeg gave no reason"])[-1]
 
 
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Let processes that are started within have the signals blocked by which a terminal or a manager ends a group.
+
+    Until a new process has its own session it belongs to the group of its parent.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Ffmpeg:
     """One ffmpeg process. Leaving its `with` block kills it if it still runs.
 
@@ -75,13 +91,14 @@ class Ffmpeg:
 
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill(); a file cannot fill up as a pipe would
         try:
-            self._process = subprocess.Popen(
-                [get_ffmpeg_exe(), "-hide_banner", "-nostdin", *arguments],
-                stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=self._log,
-                start_new_session=True,
-            )
+            with signals_blocked():
+                self._process = subprocess.Popen(
+                    [get_ffmpeg_exe(), "-hide_banner", "-nostdin", *arguments],
+                    stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=self._log,
+                    start_new_session=True,
+                )
         except (OSError, RuntimeError) as error:  # RuntimeError: imageio-ffmpeg finds no binary
             self._log.close()
             short_of = isinstance(error, OSError) and error.errno in _SHORTAGES

@@ -50,6 +50,7 @@ def test_the_last_command_is_repeated_where_it_was_given(
     assert (folder / "a.mp4").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_a_video_says_what_made_it(omni: Omni, folder: Path) -> None:
     assert omni("run", *SHORT, "--seed", "random", "-o", str(folder / "a.mp4")).code == 0
     first = (folder / "a.mp4").read_bytes()
@@ -64,6 +65,7 @@ def test_a_video_says_what_made_it(omni: Omni, folder: Path) -> None:
     assert json.loads(read_metadata(folder / "b.mp4")["comment"])["seed"] == 3
 
 
+@pytest.mark.slow
 def test_a_video_of_a_list_is_repeated_alone(omni: Omni, folder: Path) -> None:
     (folder / "list.txt").write_text("a red wall\na blue wall\n")
     assert omni("run", *SHORT, "--input-file", str(folder / "list.txt"), "-o", str(folder / "made")).code == 0

@@ -158,6 +158,7 @@ class Slow(nn.Module):
         return x + 1
 
 
+@pytest.mark.slow
 def test_what_is_slow_the_first_time_does_not_count_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     class Compiling:
         def __init__(self) -> None:
@@ -195,6 +196,7 @@ def test_a_block_is_measured_and_then_only_takes_its_time(monkeypatch: pytest.Mo
     assert slow.calls == FEWEST_CALLS + 1
 
 
+@pytest.mark.slow
 def test_every_rehearsal_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands outside the blocks is timed in each; observers see the first."""
     monkeypatch.setattr(rehearsing, "is_worth_repeating", lambda times, took: len(took) < 3)

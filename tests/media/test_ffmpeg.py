@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -39,6 +40,22 @@ def test_a_binary_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_ctrl_c_does_not_reach_the_child() -> None:
     with ffmpeg.Ffmpeg(["-f", "u8", "-i", "pipe:0", "-f", "null", "-"], feed=True) as process:
         assert os.getsid(process.pid) == process.pid != os.getsid(0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc")
+def test_the_child_never_sees_a_signal_of_its_parents_group() -> None:
+    """Between its start and its own session it is one of the group that a terminal signals."""
+    before = blocked(os.getpid())
+    with ffmpeg.Ffmpeg(["-f", "u8", "-i", "pipe:0", "-f", "null", "-"], feed=True) as process:
+        assert {signal.SIGINT, signal.SIGTERM, signal.SIGHUP} <= blocked(process.pid)
+    assert blocked(os.getpid()) == before
+
+
+def blocked(pid: int) -> set[int]:
+    """The signals that a process has blocked."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    mask = int(lines["SigBlk"], 16)
+    return {number + 1 for number in range(64) if mask >> number & 1}
 
 
 def test_leaving_the_block_ends_the_process() -> None:
