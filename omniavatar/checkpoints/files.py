@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from omniavatar.checkpoints.headers import SUFFIXES
-from omniavatar.errors import CheckpointError, parsing
+from omniavatar.checkpoints.headers import SUFFIXES, read_safetensors_header
+from omniavatar.errors import CheckpointError, parsing, shown
 
 Source = str | Path | Sequence[str | Path]
 """A path or pattern; or a list of them whose files together are one checkpoint."""
@@ -18,6 +18,24 @@ Source = str | Path | Sequence[str | Path]
 Files = tuple[Path, ...]
 _INDEX = ".index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})")
+_MAX_INDEX_BYTES = 100_000_000
+
+LAYOUTS: dict[str, dict[str, str | None]] = {
+    "model_index.json": {
+        "transformer": None,
+        "transformer_2": "dit2",
+        "vae": None,
+        "text_encoder": None,
+        "image_encoder": None,
+    },
+    "high_noise_model": {"": None, "high_noise_model": None, "low_noise_model": "dit2"},
+}
+"""Folders of several models: what such a folder has -> its sub-folders with models ("": itself), and the role of their
+transformer if it is not the first."""
+SAME_WEIGHTS = (("pytorch_model", ".bin", "model", ".safetensors"),)
+"""One model in two formats in a folder: stem and ending of what is passed over, and of what is read instead."""
+_VARIANT = re.compile(r"(?P<stem>(?:diffusion_)?(?:pytorch_)?model)\.(?:fp16|bf16|fp32|non_ema)")
+"""A second copy of a model in another precision, as diffusers names it."""
 
 
 def find_checkpoints(source: Source) -> list[Files]:
@@ -29,7 +47,7 @@ def find_checkpoints(source: Source) -> list[Files]:
         return [tuple(dict.fromkeys(files))]
     path = Path(source).expanduser()
     if path.is_dir():
-        return _in_folder(path)
+        return [files for folder, _ in parts_of_folder(path) for files in _in_folder(folder)]
     if path.name.endswith(_INDEX) and path.is_file():
         return [indexed_files(path)]
     if path.is_file():
@@ -38,6 +56,36 @@ def find_checkpoints(source: Source) -> list[Files]:
     if not found:
         raise CheckpointError(f"no model file at {path}; give a file, a pattern, or the folder that holds the files")
     return group_files(file for file in found if file.is_file())
+
+
+def parts_of_folder(folder: Path) -> list[tuple[Path, str | None]]:
+    """The folders whose models a folder stands for, each with the role of its transformer; mostly itself alone.
+
+    A repository of the Hugging Face cache stands for its snapshot.
+    """
+    folder = snapshot(folder)
+    for sign, parts in LAYOUTS.items():
+        if (folder / sign).exists():
+            return [(folder / name, role) for name, role in parts.items() if (folder / name).is_dir()]
+    return [(folder, None)]
+
+
+def snapshot(folder: Path) -> Path:
+    """The folder of files of a repository in the Hugging Face cache: of its main branch, or of the only one there is."""
+    snapshots = folder / "snapshots"
+    if not (folder.name.startswith("models--") and snapshots.is_dir()):
+        return folder
+    main = folder / "refs" / "main"
+    if main.is_file() and main.stat().st_size < 200:
+        name = main.read_text(encoding="utf-8", errors="replace").strip()
+        if name == Path(name).name and (snapshots / name).is_dir():
+            return snapshots / name
+    found = sorted(path for path in snapshots.iterdir() if path.is_dir())
+    if len(found) != 1:
+        raise CheckpointError(
+            f"{folder} has {len(found)} snapshots and none for its branch main; name one of the folders in {snapshots}"
+        )
+    return found[0]
 
 
 def _in_folder(folder: Path) -> list[Files]:
@@ -50,8 +98,18 @@ def _in_folder(folder: Path) -> list[Files]:
 
 
 def group_files(paths: Iterable[Path]) -> list[Files]:
-    """Group the model files among some paths: shards by an index file or by their names, others one by one."""
+    """Group the model files among some paths: shards by an index file or by their names, others one by one.
+
+    A model that is there twice, pickled or in another precision, is read once. Raises CheckpointError for a link to
+    nothing.
+    """
     paths = list(paths)
+    for path in paths:
+        if path.suffix in SUFFIXES and path.is_symlink() and not path.exists():
+            raise CheckpointError(
+                f"{path} is a link to {path.readlink()}, which is not there; download the model again"
+            )
+    paths = without_copies(paths)
     groups = [indexed_files(path) for path in paths if path.name.endswith(_INDEX)]
     taken = {file for group in groups for file in group}
     shards: dict[tuple[Path, str, str], list[Path]] = defaultdict(list)
@@ -64,18 +122,80 @@ def group_files(paths: Iterable[Path]) -> list[Files]:
     return sorted(dict.fromkeys(groups))
 
 
+def without_copies(paths: Sequence[Path]) -> list[Path]:
+    """The paths without those of models that are there in a form that is read instead."""
+    there = {(path.parent, _model_stem(path)) for path in paths}
+
+    def is_copy(path: Path) -> bool:
+        stem, suffix = _model_stem(path)
+        variant = _VARIANT.fullmatch(stem)
+        if variant and (path.parent, (variant["stem"], suffix)) in there:
+            return True
+        return any(
+            (stem, suffix) == (other, its) and (path.parent, (read, instead)) in there
+            for other, its, read, instead in SAME_WEIGHTS
+        )
+
+    return [path for path in paths if not is_copy(path)]
+
+
+def _model_stem(path: Path) -> tuple[str, str]:
+    """Name and ending of the model that a file is of, without the number of a shard; of an index, those of its shards."""
+    name = Path(path.name.removesuffix(_INDEX))
+    match = _SHARD.fullmatch(name.stem)
+    return (match["stem"] if match else name.stem), name.suffix
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """Where each tensor lies, by an `*.index.json`: its name -> the name of a file in the same folder.
+
+    Raises CheckpointError for what is no such index, and for names that are no files of its folder.
+    """
+    with parsing(lambda reason: CheckpointError(f"{index} is not JSON ({reason}); download it again")):
+        if index.stat().st_size > _MAX_INDEX_BYTES:
+            raise ValueError("it is too large")
+        content = json.loads(index.read_bytes())
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{index} has no weight_map, which says in which file a tensor lies; download it again")
+    for name in places.values():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{index}: the name of a shard is no text, but {shown(name)}; download it again")
+        if name != Path(name).name or "\\" in name:
+            raise CheckpointError(f"{index} lists {shown(name)}, which is no plain file name of its own folder")
+        if Path(name).suffix not in SUFFIXES:
+            raise CheckpointError(f"{index} lists {shown(name)}, which is no model file by its name")
+    return places
+
+
 def indexed_files(index: Path) -> Files:
-    """The shards that an `*.index.json` lists; names that leave its folder are refused."""
-    with parsing(lambda _: CheckpointError(f"{index} is not an index of model shards; it needs a 'weight_map'")):
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-    if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
-        raise CheckpointError(f"{index} lists shards that are not plain file names of its own folder")
+    """The shards that an `*.index.json` lists; names that leave its folder are refused, links are not."""
+    names = set(read_index(index).values())
     missing = sorted(name for name in names if not (index.parent / name).is_file())
     if missing:
         raise CheckpointError(
             f"{index} lists {', '.join(missing[:3])}, which {index.parent} lacks; download the missing shards"
         )
+    stems = {(match["stem"], match["total"]) for name in names if (match := _SHARD.fullmatch(Path(name).stem))}
+    for path in sorted(index.parent.iterdir()):
+        match = _SHARD.fullmatch(path.stem)
+        if match and (match["stem"], match["total"]) in stems and path.suffix in SUFFIXES and path.name not in names:
+            raise CheckpointError(f"{index} leaves out {path.name}, which lies beside it; download the index again")
     return tuple(index.parent / name for name in sorted(names))
+
+
+def check_index(files: Files) -> None:
+    """Refuse shards that lack a tensor which the index beside them places there."""
+    for index in sorted(files[0].parent.glob("*" + _INDEX)) if len(files) > 1 else ():
+        places = read_index(index)
+        if not set(places.values()) <= {file.name for file in files}:
+            continue
+        held = {file.name: set(read_safetensors_header(file)) for file in files if file.suffix == ".safetensors"}
+        for name, file in places.items():
+            if file in held and name not in held[file]:
+                raise CheckpointError(
+                    f"{index} places '{name[:200]}' in {file}, which lacks it; download both again"
+                )
 
 
 def check_shards(files: Files) -> None:

@@ -77,11 +77,16 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of a checkpoint says; `entries` also holds the nested dictionaries of pickled files."""
+    """What the header of a checkpoint says.
+
+    entries: what the hash is made from; also the nested dictionaries of pickled files. extras: what lies in the files
+    and is no weight, such as the "tokenizer" of a text encoder.
+    """
 
     files: tuple[Path, ...]
     tensors: Mapping[str, TensorInfo]
     entries: Entries = field(repr=False)
+    extras: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def hash(self) -> str:
@@ -217,10 +222,20 @@ def read_pickled_header(file: Path) -> tuple[dict[str, TensorInfo], Entries]:
     content = unpickle(file, data=False)
     tensors = {
         name: TensorInfo(name, tuple(value.shape), str(value.dtype).removeprefix("torch."), file)
-        for name, value in content.items()
-        if hasattr(value, "dtype")
+        for name, value in flat(content).items()
     }
     return tensors, _entries(content)
+
+
+def flat(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of nested dictionaries, each under the names on the way to it, joined with dots."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            tensors |= flat(value, f"{prefix}{name}.")
+        elif hasattr(value, "dtype") and hasattr(value, "shape"):
+            tensors[f"{prefix}{name}"] = value
+    return tensors
 
 
 def check_bounded(file: Path, content: Any) -> None:

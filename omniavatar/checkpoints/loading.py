@@ -20,7 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from omniavatar.checkpoints.headers import TensorInfo, is_zip, unpickle
+from omniavatar.checkpoints.derived import Derived, parts_of
+from omniavatar.checkpoints.headers import TensorInfo, flat, is_zip, unpickle
 from omniavatar.checkpoints.names import matches
 from omniavatar.checkpoints.nearest import few
 from omniavatar.errors import CheckpointError
@@ -96,10 +97,7 @@ def load_network(
         )
     if base.spec.dtype is not None:
         dtype = getattr(torch, base.spec.dtype)
-    if base.spec.loader == "folder":
-        return _from_folder(base, device, dtype or torch.float32)
-    config = merged_config(components) | dict(overrides or {})
-    network = build_on_meta(base.spec.network, config | accepted(base.spec.network, offered))
+    network = skeleton(components, overrides, **offered)
     sources = merged_sources(components)
     check_names(network, sources, growable=base.spec.growable, optional=base.spec.optional)
     left = set() if blocks else names_of_blocks(network)
@@ -135,10 +133,18 @@ def merged_config(components: Sequence[Component]) -> dict[str, Any]:
     return {key: value for component in components for key, value in component.config.items()}
 
 
-def _from_folder(component: Component, device: Device, dtype: torch.dtype) -> nn.Module:
-    network: Any = import_network(str(component.spec.network))
-    loaded: nn.Module = network.from_folder(component.folder, device=device, dtype=dtype)
-    return loaded.eval().requires_grad_(False)
+def skeleton(components: Sequence[Component], overrides: Mapping[str, Any] | None = None, **offered: Any) -> nn.Module:
+    """The network of a base component and the overlays on it, without weights, on the meta device."""
+    base = components[0]
+    path = str(base.spec.network)
+    if base.spec.loader == "folder":
+        kind: Any = import_network(path)
+        network: nn.Module = kind.from_checkpoint(
+            base.folder, {name: info.shape for name, info in base.tensors.items()}
+        )
+        return network
+    config = merged_config(components) | dict(overrides or {})
+    return build_on_meta(path, config | accepted(path, offered))
 
 
 def check_names(
@@ -206,12 +212,41 @@ def read_tensors(
     sources: Mapping[str, TensorInfo], *, device: Device, dtype: torch.dtype | None
 ) -> Iterator[tuple[str, Tensor]]:
     """Read tensors file by file, each brought to its device and, if it is floating point, its dtype before the next."""
-    for file, count in Counter(source.file for source in sources.values()).items():
+    for file, count in Counter(part.file for source in sources.values() for part in parts_of(source)).items():
         log.info("reading %d tensors from %s", count, file)
     yield from _tensors(sources, device, dtype)
 
 
 def _tensors(
+    sources: Mapping[str, TensorInfo], device: Device, dtype: torch.dtype | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a file is read once, also where several weights are made of it."""
+    stored: dict[str, TensorInfo] = {}
+    waiting: dict[str, list[str]] = defaultdict(list)
+    for name, source in sources.items():
+        if not isinstance(source, Derived):
+            stored[name] = source
+        for part in source.parts if isinstance(source, Derived) else ():
+            stored[part_key(part)] = part
+            waiting[part_key(part)].append(name)
+    there: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, tensor in _stored_tensors(stored, device, dtype):
+        if key not in waiting:
+            yield key, tensor
+        for name in waiting.get(key, ()):
+            derived = sources[name]
+            there[name][key] = tensor
+            if isinstance(derived, Derived) and len(there[name]) == len({part_key(part) for part in derived.parts}):
+                parts = there.pop(name)
+                yield name, derived.make([parts[part_key(part)] for part in derived.parts])
+
+
+def part_key(part: TensorInfo) -> str:
+    """A name for a tensor of a file that no weight has."""
+    return f"{part.file}\n{part.name}"
+
+
+def _stored_tensors(
     sources: Mapping[str, TensorInfo], device: Device, dtype: torch.dtype | None
 ) -> Iterator[tuple[str, Tensor]]:
     by_file: dict[Path, dict[str, TensorInfo]] = defaultdict(dict)
@@ -256,6 +291,6 @@ def _read_pickled(file: Path, names: Mapping[str, str], device: Device) -> Itera
     """`device` is applied by the caller: a mapped file is moved tensor by tensor."""
     if not is_zip(file):
         log.info("%s is in torch's legacy format, which cannot be memory-mapped: it is read whole", file)
-    content = unpickle(file, data=True)
+    content = flat(unpickle(file, data=True))
     for name, name_in_file in names.items():
         yield name, content.pop(name_in_file)

@@ -231,7 +231,7 @@ def followers_in(component: Component) -> bool:
 def heads(component: Component) -> dict[str, Any]:
     """In the tiny networks without a config.json the number of heads plays no part; any that divides will do."""
     config = component.config
-    if component.role.startswith("dit") and not config.get("num_heads") and "dim" in config:
+    if "num_heads" in config and config["num_heads"] < 1:
         return {"num_heads": 2}
     return {}
 
