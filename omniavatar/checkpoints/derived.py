@@ -78,5 +78,3 @@ def reshaped(info: TensorInfo, *, turned: bool = False, leading: int = 0) -> Ten
 def parts_of(info: TensorInfo) -> tuple[TensorInfo, ...]:
     """The tensors of files that a weight is read from."""
     return info.parts if isinstance(info, Derived) else (info,)
-
-

@@ -1,8 +1,8 @@
 """Other programs' names for the same networks, as tables: `[[container]]` and `[[dialect]]` rows.
 
-A container says what stands in front of the names, such as `model.diffusion_model.`, and so which parts of a file are a
-checkpoint each. A dialect says which names a program gives to the weights of a network, and how they become the official
-ones, by which the `[[checkpoint]]` rows know it. Nothing is read but headers.
+A container says what stands in front of the names, such as `model.diffusion_model.`, and so which parts of a file are
+a checkpoint each. A dialect says which names a program gives to the weights of a network, and how they become the
+official ones, by which the `[[checkpoint]]` rows know it. Nothing is read but headers.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Container(BaseModel):
 class Rule:
     """One rule from the names of a file to official ones, as a rename rule; further:
 
-    join: what the last `{}` of `file` tells apart is joined along this dimension, in the order in which it stands there.
+    join: what the last `{}` of `file` tells apart is joined along this dimension, in the order that it has there.
     split: the tensor is cut along this dimension into what the last `{}` of `network` tells apart.
     turned: the two sides of the matrix are exchanged. leading: so many sides of 1 come in front of the shape.
     """
@@ -149,9 +149,9 @@ class Dialect(BaseModel):
 
     def official(self, header: Header) -> Header:
         """The header under official names. Raises CheckpointError for two names that mean one, or a part that lacks."""
-        extras = {
-            what: header.tensors[name] for what, name in self.extras.items() if name in header.tensors
-        } or dict(header.extras)
+        extras = {what: header.tensors[name] for what, name in self.extras.items() if name in header.tensors} or dict(
+            header.extras
+        )
         left_out = (*self.ignore, *self.extras.values())
         tensors = {name: info for name, info in header.tensors.items() if not matches(name, left_out)}
         for rule in self.rename:
@@ -198,7 +198,5 @@ class Names:
 
 def part(header: Header, prefix: str) -> Header:
     """What lies under a prefix."""
-    tensors = {
-        name.removeprefix(prefix): info for name, info in header.tensors.items() if name.startswith(prefix)
-    }
+    tensors = {name.removeprefix(prefix): info for name, info in header.tensors.items() if name.startswith(prefix)}
     return renamed(header, tensors, header.extras)

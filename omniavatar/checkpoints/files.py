@@ -176,10 +176,14 @@ def indexed_files(index: Path) -> Files:
         raise CheckpointError(
             f"{index} lists {', '.join(missing[:3])}, which {index.parent} lacks; download the missing shards"
         )
-    stems = {(match["stem"], match["total"]) for name in names if (match := _SHARD.fullmatch(Path(name).stem))}
+    stem, suffix = _model_stem(index)
     for path in sorted(index.parent.iterdir()):
-        match = _SHARD.fullmatch(path.stem)
-        if match and (match["stem"], match["total"]) in stems and path.suffix in SUFFIXES and path.name not in names:
+        if (
+            path.name not in names
+            and path.suffix == suffix
+            and _SHARD.fullmatch(path.stem)
+            and _model_stem(path)[0] == stem
+        ):
             raise CheckpointError(f"{index} leaves out {path.name}, which lies beside it; download the index again")
     return tuple(index.parent / name for name in sorted(names))
 
@@ -193,9 +197,7 @@ def check_index(files: Files) -> None:
         held = {file.name: set(read_safetensors_header(file)) for file in files if file.suffix == ".safetensors"}
         for name, file in places.items():
             if file in held and name not in held[file]:
-                raise CheckpointError(
-                    f"{index} places '{name[:200]}' in {file}, which lacks it; download both again"
-                )
+                raise CheckpointError(f"{index} places '{name[:200]}' in {file}, which lacks it; download both again")
 
 
 def check_shards(files: Files) -> None:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from omniavatar.checkpoints.derived import Derived, parts_of
+from omniavatar.checkpoints.formulas import read_settings
 from omniavatar.checkpoints.headers import TensorInfo, flat, is_zip, unpickle
 from omniavatar.checkpoints.names import matches
 from omniavatar.checkpoints.nearest import few
@@ -139,9 +140,13 @@ def skeleton(components: Sequence[Component], overrides: Mapping[str, Any] | Non
     path = str(base.spec.network)
     if base.spec.loader == "folder":
         kind: Any = import_network(path)
-        network: nn.Module = kind.from_checkpoint(
-            base.folder, {name: info.shape for name, info in base.tensors.items()}
-        )
+        settings = read_settings(base.folder / "config.json")
+        try:
+            network: nn.Module = kind.from_checkpoint(
+                settings, {name: info.shape for name, info in base.tensors.items()}
+            )
+        except CheckpointError as error:
+            raise CheckpointError(f"{base.files[0]}: {error}") from error
         return network
     config = merged_config(components) | dict(overrides or {})
     return build_on_meta(path, config | accepted(path, offered))

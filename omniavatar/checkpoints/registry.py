@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from omniavatar.checkpoints.dialects import Container, Dialect, Names
 from omniavatar.checkpoints.files import (
     Files,
     Source,
@@ -21,11 +22,19 @@ from omniavatar.checkpoints.files import (
     group_files,
     parts_of_folder,
 )
-from omniavatar.checkpoints.dialects import Container, Dialect, Names
 from omniavatar.checkpoints.formulas import Formulas, read_settings
 from omniavatar.checkpoints.headers import SUFFIXES, Header, TensorInfo, read_header
 from omniavatar.checkpoints.nearest import Neighbours
-from omniavatar.checkpoints.tables import ComponentSpec, Row, Table, Tuned, Unsupported, read_further, read_table, read_tuned
+from omniavatar.checkpoints.tables import (
+    ComponentSpec,
+    Row,
+    Table,
+    Tuned,
+    Unsupported,
+    read_further,
+    read_table,
+    read_tuned,
+)
 from omniavatar.errors import CheckpointError, parsing
 from omniavatar.resources import registry_tables
 
@@ -219,8 +228,7 @@ class Registry:
         if row is not None:
             return [detection(row, self._names.official(header) or header, files[0].parent)]
         return [
-            detection(self._tuned_row(row, part), part, files[0].parent)
-            for row, part in self.readings(header, wanted)
+            detection(self._tuned_row(row, part), part, files[0].parent) for row, part in self.readings(header, wanted)
         ]
 
     def readings(self, header: Header, wanted: str | None = None, depth: int = 0) -> list[tuple[Row, Header]]:
@@ -262,7 +270,9 @@ class Registry:
             return row
         known = self._unsupported.get(header.hash)
         if known is not None:
-            raise CheckpointError(f"{header.files[0]} is {known.name} ({known.repo}), which is not supported: {known.why}")
+            raise CheckpointError(
+                f"{header.files[0]} is {known.name} ({known.repo}), which is not supported: {known.why}"
+            )
         names = list(header.tensors)
         fitting = [row for row in self.rows if row.match and not row.unmet(names) and not row.unclaimed(names)]
         fitting = [row for row in fitting if not row.partial] or fitting

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from omniavatar.checkpoints.formulas import read_settings
 from omniavatar.errors import CheckpointError, in_one_line
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -110,16 +109,19 @@ class AudioEncoder(nn.Module):
         return encoder.eval()
 
     @classmethod
-    def from_checkpoint(cls, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> AudioEncoder:
+    def from_checkpoint(cls, settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> AudioEncoder:
         """The network without its weights, on the meta device, for a file with weights of these shapes.
 
-        The config.json in the folder counts if it is one of wav2vec2; else the numbers come from the shapes.
+        settings: what the config.json beside the file holds; that of another model may lie there, and does not count.
+        Without them the numbers come from the shapes. Raises CheckpointError if no network has these.
         """
         try:
+            is_ours = settings.get("model_type") == "wav2vec2"
+            config = Wav2Vec2Config.from_dict(dict(settings)) if is_ours else config_of_shapes(shapes)
             with torch.device("meta"):
-                return cls(read_config(folder) if has_config(folder) else config_of_shapes(shapes))
-        except (CheckpointError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-            raise CheckpointError(f"wav2vec2 in {folder}: {in_one_line(error)}") from error
+                return cls(config)
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"no wav2vec2 has these numbers ({in_one_line(error)})") from error
 
     @classmethod
     def from_folder(
@@ -173,11 +175,6 @@ def read_config(path: Path) -> Wav2Vec2Config:
     if values.get("model_type") != "wav2vec2":
         raise CheckpointError(f"config.json describes a '{values.get('model_type')}' model; needed is 'wav2vec2'")
     return Wav2Vec2Config.from_dict(values)
-
-
-def has_config(folder: Path) -> bool:
-    """Whether a folder describes a wav2vec2; the config.json of another model may lie beside a single file."""
-    return read_settings(folder / "config.json").get("model_type") == "wav2vec2"
 
 
 def config_of_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Wav2Vec2Config:

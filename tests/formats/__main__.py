@@ -28,7 +28,7 @@ def why_not(raw: dict[str, Any], folder: Path) -> str | None:
         return str(error)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # noqa: BLE001 - a panic of an extension, too, is the failure of one case
+    except BaseException as error:
         return f"{type(error).__name__}: {error}"
     return None
 
