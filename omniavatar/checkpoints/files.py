@@ -71,7 +71,7 @@ def parts_of_folder(folder: Path) -> list[tuple[Path, str | None]]:
 
 
 def snapshot(folder: Path) -> Path:
-    """The folder of files of a repository in the Hugging Face cache: of its main branch, or of the only one there is."""
+    """The files of a repository in the Hugging Face cache: those of its main branch, or the only ones there are."""
     snapshots = folder / "snapshots"
     if not (folder.name.startswith("models--") and snapshots.is_dir()):
         return folder
@@ -140,7 +140,7 @@ def without_copies(paths: Sequence[Path]) -> list[Path]:
 
 
 def _model_stem(path: Path) -> tuple[str, str]:
-    """Name and ending of the model that a file is of, without the number of a shard; of an index, those of its shards."""
+    """Name and ending of the model that a file is of, without a shard's number; of an index, those of its shards."""
     name = Path(path.name.removesuffix(_INDEX))
     match = _SHARD.fullmatch(name.stem)
     return (match["stem"] if match else name.stem), name.suffix

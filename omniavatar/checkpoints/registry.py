@@ -297,7 +297,7 @@ class Registry:
                 sources = self._sources(folder)
         except CheckpointError as error:  # such as a bad index of shards, which must not hide other files
             yield Verdict(folder, None, error)
-            sources = [*group_files(path for path in entries if path.suffix in SUFFIXES)]
+            sources = [*group_files(path for path in entries if path.suffix in SUFFIXES and path.is_file())]
         for source in sources:
             path = source[0] if isinstance(source, tuple) else source
             try:

@@ -200,7 +200,6 @@ def config_of_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Wav2Vec2Config:
         conv_bias="model.feature_extractor.conv_layers.0.conv.bias" in shapes,
         feat_extract_norm="layer" if is_large else "group",
         do_stable_layer_norm=is_large,
-        num_feat_extract_layers=len(kernels),
         num_conv_pos_embeddings=position[2],
         num_conv_pos_embedding_groups=position[0] // position[1],
     )

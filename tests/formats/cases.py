@@ -1,4 +1,4 @@
-"""The cases of a directory of weight files: what `cases.json` says, read strictly, and the folders that a case builds."""
+"""The cases of a directory of weight files: what `cases.json` says, and the folders that a case builds."""
 
 from __future__ import annotations
 

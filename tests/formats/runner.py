@@ -1,4 +1,4 @@
-"""One case of a directory of weight files, run through the product: `run(case, folder)` raises `Failed` with the reason."""
+"""One case of a directory of weight files, run through the product: `run(case, folder)` raises `Failed`."""
 
 from __future__ import annotations
 
