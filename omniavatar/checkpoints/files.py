@@ -6,10 +6,11 @@ import glob
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from omniavatar.checkpoints.headers import SUFFIXES, read_safetensors_header
+from omniavatar.checkpoints.formats.safetensors import Safetensors, read_contents
+from omniavatar.checkpoints.headers import SUFFIXES
 from omniavatar.errors import CheckpointError, parsing, shown
 
 Source = str | Path | Sequence[str | Path]
@@ -38,24 +39,27 @@ _VARIANT = re.compile(r"(?P<stem>(?:diffusion_)?(?:pytorch_)?model)\.(?:fp16|bf1
 """A second copy of a model in another precision, as diffusers names it."""
 
 
-def find_checkpoints(source: Source) -> list[Files]:
-    """The checkpoints that a source names, each the tuple of its files; a checkpoint that lacks shards is an error."""
+def find_checkpoints(source: Source, suffixes: Collection[str] = SUFFIXES) -> list[Files]:
+    """The checkpoints that a source names, each the tuple of its files; a checkpoint that lacks shards is an error.
+
+    suffixes: the endings of model files in folders.
+    """
     if not isinstance(source, str | Path):
-        files = tuple(file for item in source for group in find_checkpoints(item) for file in group)
+        files = tuple(file for item in source for group in find_checkpoints(item, suffixes) for file in group)
         if not files:
             raise CheckpointError("an empty list of model files was given; give at least one path")
         return [tuple(dict.fromkeys(files))]
     path = Path(source).expanduser()
     if path.is_dir():
-        return [files for folder, _ in parts_of_folder(path) for files in _in_folder(folder)]
+        return [files for folder, _ in parts_of_folder(path) for files in _in_folder(folder, suffixes)]
     if path.name.endswith(_INDEX) and path.is_file():
-        return [indexed_files(path)]
+        return [indexed_files(path, suffixes)]
     if path.is_file():
         return [(path,)]
     found = [Path(name) for name in sorted(glob.glob(str(path)))]
     if not found:
         raise CheckpointError(f"no model file at {path}; give a file, a pattern, or the folder that holds the files")
-    return group_files(file for file in found if file.is_file())
+    return group_files((file for file in found if file.is_file()), suffixes)
 
 
 def parts_of_folder(folder: Path) -> list[tuple[Path, str | None]]:
@@ -88,16 +92,16 @@ def snapshot(folder: Path) -> Path:
     return found[0]
 
 
-def _in_folder(folder: Path) -> list[Files]:
-    groups = group_files(sorted(folder.iterdir()))
+def _in_folder(folder: Path, suffixes: Collection[str]) -> list[Files]:
+    groups = group_files(sorted(folder.iterdir()), suffixes)
     if not groups:
         raise CheckpointError(
-            f"{folder} holds no model files; looked for {', '.join('*' + suffix for suffix in SUFFIXES)}"
+            f"{folder} holds no model files; looked for {', '.join('*' + suffix for suffix in suffixes)}"
         )
     return groups
 
 
-def group_files(paths: Iterable[Path]) -> list[Files]:
+def group_files(paths: Iterable[Path], suffixes: Collection[str] = SUFFIXES) -> list[Files]:
     """Group the model files among some paths: shards by an index file or by their names, others one by one.
 
     A model that is there twice, pickled or in another precision, is read once. Raises CheckpointError for a link to
@@ -105,16 +109,16 @@ def group_files(paths: Iterable[Path]) -> list[Files]:
     """
     paths = list(paths)
     for path in paths:
-        if path.suffix in SUFFIXES and path.is_symlink() and not path.exists():
+        if path.suffix in suffixes and path.is_symlink() and not path.exists():
             raise CheckpointError(
                 f"{path} is a link to {path.readlink()}, which is not there; download the model again"
             )
     paths = without_copies(paths)
-    groups = [indexed_files(path) for path in paths if path.name.endswith(_INDEX)]
+    groups = [indexed_files(path, suffixes) for path in paths if path.name.endswith(_INDEX)]
     taken = {file for group in groups for file in group}
     shards: dict[tuple[Path, str, str], list[Path]] = defaultdict(list)
     for path in paths:
-        if path in taken or path.suffix not in SUFFIXES or not path.is_file():
+        if path in taken or path.suffix not in suffixes or not path.is_file():
             continue
         match = _SHARD.fullmatch(path.stem)
         shards[(path.parent, match["stem"] if match else path.stem, path.suffix)].append(path)
@@ -146,7 +150,7 @@ def _model_stem(path: Path) -> tuple[str, str]:
     return (match["stem"] if match else name.stem), name.suffix
 
 
-def read_index(index: Path) -> dict[str, str]:
+def read_index(index: Path, suffixes: Collection[str] = SUFFIXES) -> dict[str, str]:
     """Where each tensor lies, by an `*.index.json`: its name -> the name of a file in the same folder.
 
     Raises CheckpointError for what is no such index, and for names that are no files of its folder.
@@ -163,14 +167,14 @@ def read_index(index: Path) -> dict[str, str]:
             raise CheckpointError(f"{index}: the name of a shard is no text, but {shown(name)}; download it again")
         if name != Path(name).name or "\\" in name:
             raise CheckpointError(f"{index} lists {shown(name)}, which is no plain file name of its own folder")
-        if Path(name).suffix not in SUFFIXES:
+        if Path(name).suffix not in suffixes:
             raise CheckpointError(f"{index} lists {shown(name)}, which is no model file by its name")
     return places
 
 
-def indexed_files(index: Path) -> Files:
+def indexed_files(index: Path, suffixes: Collection[str] = SUFFIXES) -> Files:
     """The shards that an `*.index.json` lists; names that leave its folder are refused, links are not."""
-    names = set(read_index(index).values())
+    names = set(read_index(index, suffixes).values())
     missing = sorted(name for name in names if not (index.parent / name).is_file())
     if missing:
         raise CheckpointError(
@@ -194,7 +198,7 @@ def check_index(files: Files) -> None:
         places = read_index(index)
         if not set(places.values()) <= {file.name for file in files}:
             continue
-        held = {file.name: set(read_safetensors_header(file)) for file in files if file.suffix == ".safetensors"}
+        held = {file.name: set(read_contents(file).tensors) for file in files if file.suffix in Safetensors.suffixes}
         for name, file in places.items():
             if file in held and name not in held[file]:
                 raise CheckpointError(f"{index} places '{name[:200]}' in {file}, which lacks it; download both again")

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from omniavatar.checkpoints.derived import Derived, parts_of
+from omniavatar.checkpoints.formats import PackedTensor, TensorInfo
 from omniavatar.checkpoints.formulas import read_settings
-from omniavatar.checkpoints.headers import TensorInfo, flat, is_zip, unpickle
+from omniavatar.checkpoints.headers import BUILTIN_FORMATS
 from omniavatar.checkpoints.names import matches
 from omniavatar.checkpoints.nearest import few
 from omniavatar.errors import CheckpointError
@@ -225,7 +225,16 @@ def read_tensors(
 def _tensors(
     sources: Mapping[str, TensorInfo], device: Device, dtype: torch.dtype | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a file is read once, also where several weights are made of it."""
+    for name, weight in stored_tensors(sources, device):
+        tensor = weight.dense(dtype) if isinstance(weight, PackedTensor) else weight
+        yield name, tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+
+
+def stored_tensors(sources: Mapping[str, TensorInfo], device: Device) -> Iterator[tuple[str, Tensor | PackedTensor]]:
+    """Read tensors, file by file and portion by portion, as they are stored: packed ones stay packed.
+
+    A tensor of a file is read once, also where several weights are made of it.
+    """
     stored: dict[str, TensorInfo] = {}
     waiting: dict[str, list[str]] = defaultdict(list)
     for name, source in sources.items():
@@ -235,12 +244,12 @@ def _tensors(
             stored[part_key(part)] = part
             waiting[part_key(part)].append(name)
     there: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for key, tensor in _stored_tensors(stored, device, dtype):
+    for key, weight in _file_tensors(stored, device):
         if key not in waiting:
-            yield key, tensor
+            yield key, weight
         for name in waiting.get(key, ()):
             derived = sources[name]
-            there[name][key] = tensor
+            there[name][key] = weight.dense() if isinstance(weight, PackedTensor) else weight
             if isinstance(derived, Derived) and len(there[name]) == len({part_key(part) for part in derived.parts}):
                 parts = there.pop(name)
                 yield name, derived.make([parts[part_key(part)] for part in derived.parts])
@@ -251,18 +260,16 @@ def part_key(part: TensorInfo) -> str:
     return f"{part.file}\n{part.name}"
 
 
-def _stored_tensors(
-    sources: Mapping[str, TensorInfo], device: Device, dtype: torch.dtype | None
-) -> Iterator[tuple[str, Tensor]]:
+def _file_tensors(sources: Mapping[str, TensorInfo], device: Device) -> Iterator[tuple[str, Tensor | PackedTensor]]:
     by_file: dict[Path, dict[str, TensorInfo]] = defaultdict(dict)
     for name, source in sources.items():
         by_file[source.file][name] = source
     for file, within in by_file.items():
-        in_parts = file.suffix == ".safetensors" or is_zip(file)
-        for names in portions(within, PORTION) if in_parts else [names_in_file(within)]:
-            read = _read_safetensors if file.suffix == ".safetensors" else _read_pickled
-            for name, tensor in read(file, names, device):
-                yield name, tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+        known = next(iter(within.values())).format or BUILTIN_FORMATS.of(file)
+        for names in portions(within, PORTION) if known.reads_in_parts(file) else [names_in_file(within)]:
+            by_name = {name_in_file: name for name, name_in_file in names.items()}
+            for name_in_file, weight in known.read(file, list(by_name), device):
+                yield by_name[name_in_file], weight
 
 
 def portions(sources: Mapping[str, TensorInfo], most: int) -> Iterator[dict[str, str]]:
@@ -281,21 +288,3 @@ def portions(sources: Mapping[str, TensorInfo], most: int) -> Iterator[dict[str,
 
 def names_in_file(sources: Mapping[str, TensorInfo]) -> dict[str, str]:
     return {name: source.name for name, source in sources.items()}
-
-
-def _read_safetensors(file: Path, names: Mapping[str, str], device: Device) -> Iterator[tuple[str, Tensor]]:
-    try:
-        with safe_open(file, framework="pt", device=str(device)) as content:
-            for name, name_in_file in names.items():
-                yield name, content.get_tensor(name_in_file)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}; download it again") from error
-
-
-def _read_pickled(file: Path, names: Mapping[str, str], device: Device) -> Iterator[tuple[str, Tensor]]:
-    """`device` is applied by the caller: a mapped file is moved tensor by tensor."""
-    if not is_zip(file):
-        log.info("%s is in torch's legacy format, which cannot be memory-mapped: it is read whole", file)
-    content = flat(unpickle(file, data=True))
-    for name, name_in_file in names.items():
-        yield name, content.pop(name_in_file)

@@ -6,7 +6,7 @@ Only headers are read. The result is a `Detection`; loading.py and bundle.py tak
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,8 +22,9 @@ from omniavatar.checkpoints.files import (
     group_files,
     parts_of_folder,
 )
+from omniavatar.checkpoints.formats import Formats, TensorInfo
 from omniavatar.checkpoints.formulas import Formulas, read_settings
-from omniavatar.checkpoints.headers import SUFFIXES, Header, TensorInfo, read_header
+from omniavatar.checkpoints.headers import BUILTIN_FORMATS, Header, read_header
 from omniavatar.checkpoints.nearest import Neighbours
 from omniavatar.checkpoints.tables import (
     ComponentSpec,
@@ -130,11 +131,16 @@ class Registry:
     """All known checkpoints, from the tables of this package and of plugins.
 
     leave_out: what to do about a table that cannot be read or claims what another one has; default: raise the error.
+    formats: what reads the files; default: the built-in ones.
     """
 
     def __init__(
-        self, tables: Iterable[Table], leave_out: Callable[[Table, CheckpointError], None] | None = None
+        self,
+        tables: Iterable[Table],
+        leave_out: Callable[[Table, CheckpointError], None] | None = None,
+        formats: Formats = BUILTIN_FORMATS,
     ) -> None:
+        self.formats = formats
         self._origins: dict[str, Table] = {}
         rows: list[Row] = []
         unsupported: list[Unsupported] = []
@@ -201,14 +207,21 @@ class Registry:
         In a folder of several models, such as one of diffusers, the second transformer gets its role.
         """
         if not isinstance(source, str | Path):
-            return [found for files in find_checkpoints(source) for found in self.detect_parts(files)]
+            return [
+                found for files in find_checkpoints(source, self.formats.suffixes) for found in self.detect_parts(files)
+            ]
         path, wanted = version(source)
         if not path.is_dir():
-            return [found for files in find_checkpoints(path) for found in self.detect_parts(files, wanted)]
+            return [
+                found
+                for files in find_checkpoints(path, self.formats.suffixes)
+                for found in self.detect_parts(files, wanted)
+            ]
         detections: list[Detection] = []
         for folder, role in parts_of_folder(path):
             row = self._folder_row(folder)
-            groups = find_checkpoints(folder) if folder != path or row is None else [weights_of_folder(row, folder)]
+            suffixes = self.formats.suffixes
+            groups = [weights_of_folder(row, folder, suffixes)] if row else find_checkpoints(folder, suffixes)
             found = [one for files in groups for one in self.detect_parts(files, wanted, row)]
             detections += found if role is None else [one.with_role(role) for one in found]
         return detections
@@ -224,7 +237,7 @@ class Registry:
         """
         check_shards(files)
         check_index(files)
-        header = read_header(files)
+        header = read_header(files, self.formats)
         if row is not None:
             return [detection(row, self._names.official(header) or header, files[0].parent)]
         return [
@@ -291,13 +304,14 @@ class Registry:
             return
         seen.add(folder.resolve())
         entries: list[Path] = []
+        suffixes = self.formats.suffixes
         try:
             with examining(folder):
                 entries = sorted(folder.iterdir())
                 sources = self._sources(folder)
         except CheckpointError as error:  # such as a bad index of shards, which must not hide other files
             yield Verdict(folder, None, error)
-            sources = [*group_files(path for path in entries if path.suffix in SUFFIXES and path.is_file())]
+            sources = [*group_files((path for path in entries if path.suffix in suffixes and path.is_file()), suffixes)]
         for source in sources:
             path = source[0] if isinstance(source, tuple) else source
             try:
@@ -312,7 +326,7 @@ class Registry:
 
     def _sources(self, folder: Path) -> list[Path | Files]:
         """The folder itself if it is one model, else the checkpoints among its files."""
-        return [folder] if self._folder_row(folder) else [*group_files(folder.iterdir())]
+        return [folder] if self._folder_row(folder) else [*group_files(folder.iterdir(), self.formats.suffixes)]
 
     def _folder_row(self, folder: Path) -> Row | None:
         """The row of a Hugging Face folder, if it is one whose architecture has a row."""
@@ -374,9 +388,9 @@ def version(source: str | Path) -> tuple[Path, str | None]:
     return path.with_name(name), wanted
 
 
-def weights_of_folder(row: Row, folder: Path) -> Files:
+def weights_of_folder(row: Row, folder: Path, suffixes: Collection[str]) -> Files:
     """The files of a Hugging Face folder. Raises CheckpointError if it has none, or those of several models."""
-    groups = [files for files in group_files(sorted(folder.iterdir())) if files[0].stem.startswith(STEMS)]
+    groups = [files for files in group_files(sorted(folder.iterdir()), suffixes) if files[0].stem.startswith(STEMS)]
     if len(groups) != 1:
         raise CheckpointError(
             f"{folder} has the config.json of a {row.name} but no model.safetensors or pytorch_model.bin"
