@@ -206,21 +206,14 @@ class Registry:
 
         In a folder of several models, such as one of diffusers, the second transformer gets its role.
         """
-        if not isinstance(source, str | Path):
-            return [
-                found for files in find_checkpoints(source, self.formats.suffixes) for found in self.detect_parts(files)
-            ]
-        path, wanted = version(source)
-        if not path.is_dir():
-            return [
-                found
-                for files in find_checkpoints(path, self.formats.suffixes)
-                for found in self.detect_parts(files, wanted)
-            ]
+        suffixes = self.formats.suffixes
+        path, wanted = version(source) if isinstance(source, str | Path) else (None, None)
+        if path is None or not path.is_dir():
+            groups = find_checkpoints(source if path is None else path, suffixes)
+            return [found for files in groups for found in self.detect_parts(files, wanted)]
         detections: list[Detection] = []
         for folder, role in parts_of_folder(path):
             row = self._folder_row(folder)
-            suffixes = self.formats.suffixes
             groups = [weights_of_folder(row, folder, suffixes)] if row else find_checkpoints(folder, suffixes)
             found = [one for files in groups for one in self.detect_parts(files, wanted, row)]
             detections += found if role is None else [one.with_role(role) for one in found]

@@ -10,10 +10,9 @@ import pytest
 
 from tests.formats.__main__ import why_not
 from tests.formats.cases import read_cases
+from tests.formats.not_yet import NOT_YET
 
 PUBLIC = Path(__file__).parent / "public"
-NOT_YET: dict[str, str] = {}
-"""Kinds and names of cases that are expected to fail, with the reason."""
 
 
 def cases() -> list[Any]:
