@@ -66,6 +66,7 @@ class ModelEntry(BaseModel):
         pattern=r"^[a-z]\w*$",
         description="role of its transformer, or of the one its LoRA changes, where that is not 'dit'",
     )
+    instead: bool = Field(False, description="its networks take the place of those of the other entries")
 
     @field_validator("path", mode="before")
     @classmethod
