@@ -197,8 +197,9 @@ def model_entry(model: str | list[str]) -> dict[str, Any]:
 
 
 def found(path: Path) -> bool:
-    """Whether a path, or a pattern, names something."""
-    return path.exists() or bool(glob.glob(str(path)))
+    """Whether a path, or a pattern, names something, maybe with the version of a network behind it (`file::version`)."""
+    file = path.with_name(path.name.rpartition("::")[0] or path.name)
+    return path.exists() or file.is_file() or bool(glob.glob(str(path)))
 
 
 def explain_missing(missing: Mapping[ModelEntry, Sequence[str]], folder: Path, words: Words = OPTIONS) -> str:

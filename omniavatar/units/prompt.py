@@ -153,8 +153,8 @@ def load_tokenizer(folder: Path) -> Any:
 
     if not folder.is_dir():
         raise CheckpointError(
-            f"no tokenizer folder at {folder}, and none lies in the text encoder's file; put the folder google/umt5-xxl "
-            "of the model's repository there, or name one with prompt(tokenizer=FOLDER)"
+            f"no tokenizer folder at {folder}, and none lies in the text encoder's file; "
+            "put the folder google/umt5-xxl of Wan's repository there, or name one with prompt(tokenizer=FOLDER)"
         )
     unread = f"no tokenizer can be read from {folder}"
     with parsing(lambda reason: CheckpointError(f"{unread} ({reason}); download it again")):

@@ -29,7 +29,6 @@ SIZES: dict[str, Any] = {
     "num_heads": 2,
     "num_layers": 1,
     "num_buckets": 4,
-    "shared_pos": False,
 }
 
 
