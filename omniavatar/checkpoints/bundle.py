@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from omniavatar.models.conversion import Conversions
 
 log = logging.getLogger(__name__)
 
@@ -164,26 +165,36 @@ class Bundle:
         dtype: torch.dtype | None = None,
         overrides: Mapping[str, Any] | None = None,
         blocks: bool = True,
+        conversions: Conversions | None = None,
         **offered: Any,
     ) -> nn.Module:
         """Build and fill the role's network (see `load_network`)."""
         from omniavatar.checkpoints.loading import load_network
 
         return load_network(
-            self.components(role), device=device, dtype=dtype, overrides=overrides, blocks=blocks, **offered
+            self.components(role),
+            device=device,
+            dtype=dtype,
+            overrides=overrides,
+            blocks=blocks,
+            conversions=conversions,
+            **offered,
         )
 
-    def read_into(self, role: str, targets: Mapping[str, Tensor]) -> None:
-        """Read some of the role's tensors, by the network's names, into memory of their shape (see `load_network`)."""
+    def read_into(self, role: str, targets: Mapping[str, Tensor], conversions: Conversions | None = None) -> None:
+        """Read some of the role's weights into memory of their shapes (see `loading.read_into`)."""
         from omniavatar.checkpoints.loading import read_into
 
-        read_into(self.components(role), targets)
+        read_into(self.components(role), targets, conversions)
 
-    def skeleton(self, role: str, *, dtype: torch.dtype, **offered: Any) -> nn.Module:
+    def skeleton(
+        self, role: str, *, dtype: torch.dtype, conversions: Conversions | None = None, **offered: Any
+    ) -> nn.Module:
         """The role's network without its weights, on the meta device, as `load` would make it."""
         import torch
 
         from omniavatar.checkpoints import loading
+        from omniavatar.models.conversion import Conversions
 
         components = self.components(role)
         base = components[0]
@@ -192,8 +203,11 @@ class Bundle:
                 f"{base.files[0]} holds only an overlay on the role '{role}'; give the base model as well"
             )
         dtype = getattr(torch, base.spec.dtype) if base.spec.dtype is not None else dtype
-        network = loading.skeleton(components, **offered)
-        return network.to(dtype).eval().requires_grad_(False)
+        network = loading.skeleton(components, **offered).requires_grad_(False)
+        names = network.state_dict().keys()
+        conversions = conversions or Conversions()
+        loading.convert_into(network, components, conversions, device="meta", dtype=dtype, left=names)
+        return network.eval()
 
     def weights(
         self,

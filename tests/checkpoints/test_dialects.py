@@ -148,9 +148,7 @@ def test_what_is_too_much_behind_a_prefix_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnknownCheckpoint, match=r"nearest is 'tiny'.*unexpected: blocks\.0\.new"):
         tiny_registry(tmp_path).detect(write_safetensors(tmp_path / "a.safetensors", state))
     state = {f"net.{name}": value for name, value in dit_state().items()} | {"surprise": torch.zeros(1)}
-    with pytest.raises(
-        UnknownCheckpoint, match=r"an export with a prefix, but 1 of .* of something else: surprise"
-    ):
+    with pytest.raises(UnknownCheckpoint, match=r"an export with a prefix, but 1 of .* of something else: surprise"):
         tiny_registry(tmp_path).detect(write_safetensors(tmp_path / "a.safetensors", state))
 
 
