@@ -197,7 +197,7 @@ def model_entry(model: str | list[str]) -> dict[str, Any]:
 
 
 def found(path: Path) -> bool:
-    """Whether a path, or a pattern, names something, maybe with the version of a network behind it (`file::version`)."""
+    """Whether a path, or a pattern, names something, maybe with a version of the network behind it (`a.pt::ema`)."""
     file = path.with_name(path.name.rpartition("::")[0] or path.name)
     return path.exists() or file.is_file() or bool(glob.glob(str(path)))
 
