@@ -148,6 +148,8 @@ class Bundle:
 
         content = hashlib.blake2b(digest_size=16)
         for component in self.components(role):
+            if component.spec.overlay and component.spec.network is not None:
+                content.update(component.spec.network.encode())
             content.update(repr([(name, tuple(info.shape)) for name, info in component.tensors.items()]).encode())
             for path in sorted({info.file for info in component.tensors.values()}):
                 content.update(content_sample(path))
@@ -198,10 +200,6 @@ class Bundle:
 
         components = self.components(role)
         base = components[0]
-        if base.spec.network is None:
-            raise CheckpointError(
-                f"{base.files[0]} holds only an overlay on the role '{role}'; give the base model as well"
-            )
         dtype = getattr(torch, base.spec.dtype) if base.spec.dtype is not None else dtype
         network = loading.skeleton(components, **offered).requires_grad_(False)
         names = network.state_dict().keys()
@@ -254,14 +252,14 @@ def with_replaced(found: Iterable[tuple[Detection, bool]]) -> list[Detection]:
         component.role: detection
         for detection, replaces in found
         for component in detection.components
-        if replaces and component.spec.network is not None and not detection.row.is_delta
+        if replaces and component.spec.is_base and not detection.row.is_delta
     }
     kept: list[Detection] = []
     for detection, replaces in found:
         gone = [
             component
             for component in detection.components
-            if not replaces and component.spec.network is not None and component.role in new
+            if not replaces and component.spec.is_base and component.role in new
         ]
         for component in gone:
             log.warning(
@@ -278,7 +276,7 @@ def _ordered(role: str, components: list[Component]) -> tuple[Component, ...]:
 
     What a delta brings along whole, such as audio layers, replaces that of files before it.
     """
-    bases = [component for component in components if component.spec.network is not None]
+    bases = [component for component in components if component.spec.is_base]
     if len(bases) > 1 and all(base.row.is_delta for base in bases[1:]):
         bases = bases[-1:]
     if len(bases) > 1:
@@ -286,4 +284,4 @@ def _ordered(role: str, components: list[Component]) -> tuple[Component, ...]:
         raise CheckpointError(
             f"two models for the role '{role}': {files}; give one of them, or name the second ROLE=FILE"
         )
-    return (*bases, *(component for component in components if component.spec.network is None))
+    return (*bases, *(component for component in components if not component.spec.is_base))

@@ -97,10 +97,6 @@ def load_network(
     The network comes in evaluation mode, without gradients. `dtype` None keeps each tensor's dtype; the table's wins.
     """
     base = components[0]
-    if base.spec.network is None:
-        raise CheckpointError(
-            f"{base.files[0]} holds only an overlay on the role '{base.role}'; give the base model as well"
-        )
     if base.spec.dtype is not None:
         dtype = getattr(torch, base.spec.dtype)
     network = skeleton(components, overrides, **offered).requires_grad_(False)
@@ -122,8 +118,10 @@ def convert_into(
 
     left: those that stay on the meta device, where they are converted as well: so they have their final forms.
     """
-    spec, sources = components[0].spec, merged_sources(components)
-    check_names(network, sources, growable=spec.growable, optional=spec.optional)
+    sources = merged_sources(components)
+    growable = [pattern for component in components for pattern in component.spec.growable]
+    optional = [pattern for component in components for pattern in component.spec.optional]
+    check_names(network, sources, growable=growable, optional=optional)
     conversions.begin(network)
     wanted = {name: source for name, source in sources.items() if name not in left}
     log_files(wanted)
@@ -165,6 +163,30 @@ def fitted(weight: Tensor | PackedTensor, shape: Shape) -> Tensor | PackedTensor
         return weight.cut(shape)
     except ValueError:
         return weight.dense()
+
+
+def network_of(components: Sequence[Component]) -> str:
+    """The path of the class that a base (first) and the overlays on it make together, that of the last to name one.
+
+    Raises CheckpointError without a base, or if an overlay's class is not derived from that of what it lies over.
+    """
+    base = components[0]
+    if not base.spec.is_base:
+        raise CheckpointError(
+            f"{base.files[0]} holds only an overlay on the role '{base.role}'; give the base model as well"
+        )
+    path = str(base.spec.network)
+    for overlay in components[1:]:
+        own = overlay.spec.network
+        if own is not None and own != path:
+            kinds: Any = import_network(own), import_network(path)
+            if not issubclass(*kinds):
+                raise CheckpointError(
+                    f"{overlay.files[0]} ({overlay.row.name}) makes a {kinds[0].__name__} of the network that it lies "
+                    f"over, and {base.files[0]} is a {kinds[1].__name__}; give the base model that it was made for"
+                )
+            path = own
+    return path
 
 
 def merged_sources(components: Sequence[Component]) -> dict[str, TensorInfo]:
@@ -210,8 +232,7 @@ def merged_config(components: Sequence[Component]) -> dict[str, Any]:
 
 def skeleton(components: Sequence[Component], overrides: Mapping[str, Any] | None = None, **offered: Any) -> nn.Module:
     """The network of a base component and the overlays on it, without weights, on the meta device."""
-    base = components[0]
-    path = str(base.spec.network)
+    base, path = components[0], network_of(components)
     if base.spec.loader == "folder":
         kind: Any = import_network(path)
         settings = read_settings(base.folder / "config.json")
