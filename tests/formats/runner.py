@@ -319,7 +319,7 @@ def check_linear(linear: Linear, component: Component, weight: Any, expected: Te
         check_near(f"the output of {linear.layer}", made, y, linear.tolerance)
         return
     matrix = dense(weight.cut((y.shape[-1], x.shape[-1])))
-    bias = layer.bias.float()
+    bias = layer.get_parameter("bias").float()
     check_near(f"the output of {linear.layer}", made, functional.linear(x, matrix, bias), linear.tolerance)
     group = getattr(weight, "rotated", 0)
     if group:
