@@ -66,6 +66,7 @@ class ModelEntry(BaseModel):
         pattern=r"^[a-z]\w*$",
         description="role of its transformer, or of the one its LoRA changes, where that is not 'dit'",
     )
+    instead: bool = Field(False, description="its networks take the place of those of the other entries")
 
     @field_validator("path", mode="before")
     @classmethod
@@ -196,8 +197,9 @@ def model_entry(model: str | list[str]) -> dict[str, Any]:
 
 
 def found(path: Path) -> bool:
-    """Whether a path, or a pattern, names something."""
-    return path.exists() or bool(glob.glob(str(path)))
+    """Whether a path, or a pattern, names something, maybe with a version of the network behind it (`a.pt::ema`)."""
+    file = path.with_name(path.name.rpartition("::")[0] or path.name)
+    return path.exists() or file.is_file() or bool(glob.glob(str(path)))
 
 
 def explain_missing(missing: Mapping[ModelEntry, Sequence[str]], folder: Path, words: Words = OPTIONS) -> str:

@@ -148,7 +148,8 @@ def configured(
     if models:
         if isinstance(models, str | Path):
             raise InputError(f"{source}: models = {str(models)!r}: give a list of them")
-        changes["models"] = (*(found.models if config else ()), *map(entry_from_here, models))
+        given = [entry_from_here(model) for model in models]
+        changes["models"] = (*found.models, *({"instead": True, **entry} for entry in given)) if config else given
     found = parse_config({**dict(found), **changes}, source) if changes else found
     return found, original.overrides(content if is_original else {}, hparams)
 
@@ -212,7 +213,10 @@ def engine_of(
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.plan import build_plan
 
-    bundle = Bundle.open(config.model_files(), registry, [entry.role for entry in config.models])
+    entries = config.models
+    bundle = Bundle.open(
+        config.model_files(), registry, [entry.role for entry in entries], [entry.instead for entry in entries]
+    )
     plan = build_plan(config.chosen, catalog, *checkpoint_layers(bundle), *config.layers)
     plan.check_complete()
     if not config.models and plan.required_roles:

@@ -9,14 +9,17 @@ Opening reads headers only; weights are read when a role is loaded.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omniavatar.checkpoints.files import Source
+from omniavatar.checkpoints.headers import TensorInfo
 from omniavatar.checkpoints.registry import Component, Detection, Registry
 from omniavatar.errors import CheckpointError, nearest
 
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 
     from omniavatar.models.conversion import Conversions
 
+log = logging.getLogger(__name__)
+
+MAX_SENTENCEPIECE_BYTES = 100_000_000
 LORA = "lora"
 """Under this role are bare tensor sets, which change networks and are none."""
 
@@ -73,16 +79,24 @@ class Bundle:
         self._by_role = {role: _ordered(role, components) for role, components in by_role.items()}
 
     @classmethod
-    def open(cls, sources: Iterable[Source], registry: Registry, roles: Iterable[str | None] = ()) -> Bundle:
+    def open(
+        cls,
+        sources: Iterable[Source],
+        registry: Registry,
+        roles: Iterable[str | None] = (),
+        instead: Iterable[bool] = (),
+    ) -> Bundle:
         """Recognise everything that the sources name (files, lists of shards, patterns, folders).
 
         roles: for each source the role of its transformer, or of the one that its LoRA changes; None: "dit".
+        instead: for each source whether its networks take the place of those of other sources.
         """
-        return cls(
-            detection if role is None else detection.with_role(role)
-            for source, role in zip_longest(sources, roles)
+        found = [
+            (detection if role is None else detection.with_role(role), bool(replaces))
+            for source, role, replaces in zip_longest(sources, roles, instead)
             for detection in registry.detect_all(source)
-        )
+        ]
+        return cls(with_replaced(found))
 
     @property
     def roles(self) -> frozenset[str]:
@@ -117,6 +131,16 @@ class Bundle:
     def beside(self, role: str, path: Path | str) -> Path:
         """A path relative to the folder of the role's (base) files; an absolute one stays as it is."""
         return self.components(role)[0].folder.absolute() / path
+
+    def tokenizer(self, role: str) -> Callable[[], Any] | None:
+        """What makes the tokenizer that lies in the role's file, if one does.
+
+        Calling it raises CheckpointError if the tokenizer is damaged.
+        """
+        found = self.components(role)[0].extras.get("tokenizer")
+        if isinstance(found, TensorInfo):
+            return partial(sentencepiece_of, found)
+        return found if callable(found) else None
 
     def identity(self, role: str) -> str:
         """A fingerprint of the role's files: names, shapes, sizes, and a part of their content."""
@@ -175,19 +199,13 @@ class Bundle:
         from omniavatar.models.conversion import Conversions
 
         components = self.components(role)
-        base, path = components[0], loading.network_of(components)
+        base = components[0]
         dtype = getattr(torch, base.spec.dtype) if base.spec.dtype is not None else dtype
-        if base.spec.loader == "folder":
-            kind: Any = loading.import_network(path)
-            network: nn.Module = kind.from_config(base.folder)
-        else:
-            config = loading.merged_config(components) | loading.accepted(path, offered)
-            network = loading.build_on_meta(path, config).requires_grad_(False)
-            names = network.state_dict().keys()
-            conversions = conversions or Conversions()
-            loading.convert_into(network, components, conversions, device="meta", dtype=dtype, left=names)
-            return network.eval()
-        return network.to(dtype).eval().requires_grad_(False)
+        network = loading.skeleton(components, **offered).requires_grad_(False)
+        names = network.state_dict().keys()
+        conversions = conversions or Conversions()
+        loading.convert_into(network, components, conversions, device="meta", dtype=dtype, left=names)
+        return network.eval()
 
     def weights(
         self,
@@ -209,6 +227,48 @@ class Bundle:
             if matches(name, wanted)
         }
         return dict(read_tensors(sources, device=device, dtype=dtype))
+
+
+def sentencepiece_of(info: TensorInfo) -> Any:
+    """The tokenizer whose sentencepiece model is a tensor of bytes."""
+    from omniavatar.checkpoints.loading import read_tensors
+    from omniavatar.checkpoints.sentencepiece import tokenizer
+
+    if info.dtype not in ("uint8", "int8") or info.numel > MAX_SENTENCEPIECE_BYTES:
+        raise CheckpointError(
+            f"{info.file}: '{info.name}' is no sentencepiece model ({info.dtype}, {info.numel} numbers)"
+        )
+    (tensor,) = dict(read_tensors({"model": info}, device="cpu", dtype=None)).values()
+    return tokenizer(tensor.numpy().tobytes(), f"{info.file}: '{info.name}'")
+
+
+def with_replaced(found: Iterable[tuple[Detection, bool]]) -> list[Detection]:
+    """The detections without the networks whose place others take: those of detections that come with True.
+
+    What a network is told to go without, such as its row's settings, goes with it; LoRA and overlays stay.
+    """
+    found = list(found)
+    new: dict[str, Detection] = {
+        component.role: detection
+        for detection, replaces in found
+        for component in detection.components
+        if replaces and component.spec.is_base and not detection.row.is_delta
+    }
+    kept: list[Detection] = []
+    for detection, replaces in found:
+        gone = [
+            component
+            for component in detection.components
+            if not replaces and component.spec.is_base and component.role in new
+        ]
+        for component in gone:
+            log.warning(
+                "%s takes the place of %s as '%s'", new[component.role].files[0], detection.files[0], component.role
+            )
+        components = tuple(component for component in detection.components if component not in gone)
+        if components:
+            kept.append(replace(detection, components=components) if gone else detection)
+    return kept
 
 
 def _ordered(role: str, components: list[Component]) -> tuple[Component, ...]:

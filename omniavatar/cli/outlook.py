@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -40,7 +40,10 @@ class Outlook:
         file = Layer(Strength.FILE, "the configuration", config.settings)
         registry = plugins.registry(map(Path, config.tables))
         try:
-            bundle = Bundle.open(config.model_files(), registry, [entry.role for entry in config.models])
+            entries = config.models
+            bundle = Bundle.open(
+                config.model_files(), registry, [entry.role for entry in entries], [entry.instead for entry in entries]
+            )
         except CheckpointError as error:
             reason = str(error).partition("\n")[0].removesuffix(" for")
             return cls(build_plan(config.units, catalog, file), None, reason)
@@ -115,6 +118,9 @@ class WithoutBlocks:
 
     def beside(self, role: str, path: Path) -> Path:
         return self.bundle.beside(role, path)
+
+    def tokenizer(self, role: str) -> Callable[[], Any] | None:
+        return self.bundle.tokenizer(role)
 
     def adapters(self) -> tuple[Any, ...]:
         return self.bundle.adapters()
