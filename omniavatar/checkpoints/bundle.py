@@ -10,33 +10,37 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omniavatar.checkpoints.files import Source
-from omniavatar.checkpoints.registry import Component, Detection, Registry
+from omniavatar.checkpoints.formulas import read_settings
+from omniavatar.checkpoints.registry import LORA, TRANSFORMER, Component, Detection, LoraStrength, Registry
 from omniavatar.errors import CheckpointError, nearest
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from omniavatar.checkpoints.lora import Fit, Lora
 
-LORA = "lora"
-"""Under this role are bare tensor sets, which change networks and are none."""
+OWN_SETTINGS = {"pytorch_model": "config.json", "adapter_model": "adapter_config.json"}
+"""Files of a LoRA alone, by the stem of their names, to which settings in the same folder belong: those that training
+writes here, as OmniAvatar did, and those of a peft folder."""
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """One LoRA: pairs `<module>.lora_A.weight` (rank in), `<module>.lora_B.weight` (out rank), maybe `<module>.alpha`.
+    """One LoRA file. `fit` says what it does to a network.
 
-    The scale of a pair is alpha / rank; `alpha` holds where the file has no tensor for it, `rank` is the first pair's.
+    branches: the roles beside its target's, of what lies beside a transformer in its files, such as audio layers.
     """
 
     component: Component
+    branches: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -48,16 +52,45 @@ class LoraFile:
         return self.component.target
 
     @property
-    def alpha(self) -> float:
-        return float(self.component.constants["alpha"])
+    def strength(self) -> LoraStrength:
+        """How strong the user wants it."""
+        return self.component.strength
 
     @property
-    def rank(self) -> int:
-        return int(self.component.constants["rank"])
+    def is_own(self) -> bool:
+        """Whether it is part of a checkpoint that brings more, such as OmniAvatar's audio layers."""
+        return len(self.component.row.components) > 1
 
-    def tensors(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """Read the pairs; `dtype` None keeps the file's."""
-        return self.component.state(device, dtype)
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What lies beside the file about its alphas, if it is about this file."""
+        component = self.component
+        if "alpha" in component.constants:
+            return {"lora_alpha": component.constants["alpha"]}
+        beside = OWN_SETTINGS.get(component.files[0].stem)
+        found = read_settings(component.folder / beside) if beside else {}
+        is_ours = beside == "adapter_config.json" or found.get("train_architecture") == "lora"
+        return found if is_ours else {}
+
+    def fit(self, shapes: Mapping[str, Sequence[int]], *, values: bool = True) -> Fit:
+        """What it does to a network with weights of these (official) names and shapes; see `lora.Lora.fit`.
+
+        values: read the file; without them only its header, which does for the report.
+        """
+        return self.read(values=values).fit(shapes)
+
+    def read(self, *, values: bool = True) -> Lora:
+        """The file, or only its header. Raises CheckpointError if it is damaged."""
+        import torch
+
+        from omniavatar.checkpoints.lora import read_lora
+
+        component = self.component
+        if values:
+            state: dict[str, Any] = component.state()
+        else:
+            state = {name: torch.empty(info.shape, device="meta") for name, info in component.tensors.items()}
+        return read_lora(state, metadata=component.metadata, settings=self.settings, name=self.name)
 
 
 class Bundle:
@@ -72,16 +105,24 @@ class Bundle:
         self._by_role = {role: _ordered(role, components) for role, components in by_role.items()}
 
     @classmethod
-    def open(cls, sources: Iterable[Source], registry: Registry, roles: Iterable[str | None] = ()) -> Bundle:
+    def open(
+        cls,
+        sources: Iterable[Source],
+        registry: Registry,
+        roles: Iterable[str | None] = (),
+        strengths: Iterable[LoraStrength | None] = (),
+    ) -> Bundle:
         """Recognise everything that the sources name (files, lists of shards, patterns, folders).
 
         roles: for each source the role of its transformer, or of the one that its LoRA changes; None: "dit".
+        strengths: for each source that of its LoRA; None: 1, and it need not have one.
         """
-        return cls(
-            detection if role is None else detection.with_role(role)
-            for source, role in zip_longest(sources, roles)
-            for detection in registry.detect_all(source)
-        )
+        detections = []
+        for source, role, strength in zip_longest(sources, roles, strengths):
+            for found in registry.detect_all(source):
+                detection = found if role is None else found.with_role(role)
+                detections.append(detection if strength is None else detection.with_strength(strength))
+        return cls(detections)
 
     @property
     def roles(self) -> frozenset[str]:
@@ -130,7 +171,14 @@ class Bundle:
 
     def adapters(self) -> tuple[LoraFile, ...]:
         """The LoRA files, in the order given; none is fine."""
-        return tuple(LoraFile(component) for component in self._by_role.get(LORA, ()))
+        return tuple(LoraFile(part, tuple(self._beside(part.target))) for part in self._by_role.get(LORA, ()))
+
+    def _beside(self, role: str) -> Iterator[str]:
+        """The roles of what comes from files that also hold, or go with, the transformer of this role."""
+        for other, components in self._by_role.items():
+            goes_with = any(part.target == role and TRANSFORMER in part.row.components for part in components)
+            if other not in (role, LORA) and goes_with:
+                yield other
 
     def load(
         self,

@@ -18,8 +18,8 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -59,6 +59,34 @@ class Change:
     def factors(self) -> tuple[Tensor, Tensor, float] | None:
         """(up, down, scale), where the delta is scale * up @ down with all but the first dimension of each joined."""
         return None
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """The tensors that it consists of."""
+        found: dict[str, Tensor] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Change):
+                found |= {f"{entry.name}_{name}": part for name, part in value.parts.items()}
+            elif isinstance(value, tuple):
+                found |= {f"{entry.name}_{i}": part for i, part in enumerate(value) if isinstance(part, Tensor)}
+            elif isinstance(value, Tensor):
+                found[entry.name] = value
+        return found
+
+    def with_parts(self, parts: Mapping[str, Tensor]) -> Self:
+        """The same change with its tensors elsewhere."""
+        changed: dict[str, Any] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            own = {name.removeprefix(f"{entry.name}_"): part for name, part in parts.items()}
+            if isinstance(value, Change):
+                changed[entry.name] = value.with_parts({name: own[name] for name in value.parts})
+            elif isinstance(value, tuple) and all(isinstance(part, Tensor) for part in value):
+                changed[entry.name] = tuple(parts[f"{entry.name}_{i}"] for i in range(len(value)))
+            elif isinstance(value, Tensor):
+                changed[entry.name] = parts[entry.name]
+        return replace(self, **changed)
 
     def delta(self, device: torch.device | str | None = None) -> Tensor:
         """What it adds at strength 1, float32; of the weight's shape, or of as many numbers in the same order."""

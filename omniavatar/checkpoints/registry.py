@@ -16,6 +16,7 @@ from omniavatar.checkpoints.files import Files, Source, check_shards, find_check
 from omniavatar.checkpoints.formats import Formats, TensorInfo
 from omniavatar.checkpoints.formulas import Formulas, read_settings
 from omniavatar.checkpoints.headers import BUILTIN_FORMATS, Header, read_header
+from omniavatar.checkpoints.lora_names import is_lora, parsed
 from omniavatar.checkpoints.nearest import Neighbours
 from omniavatar.checkpoints.tables import ComponentSpec, Row, Table, Tuned, read_table, read_tuned
 from omniavatar.errors import CheckpointError, parsing
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRANSFORMER = "dit"
+LORA = "lora"
+"""The role of bare tensor sets, which change networks and are none."""
 VerdictKind = Literal["known", "unknown", "damaged"]
+LoraStrength = float | tuple[tuple[float, float, float], ...]
+"""One for all steps, or (begin, end, strength) for ranges of them, as fractions of their number from 0 to 1."""
 
 
 class UnknownCheckpoint(CheckpointError):
@@ -38,7 +43,8 @@ class Component:
     """What one checkpoint provides for one role, found in actual files.
 
     `tensors` goes from the network's name of a tensor to where it lies; `config` and `constants` are without formulas;
-    `target` is the role of the transformer that a LoRA changes.
+    `target` is the role of the transformer that a LoRA changes, or that the component goes with; `strength` how strong
+    that LoRA is; `metadata` what else its header says.
     """
 
     role: str
@@ -50,6 +56,8 @@ class Component:
     constants: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo] = field(repr=False)
     target: str = TRANSFORMER
+    strength: LoraStrength = 1.0
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def num_params(self) -> int:
@@ -88,6 +96,13 @@ class Detection:
 
         components = tuple(replace(part, role=moved(part), target=role) for part in self.components)
         return replace(self, components=components)
+
+    def with_strength(self, strength: LoraStrength) -> Detection:
+        """The same with another strength of its LoRA. Raises CheckpointError if it has none."""
+        if all(part.role != LORA for part in self.components):
+            raise CheckpointError(f"{self.files[0]} is no LoRA ({self.row.name}), so it cannot have a strength")
+        parts = (replace(part, strength=strength) if part.role == LORA else part for part in self.components)
+        return replace(self, components=tuple(parts))
 
 
 @dataclass(frozen=True)
@@ -203,7 +218,12 @@ class Registry:
             for row in self.rows
             if row.match and not row.unmet(header.tensors) and not row.unclaimed(header.tensors)
         ]
-        fitting = [row for row in fitting if not row.partial] or fitting
+        whole = [row for row in fitting if not row.partial]
+        if not whole and is_lora(header.tensors):
+            only_lora = all(parsed(name) for name in header.tensors)
+            fitting = [row for row in self.rows if row.lora] if only_lora or not fitting else fitting
+        else:
+            fitting = whole or fitting
         if len(fitting) > 1:
             names = " and ".join(f"'{row.name}'" for row in fitting)
             raise CheckpointError(f"{header.files[0]} fits the patterns of {names}; make one of them stricter")
@@ -277,6 +297,7 @@ def _component(row: Row, role: str, header: Header, formulas: Formulas) -> Compo
         config=formulas.evaluate(spec.config),
         constants=formulas.evaluate(spec.constants),
         tensors=_renamed(row, role, header),
+        metadata=header.metadata,
     )
 
 

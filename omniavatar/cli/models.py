@@ -153,6 +153,8 @@ def recognised_by(row: Row) -> str:
     """The beginning of the hash, or in words what stands in for it."""
     if row.hash:
         return f"hash {row.hash[:12]}"
+    if row.lora:
+        return "endings of names"
     return f"folder with model_type {row.model_type}" if row.model_type else f"{len(row.match)} name patterns"
 
 

@@ -314,7 +314,9 @@ def opened(config: DiffusionConfig, world: World) -> Diffusion:
         check_network(change.network, modules, f"start.{role}.network")
     settings = Layer(Strength.FILE, "settings", config.settings)
     check_names(settings, catalog)
-    bundle = Bundle.open(files, registry, [entry.role for entry in config.models])
+    bundle = Bundle.open(
+        files, registry, [entry.role for entry in config.models], [entry.strength for entry in config.models]
+    )
     plan = build_plan(config.units, catalog, *checkpoint_layers(bundle), OWN_SETTINGS, settings)
     device = torch_device(config.device, world.local_rank)
     dtype = torch_dtype(config.dtype, device)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from omniavatar.distributed.groups import Groups, grid_shape
 from omniavatar.distributed.world import ALONE, World
@@ -32,10 +32,28 @@ from omniavatar.engine.scopes import Request, Scope
 from omniavatar.engine.surround import Around
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, EngineBusy, InputError, OmniError, PlanError
+from omniavatar.models.lora import Change
+
+
+class LoraFit(Protocol):
+    """What a LoRA file does to a network: changes by weight name, in their order; as text: how much of it is used."""
+
+    @property
+    def changes(self) -> Mapping[str, Sequence[Change]]: ...
+
+    def facts(self) -> Mapping[str, Any]:
+        """How much of the file is used, and why the rest is not, as JSON values."""
+        ...
 
 
 class Adapter(Protocol):
-    """A LoRA file: what to call it, the role of the network it changes, the alpha written beside it, its tensors."""
+    """A LoRA file; `omniavatar.checkpoints.LoraFile` is one.
+
+    name: what to call it. target: the role of the network that it changes. branches: further roles, of what lies beside
+    that network in its files, such as audio layers. strength: how strong the user wants it, for
+    all steps, or as (begin, end, strength) by ranges of the steps. is_own: whether it is part of a checkpoint that
+    brings more, and not a LoRA that the user has added.
+    """
 
     @property
     def name(self) -> str: ...
@@ -44,9 +62,19 @@ class Adapter(Protocol):
     def target(self) -> str: ...
 
     @property
-    def alpha(self) -> float | None: ...
+    def branches(self) -> Sequence[str]: ...
 
-    def tensors(self) -> Mapping[str, Tensor]: ...
+    @property
+    def strength(self) -> float | tuple[tuple[float, float, float], ...]: ...
+
+    @property
+    def is_own(self) -> bool: ...
+
+    def fit(self, shapes: Mapping[str, Sequence[int]]) -> LoraFit:
+        """What it does to a network with weights of these names and shapes. Raises CheckpointError if it is not for
+        that network, so that nothing is applied by halves.
+        """
+        ...
 
 
 class Models(Protocol):

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from omniavatar.models.lora import carry_over
+
 E4M3 = torch.float8_e4m3fn
 LARGEST = torch.finfo(E4M3).max
 MULTIPLE = 16
@@ -74,6 +76,10 @@ class Fp8Linear(nn.Module):
         product = self._product(quantized(rows, scale), scale, x.dtype)
         return product.view(*x.shape[:-1], self.out_features)
 
+    def dense_weight(self) -> Tensor:
+        """The weight (out in) in float32."""
+        return self.weight.float() * self.scale.float()
+
     def _product(self, rows: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         """Rounded rows (m in) with their scale times the weight, plus the bias: (m out) in `dtype`."""
         fits = self.in_features % MULTIPLE == 0 and self.out_features % MULTIPLE == 0
@@ -102,5 +108,7 @@ def replace_linears(block: nn.Module, mode: Mode, scaling: Scaling = "row", devi
         if isinstance(layer, nn.Linear) and name.partition(".")[0] in PARTS
     ]
     for name, layer in found:
-        block.set_submodule(name, Fp8Linear.of(layer, mode, scaling, device))
+        smaller = Fp8Linear.of(layer, mode, scaling, device)
+        carry_over(layer, smaller)
+        block.set_submodule(name, smaller)
     return len(found)

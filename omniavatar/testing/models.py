@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from omniavatar.checkpoints.lora import Fit, read_lora
 
 
 class GivenModels:
@@ -42,6 +45,27 @@ class GivenModels:
     def adapters(self) -> Sequence[Any]:
         """No LoRA files."""
         return ()
+
+
+@dataclass(frozen=True)
+class GivenLora:
+    """A LoRA in memory, an `omniavatar.engine.engine.Adapter`: tensors under the names that a file would have.
+
+    alpha: that of adapter_config.json, for layers that have none of their own.
+    """
+
+    state: Mapping[str, Tensor]
+    name: str = "lora.safetensors"
+    target: str = "dit"
+    strength: float | tuple[tuple[float, float, float], ...] = 1.0
+    alpha: float | None = None
+    is_own: bool = False
+    branches: tuple[str, ...] = ()
+
+    def fit(self, shapes: Mapping[str, Sequence[int]]) -> Fit:
+        """What it does to a network with weights of these names and shapes."""
+        settings = {} if self.alpha is None else {"lora_alpha": self.alpha}
+        return read_lora(self.state, settings=settings, name=self.name).fit(shapes)
 
 
 class LatentFormat(nn.Module):

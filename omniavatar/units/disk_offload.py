@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,9 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from omniavatar.engine.engine import Engine
-    from omniavatar.models.lora import LoraPair
+    from omniavatar.models.lora import Change
     from omniavatar.models.streaming import Parcel, ReadBlocks
 
+UNREAD = "lora.unread"
+"""What LoRA changes in weights that have not been read: {role: {weight: [(change, strength)]}}."""
 ONE_WAY = "both bring the blocks to the device; take the one for which there is memory"
 
 
@@ -34,6 +35,7 @@ class DiskOffload(PipelineUnit):
     rehearses = False
     eases = ("load", "prepare", "denoise", "decode", "host")
     roles = ("dit",)
+    uses = (UNREAD,)
     host_roles = (ALL,)
     reads_blocks = True
     conflicts: ClassVar[Mapping[str, str]] = {
@@ -86,30 +88,23 @@ class FileBlocks:
         self.role = role
         names = {id(weight): name for name, weight in network.named_parameters()}
         self.names = [[names[id(weight)] for weight in block.parameters()] for block in network.blocks]
-        self.pairs: dict[str, list[tuple[LoraPair, float]]] = defaultdict(list)
-        for pair, scale in changes(engine, role):
-            self.pairs[f"{pair.module}.weight"].append((pair, scale))
+        inside = {name for block in self.names for name in block}
+        self.made = {name: weight.data for name, weight in network.named_parameters() if name in inside and len(weight)}
+        unread = engine.values.get(UNREAD) or {}
+        self.changes: Mapping[str, Sequence[tuple[Change, float]]] = unread.get(role, {})
 
     def read(self, index: int, targets: Sequence[Tensor]) -> None:
-        """Read a block's weights."""
-        self.models.read_into(self.role, dict(zip(self.names[index], targets, strict=True)))
+        """Read a block's weights; those that are in no file, such as what LoRA adds at run time, are kept here."""
+        wanted = dict(zip(self.names[index], targets, strict=True))
+        for name in wanted.keys() & self.made.keys():
+            wanted.pop(name).copy_(self.made[name])
+        self.models.read_into(self.role, wanted)
 
     def merge(self, index: int, weights: Sequence[Tensor]) -> None:
-        """Add LoRA to a block's weights, as the lora unit does with others."""
+        """Merge LoRA into a block's weights, as the lora unit does with others."""
         from omniavatar.models.lora import merged
 
         with torch.inference_mode():
             for name, weight in zip(self.names[index], weights, strict=True):
-                for pair, scale in self.pairs.get(name, ()):
-                    weight.copy_(merged(weight, pair, scale, weight.device))
-
-
-def changes(engine: Engine, role: str) -> Iterator[tuple[LoraPair, float]]:
-    """What the lora unit of the plan adds to a network, with its strength; nothing without that unit."""
-    from omniavatar.models.lora import lora_pairs
-
-    scales = [unit.settings.scale for unit in engine.plan.units if unit.name == "lora"]
-    for adapter in engine.models.adapters() if scales else ():
-        if adapter.target == role:
-            for pair in lora_pairs(adapter.tensors(), adapter.alpha):
-                yield pair, scales[0]
+                if name in self.changes:
+                    weight.copy_(merged(weight, self.changes[name]))
