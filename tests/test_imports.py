@@ -20,7 +20,7 @@ ROOT = Path(omniavatar.__file__).parent
 ALLOWED = {
     "errors": set(),
     "models": {"errors", "lazy"},
-    "checkpoints": {"errors", "resources", "values"},
+    "checkpoints": {"errors", "models", "resources", "values"},
     "media": {"errors", "lazy"},
     "distributed": {"errors", "models"},
     "hookspecs": set(),

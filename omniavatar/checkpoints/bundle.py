@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from omniavatar.checkpoints.lora import Fit, Lora
+    from omniavatar.models.conversion import Conversions
 
 OWN_SETTINGS = {"pytorch_model": "config.json", "adapter_model": "adapter_config.json"}
 """Files of a LoRA alone, by the stem of their names, to which settings in the same folder belong: those that training
@@ -188,26 +189,36 @@ class Bundle:
         dtype: torch.dtype | None = None,
         overrides: Mapping[str, Any] | None = None,
         blocks: bool = True,
+        conversions: Conversions | None = None,
         **offered: Any,
     ) -> nn.Module:
         """Build and fill the role's network (see `load_network`)."""
         from omniavatar.checkpoints.loading import load_network
 
         return load_network(
-            self.components(role), device=device, dtype=dtype, overrides=overrides, blocks=blocks, **offered
+            self.components(role),
+            device=device,
+            dtype=dtype,
+            overrides=overrides,
+            blocks=blocks,
+            conversions=conversions,
+            **offered,
         )
 
-    def read_into(self, role: str, targets: Mapping[str, Tensor]) -> None:
-        """Read some of the role's tensors, by the network's names, into memory of their shape (see `load_network`)."""
+    def read_into(self, role: str, targets: Mapping[str, Tensor], conversions: Conversions | None = None) -> None:
+        """Read some of the role's weights into memory of their shapes (see `loading.read_into`)."""
         from omniavatar.checkpoints.loading import read_into
 
-        read_into(self.components(role), targets)
+        read_into(self.components(role), targets, conversions)
 
-    def skeleton(self, role: str, *, dtype: torch.dtype, **offered: Any) -> nn.Module:
+    def skeleton(
+        self, role: str, *, dtype: torch.dtype, conversions: Conversions | None = None, **offered: Any
+    ) -> nn.Module:
         """The role's network without its weights, on the meta device, as `load` would make it."""
         import torch
 
         from omniavatar.checkpoints import loading
+        from omniavatar.models.conversion import Conversions
 
         components = self.components(role)
         base = components[0]
@@ -222,7 +233,11 @@ class Bundle:
             network: nn.Module = kind.from_config(base.folder)
         else:
             config = loading.merged_config(components) | loading.accepted(path, offered)
-            network = loading.build_on_meta(path, config)
+            network = loading.build_on_meta(path, config).requires_grad_(False)
+            names = network.state_dict().keys()
+            conversions = conversions or Conversions()
+            loading.convert_into(network, components, conversions, device="meta", dtype=dtype, left=names)
+            return network.eval()
         return network.to(dtype).eval().requires_grad_(False)
 
     def weights(

@@ -17,6 +17,7 @@ from omniavatar.checkpoints.formats import Formats, TensorInfo
 from omniavatar.checkpoints.formulas import Formulas, read_settings
 from omniavatar.checkpoints.headers import BUILTIN_FORMATS, Header, read_header
 from omniavatar.checkpoints.lora_names import is_lora, parsed
+from omniavatar.checkpoints.names import matches
 from omniavatar.checkpoints.nearest import Neighbours
 from omniavatar.checkpoints.tables import ComponentSpec, Row, Table, Tuned, read_table, read_tuned
 from omniavatar.errors import CheckpointError, parsing
@@ -219,9 +220,9 @@ class Registry:
             if row.match and not row.unmet(header.tensors) and not row.unclaimed(header.tensors)
         ]
         whole = [row for row in fitting if not row.partial]
-        if not whole and is_lora(header.tensors):
-            only_lora = all(parsed(name) for name in header.tensors)
-            fitting = [row for row in self.rows if row.lora] if only_lora or not fitting else fitting
+        others = [name for name in header.tensors if not parsed(name)]
+        if not whole and is_lora(header.tensors) and not (others and (fitting or self._is_part_of_delta(others))):
+            fitting = [row for row in self.rows if row.lora]
         else:
             fitting = whole or fitting
         if len(fitting) > 1:
@@ -230,6 +231,11 @@ class Registry:
         if not fitting:
             raise UnknownCheckpoint(self._neighbours.explain(header))
         return fitting[0]
+
+    def _is_part_of_delta(self, names: Iterable[str]) -> bool:
+        """Whether some names are those of whole weights that a known delta brings, such as OmniAvatar's audio layers."""
+        patterns = [pattern for row in self.rows if row.is_delta and not row.partial for pattern in row.match]
+        return any(matches(name, patterns) for name in names)
 
     def scan(self, folder: Path, seen: set[Path] | None = None) -> Iterator[Verdict]:
         """Recognise everything in and below a folder that looks like a model by its name.

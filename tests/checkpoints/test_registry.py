@@ -207,16 +207,6 @@ def test_two_pattern_rows_for_one_file(tmp_path: Path) -> None:
         Registry([tmp_path / "t.toml"]).detect(file)
 
 
-def test_two_names_that_become_one(tmp_path: Path) -> None:
-    state = {
-        f"{prefix}blocks.0.q.lora_{side}.weight": torch.ones(2, 2)
-        for prefix in ("", "diffusion_model.")
-        for side in "AB"
-    }
-    with pytest.raises(CheckpointError, match="both mean"):
-        Registry.builtin().detect(write_safetensors(tmp_path / "lora.safetensors", state))
-
-
 def test_scan(tmp_path: Path) -> None:
     registry = tiny_registry(tmp_path)
     write_base(tmp_path / "models" / "base")
