@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from omniavatar.checkpoints.lora import Fit, Lora
+    from omniavatar.checkpoints.lora import Lora
     from omniavatar.models.conversion import Conversions
 
 OWN_SETTINGS = {"pytorch_model": "config.json", "adapter_model": "adapter_config.json"}
@@ -35,7 +35,7 @@ writes here, as OmniAvatar did, and those of a peft folder."""
 
 @dataclass(frozen=True)
 class LoraFile:
-    """One LoRA file. `fit` says what it does to a network.
+    """One LoRA file; `read().fit(shapes)` says what it does to a network.
 
     branches: the roles beside its target's, of what lies beside a transformer in its files, such as audio layers.
     """
@@ -73,15 +73,11 @@ class LoraFile:
         is_ours = beside == "adapter_config.json" or found.get("train_architecture") == "lora"
         return found if is_ours else {}
 
-    def fit(self, shapes: Mapping[str, Sequence[int]], *, values: bool = True) -> Fit:
-        """What it does to a network with weights of these (official) names and shapes; see `lora.Lora.fit`.
-
-        values: read the file; without them only its header, which does for the report.
-        """
-        return self.read(values=values).fit(shapes)
-
     def read(self, *, values: bool = True) -> Lora:
-        """The file, or only its header. Raises CheckpointError if it is damaged."""
+        """What the file means. Raises CheckpointError if it is damaged.
+
+        values: read all of it; without them only its header, which does for the report of what fits a network.
+        """
         import torch
 
         from omniavatar.checkpoints.lora import read_lora
@@ -158,6 +154,10 @@ class Bundle:
     def beside(self, role: str, path: Path | str) -> Path:
         """A path relative to the folder of the role's (base) files; an absolute one stays as it is."""
         return self.components(role)[0].folder.absolute() / path
+
+    def shapes(self, role: str) -> dict[str, tuple[int, ...]]:
+        """The shapes of the role's weights by the network's names, as the files have them."""
+        return {name: info.shape for part in self.components(role) for name, info in part.tensors.items()}
 
     def identity(self, role: str) -> str:
         """A fingerprint of the role's files: names, shapes, sizes, and a part of their content."""

@@ -278,9 +278,26 @@ class LeftOut:
 class Fit:
     """What a LoRA does to one network: changes by weight name, in their order, and what became of each key."""
 
+    name: str
     changes: dict[str, list[Change]]
     report: dict[str, Used | LeftOut]
     notes: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raise CheckpointError if it changes nothing."""
+        if not self.changes:
+            some = ", ".join(f"'{shortened(key)}'" for key in list(self.report)[:3])
+            why = "; ".join(reason for reason, _ in self.reasons.most_common(3))
+            raise CheckpointError(
+                f"LoRA {self.name}: none of its {len(self.report)} keys names a layer of this network, such as {some} "
+                f"({why}); it is made for another model"
+            )
+
+    def beside(self, other: Fit) -> Fit:
+        """What the same file does to this network and to another one with it: a key is left out if both lack it."""
+        report = {key: entry if isinstance(entry, Used) else other.report[key] for key, entry in self.report.items()}
+        reasons = {key: entry for key, entry in self.report.items() if isinstance(report[key], LeftOut)}
+        return Fit(self.name, {**other.changes, **self.changes}, {**report, **reasons}, self.notes)
 
     @property
     def reasons(self) -> Counter[str]:
@@ -334,11 +351,11 @@ class Lora:
     others: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
-    def fit(self, shapes: Shapes) -> Fit:
+    def fit(self, shapes: Shapes, *, partial: bool = False) -> Fit:
         """What it changes in a network with weights of these (official) names and shapes.
 
-        Raises CheckpointError for a layer that exists and has another shape, for two names of one layer, and if no
-        key names a layer of the network.
+        partial: it may be for another network alone. Raises CheckpointError for a layer that exists and has another
+        shape, for two names of one layer, and unless `partial` if no key names a layer of the network.
         """
         network = Layers(tuple(shapes))
         changes: dict[str, list[Change]] = defaultdict(list)
@@ -363,19 +380,17 @@ class Lora:
                     changes[weight].append(change)
                     report[key] = Used(weight)
             settle_rest(layer, name, report)
-        fit = Fit({name: some for name, some in changes.items() if some}, report, self.notes)
-        if not fit.changes:
-            raise self._error(self._nothing(fit))
+        fit = Fit(self.name, {name: some for name, some in changes.items() if some}, report, self.notes)
+        if not partial:
+            fit.check()
         return fit
 
-    def _nothing(self, fit: Fit) -> str:
-        """Why none of it can be used."""
-        some = ", ".join(f"'{shortened(key)}'" for key in list(fit.report)[:3])
-        why = "; ".join(reason for reason, _ in fit.reasons.most_common(3))
-        return (
-            f"none of its {len(fit.report)} keys names a layer of this network, such as {some} ({why}); "
-            "it is made for another model"
-        )
+    def facts(self) -> dict[str, Any]:
+        """What the file has, as JSON values."""
+        ranks = sorted({rank for layer in self.layers if (rank := rank_of(layer)) is not None})
+        scales = sorted({round(layer.scale, 4) for layer in self.layers if rank_of(layer) is not None})
+        kinds = Counter(kind_of(layer) for layer in self.layers)
+        return {"layers": len(self.layers), "kinds": dict(kinds), "ranks": ranks, "scales": scales}
 
     def _check(self, weight: str, part: str, change: Change, before: Sequence[Change], shape: Sequence[int]) -> None:
         """See that a change fits a weight, as those before leave it."""
@@ -463,6 +478,22 @@ def kronecker(side: int, found: Mapping[str, Any]) -> list[str]:
     """The parts that one factor of a Kronecker product is stored in: one whole, or two that are multiplied."""
     whole = f"lokr_w{side}"
     return [whole] if whole in found else [f"{whole}_a", f"{whole}_b"]
+
+
+def rank_of(layer: Layer) -> int | None:
+    """The rank of a layer's product; None if nothing of it is one."""
+    for part in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
+        if part in layer.tensors:
+            return max(1, layer.tensors[part].shape[0])
+    return None
+
+
+def kind_of(layer: Layer) -> str:
+    """What people call the main thing that a layer has."""
+    found = layer.tensors
+    kinds = {"LoRA": "down", "LoHa": "hada_w1_a", "LoKr": kronecker(1, found)[0]}
+    kind = next((name for name, part in kinds.items() if part in found), "delta")
+    return f"DoRA ({kind})" if {"dora_scale", "magnitude"} & found.keys() else kind
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
@@ -608,7 +639,7 @@ class Reader:
 
     def _scale(self, layer: Layer) -> float:
         """alpha / rank: of the tensor beside it, else as the settings say, else 1."""
-        rank = self._rank(layer)
+        rank = rank_of(layer)
         if rank is None:
             return 1.0
         if "alpha" in layer.tensors:
@@ -618,14 +649,6 @@ class Reader:
         if given is None:
             return 1.0
         return given / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
-
-    @staticmethod
-    def _rank(layer: Layer) -> int | None:
-        """The rank of a layer's product; None if nothing of it is one."""
-        for part in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
-            if part in layer.tensors:
-                return max(1, layer.tensors[part].shape[0])
-        return None
 
     def _setting(self, layer: Layer, pattern: str, default: str) -> float | None:
         """A number of the settings for a layer."""

@@ -233,7 +233,7 @@ class Registry:
         return fitting[0]
 
     def _is_part_of_delta(self, names: Iterable[str]) -> bool:
-        """Whether some names are those of whole weights that a known delta brings, such as OmniAvatar's audio layers."""
+        """Whether some of these are whole weights that a known delta brings, such as OmniAvatar's audio layers."""
         patterns = [pattern for row in self.rows if row.is_delta and not row.partial for pattern in row.match]
         return any(matches(name, patterns) for name in names)
 

@@ -78,9 +78,7 @@ class Row(BaseModel):
     )
     ignore: tuple[str, ...] = Field((), description="patterns of names that no component needs")
     model_type: str | None = Field(None, description="`model_type` in the config.json of a folder")
-    lora: bool = Field(
-        False, description="for files with names that end as those of LoRA files do"
-    )
+    lora: bool = Field(False, description="for files with names that end as those of LoRA files do")
     repo: str = Field("", description="where it is published")
     file: str = Field("", description="its file or files there")
     also: tuple[str, ...] = Field((), description="further `repo:file` with the same names and shapes")

@@ -41,8 +41,27 @@ class LoraFit(Protocol):
     @property
     def changes(self) -> Mapping[str, Sequence[Change]]: ...
 
+    def beside(self, other: Any) -> LoraFit:
+        """What the same file does to this network and to another one with it."""
+        ...
+
+    def check(self) -> None:
+        """Raise CheckpointError if it changes nothing."""
+        ...
+
     def facts(self) -> Mapping[str, Any]:
         """How much of the file is used, and why the rest is not, as JSON values."""
+        ...
+
+
+class LoraContent(Protocol):
+    """What a LoRA file means."""
+
+    def fit(self, shapes: Mapping[str, Sequence[int]], *, partial: bool = False) -> LoraFit:
+        """What it does to a network with weights of these names and shapes; `partial`: it may be for another alone.
+
+        Raises CheckpointError if it does not fit, so that nothing is applied by halves.
+        """
         ...
 
 
@@ -70,10 +89,8 @@ class Adapter(Protocol):
     @property
     def is_own(self) -> bool: ...
 
-    def fit(self, shapes: Mapping[str, Sequence[int]]) -> LoraFit:
-        """What it does to a network with weights of these names and shapes. Raises CheckpointError if it is not for
-        that network, so that nothing is applied by halves.
-        """
+    def read(self) -> LoraContent:
+        """Read the file. Raises CheckpointError if it is damaged."""
         ...
 
 

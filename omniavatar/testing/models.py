@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omniavatar.checkpoints.lora import Fit, read_lora
+from omniavatar.checkpoints.lora import Lora, read_lora
 
 
 class GivenModels:
@@ -62,10 +62,10 @@ class GivenLora:
     is_own: bool = False
     branches: tuple[str, ...] = ()
 
-    def fit(self, shapes: Mapping[str, Sequence[int]]) -> Fit:
-        """What it does to a network with weights of these names and shapes."""
+    def read(self) -> Lora:
+        """What the tensors mean."""
         settings = {} if self.alpha is None else {"lora_alpha": self.alpha}
-        return read_lora(self.state, settings=settings, name=self.name).fit(shapes)
+        return read_lora(self.state, settings=settings, name=self.name)
 
 
 class LatentFormat(nn.Module):

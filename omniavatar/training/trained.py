@@ -190,7 +190,7 @@ class Trained(PipelineUnit):
         shapes = {name: tuple(weight.shape) for name, weight in self.engine.model(role).named_parameters()}
         plain_shapes = {plain(name): shape for name, shape in shapes.items() if ".lora_" not in name}
         adapters = [adapter for adapter in self.engine.models.adapters() if adapter.target == role]
-        changed = (name for adapter in adapters for name in adapter.fit(plain_shapes).changes)
+        changed = (name for adapter in adapters for name in adapter.read().fit(plain_shapes).changes)
         return any(f"{role}.{name}" in weights for name in changed)
 
     def _delta(

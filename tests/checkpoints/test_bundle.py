@@ -47,9 +47,9 @@ def test_adapters_fit_the_lora_reader(tmp_path: Path, registry: Registry) -> Non
     assert (first.name, first.settings, first.is_own) == (str(delta), {"lora_alpha": 2}, True)
     assert [layer.scale for layer in first.read().layers] == [0.5, 0.5]
     assert (second.settings, second.is_own) == ({}, False)
-    assert list(second.fit({"blocks.0.ffn.0.weight": (32, 24)}).changes) == ["blocks.0.ffn.0.weight"]
+    assert list(second.read().fit({"blocks.0.ffn.0.weight": (32, 24)}).changes) == ["blocks.0.ffn.0.weight"]
     with pytest.raises(CheckpointError, match=r"has the shape \[32, 24\]"):
-        second.fit({"blocks.0.ffn.0.weight": (24, 32)}, values=False)
+        second.read(values=False).fit({"blocks.0.ffn.0.weight": (24, 32)})
     assert Bundle([]).adapters() == ()
 
 
