@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from omniavatar.checkpoints.lora import Lora
     from omniavatar.models.conversion import Conversions
 
+SMALL = 8
+"""Numbers of a tensor that is read with the header, such as an alpha or the sizes of a shape."""
 OWN_SETTINGS = {"pytorch_model": "config.json", "adapter_model": "adapter_config.json"}
 """Files of a LoRA alone, by the stem of their names, to which settings in the same folder belong: those that training
 writes here, as OmniAvatar did, and those of a peft folder."""
@@ -80,13 +82,16 @@ class LoraFile:
         """
         import torch
 
+        from omniavatar.checkpoints.loading import read_tensors
         from omniavatar.checkpoints.lora import read_lora
 
         component = self.component
         if values:
             state: dict[str, Any] = component.state()
         else:
+            small = {name: info for name, info in component.tensors.items() if info.numel <= SMALL}
             state = {name: torch.empty(info.shape, device="meta") for name, info in component.tensors.items()}
+            state |= dict(read_tensors(small, device="cpu", dtype=None))
         return read_lora(state, metadata=component.metadata, settings=self.settings, name=self.name)
 
 

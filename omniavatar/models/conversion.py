@@ -12,7 +12,8 @@ A unit answers `conversion(engine, role)` with a `Conversion`. For every weight,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,10 @@ class Conversion:
         """The changed weight; both float32, dense, on the device that computes."""
         return weight
 
+    def leaves(self, name: str) -> bool:
+        """Whether it leaves this weight as it is after all, since it is packed; asked of packed ones that change."""
+        return False
+
     def stores(self, name: str) -> bool:
         """Whether this weight of a linear layer is to be kept in another form. One conversion of a network may."""
         return False
@@ -51,6 +56,33 @@ class Conversion:
     def layer(self, name: str, packed: PackedTensor, bias: Tensor | None) -> PackedLayer:
         """The layer that keeps a weight that this conversion stores."""
         return PackedLinear(packed, bias)
+
+
+class Change(Protocol):
+    """What is done to one weight, such as a LoRA."""
+
+    def apply(self, weight: Tensor, strength: float = 1.0) -> Tensor:
+        """The changed weight; float32, as the given one is, and on its device."""
+        ...
+
+
+class Merging(Conversion):
+    """Changes added to weights, computed in float32.
+
+    changes: for each weight, by name, what is done to it one after the other, and how strongly. A change has
+    `apply(weight, strength)`, which gives the changed weight, float32 as the one it is given, on its device.
+    """
+
+    def __init__(self, changes: Mapping[str, Sequence[tuple[Change, float]]]) -> None:
+        self.of = changes
+
+    def changes(self, name: str) -> bool:
+        return name in self.of
+
+    def change(self, name: str, weight: Tensor) -> Tensor:
+        for change, strength in self.of[name]:
+            weight = change.apply(weight, strength)
+        return weight
 
 
 class Conversions:
@@ -87,7 +119,8 @@ class Conversions:
         float32. linear: whether it is that of a linear layer, which can be packed.
         """
         place = place_of(weight)
-        changing = [step for step in self.steps if step.changes(name)]
+        packed = linear and self.keeps_packed and (isinstance(weight, PackedTensor) or is_fp8(weight))
+        changing = [step for step in self.steps if step.changes(name) and not (packed and step.leaves(name))]
         storing = next((step for step in self.steps if linear and step.stores(name)), None)
         if (changing or storing) and self.device is not None and place.type != "meta":
             weight = weight.to(self.device)
@@ -119,7 +152,7 @@ class Conversions:
         self.layers[name] = layer
 
     def owner(self, name: str) -> str:
-        """The weight, as files have it, to which a parameter of the network belongs: its own name if it is not packed."""
+        """The name of the weight, as files have it, to which a parameter of the network belongs."""
         place, _, own = name.rpartition(".")
         weight = f"{place}.weight"
         return weight if weight in self.layers and own != "bias" else name
@@ -156,6 +189,8 @@ class Conversions:
     def _convert_packed(self, name: str, layer: PackedLayer) -> None:
         """Convert a layer that is packed already, if its values change."""
         if not any(step.changes(name) for step in self.steps) or next(layer.parameters()).is_meta:
+            return
+        if self.keeps_packed and all(step.leaves(name) for step in self.steps if step.changes(name)):
             return
         dtype = layer.bias.dtype if layer.bias is not None else None
         made = self.apply(name, layer.packed(), dtype, linear=True)

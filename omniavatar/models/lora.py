@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from omniavatar.models.packed import PackedLayer
+
 BESIDE = "lora"
 """The name, inside of a layer, of what is added to it."""
 
@@ -175,32 +177,7 @@ def add_beside(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Ten
     return changed
 
 
-def carry_over(before: nn.Module, after: nn.Module) -> None:
-    """Give what is beside a layer to the one that takes its place, such as the same layer in 8 bits."""
-    beside = before._modules.get(BESIDE)
-    if isinstance(beside, Beside):
-        attach(after, beside)
-
-
-def is_linear(layer: nn.Module) -> bool:
-    """Whether a module is a linear layer of any kind, packed ones included."""
-    return all(isinstance(getattr(layer, name, None), int) for name in ("in_features", "out_features"))
-
-
-def is_packed(layer: nn.Module) -> bool:
-    """Whether the weight of a linear layer is in a form that a change cannot be merged into."""
-    weight = getattr(layer, "weight", None)
-    return is_linear(layer) and not (isinstance(weight, Tensor) and weight.dtype in PLAIN)
-
-
-PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
 def dense_weight(layer: nn.Module) -> Tensor:
-    """The weight (out in) of a linear layer of any kind, float32."""
-    dense = getattr(layer, "dense_weight", None)
-    if dense is not None:
-        weight: Tensor = dense()
-        return weight
-    plain: Tensor = layer.weight  # type: ignore[assignment]
-    return plain.float()
+    """The weight (out in) of a linear layer, packed or not, float32."""
+    weight: Tensor = layer.dense_weight() if isinstance(layer, PackedLayer) else layer.weight  # type: ignore[assignment]
+    return weight.float()
