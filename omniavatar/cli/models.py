@@ -47,9 +47,7 @@ def list_command(also_tests: bool, as_json: bool) -> None:
 @models.command()
 @click.argument("paths", nargs=-1, required=True)
 @click.option("--keys", is_flag=True, help="Also list every tensor.")
-@click.option(
-    "--on", multiple=True, metavar="PATH", help="Say how LoRA files fit this model; repeatable."
-)
+@click.option("--on", multiple=True, metavar="PATH", help="Say how LoRA files fit this model; repeatable.")
 @AS_JSON
 def inspect(paths: tuple[str, ...], keys: bool, on: tuple[str, ...], as_json: bool) -> None:
     """Say what model files, shard patterns or folders are.

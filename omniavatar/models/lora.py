@@ -3,7 +3,7 @@
 What a file changes comes from `omniavatar.checkpoints.lora`; here are the two ways to apply it:
 
     weight.data = merged(weight, [(change, 0.7), (other, 1.0)]).to(weight.dtype)      # once, nothing to pay later
-    put_beside(layer, [(change, 0), (other, 1)], strengths)                           # strengths can be changed
+    WithBeside(layer, Beside([(change, 0), (other, 1)], [], strengths, dtype, device))  # strengths can be changed
 
 The second is for layers whose weights are packed, and for strengths that depend on the step.
 """
@@ -11,13 +11,14 @@ The second is for layers whose weights are packed, and for strengths that depend
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from omniavatar.models.packed import PackedLayer
+from omniavatar.models.wrapped import Wrapped
 
 BESIDE = "lora"
 """The name, inside of a layer, of what is added to it."""
@@ -152,29 +153,17 @@ class Beside(nn.Module):
         return change.with_parts({part: getattr(self, name) for part, name in names.items()})
 
 
-def put_beside(
-    layer: nn.Module,
-    weights: Sequence[tuple[Change, int]],
-    biases: Sequence[tuple[Change, int]],
-    strengths: Strengths,
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> None:
-    """Let a layer with `in_features` and `out_features` be changed as it runs, at the strengths of the moment."""
-    attach(layer, Beside(weights, biases, strengths, dtype, device))
+class WithBeside(Wrapped):
+    """A linear layer, packed or not, and what is added to its output. (Compiled code would not notice a hook.)"""
 
+    def __init__(self, layer: nn.Module, beside: Beside) -> None:
+        super().__init__(layer)
+        self.add_module(BESIDE, beside)
 
-def attach(layer: nn.Module, beside: nn.Module) -> None:
-    """Add what is beside a layer to its output from now on."""
-    layer.add_module(BESIDE, beside)
-    layer.register_forward_hook(add_beside)
-
-
-def add_beside(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    """The hook of a layer with something beside it."""
-    beside: Any = getattr(layer, BESIDE)
-    changed: Tensor = beside(layer, inputs[0], output)
-    return changed
+    def forward(self, x: Tensor) -> Tensor:
+        """(... in_features) -> (... out_features)."""
+        changed: Tensor = self.lora(self.block, x, self.block(x))
+        return changed
 
 
 def dense_weight(layer: nn.Module) -> Tensor:

@@ -218,7 +218,7 @@ class Applied:
 
     def add(self, engine: Engine, late: Mapping[str, Sequence[Numbered]], network: nn.Module) -> None:
         """Add what has not been merged beside the layers of a network, or write it into other weights."""
-        from omniavatar.models.lora import put_beside
+        from omniavatar.models.lora import Beside, WithBeside
         from omniavatar.models.packed import is_linear
 
         beside: dict[str, dict[str, Sequence[Numbered]]] = defaultdict(dict)
@@ -235,14 +235,9 @@ class Applied:
         for layer, parts in beside.items():
             owner = network.get_submodule(layer)
             place = next(weight.device for weight in owner.parameters(recurse=False))
-            put_beside(
-                owner,
-                parts.get("weight", ()),
-                parts.get("bias", ()),
-                self.strengths,
-                engine.dtype,
-                engine.device if place.type == "meta" else place,
-            )
+            device = engine.device if place.type == "meta" else place
+            added = Beside(parts.get("weight", ()), parts.get("bias", ()), self.strengths, engine.dtype, device)
+            network.set_submodule(layer, WithBeside(owner, added))
 
     def change(self, part: float, engine: Engine) -> None:
         """Work from now on with the strengths that hold after this part of the steps."""

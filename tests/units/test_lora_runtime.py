@@ -12,7 +12,7 @@ from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import build_plan
 from omniavatar.engine.scopes import Request
 from omniavatar.errors import PlanError
-from omniavatar.models.lora import Beside
+from omniavatar.models.lora import Beside, WithBeside
 from omniavatar.testing import GivenLora
 from omniavatar.testing.tiny import DIT, TinyModels
 from tests.models.networks import noise
@@ -172,8 +172,8 @@ def test_the_report_is_in_the_record_of_the_video() -> None:
 
 def test_a_packed_weight_stays_packed() -> None:
     from omniavatar.models.fp8 import Fp8Linear
-    from tests.scenes import fake_engine
     from omniavatar.units import Lora
+    from tests.scenes import fake_engine
 
     class Models(TinyModels):
         def adapters(self) -> list[GivenLora]:
@@ -185,7 +185,8 @@ def test_a_packed_weight_stays_packed() -> None:
     before = packed[0].dense_weight()
     fake_engine([Lora()], models=models, dtype=torch.float32).set_up()
     layer = packed[0]
-    assert isinstance(layer, Fp8Linear)
+    assert isinstance(layer, WithBeside)
+    assert isinstance(layer.block, Fp8Linear)
     x = noise(3, 32)
     expected = x @ (before + noise(16, 2) @ noise(2, 32)).T + linear.bias
     torch.testing.assert_close(layer(x), expected, atol=1e-4, rtol=1e-4)
