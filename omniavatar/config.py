@@ -214,14 +214,13 @@ def lora_entry(text: str) -> dict[str, Any]:
     file, equals, last = text.rpartition("=")
     if equals and not Path(text).expanduser().exists():
         try:
-            strength = parse_yaml(last)
-        except ValueError:
-            strength = None
-        if isinstance(strength, int | float | list) and not isinstance(strength, bool):
-            try:
-                return {**model_entry(file), "strength": checked_strength(strength)}
-            except ValueError as error:
-                raise InputError(f"--lora {text}: {error}") from None
+            strength = parse_yaml(last) if last.startswith("[") else float(last)
+        except ValueError:  # no strength, but the end of a path
+            return {**model_entry(text), "strength": 1.0}
+        try:
+            return {**model_entry(file), "strength": checked_strength(strength)}
+        except ValueError as error:
+            raise InputError(f"--lora {text}: {error}") from None
     return {**model_entry(text), "strength": 1.0}
 
 
