@@ -430,9 +430,9 @@ def schemas_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def merge_settings(*layers: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Settings by unit out of several layers, the weakest first."""
+    """Settings by unit out of several layers, the weakest first; the units of later layers come last."""
     merged: dict[str, dict[str, Any]] = {}
     for layer in layers:
         for unit, settings in layer.items():
-            merged.setdefault(unit, {}).update(settings)
+            merged[unit] = {**merged.pop(unit, {}), **settings}
     return merged

@@ -170,6 +170,8 @@ class Bundle:
 
         content = hashlib.blake2b(digest_size=16)
         for component in self.components(role):
+            if component.spec.overlay and component.spec.network is not None:
+                content.update(component.spec.network.encode())
             content.update(repr([(name, tuple(info.shape)) for name, info in component.tensors.items()]).encode())
             for path in sorted({info.file for info in component.tensors.values()}):
                 content.update(content_sample(path))
@@ -226,12 +228,7 @@ class Bundle:
         from omniavatar.models.conversion import Conversions
 
         components = self.components(role)
-        base = components[0]
-        if base.spec.network is None:
-            raise CheckpointError(
-                f"{base.files[0]} holds only an overlay on the role '{role}'; give the base model as well"
-            )
-        path = base.spec.network
+        base, path = components[0], loading.network_of(components)
         dtype = getattr(torch, base.spec.dtype) if base.spec.dtype is not None else dtype
         if base.spec.loader == "folder":
             kind: Any = loading.import_network(path)
@@ -272,7 +269,7 @@ def _ordered(role: str, components: list[Component]) -> tuple[Component, ...]:
 
     What a delta brings along whole, such as audio layers, replaces that of files before it.
     """
-    bases = [component for component in components if component.spec.network is not None]
+    bases = [component for component in components if component.spec.is_base]
     if len(bases) > 1 and all(base.row.is_delta for base in bases[1:]):
         bases = bases[-1:]
     if len(bases) > 1:
@@ -280,4 +277,4 @@ def _ordered(role: str, components: list[Component]) -> tuple[Component, ...]:
         raise CheckpointError(
             f"two models for the role '{role}': {files}; give one of them, or name the second ROLE=FILE"
         )
-    return (*bases, *(component for component in components if component.spec.network is None))
+    return (*bases, *(component for component in components if not component.spec.is_base))

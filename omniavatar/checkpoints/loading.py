@@ -94,17 +94,13 @@ def load_network(
     `conversions` are what units make of the weights; packed weights of linear layers stay packed if they allow it.
     The network comes in evaluation mode, without gradients. `dtype` None keeps each tensor's dtype; the table's wins.
     """
-    base = components[0]
-    if base.spec.network is None:
-        raise CheckpointError(
-            f"{base.files[0]} holds only an overlay on the role '{base.role}'; give the base model as well"
-        )
+    base, path = components[0], network_of(components)
     if base.spec.dtype is not None:
         dtype = getattr(torch, base.spec.dtype)
     if base.spec.loader == "folder":
         return _from_folder(base, device, dtype or torch.float32)
     config = merged_config(components) | dict(overrides or {})
-    network = build_on_meta(base.spec.network, config | accepted(base.spec.network, offered)).requires_grad_(False)
+    network = build_on_meta(path, config | accepted(path, offered)).requires_grad_(False)
     left = set() if blocks else names_of_blocks(network)
     convert_into(network, components, conversions or Conversions(), device=device, dtype=dtype, left=left)
     return network.eval().requires_grad_(False)
@@ -123,8 +119,10 @@ def convert_into(
 
     left: those that stay on the meta device, where they are converted as well: so they have their final forms.
     """
-    spec, sources = components[0].spec, merged_sources(components)
-    check_names(network, sources, growable=spec.growable, optional=spec.optional)
+    sources = merged_sources(components)
+    growable = [pattern for component in components for pattern in component.spec.growable]
+    optional = [pattern for component in components for pattern in component.spec.optional]
+    check_names(network, sources, growable=growable, optional=optional)
     conversions.begin(network)
     wanted = {name: source for name, source in sources.items() if name not in left}
     log_files(wanted)
@@ -168,6 +166,30 @@ def fitted(weight: Tensor | PackedTensor, shape: Shape) -> Tensor | PackedTensor
         return weight.dense()
 
 
+def network_of(components: Sequence[Component]) -> str:
+    """The path of the class that a base (first) and the overlays on it make together, that of the last to name one.
+
+    Raises CheckpointError without a base, or if an overlay's class is not derived from that of what it lies over.
+    """
+    base = components[0]
+    if not base.spec.is_base:
+        raise CheckpointError(
+            f"{base.files[0]} holds only an overlay on the role '{base.role}'; give the base model as well"
+        )
+    path = str(base.spec.network)
+    for overlay in components[1:]:
+        own = overlay.spec.network
+        if own is not None and own != path:
+            kinds: Any = import_network(own), import_network(path)
+            if not issubclass(*kinds):
+                raise CheckpointError(
+                    f"{overlay.files[0]} ({overlay.row.name}) makes a {kinds[0].__name__} of the network that it lies "
+                    f"over, and {base.files[0]} is a {kinds[1].__name__}; give the base model that it was made for"
+                )
+            path = own
+    return path
+
+
 def merged_sources(components: Sequence[Component]) -> dict[str, TensorInfo]:
     """Where the tensors of a base with its overlays lie, by the network's names."""
     return {name: source for component in components for name, source in component.tensors.items()}
@@ -198,10 +220,8 @@ def read_into(
             target.zero_()
     for name, weight in stored_tensors(wanted, "cpu"):  # mapped: what is moved to a device is not copied before
         layer = conversions.layers.get(name)
-        if layer is not None:
-            shape, dtype = (layer.out_features, layer.in_features), None
-        else:
-            shape, dtype = tuple(targets[name].shape), targets[name].dtype
+        shape = tuple(targets[name].shape) if layer is None else (layer.out_features, layer.in_features)
+        dtype = targets[name].dtype if layer is None else None
         made = conversions.apply(name, fitted(weight, shape), dtype, linear=layer is not None)
         for piece, tensor in conversions.pieces(name, made):
             targets[piece].copy_(tensor)

@@ -13,6 +13,11 @@ from torch import Tensor, nn
 
 from omniavatar.checkpoints.lora import Lora, read_lora
 
+from omniavatar.engine.geometry import Geometry
+
+WAN = Geometry(channels=16, temporal_factor=4, spatial_factor=8, patch_size=(1, 2, 2))
+"""What latents and tokens of the Wan 2.1 models stand for."""
+
 
 class GivenModels:
     """An `omniavatar.engine.engine.Models` over networks that exist already."""
@@ -72,4 +77,5 @@ class LatentFormat(nn.Module):
     """What the engine asks of a VAE before it makes noise, for plans that neither encode nor decode."""
 
     spatial_factor = 8
+    temporal_factor = 4
     z_dim = 16

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from omniavatar.engine.unit import PipelineUnit, UnitSettings
+from omniavatar.engine.unit import ALL, PipelineUnit, UnitSettings
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import torch
@@ -33,7 +33,7 @@ class Fp8(PipelineUnit):
     """
 
     name = "fp8"
-    roles = ("dit",)
+    optional_roles = (ALL,)
     eases = ("prepare", "denoise", "decode")
     conflicts: ClassVar[Mapping[str, str]] = {
         "fsdp": "the weights are sharded in the precision of their files",
@@ -46,8 +46,8 @@ class Fp8(PipelineUnit):
         scaling: Literal["row", "tensor"] = Field(
             "row", description="a scale for every output and token, or one for a whole matrix"
         )
-        networks: tuple[str, ...] = Field(
-            ("dit", "dit2", "vace", "vace2"), min_length=1, description="roles of the networks"
+        networks: tuple[str, ...] | None = Field(
+            None, min_length=1, description="roles of the networks; default: all that work in the steps"
         )
 
     settings: Settings
@@ -57,7 +57,7 @@ class Fp8(PipelineUnit):
         from omniavatar.models.fp8 import Fp8Blocks
 
         settings, unit = self.settings, self
-        if role not in settings.networks:
+        if role not in self._wanted(engine):
             return None
         if settings.mode == "compute" and engine.device.type == "cuda":
             check_device(engine)
@@ -74,9 +74,13 @@ class Fp8(PipelineUnit):
     @hookimpl
     def setup(self, engine: Engine) -> None:
         """Have the networks loaded, and with them converted."""
-        for role in engine.roles:
-            if role in self.settings.networks:
-                engine.model(role)
+        for role in self._wanted(engine):
+            engine.model(role)
+
+    def _wanted(self, engine: Engine) -> list[str]:
+        """The roles of the networks that it is for."""
+        named = self.settings.networks
+        return engine.roles_in_steps if named is None else [role for role in engine.roles if role in named]
 
 
 def check_device(engine: Engine) -> None:

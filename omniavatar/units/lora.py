@@ -43,8 +43,7 @@ class Lora(PipelineUnit):
     """
 
     name = "lora"
-    roles = ("dit",)
-    optional_roles = ("lora",)
+    optional_roles = ("lora", ALL)
     provides = (REPORT,)
 
     class Settings(UnitSettings):
