@@ -210,7 +210,12 @@ def test_a_plugin_that_is_left_out_is_said(caplog: pytest.LogCaptureFixture, mon
 def test_loras_have_strengths_of_their_own(lora: Path) -> None:
     """Beside all models, also those of the configuration that nobody names."""
     ranges = [[0, 0.5, 1], [0.5, 1, 0.3]]
-    given = ["lora.safetensors=0.7", lora, "dit=lora.safetensors=-2", {"path": lora.name, "strength": ranges}]
+    given: list[Any] = [
+        "lora.safetensors=0.7",
+        lora,
+        "dit=lora.safetensors=-2",
+        {"path": lora.name, "strength": ranges},
+    ]
     models = open_engine(loras=[*given, "lora.safetensors=[[0.2,0.4,3]]"]).models
     strengths = [0.7, 1.0, -2.0, ((0, 0.5, 1), (0.5, 1, 0.3)), ((0.2, 0.4, 3),)]
     assert [adapter.strength for adapter in models.adapters()] == strengths

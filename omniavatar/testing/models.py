@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from omniavatar.checkpoints.lora import Lora, read_lora
-
 from omniavatar.engine.geometry import Geometry
 
 WAN = Geometry(channels=16, temporal_factor=4, spatial_factor=8, patch_size=(1, 2, 2))

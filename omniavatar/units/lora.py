@@ -77,7 +77,7 @@ class Lora(PipelineUnit):
         for role, late in applied.late.items():
             if late:
                 engine.check_frozen(engine.model(role), self)
-                applied.add(engine, late, engine.model(role))
+                applied.add(engine, role, late)
 
     @hookimpl(wrapper=True)
     def plan_steps(self, window: Window) -> Generator[None, Sequence[Step], Sequence[Step]]:
@@ -215,11 +215,12 @@ class Applied:
 
         return Files({}) if files else None
 
-    def add(self, engine: Engine, late: Mapping[str, Sequence[Numbered]], network: nn.Module) -> None:
+    def add(self, engine: Engine, role: str, late: Mapping[str, Sequence[Numbered]]) -> None:
         """Add what has not been merged beside the layers of a network, or write it into other weights."""
         from omniavatar.models.lora import Beside, WithBeside
         from omniavatar.models.packed import is_linear
 
+        network = engine.model(role)
         beside: dict[str, dict[str, Sequence[Numbered]]] = defaultdict(dict)
         for name, numbered in late.items():
             layer, _, own = name.rpartition(".")
@@ -227,7 +228,7 @@ class Applied:
             if own in ("weight", "bias") and is_linear(owner):
                 beside[layer][own] = numbered
             else:
-                check_stays(engine, name)
+                check_stays(engine, role, name)
                 weight = Rewritten(owner, own, getattr(owner, own).detach().clone(), numbered)
                 weight.write(self.strengths, engine)
                 self.rewritten.append(weight)
@@ -276,9 +277,9 @@ def shapes_of(network: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f"{prefix}.weight", (module.out_features, module.in_features)
 
 
-def check_stays(engine: Engine, name: str) -> None:
+def check_stays(engine: Engine, role: str, name: str) -> None:
     """Raise PlanError for a weight that cannot be written between steps, since it is not there then."""
-    mover = next((unit.name for unit in engine.plan.units if ALL in unit.host_roles), None)
+    mover = next((unit.name for unit in engine.plan.units if unit.hosts(role)), None)
     if mover is not None:
         raise PlanError(
             f"unit 'lora': '{name}' changes with the steps, and unit '{mover}' moves or shards it; give the LoRA one "

@@ -12,11 +12,14 @@ from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import build_plan
 from omniavatar.engine.scopes import Request
 from omniavatar.errors import PlanError
+from omniavatar.hookspecs import hookimpl
+from omniavatar.models.fp8 import Fp8Linear
 from omniavatar.models.lora import Beside, WithBeside
 from omniavatar.testing import GivenLora
 from omniavatar.testing.tiny import DIT, TinyModels
+from omniavatar.units import Lora
 from tests.models.networks import noise
-from tests.scenes import Frames
+from tests.scenes import Frames, fake_engine
 from tests.training.scenes import SETTINGS, catalog
 
 SMALL = {**SETTINGS, "euler": {"steps": 4}, "fixed-frames": {"window_frames": 9, "overlap": 5}}
@@ -140,8 +143,6 @@ def test_caches_are_told_where_strengths_change() -> None:
     regimes = []
 
     class Watch:
-        from omniavatar.hookspecs import hookimpl
-
         @hookimpl
         def begin_window(self, window: Any) -> None:
             regimes.append([sorted(step.regimes) for step in window.steps])
@@ -156,13 +157,13 @@ def test_caches_are_told_where_strengths_change() -> None:
 
 
 def test_norms_that_change_with_the_steps_must_stay_where_they_are() -> None:
-    with pytest.raises(PlanError, match="'blocks.0.modulation' changes with the steps, and unit 'offload' moves"):
+    with pytest.raises(PlanError, match=r"'blocks\.0\.modulation' changes with the steps, and unit 'offload' moves"):
         play(f"{PLAN}+offload", GivenLora({"blocks.0.diff_m": noise(1, 6, WIDTH)}, strength=STEPS))
     play(f"{PLAN}+offload", GivenLora(QUERIES.state, strength=STEPS))
 
 
 def test_the_report_is_in_the_record_of_the_video() -> None:
-    engine = play(PLAN, QUERIES, GivenLora(QUERIES.state | {"x.y.diff": noise(1)}, "b", strength=-0.5))[1]
+    engine = play(PLAN, QUERIES, GivenLora({**QUERIES.state, "x.y.diff": noise(1)}, "b", strength=-0.5))[1]
     result = engine.generate(Request({"prompt": "hi"}, seconds=0.2))
     one, two = result.manifest["loras"]
     assert (one["file"], one["strength"], one["used"], one["tensors"], one["left_out"]) == ("queries", 1.0, 4, 4, {})
@@ -171,9 +172,6 @@ def test_the_report_is_in_the_record_of_the_video() -> None:
 
 
 def test_a_packed_weight_stays_packed() -> None:
-    from omniavatar.models.fp8 import Fp8Linear
-    from omniavatar.units import Lora
-    from tests.scenes import fake_engine
 
     class Models(TinyModels):
         def adapters(self) -> list[GivenLora]:
@@ -184,7 +182,7 @@ def test_a_packed_weight_stays_packed() -> None:
     models = Models(dit=packed)
     before = packed[0].dense_weight()
     fake_engine([Lora()], models=models, dtype=torch.float32).set_up()
-    layer = packed[0]
+    layer: Any = packed[0]
     assert isinstance(layer, WithBeside)
     assert isinstance(layer.block, Fp8Linear)
     x = noise(3, 32)
