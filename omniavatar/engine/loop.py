@@ -186,10 +186,16 @@ class Loop:
         return forward.output
 
     def run_block(self, forward: Forward, index: int) -> None:
-        """One block of the network on `forward.x`."""
+        """One block of the network on `forward.x`, unless it is left out, and what units do around it."""
         self.hooks.before_block(forward, index)
-        forward.x = forward.network.blocks[index](forward.x, forward.context, forward.t_mod, forward.rope)
+        if index not in forward.left_out:
+            forward.x = self.hooks.run_block(forward, index)
         self.hooks.after_block(forward, index)
+
+    def one_block(self, forward: Forward, index: int) -> Tensor:
+        """The tokens after a block (b s d)."""
+        tokens: Tensor = forward.network.blocks[index](forward.x, forward.block_inputs(index))
+        return tokens
 
     def decode(self, window: Window) -> Iterator[Group]:
         """The frames of a window that enter the video, group by group, as they are shown.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from omniavatar.engine.geometry import Geometry
     from omniavatar.engine.loop import Loop
     from omniavatar.engine.unit import PipelineUnit
-    from omniavatar.models.wan_dit import TimeValue
+    from omniavatar.models.wan_dit import BlockInputs, TimeValue
 
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 2**31
@@ -429,10 +429,12 @@ class Forward(Scope):
     """One transformer call for one branch, or for several joined along the batch. See `hookspecs.Pipeline.embed`.
 
     `frames` are the latent frames of the window that it is about, all of them unless a unit cuts the window in pieces.
+    `conditions` are what the blocks get beside the tokens, by name: "text", "image", ...; see `wan_dit.BlockInputs`.
+    `left_out` are the blocks that no sample of the call runs, known when it begins.
+    `beside` are what the attentions of the last block that ran have found beside their results.
     """
 
     x: Tensor
-    context: Any
     time: TimeValue
     t_mod: TimeValue
     rope: Tensor
@@ -454,10 +456,39 @@ class Forward(Scope):
         self.latents = self.cut(step.window.latents)
         self.memory = self.window.memory(self.network, branches, self.frames, step.evaluation)
         self.sharding: Sharding | None = None
+        self.conditions: dict[str, Tensor] = {}
+        self.left_out: set[int] = set()
+        self.beside: dict[str, Tensor] = {}
+
+    def block_inputs(self, index: int) -> BlockInputs:
+        """What block `index` is given beside `x`."""
+        from omniavatar.models.wan_dit import BlockInputs
+
+        self.beside = {}
+        left_out = frozenset(self.left_out)
+        return BlockInputs(self.t_mod, self.rope, self.conditions, index, left_out, call=self, beside=self.beside)
 
     def run_block(self, index: int) -> None:
-        """One block of the network on `x`, with the hooks around it."""
+        """One block of the network on `x`, unless it is left out, with the hooks around it."""
         self.loop.run_block(self, index)
+
+    def run_block_for(self, index: int, rows: Tensor) -> Tensor:
+        """The tokens (b s d) after a block that runs for some samples of the batch only (k) int64; no hook is called.
+
+        The tokens of the others pass unchanged.
+        """
+        made: Tensor = self.network.blocks[index](self.x[rows], self.block_inputs(index).samples(rows))
+        return self.x.index_copy(0, rows, made)
+
+    def rows(self, wanted: Callable[[Branch], bool]) -> Tensor:
+        """The samples of the batch (k) int64 that belong to branches of a kind."""
+        samples = len(self.window.latents)
+        kept = [number for number, branch in enumerate(self.branches) if wanted(branch)]
+        return torch.tensor(
+            [number * samples + sample for number in kept for sample in range(samples)],
+            dtype=torch.int64,
+            device=self.latents.device,
+        )
 
     def cut(self, values: Tensor) -> Tensor:
         """The frames of this call, of something that has a value for every latent frame of the window (b c t h w)."""

@@ -96,7 +96,9 @@ class Texts(PipelineUnit):
 
     @hookimpl
     def embed(self, forward: Forward) -> None:
-        forward.context = forward.stacked(lambda branch: forward.network.embed_text(branch[f"text.{branch.name}"]))
+        forward.conditions["text"] = forward.stacked(
+            lambda branch: forward.network.embed_text(branch[f"text.{branch.name}"])
+        )
 
 
 class Voice(Audio):
@@ -136,7 +138,7 @@ class Hints(PipelineUnit):
         if index == 0:
             frames, rows, columns = forward.grid
             control = forward.shard(noise(1, frames * rows * columns, tiny.DIT["dim"], seed=13))
-            forward["hint"] = self.block(control + forward.x, forward.context, forward.t_mod, forward.rope)
+            forward["hint"] = self.block(control + forward.x, forward.block_inputs(0))
 
     @hookimpl
     def after_block(self, forward: Forward, index: int) -> None:

@@ -51,7 +51,9 @@ class Quiet(PipelineUnit):
 
     @hookimpl
     def embed(self, forward: Forward) -> None:
-        forward.context = forward.stacked(lambda branch: torch.full((1, 1, 1), -0.05 if branch.drops("text") else 0.05))
+        forward.conditions["text"] = forward.stacked(
+            lambda branch: torch.full((1, 1, 1), -0.05 if branch.drops("text") else 0.05)
+        )
 
 
 def scene(frames: int | None = 26) -> Quiet:

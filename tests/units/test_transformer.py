@@ -34,7 +34,7 @@ class Text(PipelineUnit):
 
     @hookimpl
     def embed(self, forward: Forward) -> None:
-        forward.context = forward.network.embed_text(noise(1, 3, 6, seed=6))
+        forward.conditions["text"] = forward.network.embed_text(noise(1, 3, 6, seed=6))
 
 
 def small_dit() -> WanDiT:
