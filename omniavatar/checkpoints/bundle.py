@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
@@ -19,31 +19,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omniavatar.checkpoints.files import Source
+from omniavatar.checkpoints.formulas import read_settings
 from omniavatar.checkpoints.headers import TensorInfo
-from omniavatar.checkpoints.registry import Component, Detection, Registry
+from omniavatar.checkpoints.registry import LORA, TRANSFORMER, Component, Detection, LoraStrength, Registry
 from omniavatar.errors import CheckpointError, nearest
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from omniavatar.checkpoints.lora import Lora
     from omniavatar.models.conversion import Conversions
 
 log = logging.getLogger(__name__)
 
 MAX_SENTENCEPIECE_BYTES = 100_000_000
-LORA = "lora"
-"""Under this role are bare tensor sets, which change networks and are none."""
+SMALL = 8
+"""Numbers of a tensor that is read with the header, such as an alpha or the sizes of a shape."""
+OWN_SETTINGS = {"pytorch_model": "config.json", "adapter_model": "adapter_config.json"}
+"""Files of a LoRA alone, by the stem of their names, to which settings in the same folder belong: those that training
+writes here, as OmniAvatar did, and those of a peft folder."""
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """One LoRA: pairs `<module>.lora_A.weight` (rank in), `<module>.lora_B.weight` (out rank), maybe `<module>.alpha`.
+    """One LoRA file; `read().fit(shapes)` says what it does to a network.
 
-    The scale of a pair is alpha / rank; `alpha` holds where the file has no tensor for it, `rank` is the first pair's.
+    branches: the roles beside its target's, of what lies beside a transformer in its files, such as audio layers.
     """
 
     component: Component
+    branches: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -55,16 +61,44 @@ class LoraFile:
         return self.component.target
 
     @property
-    def alpha(self) -> float:
-        return float(self.component.constants["alpha"])
+    def strength(self) -> LoraStrength:
+        """How strong the user wants it."""
+        return self.component.strength
 
     @property
-    def rank(self) -> int:
-        return int(self.component.constants["rank"])
+    def is_own(self) -> bool:
+        """Whether it is part of a checkpoint that brings more, such as OmniAvatar's audio layers."""
+        return len(self.component.row.components) > 1
 
-    def tensors(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """Read the pairs; `dtype` None keeps the file's."""
-        return self.component.state(device, dtype)
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What lies beside the file about its alphas, if it is about this file."""
+        component = self.component
+        if "alpha" in component.constants:
+            return {"lora_alpha": component.constants["alpha"]}
+        beside = OWN_SETTINGS.get(component.files[0].stem)
+        found = read_settings(component.folder / beside) if beside else {}
+        is_ours = beside == "adapter_config.json" or found.get("train_architecture") == "lora"
+        return found if is_ours else {}
+
+    def read(self, *, values: bool = True) -> Lora:
+        """What the file means. Raises CheckpointError if it is damaged.
+
+        values: read all of it; without them only its header, which does for the report of what fits a network.
+        """
+        import torch
+
+        from omniavatar.checkpoints.loading import read_tensors
+        from omniavatar.checkpoints.lora import read_lora
+
+        component = self.component
+        if values:
+            state: dict[str, Any] = component.state()
+        else:
+            small = {name: info for name, info in component.tensors.items() if info.numel <= SMALL}
+            state = {name: torch.empty(info.shape, device="meta") for name, info in component.tensors.items()}
+            state |= dict(read_tensors(small, device="cpu", dtype=None))
+        return read_lora(state, metadata=component.extras, settings=self.settings, name=self.name)
 
 
 class Bundle:
@@ -85,18 +119,20 @@ class Bundle:
         registry: Registry,
         roles: Iterable[str | None] = (),
         instead: Iterable[bool] = (),
+        strengths: Iterable[LoraStrength | None] = (),
     ) -> Bundle:
         """Recognise everything that the sources name (files, lists of shards, patterns, folders).
 
         roles: for each source the role of its transformer, or of the one that its LoRA changes; None: "dit".
         instead: for each source whether its networks take the place of those of other sources.
+        strengths: for each source that of its LoRA; None: 1, and it need not have one.
         """
-        found = [
-            (detection if role is None else detection.with_role(role), bool(replaces))
-            for source, role, replaces in zip_longest(sources, roles, instead)
-            for detection in registry.detect_all(source)
-        ]
-        return cls(with_replaced(found))
+        given = []
+        for source, role, replaces, strength in zip_longest(sources, roles, instead, strengths):
+            for found in registry.detect_all(source):
+                detection = found if role is None else found.with_role(role)
+                given.append((detection if strength is None else detection.with_strength(strength), bool(replaces)))
+        return cls(with_replaced(given))
 
     @property
     def roles(self) -> frozenset[str]:
@@ -142,6 +178,10 @@ class Bundle:
             return partial(sentencepiece_of, found)
         return found if callable(found) else None
 
+    def shapes(self, role: str) -> dict[str, tuple[int, ...]]:
+        """The shapes of the role's weights by the network's names, as the files have them."""
+        return {name: info.shape for part in self.components(role) for name, info in part.tensors.items()}
+
     def identity(self, role: str) -> str:
         """A fingerprint of the role's files: names, shapes, sizes, and a part of their content."""
         from omniavatar.checkpoints.hashing import content_sample
@@ -157,7 +197,14 @@ class Bundle:
 
     def adapters(self) -> tuple[LoraFile, ...]:
         """The LoRA files, in the order given; none is fine."""
-        return tuple(LoraFile(component) for component in self._by_role.get(LORA, ()))
+        return tuple(LoraFile(part, tuple(self._beside(part.target))) for part in self._by_role.get(LORA, ()))
+
+    def _beside(self, role: str) -> Iterator[str]:
+        """The roles of what comes from files that also hold, or go with, the transformer of this role."""
+        for other, components in self._by_role.items():
+            goes_with = any(part.target == role and TRANSFORMER in part.row.components for part in components)
+            if other not in (role, LORA) and goes_with:
+                yield other
 
     def load(
         self,

@@ -25,6 +25,8 @@ from omniavatar.checkpoints.files import (
 from omniavatar.checkpoints.formats import Formats, TensorInfo
 from omniavatar.checkpoints.formulas import Formulas, read_settings
 from omniavatar.checkpoints.headers import BUILTIN_FORMATS, Header, read_header
+from omniavatar.checkpoints.lora_names import is_lora, parsed
+from omniavatar.checkpoints.names import matches
 from omniavatar.checkpoints.nearest import Neighbours
 from omniavatar.checkpoints.tables import (
     ComponentSpec,
@@ -49,7 +51,11 @@ MAX_PREFIXES = 4
 """Prefixes in front of each other."""
 STEMS = ("model", "pytorch_model")
 """Beginnings of the names of the weights in Hugging Face folders."""
+LORA = "lora"
+"""The role of bare tensor sets, which change networks and are none."""
 VerdictKind = Literal["known", "unknown", "damaged"]
+LoraStrength = float | tuple[tuple[float, float, float], ...]
+"""One for all steps, or (begin, end, strength) for ranges of them, as fractions of their number from 0 to 1."""
 
 
 class UnknownCheckpoint(CheckpointError):
@@ -61,7 +67,8 @@ class Component:
     """What one checkpoint provides for one role, found in actual files.
 
     `tensors` goes from the network's name of a tensor to where it lies; `config` and `constants` are without formulas;
-    `target` is the role of the transformer that a LoRA changes; `extras` are what the files hold beside weights.
+    `target` is the role of the transformer that a LoRA changes, or that the component goes with; `strength` how strong
+    that LoRA is; `extras` are what the files hold beside weights.
     """
 
     role: str
@@ -74,6 +81,7 @@ class Component:
     tensors: Mapping[str, TensorInfo] = field(repr=False)
     target: str = TRANSFORMER
     extras: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    strength: LoraStrength = 1.0
 
     @property
     def num_params(self) -> int:
@@ -110,6 +118,13 @@ class Detection:
 
         components = tuple(replace(part, role=moved(part), target=role) for part in self.components)
         return replace(self, components=components)
+
+    def with_strength(self, strength: LoraStrength) -> Detection:
+        """The same with another strength of its LoRA. Raises CheckpointError if it has none."""
+        if all(part.role != LORA for part in self.components):
+            raise CheckpointError(f"{self.files[0]} is no LoRA ({self.row.name}), so it cannot have a strength")
+        parts = (replace(part, strength=strength) if part.role == LORA else part for part in self.components)
+        return replace(self, components=tuple(parts))
 
 
 @dataclass(frozen=True)
@@ -283,11 +298,21 @@ class Registry:
             )
         names = list(header.tensors)
         fitting = [row for row in self.rows if row.match and not row.unmet(names) and not row.unclaimed(names)]
-        fitting = [row for row in fitting if not row.partial] or fitting
+        whole = [row for row in fitting if not row.partial]
+        others = [name for name in names if not parsed(name)]
+        if not whole and is_lora(header.tensors) and not (others and (fitting or self._is_part_of_delta(others))):
+            fitting = [row for row in self.rows if row.lora]
+        else:
+            fitting = whole or fitting
         if len(fitting) > 1:
             several = " and ".join(f"'{row.name}'" for row in fitting)
             raise CheckpointError(f"{header.files[0]} fits the patterns of {several}; make one of them stricter")
         return fitting[0] if fitting else None
+
+    def _is_part_of_delta(self, names: Iterable[str]) -> bool:
+        """Whether some of these are whole weights that a known delta brings, such as OmniAvatar's audio layers."""
+        patterns = [pattern for row in self.rows if row.is_delta and not row.partial for pattern in row.match]
+        return any(matches(name, patterns) for name in names)
 
     def scan(self, folder: Path, seen: set[Path] | None = None) -> Iterator[Verdict]:
         """Recognise everything in and below a folder that looks like a model by its name.

@@ -6,8 +6,8 @@ A `[[tuned]]` row has further settings of units for the checkpoint with its `has
 checkpoints whose networks are not here.
 
 A row is recognised by `hash` (of names and shapes), by `match` (patterns that must all occur, for files whose hash
-varies) or by `model_type` (of the `config.json` in a Hugging Face folder). `[checkpoint.components.ROLE]` says what it
-provides.
+varies), by `model_type` (of the `config.json` in a Hugging Face folder) or as `lora` (by the endings of names).
+`[checkpoint.components.ROLE]` says what it provides.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class Row(BaseModel):
     )
     ignore: tuple[str, ...] = Field((), description="patterns of names that no component needs")
     model_type: str | None = Field(None, description="`model_type` in the config.json of a folder")
+    lora: bool = Field(False, description="for files with names that end as those of LoRA files do")
     repo: str = Field("", description="where it is published")
     file: str = Field("", description="its file or files there")
     also: tuple[str, ...] = Field((), description="further `repo:file` with the same names and shapes")
@@ -105,8 +106,8 @@ class Row(BaseModel):
 
     @model_validator(mode="after")
     def _one_way_to_recognise(self) -> Row:
-        if [bool(self.hash), bool(self.match), bool(self.model_type)].count(True) != 1:
-            raise ValueError("give exactly one of 'hash', 'match' and 'model_type'")
+        if [bool(self.hash), bool(self.match), bool(self.model_type), self.lora].count(True) != 1:
+            raise ValueError("give exactly one of 'hash', 'match', 'model_type' and 'lora'")
         return self
 
     @property

@@ -32,18 +32,14 @@ class Outlook:
     @classmethod
     def of(cls, config: RunConfig, plugins: Plugins, catalog: Catalog) -> Self:
         """Reads headers, and weights only where units want to look into the future, and none of any block."""
-        from omniavatar.checkpoints import Bundle
         from omniavatar.engine.plan import build_plan
         from omniavatar.engine.settings import Layer, Strength
-        from omniavatar.opening import checkpoint_layers
+        from omniavatar.opening import bundle_of, checkpoint_layers
 
         file = Layer(Strength.FILE, "the configuration", config.settings)
         registry = plugins.registry(map(Path, config.tables))
         try:
-            entries = config.models
-            bundle = Bundle.open(
-                config.model_files(), registry, [entry.role for entry in entries], [entry.instead for entry in entries]
-            )
+            bundle = bundle_of(config, registry)
         except CheckpointError as error:
             reason = str(error).partition("\n")[0].removesuffix(" for")
             return cls(build_plan(config.units, catalog, file), None, reason)

@@ -24,7 +24,6 @@ from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.errors import InputError, OutputError, nearest
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.paths import shown
-from omniavatar.models.lora import lora_pairs
 from omniavatar.training import sharded
 from omniavatar.training.start import StartSettings
 
@@ -194,9 +193,11 @@ class Trained(PipelineUnit):
         names = [name for name, _ in self.engine.model(role).named_parameters() if ".lora_" not in name]
         if all(f"{role}.{plain(name)}" in weights for name in names):
             return True
+        shapes = {name: tuple(weight.shape) for name, weight in self.engine.model(role).named_parameters()}
+        plain_shapes = {plain(name): shape for name, shape in shapes.items() if ".lora_" not in name}
         adapters = [adapter for adapter in self.engine.models.adapters() if adapter.target == role]
-        pairs = [pair for adapter in adapters for pair in lora_pairs(adapter.tensors(), adapter.alpha)]
-        return any(f"{role}.{pair.module}.weight" in weights for pair in pairs)
+        changed = (name for adapter in adapters for name in adapter.read().fit(plain_shapes).changes)
+        return any(f"{role}.{name}" in weights for name in changed)
 
     def _delta(
         self, weights: Mapping[str, Tensor], dtype: torch.dtype, start: Mapping[str, StartSettings]

@@ -8,7 +8,6 @@ import torch
 
 from omniavatar.checkpoints import Bundle, Registry
 from omniavatar.errors import CheckpointError
-from omniavatar.models.lora import lora_pairs
 from tests.checkpoints.tiny import (
     DIT,
     adapter_state,
@@ -45,9 +44,12 @@ def test_adapters_fit_the_lora_reader(tmp_path: Path, registry: Registry) -> Non
     state = {f"{layer}.lora_down.weight": torch.ones(3, 24), f"{layer}.lora_up.weight": torch.ones(32, 3)}
     extra = write_safetensors(tmp_path / "extra" / "style.safetensors", state)
     first, second = Bundle.open([delta, extra], registry).adapters()
-    assert (first.name, first.rank, first.alpha) == (str(delta), 4, 2.0)
-    assert [pair.scale for pair in lora_pairs(first.tensors(), first.alpha)] == [0.5, 0.5]
-    assert [pair.module for pair in lora_pairs(second.tensors(), second.alpha)] == ["blocks.0.ffn.0"]
+    assert (first.name, first.settings, first.is_own) == (str(delta), {"lora_alpha": 2}, True)
+    assert [layer.scale for layer in first.read().layers] == [0.5, 0.5]
+    assert (second.settings, second.is_own) == ({}, False)
+    assert list(second.read().fit({"blocks.0.ffn.0.weight": (32, 24)}).changes) == ["blocks.0.ffn.0.weight"]
+    with pytest.raises(CheckpointError, match=r"has the shape \[32, 24\]"):
+        second.read(values=False).fit({"blocks.0.ffn.0.weight": (24, 32)})
     assert Bundle([]).adapters() == ()
 
 

@@ -24,8 +24,8 @@ from omniavatar.estimate.rehearsal import Memory, Rehearsal, Stand
 from omniavatar.estimate.report import Estimate, Phase
 from omniavatar.estimate.timing import FEWEST_CALLS, Clock, Seconds
 from omniavatar.hookspecs import hookimpl
-from omniavatar.models.umt5 import UMT5Encoder
 from omniavatar.models.attention import sdpa
+from omniavatar.models.umt5 import UMT5Encoder
 from omniavatar.models.wan_dit import PerToken, WanDiT
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
