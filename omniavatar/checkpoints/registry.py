@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRANSFORMER = "dit"
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Where the weights of a Hugging Face folder lie, the first that is there."""
 VerdictKind = Literal["known", "unknown", "damaged"]
 
 
@@ -179,6 +181,22 @@ class Registry:
         header = read_header(files)
         return detection(self._tuned_row(self.recognise(header), header), header, files[0].parent)
 
+    def known(self, source: Path | Files) -> Detection | None:
+        """The checkpoint of exactly these files, or of a Hugging Face folder; None, at once, if no table knows it."""
+        if isinstance(source, Path):
+            row = self._folder_row(source)
+            return None if row is None else _folder_detection(row, source)
+        check_shards(source)
+        header = read_header(source)
+        row = self._row_of(header)
+        return None if row is None else detection(self._tuned_row(row, header), header, source[0].parent)
+
+    def folder_files(self, folder: Path) -> Files | None:
+        """The files of a folder that is one model; None if it is none."""
+        if self._folder_row(folder) is None:
+            return None
+        return next(((folder / name,) for name in FOLDER_FILES if (folder / name).is_file()), None)
+
     def _tuned_row(self, row: Row, header: Header) -> Row:
         """The row with what later tables say about files with this header."""
         settings = {unit: dict(values) for unit, values in row.settings.items()}
@@ -189,6 +207,13 @@ class Registry:
 
     def recognise(self, header: Header) -> Row:
         """The row of a header; an unknown one is an error that names the nearest known checkpoint."""
+        row = self._row_of(header)
+        if row is None:
+            raise UnknownCheckpoint(self._neighbours.explain(header))
+        return row
+
+    def _row_of(self, header: Header) -> Row | None:
+        """The row of a header, if there is one."""
         row = self._by_hash.get(header.hash)
         if row is not None:
             return row
@@ -201,9 +226,7 @@ class Registry:
         if len(fitting) > 1:
             names = " and ".join(f"'{row.name}'" for row in fitting)
             raise CheckpointError(f"{header.files[0]} fits the patterns of {names}; make one of them stricter")
-        if not fitting:
-            raise UnknownCheckpoint(self._neighbours.explain(header))
-        return fitting[0]
+        return fitting[0] if fitting else None
 
     def scan(self, folder: Path, seen: set[Path] | None = None) -> Iterator[Verdict]:
         """Recognise everything in and below a folder that looks like a model by its name.
@@ -290,7 +313,7 @@ def _renamed(row: Row, role: str, header: Header) -> dict[str, TensorInfo]:
 
 def _folder_detection(row: Row, folder: Path) -> Detection:
     """A Hugging Face folder: its weights in one of the usual files."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in FOLDER_FILES:
         if (folder / name).is_file():
             return detection(row, read_header([folder / name]), folder)
     raise CheckpointError(f"{folder} has the config.json of a {row.name} but no model.safetensors or pytorch_model.bin")

@@ -1,0 +1,394 @@
+"""Folders full of models, as people have them: what lies in them, and which of it serves a need.
+
+    library = Library([Path("ComfyUI/models"), Path("pretrained_models")], registry)
+    for model in library.serving(need, precision="bfloat16"):   # best first
+        print(model.source, model.row.name)
+
+A folder can be a ComfyUI installation or its `models`, the cache of Hugging Face, that of Wan2GP, or any other tree.
+Only headers are read, of files that may serve by name and size; what was read of a file is remembered as long as it
+does not change. Nothing is copied.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from omniavatar.checkpoints.files import Files, group_files
+from omniavatar.checkpoints.headers import BITS
+from omniavatar.checkpoints.registry import Detection, Registry, examining
+from omniavatar.checkpoints.tables import Row
+from omniavatar.errors import CheckpointError
+from omniavatar.values import LONGEST, parse_yaml
+
+MOST = 200_000
+"""Files and folders of one tree that are looked at."""
+DEEPEST = 24
+"""Folders inside each other."""
+REPOSITORY = "models--"
+"""How the folder of a repository in the cache of Hugging Face begins."""
+SKIPPED = frozenset(
+    (
+        *(
+            "node_modules",
+            "__pycache__",
+            "site-packages",
+            "venv",
+            "custom_nodes",
+            "python_embeded",
+            "blobs",
+            "datasets",
+        ),
+        *("embeddings", "upscale_models", "controlnet", "vae_approx", "frame_interpolation", "hypernetworks"),
+        *("style_models", "photomaker", "gligen", "output", "outputs"),
+    )
+)
+"""Folders where no model of ours lies; the blobs of a Hugging Face cache have their names in its snapshots."""
+LEAST_BITS = 1.5
+"""Bits of a number in the smallest file of a network."""
+COMFY_PATHS = "extra_model_paths.yaml"
+WAN2GP_SETTINGS = "wgp_config.json"
+
+
+class Need(BaseModel):
+    """Which checkpoints serve for something, by what they hold and, where that does not tell them apart, by name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rows: tuple[str, ...] = Field(description="names in the checkpoint tables, or patterns of them", min_length=1)
+    config: dict[str, Any] = Field({}, description="numbers that one of its networks must have, such as dim: 1536")
+    named: tuple[str, ...] = Field((), description="patterns, one of which the path fits; case does not count")
+    not_named: tuple[str, ...] = Field((), description="patterns none of which the path fits")
+
+    def wants(self, row: Row) -> bool:
+        """Whether checkpoints of a row may serve."""
+        return any(fnmatchcase(row.name, pattern) for pattern in self.rows)
+
+    def is_named(self, path: str) -> bool:
+        """Whether a file of this path may serve."""
+        path = path.lower()
+        is_one = not self.named or any(fnmatchcase(path, pattern.lower()) for pattern in self.named)
+        return is_one and not any(fnmatchcase(path, pattern.lower()) for pattern in self.not_named)
+
+    def holds(self, model: Model) -> bool:
+        """Whether a checkpoint has what is needed; its name is not looked at."""
+        networks = model.networks
+        return self.wants(model.row) and all(
+            any(network.get(key) == value for network in networks) for key, value in self.config.items()
+        )
+
+
+@dataclass(frozen=True)
+class Model:
+    """A recognised checkpoint in a tree.
+
+    root: the tree. folder: of a model that is opened as a folder, because its configuration lies there. networks: the
+    numbers of each. dtype: in which most of it is stored. bits: of a number, on average.
+    """
+
+    files: Files
+    root: Path
+    row: Row
+    folder: Path | None
+    networks: tuple[Mapping[str, Any], ...] = field(repr=False)
+    dtype: str
+    bits: float
+    nbytes: int
+
+    @property
+    def source(self) -> str | tuple[str, ...]:
+        """What to open: one path, or the shards."""
+        if self.folder is not None:
+            return str(self.folder)
+        return str(self.files[0]) if len(self.files) == 1 else tuple(map(str, self.files))
+
+    @property
+    def place(self) -> Path:
+        """The folder, the file, or the first shard."""
+        return self.folder or self.files[0]
+
+    @property
+    def name(self) -> str:
+        """Its path within the tree."""
+        return within(self.place, self.root)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Files that may be a checkpoint. folder: they are a model in the form of Hugging Face's transformers."""
+
+    files: Files
+    folder: Path | None = None
+
+    @property
+    def place(self) -> Path:
+        return self.folder or self.files[0]
+
+
+class Library:
+    """The models below some folders, in the order of these.
+
+    tell: takes a line about a tree that cannot be searched to its end.
+    """
+
+    def __init__(
+        self, folders: Iterable[Path], registry: Registry, tell: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.folders = tuple(dict.fromkeys(folder.absolute() for folder in folders))
+        self.registry = registry
+        self.tell = tell
+        self._read: dict[tuple[tuple[str, int, int], ...], Model | None] = {}
+        self._listed: dict[Path, list[tuple[Path, list[Path]]]] = {}
+
+    def models(self) -> Iterator[Model]:
+        """Every recognised checkpoint."""
+        for root in self.folders:
+            for candidate in self._candidates(root):
+                model = self._model(candidate, root)
+                if model is not None:
+                    yield model
+
+    def serving(self, need: Need, precision: str = "bfloat16", *, by_name: bool = True) -> list[Model]:
+        """The checkpoints that serve a need, best first: by the order of the folders, then by precision.
+
+        precision: torch's name of the dtype that is asked for; at least as precise ones come first, then the nearest.
+        by_name: without it, what has a name that does not suit is among them.
+        """
+        found: list[Model] = []
+        least = self._least(need)
+        for root in self.folders:
+            here = [
+                model
+                for candidate in self._candidates(root)
+                if (not by_name or need.is_named(within(candidate.place, root)))
+                and sum(map(size_of, candidate.files)) >= least
+                and (model := self._model(candidate, root)) is not None
+                and need.holds(model)
+            ]
+            found += sorted(here, key=lambda model: nearness(model, precision))
+        return found
+
+    def beside(self, tail: str) -> Path | None:
+        """The folder below which a path such as "google/umt5-xxl" lies, the first of all."""
+        for root in self.folders:
+            for folder, _ in self._list(root):
+                if (folder / tail).exists():
+                    return folder
+        return None
+
+    def _least(self, need: Need) -> float:
+        """Bytes that a checkpoint of these rows has at least."""
+        sizes = [row.num_params for row in self.registry.rows if need.wants(row)]
+        return min((size * LEAST_BITS / 8 if size else 0 for size in sizes), default=0)
+
+    def _candidates(self, root: Path) -> Iterator[Candidate]:
+        seen: set[str] = set()
+        for folder, files in self._list(root):
+            for candidate in candidates_in(folder, files, self.registry):
+                key = os.path.realpath(candidate.place)
+                if key not in seen:
+                    seen.add(key)
+                    yield candidate
+
+    def _list(self, root: Path) -> list[tuple[Path, list[Path]]]:
+        """Folders and files of a tree."""
+        if root not in self._listed:
+            self._listed[root] = list(walk(root, self.tell))
+        return self._listed[root]
+
+    def _model(self, candidate: Candidate, root: Path) -> Model | None:
+        """What the files are, if they are known and sound."""
+        try:
+            key = tuple(stamp(file) for file in candidate.files)
+        except OSError:
+            return None
+        if key not in self._read:
+            self._read[key] = self._recognised(candidate, root)
+        return self._read[key]
+
+    def _recognised(self, candidate: Candidate, root: Path) -> Model | None:
+        try:
+            with examining(candidate.place):
+                found = self.registry.known(candidate.folder or candidate.files)
+        except CheckpointError:
+            return None
+        return None if found is None else described(found, candidate.folder, root)
+
+
+def described(found: Detection, folder: Path | None, root: Path) -> Model:
+    """A recognised checkpoint with what decides whether it serves."""
+    tensors = found.header.tensors.values()
+    nbytes = Counter[str]()
+    for tensor in tensors:
+        nbytes[tensor.dtype] += tensor.nbytes
+    dtype = nbytes.most_common(1)[0][0] if nbytes else ""
+    numbers = sum(tensor.numel for tensor in tensors if tensor.dtype == dtype)
+    return Model(
+        files=found.files,
+        root=root,
+        row=found.row,
+        folder=folder,
+        networks=tuple({**part.config, **part.constants} for part in found.components),
+        dtype=dtype,
+        bits=8 * nbytes[dtype] / max(1, numbers),
+        nbytes=sum(nbytes.values()),
+    )
+
+
+def nearness(model: Model, precision: str) -> tuple[bool, float, bool, str]:
+    """The smaller, the better a checkpoint suits a precision."""
+    asked = BITS.get(precision, 16)
+    return (model.bits < asked, abs(model.bits - asked), model.dtype != precision, model.name)
+
+
+def within(path: Path, root: Path) -> str:
+    """A path below a tree as seen from it, with slashes; another one as it is."""
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def size_of(file: Path) -> int:
+    """Bytes of a file; 0 of one that is not there."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+def stamp(file: Path) -> tuple[str, int, int]:
+    """What changes when a file does."""
+    status = file.stat()
+    return str(file), status.st_size, status.st_mtime_ns
+
+
+# --- trees
+
+
+def candidates_in(folder: Path, files: Sequence[Path], registry: Registry) -> list[Candidate]:
+    """What may be a checkpoint among the files of one folder."""
+    try:
+        with examining(folder):
+            own = registry.folder_files(folder) if any(file.name == "config.json" for file in files) else None
+    except CheckpointError:
+        return []
+    if own is not None:
+        return [Candidate(own, folder)]
+    try:
+        with examining(folder):
+            groups = group_files(files)
+    except CheckpointError:  # an index that cannot be read, or lists what is not there, must not hide other files
+        groups = group_files(file for file in files if file.suffix != ".json")
+    return [Candidate(group) for group in groups]
+
+
+def walk(root: Path, tell: Callable[[str], None] = lambda _: None) -> Iterator[tuple[Path, list[Path]]]:
+    """The folders of a tree, each with its files, in the order of their names; links are followed, once each."""
+    seen: set[tuple[int, int]] = set()
+    left = MOST
+    waiting = [(tree, 0) for tree in reversed(trees(root))]
+    while waiting:
+        folder, depth = waiting.pop()
+        try:
+            status = folder.stat()
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        left -= len(entries)
+        if left < 0:
+            tell(f"{root} holds more than {MOST} files; name the folders below it that hold models")
+            return
+        inner, files = parted(folder, entries)
+        yield folder, files
+        if depth < DEEPEST:
+            waiting += [(path, depth + 1) for path in reversed(inner)]
+
+
+def parted(folder: Path, entries: Iterable[os.DirEntry[str]]) -> tuple[list[Path], list[Path]]:
+    """The folders and the files among the entries of a folder, without those where no model lies."""
+    folders, files = [], []
+    for entry in entries:
+        try:
+            is_folder = entry.is_dir()
+        except OSError:
+            continue
+        if not is_folder:
+            files.append(folder / entry.name)
+        elif not entry.name.startswith(".") and entry.name.lower() not in SKIPPED:
+            folders.append(folder / entry.name)
+    if folder.name == "snapshots" and folder.parent.name.startswith(REPOSITORY):
+        newest = commit_of(folder.parent)
+        folders.sort(key=lambda path: path.name != newest)
+    return folders, files
+
+
+def trees(root: Path) -> list[Path]:
+    """Where models lie that belong to a folder: of a program's own folder that of its models; and what it is told of.
+
+    ComfyUI names further folders in extra_model_paths.yaml, Wan2GP in wgp_config.json.
+    """
+    found = [root]
+    if (root / "models").is_dir() and ((root / "custom_nodes").is_dir() or (root / COMFY_PATHS).is_file()):
+        found = [root / "models"]
+    for folder in (root, root.parent) if root.name == "models" else (root,):
+        found += comfy_folders(folder / COMFY_PATHS)
+    return [*found, *wan2gp_folders(root)]
+
+
+def comfy_folders(file: Path) -> list[Path]:
+    """The folders that an extra_model_paths.yaml of ComfyUI names; none if it cannot be read."""
+    try:
+        with file.open(encoding="utf-8") as stream:
+            content = parse_yaml(stream.read(LONGEST + 1))
+    except (OSError, ValueError):
+        return []
+    folders = []
+    for section in content.values() if isinstance(content, dict) else ():
+        if not isinstance(section, dict):
+            continue
+        base = file.parent / spelled(str(section.get("base_path", "")))
+        for kind, paths in section.items():
+            if kind not in ("base_path", "is_default", *SKIPPED) and isinstance(paths, str):
+                folders += [base / spelled(path.strip()) for path in paths.splitlines() if path.strip()]
+    return list(dict.fromkeys(folders))
+
+
+def spelled(path: str) -> str:
+    """A path of a user's file with `~` and variables filled in."""
+    return os.path.expandvars(os.path.expanduser(path))
+
+
+def wan2gp_folders(root: Path) -> list[Path]:
+    """The folders of checkpoints that Wan2GP's settings name beyond those below its own folder."""
+    try:
+        with (root / WAN2GP_SETTINGS).open(encoding="utf-8") as stream:
+            paths = json.loads(stream.read(LONGEST))["checkpoints_paths"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return []
+    return [root / path for path in paths if isinstance(path, str)] if isinstance(paths, list) else []
+
+
+def commit_of(repository: Path, branch: str = "main") -> str:
+    """The commit of a branch in the cache of Hugging Face; empty if that is not known."""
+    try:
+        with (repository / "refs" / branch).open(encoding="utf-8") as stream:
+            return stream.read(64).strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def snapshot(cache: Path, repo: str) -> Path | None:
+    """The folder of the newest downloaded state of a repository in the cache of Hugging Face."""
+    repository = cache / (REPOSITORY + repo.replace("/", "--"))
+    commit = commit_of(repository)
+    folder = repository / "snapshots" / commit
+    return folder if commit and folder.is_dir() else None
