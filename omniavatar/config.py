@@ -189,6 +189,11 @@ class RunConfig(BaseModel):
             raise CheckpointError(explain_missing(missing, [folder], words))
         return [entry.below(folder) for entry in self.models]
 
+    @property
+    def folders_beside(self) -> list[Path]:
+        """The further folders of all entries."""
+        return list(dict.fromkeys(Path(folder).expanduser() for entry in self.models for folder in entry.folders))
+
     def has(self, entry: ModelEntry, path: str) -> bool:
         """Whether something that an entry needs is below models_dir, or in the entry's further folders."""
         if found(self.models_folder / path):
@@ -235,10 +240,11 @@ def explain_missing(
     folders: Sequence[Path],
     words: Words = OPTIONS,
     hints: Sequence[str] = (),
+    name: str = "",
 ) -> str:
     """What is missing, where it was looked for, and the commands that fetch it: one line, or a short list.
 
-    folders: the first is models_dir. hints: lines about files that came near.
+    folders: the first is models_dir. hints: lines about files that came near. name: of the configuration.
     """
     paths = list(dict.fromkeys(path for absent in missing.values() for path in absent))
     folder = folders[0]
@@ -251,7 +257,9 @@ def explain_missing(
     lines += [f"  {path}" for path in paths]
     lines += hints
     if commands:
-        lines += ["download them with", *(f"  {command}" for command in commands)]
+        ours = [shlex.join(["omni", "models", "download", name])] if name else []
+        lines += ["download them with", *(f"  {command}" for command in ours), *(["or with"] if ours else [])]
+        lines += [f"  {command}" for command in commands]
     return "\n".join([*lines, f"or say where they are with {words.models_dir}"])
 
 
@@ -263,7 +271,9 @@ def download_commands(entries: Iterable[ModelEntry], folder: Path) -> list[str]:
             wanted.setdefault((entry.repo, entry.download_folder(folder)), []).append(entry.files)
     commands = []
     for (repo, target), groups in wanted.items():
-        files = [name for group in groups for name in group] if all(groups) else []
+        files = [name for group in groups for name in group]
+        if not all(groups) or any(glob.has_magic(name) for name in files):
+            files = []
         commands.append(shlex.join(["hf", "download", repo, *files, "--local-dir", str(target)]))
     return commands
 

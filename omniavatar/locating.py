@@ -98,7 +98,8 @@ class Places:
 
     def find(self, entry: ModelEntry) -> Find:
         """What was found for an entry."""
-        exact = [find for find in self.exact(entry) if find.source is not None]
+        at_paths = list(self.exact(entry))
+        exact = [find for find in at_paths if find.source is not None]
         complete = next((find for find in exact if not find.missing), None)
         if complete is not None:
             return complete
@@ -110,8 +111,7 @@ class Places:
             folders = self.completed(entry, Path(as_parts(find.source)[0]).parent)
             if folders is not None and entry.serves is not None:
                 return Find(entry, find.source, folders)
-        nothing = exact[0] if exact else Find(entry, None, missing=entry.needed)
-        return self.with_misnamed(nothing)
+        return self.with_misnamed(exact[0] if exact else at_paths[0])
 
     def exact(self, entry: ModelEntry) -> Iterator[Find]:
         """An entry at its own path below each folder, and in the cache, as far as it is there."""
@@ -176,18 +176,19 @@ class Places:
         return Find(find.entry, None, missing=find.missing, misnamed=misnamed)
 
 
-def located(config: Config, words: Words = OPTIONS) -> Config:
+def located(config: Config, words: Words = OPTIONS, name: str = "") -> Config:
     """The configuration with its models where they lie; what is taken for another file than it names is told.
 
-    words: how messages call the ways to say where models are. Raises CheckpointError that says what is missing, where
-    it was looked for, and how to get it.
+    words: how messages call the ways to say where models are. name: of the configuration, if it has one.
+    Raises CheckpointError that says what is missing, where it was looked for, and how to get it.
     """
     places = Places(config)
     finds = places.finds()
     missing = {find.entry: find.missing for find in finds if find.source is None or find.missing}
     if missing:
-        hints = [line for find in finds if find.entry in missing for line in misnamed_lines(find, words)]
-        raise CheckpointError(explain_missing(missing, searched(places), words, hints))
+        folder = config.models_folder
+        hints = [line for find in finds if find.entry in missing for line in misnamed_lines(find, folder)]
+        raise CheckpointError(explain_missing(missing, searched(places), words, hints, name))
     for find in finds:
         if find.model is not None:
             log.warning("%s", taken(find))
@@ -206,12 +207,12 @@ def taken(find: Find) -> str:
     return what
 
 
-def misnamed_lines(find: Find, words: Words) -> Iterator[str]:
+def misnamed_lines(find: Find, folder: Path) -> Iterator[str]:
     """What to say of files that would serve but for their names."""
     for model in find.misnamed[:2]:
         yield (
-            f"{model.place} is a {model.row.name} by its content, but its name does not say that it is this one; "
-            f"if it is, name it as the path of the entry, in a configuration with base: ({words.models} adds models)"
+            f"{model.place} has the layout of {find.entry.parts[0]}, but is not named like it; if it is that model, "
+            f"link to it from {folder / find.entry.parts[0]}"
         )
 
 

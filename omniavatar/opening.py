@@ -29,6 +29,7 @@ from omniavatar.config import (
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.settings import Chosen, Layer, Setting, Strength, explicit_layer, file_layer
 from omniavatar.errors import CheckpointError, InputError
+from omniavatar.locating import located
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +68,7 @@ def open_engine(  # noqa: PLR0913 (what the command line has options for)
     units: str | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     models: Sequence[ModelSource] | None = None,
-    models_dir: str | Path | None = None,
+    models_dir: str | Path | Sequence[str | Path] | None = None,
     tables: Sequence[str | Path] | None = None,
     extra_units: Iterable[type[PipelineUnit]] = (),
     device: str | torch.device | None = None,
@@ -81,7 +82,8 @@ def open_engine(  # noqa: PLR0913 (what the command line has options for)
     units: a plan expression; one that begins with + or - changes the configuration's. settings: by unit, stronger than
     the plan's and the configuration's.
     models: further model files, LoRA too, beside those of a configuration that is named; relative paths start here.
-    models_dir: where relative paths of the configuration start. tables: further checkpoint tables.
+    models_dir: where relative paths of the configuration start; of several folders, the others are searched for models
+    too, as those of the variable OMNI_MODELS and the cache of Hugging Face are. tables: further checkpoint tables.
     extra_units: classes that a plan expression can name besides those of installed packages.
     observers: objects with hooks, which are called beside the units'. world: the ranks that work together.
     Headers of model files are read at once, weights with the first video. Broken plugins are left out with a warning.
@@ -97,7 +99,7 @@ def open_engine(  # noqa: PLR0913 (what the command line has options for)
     found = parse_config({**dict(found), **given}, door)
     explicit = explicit_layer(parse_config({"settings": settings or {}}, door).settings)
     file = file_layer(name_of(config), found.settings)
-    found.model_files(ARGUMENTS)  # before torch is imported: this answer should not take seconds
+    found = located(found, ARGUMENTS)  # before torch is imported: this answer should not take seconds
     plugins = discover()
     catalog = plugins.catalog(extra_units)
     chosen: Chosen = choose(found.units, catalog)
@@ -124,7 +126,8 @@ def configured(
     *,
     units: str | None = None,
     models: Iterable[ModelSource] | None = None,
-    models_dir: str | Path | None = None,
+    models_dir: str | Path | Sequence[str | Path] | None = None,
+    search: Iterable[str | Path] | None = None,
     tables: Iterable[str | Path] | None = None,
     hparams: Mapping[str, Any] | None = None,
     source: str,
@@ -141,8 +144,11 @@ def configured(
     changes: dict[str, Any] = {}
     if units is not None:
         changes["units"] = changed_plan(found.units, units)
-    if models_dir is not None:
-        changes["models_dir"] = str(models_dir)
+    given = [models_dir] if isinstance(models_dir, str | Path) else list(models_dir or ())
+    if given:
+        changes["models_dir"] = str(given[0])
+    if given[1:] or search:
+        changes["search"] = (*map(absolute, (*given[1:], *(search or ()))), *found.search)
     if tables:
         changes["tables"] = (*found.tables, *map(absolute, tables))
     if models:
@@ -212,7 +218,8 @@ def engine_of(
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.plan import build_plan
 
-    bundle = Bundle.open(config.model_files(), registry, [entry.role for entry in config.models])
+    roles = [entry.role for entry in config.models]
+    bundle = Bundle.open(config.model_files(), registry, roles, config.folders_beside)
     plan = build_plan(config.chosen, catalog, *checkpoint_layers(bundle), *config.layers)
     plan.check_complete()
     if not config.models and any(unit.roles for unit in plan.units):

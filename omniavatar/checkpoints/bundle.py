@@ -63,8 +63,9 @@ class LoraFile:
 class Bundle:
     """Components by role: one base network with any number of overlays, or any number of bare tensor sets (LoRA)."""
 
-    def __init__(self, detections: Iterable[Detection]) -> None:
+    def __init__(self, detections: Iterable[Detection], folders: Iterable[Path] = ()) -> None:
         self.detections = tuple(detections)
+        self.folders = tuple(folders)
         by_role: dict[str, list[Component]] = defaultdict(list)
         for detection in self.detections:
             for component in detection.components:
@@ -72,16 +73,24 @@ class Bundle:
         self._by_role = {role: _ordered(role, components) for role, components in by_role.items()}
 
     @classmethod
-    def open(cls, sources: Iterable[Source], registry: Registry, roles: Iterable[str | None] = ()) -> Bundle:
+    def open(
+        cls,
+        sources: Iterable[Source],
+        registry: Registry,
+        roles: Iterable[str | None] = (),
+        folders: Iterable[Path] = (),
+    ) -> Bundle:
         """Recognise everything that the sources name (files, lists of shards, patterns, folders).
 
-        roles: for each source the role of its transformer, or of the one that its LoRA changes; None: "dit".
+        roles: for each source the role of its transformer, or of the one that its LoRA changes; None: "dit". folders:
+        where things may lie that belong beside a file, if they do not.
         """
-        return cls(
+        detections = (
             detection if role is None else detection.with_role(role)
             for source, role in zip_longest(sources, roles)
             for detection in registry.detect_all(source)
         )
+        return cls(detections, folders)
 
     @property
     def roles(self) -> frozenset[str]:
@@ -114,8 +123,13 @@ class Bundle:
         return merged
 
     def beside(self, role: str, path: Path | str) -> Path:
-        """A path relative to the folder of the role's (base) files; an absolute one stays as it is."""
-        return self.components(role)[0].folder.absolute() / path
+        """A path relative to the folder of the role's (base) files, or to the first further folder that has it.
+
+        An absolute one stays as it is.
+        """
+        own = self.components(role)[0].folder.absolute() / path
+        elsewhere = (folder.absolute() / path for folder in self.folders)
+        return own if own.exists() else next((place for place in elsewhere if place.exists()), own)
 
     def identity(self, role: str) -> str:
         """A fingerprint of the role's files: names, shapes, sizes, and a part of their content."""

@@ -37,18 +37,9 @@ REPOSITORY = "models--"
 """How the folder of a repository in the cache of Hugging Face begins."""
 SKIPPED = frozenset(
     (
-        *(
-            "node_modules",
-            "__pycache__",
-            "site-packages",
-            "venv",
-            "custom_nodes",
-            "python_embeded",
-            "blobs",
-            "datasets",
-        ),
-        *("embeddings", "upscale_models", "controlnet", "vae_approx", "frame_interpolation", "hypernetworks"),
-        *("style_models", "photomaker", "gligen", "output", "outputs"),
+        *("node_modules", "__pycache__", "site-packages", "venv", "custom_nodes", "python_embeded", "blobs"),
+        *("datasets", "embeddings", "upscale_models", "controlnet", "vae_approx", "frame_interpolation"),
+        *("hypernetworks", "style_models", "photomaker", "gligen", "output", "outputs"),
     )
 )
 """Folders where no model of ours lies; the blobs of a Hugging Face cache have their names in its snapshots."""
@@ -168,7 +159,7 @@ class Library:
             here = [
                 model
                 for candidate in self._candidates(root)
-                if (not by_name or need.is_named(within(candidate.place, root)))
+                if (not by_name or need.is_named(f"{root.name}/{within(candidate.place, root)}"))
                 and sum(map(size_of, candidate.files)) >= least
                 and (model := self._model(candidate, root)) is not None
                 and need.holds(model)
@@ -243,10 +234,10 @@ def described(found: Detection, folder: Path | None, root: Path) -> Model:
     )
 
 
-def nearness(model: Model, precision: str) -> tuple[bool, float, bool, str]:
+def nearness(model: Model, precision: str) -> tuple[bool, float, bool]:
     """The smaller, the better a checkpoint suits a precision."""
     asked = BITS.get(precision, 16)
-    return (model.bits < asked, abs(model.bits - asked), model.dtype != precision, model.name)
+    return (model.bits < asked, abs(model.bits - asked), model.dtype != precision)
 
 
 def within(path: Path, root: Path) -> str:

@@ -217,11 +217,7 @@ class Registry:
         row = self._by_hash.get(header.hash)
         if row is not None:
             return row
-        fitting = [
-            row
-            for row in self.rows
-            if row.match and not row.unmet(header.tensors) and not row.unclaimed(header.tensors)
-        ]
+        fitting = [row for row in self.rows if row.is_met(header.tensors) and not row.unclaimed(header.tensors)]
         fitting = [row for row in fitting if not row.partial] or fitting
         if len(fitting) > 1:
             names = " and ".join(f"'{row.name}'" for row in fitting)

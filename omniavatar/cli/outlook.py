@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from omniavatar.errors import CheckpointError
+from omniavatar.locating import located
 
 if TYPE_CHECKING:
     from omniavatar.checkpoints import Bundle
@@ -40,7 +41,9 @@ class Outlook:
         file = Layer(Strength.FILE, "the configuration", config.settings)
         registry = plugins.registry(map(Path, config.tables))
         try:
-            bundle = Bundle.open(config.model_files(), registry, [entry.role for entry in config.models])
+            config = located(config)
+            roles = [entry.role for entry in config.models]
+            bundle = Bundle.open(config.model_files(), registry, roles, config.folders_beside)
         except CheckpointError as error:
             reason = str(error).partition("\n")[0].removesuffix(" for")
             return cls(build_plan(config.units, catalog, file), None, reason)
