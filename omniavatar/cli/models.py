@@ -11,6 +11,7 @@ import click
 
 from omniavatar.cli import Commands
 from omniavatar.cli.console import AS_JSON, say, saying_faults, show, show_json, table_of
+from omniavatar.cli.download import download
 from omniavatar.cli.fields import UserPath
 from omniavatar.errors import CheckpointError, InputError
 
@@ -113,6 +114,9 @@ def verify(folder: Path, as_json: bool) -> None:
         _print_verdicts(folder, verdicts)
     if any(verdict.error for verdict in verdicts):
         raise click.exceptions.Exit(1)
+
+
+models.add_command(download)
 
 
 def registry() -> Registry:
