@@ -181,14 +181,8 @@ class Bundle:
             raise CheckpointError(
                 f"{base.files[0]} holds only an overlay on the role '{role}'; give the base model as well"
             )
-        path = base.spec.network
         dtype = getattr(torch, base.spec.dtype) if base.spec.dtype is not None else dtype
-        if base.spec.loader == "folder":
-            kind: Any = loading.import_network(path)
-            network: nn.Module = kind.from_config(base.folder)
-        else:
-            config = loading.merged_config(components) | loading.accepted(path, offered)
-            network = loading.build_on_meta(path, config)
+        network = loading.skeleton(components, **offered)
         return network.to(dtype).eval().requires_grad_(False)
 
     def weights(

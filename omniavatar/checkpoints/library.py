@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from omniavatar.checkpoints.files import Files, group_files
-from omniavatar.checkpoints.headers import BITS
+from omniavatar.checkpoints.formats import BITS
 from omniavatar.checkpoints.registry import Detection, Registry, examining
 from omniavatar.checkpoints.tables import Row
 from omniavatar.errors import CheckpointError
@@ -82,7 +82,8 @@ class Model:
     """A recognised checkpoint in a tree.
 
     root: the tree. folder: of a model that is opened as a folder, because its configuration lies there. networks: the
-    numbers of each. dtype: in which most of it is stored. bits: of a number, on average.
+    numbers of each. dtype: in which most of it is stored. bits: of a number of that dtype, on average. is_alone: its
+    files hold no other model.
     """
 
     files: Files
@@ -93,6 +94,7 @@ class Model:
     dtype: str
     bits: float
     nbytes: int
+    is_alone: bool = True
 
     @property
     def source(self) -> str | tuple[str, ...]:
@@ -114,10 +116,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Files that may be a checkpoint. folder: they are a model in the form of Hugging Face's transformers."""
+    """Files that may be a checkpoint. folder, row: they are this model, in the form of Hugging Face's transformers."""
 
     files: Files
     folder: Path | None = None
+    row: Row | None = None
 
     @property
     def place(self) -> Path:
@@ -136,16 +139,14 @@ class Library:
         self.folders = tuple(dict.fromkeys(folder.absolute() for folder in folders))
         self.registry = registry
         self.tell = tell
-        self._read: dict[tuple[tuple[str, int, int], ...], Model | None] = {}
+        self._read: dict[tuple[tuple[str, int, int], ...], list[Model]] = {}
         self._listed: dict[Path, list[tuple[Path, list[Path]]]] = {}
 
     def models(self) -> Iterator[Model]:
         """Every recognised checkpoint."""
         for root in self.folders:
             for candidate in self._candidates(root):
-                model = self._model(candidate, root)
-                if model is not None:
-                    yield model
+                yield from self._models(candidate, root)
 
     def serving(self, need: Need, precision: str = "bfloat16", *, by_name: bool = True) -> list[Model]:
         """The checkpoints that serve a need, best first: by the order of the folders, then by precision.
@@ -161,8 +162,8 @@ class Library:
                 for candidate in self._candidates(root)
                 if (not by_name or need.is_named(f"{root.name}/{within(candidate.place, root)}"))
                 and sum(map(size_of, candidate.files)) >= least
-                and (model := self._model(candidate, root)) is not None
-                and need.holds(model)
+                for model in self._models(candidate, root)
+                if model.is_alone and need.holds(model)
             ]
             found += sorted(here, key=lambda model: nearness(model, precision))
         return found
@@ -195,26 +196,26 @@ class Library:
             self._listed[root] = list(walk(root, self.tell))
         return self._listed[root]
 
-    def _model(self, candidate: Candidate, root: Path) -> Model | None:
+    def _models(self, candidate: Candidate, root: Path) -> list[Model]:
         """What the files are, if they are known and sound."""
         try:
             key = tuple(stamp(file) for file in candidate.files)
         except OSError:
-            return None
+            return []
         if key not in self._read:
             self._read[key] = self._recognised(candidate, root)
         return self._read[key]
 
-    def _recognised(self, candidate: Candidate, root: Path) -> Model | None:
+    def _recognised(self, candidate: Candidate, root: Path) -> list[Model]:
         try:
             with examining(candidate.place):
-                found = self.registry.known(candidate.folder or candidate.files)
+                found = self.registry.detect_parts(candidate.files, row=candidate.row, compare=False)
         except CheckpointError:
-            return None
-        return None if found is None else described(found, candidate.folder, root)
+            return []
+        return [described(one, candidate.folder, root, is_alone=len(found) == 1) for one in found]
 
 
-def described(found: Detection, folder: Path | None, root: Path) -> Model:
+def described(found: Detection, folder: Path | None, root: Path, *, is_alone: bool) -> Model:
     """A recognised checkpoint with what decides whether it serves."""
     tensors = found.header.tensors.values()
     nbytes = Counter[str]()
@@ -231,6 +232,7 @@ def described(found: Detection, folder: Path | None, root: Path) -> Model:
         dtype=dtype,
         bits=8 * nbytes[dtype] / max(1, numbers),
         nbytes=sum(nbytes.values()),
+        is_alone=is_alone,
     )
 
 
@@ -264,18 +266,20 @@ def stamp(file: Path) -> tuple[str, int, int]:
 
 def candidates_in(folder: Path, files: Sequence[Path], registry: Registry) -> list[Candidate]:
     """What may be a checkpoint among the files of one folder."""
+    suffixes = registry.formats.suffixes
     try:
         with examining(folder):
             own = registry.folder_files(folder) if any(file.name == "config.json" for file in files) else None
     except CheckpointError:
         return []
     if own is not None:
-        return [Candidate(own, folder)]
+        row, weights = own
+        return [Candidate(weights, folder, row)]
     try:
         with examining(folder):
-            groups = group_files(files)
+            groups = group_files(files, suffixes)
     except CheckpointError:  # an index that cannot be read, or lists what is not there, must not hide other files
-        groups = group_files(file for file in files if file.suffix != ".json")
+        groups = group_files((file for file in files if file.suffix in suffixes and file.exists()), suffixes)
     return [Candidate(group) for group in groups]
 
 

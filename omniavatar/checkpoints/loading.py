@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from omniavatar.checkpoints.headers import TensorInfo, is_zip, unpickle
+from omniavatar.checkpoints.derived import Derived, parts_of
+from omniavatar.checkpoints.formats import PackedTensor, TensorInfo
+from omniavatar.checkpoints.formulas import read_settings
+from omniavatar.checkpoints.headers import BUILTIN_FORMATS
 from omniavatar.checkpoints.names import matches
 from omniavatar.checkpoints.nearest import few
 from omniavatar.errors import CheckpointError
@@ -96,10 +98,7 @@ def load_network(
         )
     if base.spec.dtype is not None:
         dtype = getattr(torch, base.spec.dtype)
-    if base.spec.loader == "folder":
-        return _from_folder(base, device, dtype or torch.float32)
-    config = merged_config(components) | dict(overrides or {})
-    network = build_on_meta(base.spec.network, config | accepted(base.spec.network, offered))
+    network = skeleton(components, overrides, **offered)
     sources = merged_sources(components)
     check_names(network, sources, growable=base.spec.growable, optional=base.spec.optional)
     left = set() if blocks else names_of_blocks(network)
@@ -135,10 +134,22 @@ def merged_config(components: Sequence[Component]) -> dict[str, Any]:
     return {key: value for component in components for key, value in component.config.items()}
 
 
-def _from_folder(component: Component, device: Device, dtype: torch.dtype) -> nn.Module:
-    network: Any = import_network(str(component.spec.network))
-    loaded: nn.Module = network.from_folder(component.folder, device=device, dtype=dtype)
-    return loaded.eval().requires_grad_(False)
+def skeleton(components: Sequence[Component], overrides: Mapping[str, Any] | None = None, **offered: Any) -> nn.Module:
+    """The network of a base component and the overlays on it, without weights, on the meta device."""
+    base = components[0]
+    path = str(base.spec.network)
+    if base.spec.loader == "folder":
+        kind: Any = import_network(path)
+        settings = read_settings(base.folder / "config.json")
+        try:
+            network: nn.Module = kind.from_checkpoint(
+                settings, {name: info.shape for name, info in base.tensors.items()}
+            )
+        except CheckpointError as error:
+            raise CheckpointError(f"{base.files[0]}: {error}") from error
+        return network
+    config = merged_config(components) | dict(overrides or {})
+    return build_on_meta(path, config | accepted(path, offered))
 
 
 def check_names(
@@ -206,7 +217,7 @@ def read_tensors(
     sources: Mapping[str, TensorInfo], *, device: Device, dtype: torch.dtype | None
 ) -> Iterator[tuple[str, Tensor]]:
     """Read tensors file by file, each brought to its device and, if it is floating point, its dtype before the next."""
-    for file, count in Counter(source.file for source in sources.values()).items():
+    for file, count in Counter(part.file for source in sources.values() for part in parts_of(source)).items():
         log.info("reading %d tensors from %s", count, file)
     yield from _tensors(sources, device, dtype)
 
@@ -214,15 +225,51 @@ def read_tensors(
 def _tensors(
     sources: Mapping[str, TensorInfo], device: Device, dtype: torch.dtype | None
 ) -> Iterator[tuple[str, Tensor]]:
+    for name, weight in stored_tensors(sources, device):
+        tensor = weight.dense(dtype) if isinstance(weight, PackedTensor) else weight
+        yield name, tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+
+
+def stored_tensors(sources: Mapping[str, TensorInfo], device: Device) -> Iterator[tuple[str, Tensor | PackedTensor]]:
+    """Read tensors, file by file and portion by portion, as they are stored: packed ones stay packed.
+
+    A tensor of a file is read once, also where several weights are made of it.
+    """
+    stored: dict[str, TensorInfo] = {}
+    waiting: dict[str, list[str]] = defaultdict(list)
+    for name, source in sources.items():
+        if not isinstance(source, Derived):
+            stored[name] = source
+        for part in source.parts if isinstance(source, Derived) else ():
+            stored[part_key(part)] = part
+            waiting[part_key(part)].append(name)
+    there: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, weight in _file_tensors(stored, device):
+        if key not in waiting:
+            yield key, weight
+        for name in waiting.get(key, ()):
+            derived = sources[name]
+            there[name][key] = weight.dense() if isinstance(weight, PackedTensor) else weight
+            if isinstance(derived, Derived) and len(there[name]) == len({part_key(part) for part in derived.parts}):
+                parts = there.pop(name)
+                yield name, derived.make([parts[part_key(part)] for part in derived.parts])
+
+
+def part_key(part: TensorInfo) -> str:
+    """A name for a tensor of a file that no weight has."""
+    return f"{part.file}\n{part.name}"
+
+
+def _file_tensors(sources: Mapping[str, TensorInfo], device: Device) -> Iterator[tuple[str, Tensor | PackedTensor]]:
     by_file: dict[Path, dict[str, TensorInfo]] = defaultdict(dict)
     for name, source in sources.items():
         by_file[source.file][name] = source
     for file, within in by_file.items():
-        in_parts = file.suffix == ".safetensors" or is_zip(file)
-        for names in portions(within, PORTION) if in_parts else [names_in_file(within)]:
-            read = _read_safetensors if file.suffix == ".safetensors" else _read_pickled
-            for name, tensor in read(file, names, device):
-                yield name, tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+        known = next(iter(within.values())).format or BUILTIN_FORMATS.of(file)
+        for names in portions(within, PORTION) if known.reads_in_parts(file) else [names_in_file(within)]:
+            by_name = {name_in_file: name for name, name_in_file in names.items()}
+            for name_in_file, weight in known.read(file, list(by_name), device):
+                yield by_name[name_in_file], weight
 
 
 def portions(sources: Mapping[str, TensorInfo], most: int) -> Iterator[dict[str, str]]:
@@ -241,21 +288,3 @@ def portions(sources: Mapping[str, TensorInfo], most: int) -> Iterator[dict[str,
 
 def names_in_file(sources: Mapping[str, TensorInfo]) -> dict[str, str]:
     return {name: source.name for name, source in sources.items()}
-
-
-def _read_safetensors(file: Path, names: Mapping[str, str], device: Device) -> Iterator[tuple[str, Tensor]]:
-    try:
-        with safe_open(file, framework="pt", device=str(device)) as content:
-            for name, name_in_file in names.items():
-                yield name, content.get_tensor(name_in_file)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}; download it again") from error
-
-
-def _read_pickled(file: Path, names: Mapping[str, str], device: Device) -> Iterator[tuple[str, Tensor]]:
-    """`device` is applied by the caller: a mapped file is moved tensor by tensor."""
-    if not is_zip(file):
-        log.info("%s is in torch's legacy format, which cannot be memory-mapped: it is read whole", file)
-    content = unpickle(file, data=True)
-    for name, name_in_file in names.items():
-        yield name, content.pop(name_in_file)

@@ -155,13 +155,13 @@ def test_headers_are_read_once_for_each_state_of_a_file(
     file = write_base(tmp_path)
     write(tmp_path / "never.safetensors")
     read: list[str] = []
-    known = registry.known
+    detect = registry.detect_parts
 
-    def noted(files: tuple[Path, ...]) -> Any:
+    def noted(files: tuple[Path, ...], **options: Any) -> Any:
         read.append(files[0].name)
-        return known(files)
+        return detect(files, **options)
 
-    monkeypatch.setattr(registry, "known", noted)
+    monkeypatch.setattr(registry, "detect_parts", noted)
     library = Library([tmp_path], registry)
     need = Need(rows=("tiny",), named=("*base*",))
     for _ in range(3):
