@@ -12,6 +12,7 @@ does not change. Nothing is copied.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,7 +45,8 @@ SKIPPED = frozenset(
 )
 """Folders where no model of ours lies; the blobs of a Hugging Face cache have their names in its snapshots."""
 LEAST_BITS = 1.5
-"""Bits of a number in the smallest file of a network."""
+MOST_BITS = 40
+"""Bits of a number in the smallest and the largest file of a network."""
 COMFY_PATHS = "extra_model_paths.yaml"
 WAN2GP_SETTINGS = "wgp_config.json"
 
@@ -155,13 +157,13 @@ class Library:
         by_name: without it, what has a name that does not suit is among them.
         """
         found: list[Model] = []
-        least = self._least(need)
+        least, most = self._sizes(need)
         for root in self.folders:
             here = [
                 model
                 for candidate in self._candidates(root)
                 if (not by_name or need.is_named(f"{root.name}/{within(candidate.place, root)}"))
-                and sum(map(size_of, candidate.files)) >= least
+                and least <= sum(map(size_of, candidate.files)) <= most
                 for model in self._models(candidate, root)
                 if model.is_alone and need.holds(model)
             ]
@@ -176,10 +178,13 @@ class Library:
                     return folder
         return None
 
-    def _least(self, need: Need) -> float:
-        """Bytes that a checkpoint of these rows has at least."""
-        sizes = [row.num_params for row in self.registry.rows if need.wants(row)]
-        return min((size * LEAST_BITS / 8 if size else 0 for size in sizes), default=0)
+    def _sizes(self, need: Need) -> tuple[float, float]:
+        """Bytes that a checkpoint of these rows has at least and at most."""
+        numbers = [row.num_params for row in self.registry.rows if need.wants(row)]
+        sizes = [number for number in numbers if number is not None]
+        if not sizes or len(sizes) < len(numbers):
+            return 0, math.inf
+        return min(sizes) * LEAST_BITS / 8, max(sizes) * MOST_BITS / 8
 
     def _candidates(self, root: Path) -> Iterator[Candidate]:
         seen: set[str] = set()

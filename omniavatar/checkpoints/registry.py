@@ -293,7 +293,7 @@ class Registry:
                 f"{header.files[0]} is {known.name} ({known.repo}), which is not supported: {known.why}"
             )
         names = header.tensors
-        fitting = [row for row in self.rows if row.is_met(names) and not row.unclaimed(names)]
+        fitting = [row for row in self.rows if row.is_met(names) and row.claims(names)]
         fitting = [row for row in fitting if not row.partial] or fitting
         if len(fitting) > 1:
             several = " and ".join(f"'{row.name}'" for row in fitting)

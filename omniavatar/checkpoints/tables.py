@@ -124,6 +124,10 @@ class Row(BaseModel):
         """Whether it is recognised by patterns, and a name fits each of them."""
         return bool(self.match) and all(occurs(pattern, names) for pattern in self.match)
 
+    def claims(self, names: Iterable[str]) -> bool:
+        """Whether every name belongs to a component or is declared superfluous."""
+        return all(self.owner(name) is not None or matches(name, self.ignore) for name in names)
+
 
 class Tuned(BaseModel):
     """Settings of units that suit a checkpoint, found out after its row was written."""
