@@ -241,6 +241,23 @@ class Registry:
             for row, part in self.readings(header, wanted, compare=compare)
         ]
 
+    @property
+    def dialects(self) -> tuple[Dialect, ...]:
+        """The names that other programs use."""
+        return self._names.dialects
+
+    def official(self, header: Header) -> Header:
+        """The header under official names, without a prefix; one that is so already, or of several models, as it is."""
+        for _ in range(MAX_PREFIXES):
+            official = self._names.official(header)
+            if official is not None:
+                return official
+            parts = list(self._names.parts(header).values())
+            if len(parts) != 1:
+                break
+            header = parts[0]
+        return header
+
     def folder_files(self, folder: Path) -> tuple[Row, Files] | None:
         """What a folder is that is one model in the form of transformers, and its files; None if it is no such one."""
         row = self._folder_row(folder)

@@ -11,6 +11,7 @@ import click
 
 from omniavatar.cli import Commands
 from omniavatar.cli.console import AS_JSON, say, saying_faults, show, show_json, table_of
+from omniavatar.cli.convert import convert
 from omniavatar.cli.download import download
 from omniavatar.cli.fields import UserPath
 from omniavatar.errors import CheckpointError, InputError
@@ -117,6 +118,7 @@ def verify(folder: Path, as_json: bool) -> None:
 
 
 models.add_command(download)
+models.add_command(convert)
 
 
 def registry() -> Registry:
