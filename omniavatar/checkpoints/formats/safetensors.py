@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from omniavatar.checkpoints.formats.base import (
     PackedTensor,
     TensorInfo,
 )
+from omniavatar.checkpoints.formats.quantised import Packing, packings
 from omniavatar.errors import CheckpointError, parsing
 
 if TYPE_CHECKING:
@@ -70,21 +72,58 @@ class Safetensors(Format):
         return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES
 
     def read_header(self, file: Path) -> FileHeader:
-        contents = read_contents(file)
-        tensors = dict(contents.tensors)
-        return FileHeader(tensors, {name: tensor.shape for name, tensor in tensors.items()}, dict(contents.metadata))
+        """See `Format.read_header`; the descriptions of quantised layers, which are tensors, are read as well."""
+        contents, weights = examined(file)
+        infos = [weight.info if isinstance(weight, Packing) else weight for weight in weights.values()]
+        entries = {info.name: info.shape for info in infos}
+        return FileHeader({info.name: info for info in infos}, entries, dict(contents.metadata))
 
     def read(
         self, file: Path, names: Iterable[str], device: torch.device | str
     ) -> Iterator[tuple[str, Tensor | PackedTensor]]:
         from safetensors import SafetensorError, safe_open
 
+        from omniavatar.checkpoints.formats.packing import packed
+
+        _, weights = examined(file)
         try:
             with safe_open(file, framework="pt", device=str(device)) as content:
                 for name in names:
-                    yield name, content.get_tensor(name)
+                    weight = weights.get(name)
+                    if weight is None:
+                        raise CheckpointError(f"{file} has no tensor '{name}'; has it been changed?")
+                    if isinstance(weight, Packing):
+                        parts = {part: content.get_tensor(stored) for part, stored in weight.parts.items()}
+                        yield name, packed(file, weight, parts)
+                    else:
+                        yield name, content.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} cannot be read: {error}; download it again") from error
+
+
+Weights = Mapping[str, Packing | TensorInfo]
+
+
+def examined(file: Path) -> tuple[Contents, Weights]:
+    """The header of a file and its weights by logical names, packed or plain; anew when the file has changed."""
+    try:
+        state = file.stat()
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}; download it again") from error
+    return _examined(file, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=32)
+def _examined(file: Path, size: int, changed: int) -> tuple[Contents, Weights]:
+    contents = read_contents(file)
+
+    def read(name: str) -> bytes:
+        begin, end = contents.places[name]
+        with file.open("rb") as stream:
+            stream.seek(contents.data + begin)
+            return stream.read(end - begin)
+
+    return contents, packings(file, contents.tensors, contents.metadata, read)
 
 
 def read_contents(file: Path) -> Contents:

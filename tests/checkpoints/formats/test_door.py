@@ -48,7 +48,7 @@ def test_a_name_without_a_known_ending_is_fine(tmp_path: Path, name: str) -> Non
 def test_torch_files_named_otherwise_are_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
     shutil.copy(tmp_path / "a.pt", tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match="not a safetensors file, .* content is pickle; rename it"):
+    with pytest.raises(CheckpointError, match="its content is pickle; rename it to end in"):
         read_header([tmp_path / "a.safetensors"])
 
 
