@@ -79,6 +79,7 @@ class ModelEntry(BaseModel):
     serves: Need | None = Field(None, description="what else serves, wherever it lies: rows of the checkpoint tables")
     folders: tuple[str, ...] = Field((), description="further folders where what belongs beside it may lie")
     quants: dict[str, tuple[Published, ...]] = Field({}, description="files of other precision that are published")
+    instead: bool = Field(False, description="its networks take the place of those of the other entries")
 
     def __hash__(self) -> int:
         return hash((self.path, self.beside, self.repo, self.role))
@@ -231,8 +232,9 @@ def model_entry(model: str | list[str]) -> dict[str, Any]:
 
 
 def found(path: Path) -> bool:
-    """Whether a path, or a pattern, names something."""
-    return path.exists() or bool(glob.glob(str(path)))
+    """Whether a path, or a pattern, names something, maybe with the version of a network behind it (`file::version`)."""
+    file = path.with_name(path.name.rpartition("::")[0] or path.name)
+    return path.exists() or file.is_file() or bool(glob.glob(str(path)))
 
 
 def explain_missing(

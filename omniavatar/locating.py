@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,13 +38,15 @@ class Find:
     """What was found for an entry.
 
     entry: as the configuration has it. source: what to open; None: nothing. folders: where things lie that belong
-    beside it, if not there. missing: what is absent, as paths. model: what was recognised, if that is how it was found;
-    others: further ones that fit. misnamed: what would serve but for its name.
+    beside it, if not there; needless: what need not, since something else does. missing: what is absent, as paths.
+    model: what was recognised, if that is how it was found; others: further ones that fit. misnamed: what would serve
+    but for its name.
     """
 
     entry: ModelEntry
     source: str | tuple[str, ...] | None
     folders: tuple[Path, ...] = ()
+    needless: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     model: Model | None = None
     others: tuple[Model, ...] = ()
@@ -54,8 +56,9 @@ class Find:
     def located(self) -> ModelEntry:
         """The entry with the place in it."""
         assert self.source is not None
-        changes = {"path": self.source, "folders": (*self.entry.folders, *map(str, self.folders))}
-        return self.entry.model_copy(update=changes)
+        beside = tuple(name for name in self.entry.beside if name not in self.needless)
+        folders = (*self.entry.folders, *map(str, self.folders))
+        return self.entry.model_copy(update={"path": self.source, "beside": beside, "folders": folders})
 
 
 class Places:
@@ -146,20 +149,21 @@ class Places:
         asked = ASKED.get(self.config.dtype, "bfloat16")
         models = self.library.serving(entry.serves, asked)
         for index, model in enumerate(models):
-            folders = self.completed(entry, model.place.parent)
+            needless = [name for name, ways in entry.serves.instead.items() if any(map(model.has, ways))]
+            folders = self.completed(entry, model.place.parent, needless)
             if folders is not None:
                 others = (*models[:index], *models[index + 1 :])
-                return Find(entry, model.source, folders, model=model, others=others)
+                return Find(entry, model.source, folders, tuple(needless), model=model, others=others)
         return None
 
-    def completed(self, entry: ModelEntry, folder: Path) -> tuple[Path, ...] | None:
+    def completed(self, entry: ModelEntry, folder: Path, needless: Collection[str] = ()) -> tuple[Path, ...] | None:
         """The folders where those things lie that belong beside a model and are not in its folder.
 
         A folder's own file, such as a config.json, counts only there; None: something is nowhere.
         """
         folders = []
         for name in entry.beside:
-            if found(folder / name):
+            if name in needless or found(folder / name):
                 continue
             elsewhere = self.library.beside(name) if "/" in name else None
             if elsewhere is None:

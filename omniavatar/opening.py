@@ -144,17 +144,18 @@ def configured(
     changes: dict[str, Any] = {}
     if units is not None:
         changes["units"] = changed_plan(found.units, units)
-    given = [models_dir] if isinstance(models_dir, str | Path) else list(models_dir or ())
-    if given:
-        changes["models_dir"] = str(given[0])
-    if given[1:] or search:
-        changes["search"] = (*map(absolute, (*given[1:], *(search or ()))), *found.search)
+    folders = [models_dir] if isinstance(models_dir, str | Path) else list(models_dir or ())
+    if folders:
+        changes["models_dir"] = str(folders[0])
+    if folders[1:] or search:
+        changes["search"] = (*map(absolute, (*folders[1:], *(search or ()))), *found.search)
     if tables:
         changes["tables"] = (*found.tables, *map(absolute, tables))
     if models:
         if isinstance(models, str | Path):
             raise InputError(f"{source}: models = {str(models)!r}: give a list of them")
-        changes["models"] = (*(found.models if config else ()), *map(entry_from_here, models))
+        given = [entry_from_here(model) for model in models]
+        changes["models"] = (*found.models, *({"instead": True, **entry} for entry in given)) if config else given
     found = parse_config({**dict(found), **changes}, source) if changes else found
     return found, original.overrides(content if is_original else {}, hparams)
 
@@ -218,8 +219,14 @@ def engine_of(
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.plan import build_plan
 
-    roles = [entry.role for entry in config.models]
-    bundle = Bundle.open(config.model_files(), registry, roles, config.folders_beside)
+    entries = config.models
+    bundle = Bundle.open(
+        config.model_files(),
+        registry,
+        [entry.role for entry in entries],
+        [entry.instead for entry in entries],
+        config.folders_beside,
+    )
     plan = build_plan(config.chosen, catalog, *checkpoint_layers(bundle), *config.layers)
     plan.check_complete()
     if not config.models and any(unit.roles for unit in plan.units):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +174,59 @@ def test_places_can_share_a_library(tmp_path: Path) -> None:
     first = Places(asked)
     assert first.finds()[0].source == str(file)
     assert Places(asked, library=first.library).library is first.library
+
+
+PUBLIC = Path(__file__).parent / "formats" / "public"
+
+
+@pytest.mark.parametrize("case", ["tree_comfyui", "tree_hf_cache"])
+def test_the_public_trees(case: str, tmp_path: Path) -> None:
+    """What each tree's own files are is found below its root, wherever it lies."""
+    from omniavatar.checkpoints.library import Library
+    from omniavatar.plugins import discover
+
+    (tree,) = [
+        one["args"]["tree"] for one in json.loads((PUBLIC / "cases.json").read_text())["cases"] if one["name"] == case
+    ]
+    for link in tree["links"]:
+        path = tmp_path / tree["root"] / link["path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if "copy_of" in link:
+            shutil.copy(PUBLIC / link["copy_of"], path)
+        elif "link_to" in link:
+            path.symlink_to(link["link_to"])
+        else:
+            path.write_text(link["text"])
+    found = list(Library([tmp_path / tree["root"]], discover().registry()).models())
+    roles = {role for model in found for role in model.row.components}
+    assert "dit" in roles
+    if case == "tree_comfyui":
+        assert {"vae", "text_encoder", "lora"} <= roles
+        (encoder,) = [model for model in found if "text_encoder" in model.row.components]
+        assert encoder.has("inside:tokenizer")
+        assert not encoder.has("../tokenizer")
+
+
+def test_an_encoder_with_its_tokenizer_inside_needs_none_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from omniavatar.plugins import discover
+
+    monkeypatch.setattr("omniavatar.locating.registry_of", lambda config: discover().registry())
+    name = "umt5_xxl_fp8_e4m3fn_scaled.safetensors"
+    folder = tmp_path / "models" / "text_encoders"
+    folder.mkdir(parents=True)
+    shutil.copy(PUBLIC / "names" / name, folder / name)
+    entry = {
+        "path": "Wan/t5.pth",
+        "beside": ["google/umt5-xxl"],
+        "serves": {"rows": ["Wan*text-encoder"], "instead": {"google/umt5-xxl": ["../tokenizer", "inside:tokenizer"]}},
+    }
+    found = located(config(tmp_path, entry, search=(str(tmp_path / "models"),)))
+    assert found.model_files() == [str(folder / name)]
+    del entry["serves"]["instead"]  # type: ignore[attr-defined]
+    with pytest.raises(CheckpointError, match="umt5-xxl"):
+        located(config(tmp_path, entry, search=(str(tmp_path / "models"),)))
+    (tmp_path / "models" / "tokenizer").mkdir()
+    entry["serves"]["instead"] = {"google/umt5-xxl": ["../tokenizer"]}  # type: ignore[index]
+    assert path(located(config(tmp_path, entry, search=(str(tmp_path / "models"),)))) == str(folder / name)

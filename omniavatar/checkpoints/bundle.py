@@ -9,14 +9,17 @@ Opening reads headers only; weights are read when a role is loaded.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omniavatar.checkpoints.files import Source
+from omniavatar.checkpoints.headers import TensorInfo
 from omniavatar.checkpoints.registry import Component, Detection, Registry
 from omniavatar.errors import CheckpointError, nearest
 
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+log = logging.getLogger(__name__)
+
+MAX_SENTENCEPIECE_BYTES = 100_000_000
 LORA = "lora"
 """Under this role are bare tensor sets, which change networks and are none."""
 
@@ -78,19 +84,21 @@ class Bundle:
         sources: Iterable[Source],
         registry: Registry,
         roles: Iterable[str | None] = (),
+        instead: Iterable[bool] = (),
         folders: Iterable[Path] = (),
     ) -> Bundle:
         """Recognise everything that the sources name (files, lists of shards, patterns, folders).
 
-        roles: for each source the role of its transformer, or of the one that its LoRA changes; None: "dit". folders:
-        where things may lie that belong beside a file, if they do not.
+        roles: for each source the role of its transformer, or of the one that its LoRA changes; None: "dit".
+        instead: for each source whether its networks take the place of those of other sources. folders: where things
+        may lie that belong beside a file, if they do not.
         """
-        detections = (
-            detection if role is None else detection.with_role(role)
-            for source, role in zip_longest(sources, roles)
+        found = [
+            (detection if role is None else detection.with_role(role), bool(replaces))
+            for source, role, replaces in zip_longest(sources, roles, instead)
             for detection in registry.detect_all(source)
-        )
-        return cls(detections, folders)
+        ]
+        return cls(with_replaced(found), folders)
 
     @property
     def roles(self) -> frozenset[str]:
@@ -130,6 +138,16 @@ class Bundle:
         own = self.components(role)[0].folder.absolute() / path
         elsewhere = (folder.absolute() / path for folder in self.folders)
         return own if own.exists() else next((place for place in elsewhere if place.exists()), own)
+
+    def tokenizer(self, role: str) -> Callable[[], Any] | None:
+        """What makes the tokenizer that lies in the role's file, if one does.
+
+        Calling it raises CheckpointError if the tokenizer is damaged.
+        """
+        found = self.components(role)[0].extras.get("tokenizer")
+        if isinstance(found, TensorInfo):
+            return partial(sentencepiece_of, found)
+        return found if callable(found) else None
 
     def identity(self, role: str) -> str:
         """A fingerprint of the role's files: names, shapes, sizes, and a part of their content."""
@@ -205,6 +223,48 @@ class Bundle:
             if matches(name, wanted)
         }
         return dict(read_tensors(sources, device=device, dtype=dtype))
+
+
+def sentencepiece_of(info: TensorInfo) -> Any:
+    """The tokenizer whose sentencepiece model is a tensor of bytes."""
+    from omniavatar.checkpoints.loading import read_tensors
+    from omniavatar.checkpoints.sentencepiece import tokenizer
+
+    if info.dtype not in ("uint8", "int8") or info.numel > MAX_SENTENCEPIECE_BYTES:
+        raise CheckpointError(
+            f"{info.file}: '{info.name}' is no sentencepiece model ({info.dtype}, {info.numel} numbers)"
+        )
+    (tensor,) = dict(read_tensors({"model": info}, device="cpu", dtype=None)).values()
+    return tokenizer(tensor.numpy().tobytes(), f"{info.file}: '{info.name}'")
+
+
+def with_replaced(found: Iterable[tuple[Detection, bool]]) -> list[Detection]:
+    """The detections without the networks whose place others take: those of detections that come with True.
+
+    What a network is told to go without, such as its row's settings, goes with it; LoRA and overlays stay.
+    """
+    found = list(found)
+    new: dict[str, Detection] = {
+        component.role: detection
+        for detection, replaces in found
+        for component in detection.components
+        if replaces and component.spec.network is not None and not detection.row.is_delta
+    }
+    kept: list[Detection] = []
+    for detection, replaces in found:
+        gone = [
+            component
+            for component in detection.components
+            if not replaces and component.spec.network is not None and component.role in new
+        ]
+        for component in gone:
+            log.warning(
+                "%s takes the place of %s as '%s'", new[component.role].files[0], detection.files[0], component.role
+            )
+        components = tuple(component for component in detection.components if component not in gone)
+        if components:
+            kept.append(replace(detection, components=components) if gone else detection)
+    return kept
 
 
 def _ordered(role: str, components: list[Component]) -> tuple[Component, ...]:

@@ -274,14 +274,14 @@ def dialect_of(registry: Registry, form: str, role: str) -> Dialect | None:
     name = DIALECTS.get((form, role))
     if name is None:
         return None
-    return next(dialect for dialect in registry.dialects if dialect.name == name)
+    return next(dialect for dialect in registry.names.dialects if dialect.name == name)
 
 
 def foreign_name(name: str, dialect: Dialect | None, prefix: str) -> str:
     """The name of a weight in a form."""
     if dialect is not None:
-        rules = [Rename(rule.file, rule.network) for rule in dialect.rename if rule.network != "*"]  # others cut prefixes
-        name = undo(name, rules)
+        rules = [rule for rule in dialect.rename if rule.network != "*"]  # the others cut prefixes
+        name = undo(name, [Rename(rule.file, rule.network) for rule in rules])
     return prefix + name
 
 

@@ -57,7 +57,7 @@ class Rule:
     split: int | None = None
     turned: bool = False
     leading: int = 0
-    _renames: tuple[Rename, ...] = field(init=False, repr=False, compare=False)
+    renames: tuple[Rename, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.join is not None and self.split is not None:
@@ -67,7 +67,7 @@ class Rule:
             pairs = [(pattern, self.network) for pattern in told_apart(self.file)]
         elif self.split is not None:
             pairs = [(self.file, pattern) for pattern in told_apart(self.network)]
-        object.__setattr__(self, "_renames", tuple(Rename(file, network) for file, network in pairs))
+        object.__setattr__(self, "renames", tuple(Rename(file, network) for file, network in pairs))
 
     def apply(self, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
         """The tensors under the names that this rule gives them; what it does not concern stays."""
@@ -82,24 +82,24 @@ class Rule:
             if not compiled(self.file).fullmatch(name):
                 put(result, name, info)
         for target, parts in waiting.items():
-            if len(parts) < len(self._renames):
-                lacking = min(set(range(len(self._renames))) - parts.keys())
+            if len(parts) < len(self.renames):
+                lacking = min(set(range(len(self.renames))) - parts.keys())
                 raise CheckpointError(
                     f"{parts[min(parts)].file} lacks a part of '{target}': "
-                    f"it has '{parts[min(parts)].name}' but none as {self._renames[lacking].file}"
+                    f"it has '{parts[min(parts)].name}' but none as {self.renames[lacking].file}"
                 )
             put(result, target, joined([parts[number] for number in sorted(parts)], self.join or 0))
         return result
 
     def _targets(self, name: str) -> Iterator[tuple[int, str]]:
         """The names that a name of the file becomes, each with the number of its part."""
-        for number, rule in enumerate(self._renames):
+        for number, rule in enumerate(self.renames):
             if compiled(rule.file).fullmatch(name):
                 yield number, rule.apply(name)
 
     def _changed(self, info: TensorInfo, number: int) -> TensorInfo:
         if self.split is not None:
-            info = split(info, self.split, len(self._renames))[number]
+            info = split(info, self.split, len(self.renames))[number]
         if self.turned or self.leading:
             info = reshaped(info, turned=self.turned, leading=self.leading)
         return info
@@ -183,11 +183,26 @@ class Names:
             prefixes = container.parts(header.tensors)
             if prefixes is None:
                 continue
+            if container.choose and wanted is not None and f"{wanted}." not in prefixes:
+                there = ", ".join(prefix.removesuffix(".") for prefix in prefixes)
+                raise CheckpointError(f"{header.files[0]} has no '{wanted}'; it holds {there}")
             if container.choose:
-                chosen = f"{wanted}." if f"{wanted}." in prefixes else prefixes[0]
-                prefixes = [chosen]
+                prefixes = [prefixes[0] if wanted is None else f"{wanted}."]
             return {prefix: part(header, prefix) for prefix in prefixes}
         return {}
+
+    def strays(self, header: Header) -> str:
+        """What to say of a file of which most names, and not all, have the prefixes of a container; else nothing."""
+        for container in self.containers:
+            outside = [name for name in header.tensors if not name.startswith(container.prefixes)]
+            outside = [name for name in outside if not matches(name, container.beside)]
+            if outside and 2 * len(outside) < len(header.tensors):
+                shown = ", ".join(name[:80] for name in outside[:3])
+                return (
+                    f"{header.files[0]} would be {container.name}, but {len(outside)} of its {len(header.tensors)} "
+                    f"tensors are of something else: {shown}"
+                )
+        return ""
 
     def official(self, header: Header) -> Header | None:
         """The header under official names, if it is in a dialect."""

@@ -51,7 +51,7 @@ def find_checkpoints(source: Source, suffixes: Collection[str] = SUFFIXES) -> li
         return [tuple(dict.fromkeys(files))]
     path = Path(source).expanduser()
     if path.is_dir():
-        return [files for folder, _ in parts_of_folder(path) for files in _in_folder(folder, suffixes)]
+        return [files for _, _, groups in folder_groups(path, suffixes) for files in groups]
     if path.name.endswith(_INDEX) and path.is_file():
         return [indexed_files(path, suffixes)]
     if path.is_file():
@@ -92,13 +92,14 @@ def snapshot(folder: Path) -> Path:
     return found[0]
 
 
-def _in_folder(folder: Path, suffixes: Collection[str]) -> list[Files]:
-    groups = group_files(sorted(folder.iterdir()), suffixes)
-    if not groups:
+def folder_groups(path: Path, suffixes: Collection[str]) -> list[tuple[Path, str | None, list[Files]]]:
+    """The folders whose models a folder stands for, each with the role of its transformer and its checkpoints."""
+    parts = [(folder, role, group_files(sorted(folder.iterdir()), suffixes)) for folder, role in parts_of_folder(path)]
+    if not any(groups for _, _, groups in parts):
         raise CheckpointError(
-            f"{folder} holds no model files; looked for {', '.join('*' + suffix for suffix in suffixes)}"
+            f"{path} holds no model files; looked for {', '.join('*' + suffix for suffix in suffixes)}"
         )
-    return groups
+    return parts
 
 
 def group_files(paths: Iterable[Path], suffixes: Collection[str] = SUFFIXES) -> list[Files]:

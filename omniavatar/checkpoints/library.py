@@ -47,6 +47,8 @@ SKIPPED = frozenset(
 LEAST_BITS = 1.5
 MOST_BITS = 40
 """Bits of a number in the smallest and the largest file of a network."""
+INSIDE = "inside:"
+"""How something begins that a file holds itself."""
 COMFY_PATHS = "extra_model_paths.yaml"
 WAN2GP_SETTINGS = "wgp_config.json"
 
@@ -60,6 +62,9 @@ class Need(BaseModel):
     config: dict[str, Any] = Field({}, description="numbers that one of its networks must have, such as dim: 1536")
     named: tuple[str, ...] = Field((), description="patterns, one of which the path fits; case does not count")
     not_named: tuple[str, ...] = Field((), description="patterns none of which the path fits")
+    instead: dict[str, tuple[str, ...]] = Field(
+        {}, description="what does in place of something beside it: paths from its folder, or inside:tokenizer"
+    )
 
     def wants(self, row: Row) -> bool:
         """Whether checkpoints of a row may serve."""
@@ -85,7 +90,7 @@ class Model:
 
     root: the tree. folder: of a model that is opened as a folder, because its configuration lies there. networks: the
     numbers of each. dtype: in which most of it is stored. bits: of a number of that dtype, on average. is_alone: its
-    files hold no other model.
+    files hold no other model. extras: what they hold that is no weight, such as a "tokenizer".
     """
 
     files: Files
@@ -97,6 +102,7 @@ class Model:
     bits: float
     nbytes: int
     is_alone: bool = True
+    extras: frozenset[str] = frozenset()
 
     @property
     def source(self) -> str | tuple[str, ...]:
@@ -109,6 +115,11 @@ class Model:
     def place(self) -> Path:
         """The folder, the file, or the first shard."""
         return self.folder or self.files[0]
+
+    def has(self, what: str) -> bool:
+        """Whether something that does in place of what belongs beside it is there (see `Need.instead`)."""
+        inside = what.removeprefix(INSIDE)
+        return inside in self.extras if inside != what else (self.files[0].parent / what).exists()
 
     @property
     def name(self) -> str:
@@ -238,6 +249,7 @@ def described(found: Detection, folder: Path | None, root: Path, *, is_alone: bo
         bits=8 * nbytes[dtype] / max(1, numbers),
         nbytes=sum(nbytes.values()),
         is_alone=is_alone,
+        extras=frozenset(name for part in found.components for name in part.extras),
     )
 
 

@@ -19,8 +19,8 @@ from omniavatar.checkpoints.files import (
     check_index,
     check_shards,
     find_checkpoints,
+    folder_groups,
     group_files,
-    parts_of_folder,
 )
 from omniavatar.checkpoints.formats import Formats, TensorInfo
 from omniavatar.checkpoints.formulas import Formulas, read_settings
@@ -60,7 +60,7 @@ class Component:
     """What one checkpoint provides for one role, found in actual files.
 
     `tensors` goes from the network's name of a tensor to where it lies; `config` and `constants` are without formulas;
-    `target` is the role of the transformer that a LoRA changes.
+    `target` is the role of the transformer that a LoRA changes; `extras` are what the files hold beside weights.
     """
 
     role: str
@@ -72,6 +72,7 @@ class Component:
     constants: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo] = field(repr=False)
     target: str = TRANSFORMER
+    extras: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def num_params(self) -> int:
@@ -163,7 +164,7 @@ class Registry:
         self.rows = tuple(rows)
         self._by_hash = {row.hash: row for row in rows if row.hash}
         self._unsupported = {row.hash: row for row in unsupported}
-        self._names = Names(tuple(containers), tuple(dialects))
+        self.names = Names(tuple(containers), tuple(dialects))
         self._by_type = {row.model_type: row for row in rows if row.model_type}
         self._neighbours = Neighbours(tuple(row for row in rows if not row.partial))
 
@@ -211,10 +212,12 @@ class Registry:
         if path is None or not path.is_dir():
             groups = find_checkpoints(source if path is None else path, suffixes)
             return [found for files in groups for found in self.detect_parts(files, wanted)]
+        row = self._folder_row(path)
+        if row is not None:
+            return self.detect_parts(weights_of_folder(row, path, suffixes), wanted, row)
         detections: list[Detection] = []
-        for folder, role in parts_of_folder(path):
+        for folder, role, groups in folder_groups(path, suffixes):
             row = self._folder_row(folder)
-            groups = [weights_of_folder(row, folder, suffixes)] if row else find_checkpoints(folder, suffixes)
             found = [one for files in groups for one in self.detect_parts(files, wanted, row)]
             detections += found if role is None else [one.with_role(role) for one in found]
         return detections
@@ -235,24 +238,19 @@ class Registry:
         check_index(files)
         header = read_header(files, self.formats)
         if row is not None:
-            return [detection(row, self._names.official(header) or header, files[0].parent)]
+            return [detection(row, self.names.official(header) or header, files[0].parent)]
         return [
             detection(self._tuned_row(row, part), part, files[0].parent)
             for row, part in self.readings(header, wanted, compare=compare)
         ]
 
-    @property
-    def dialects(self) -> tuple[Dialect, ...]:
-        """The names that other programs use."""
-        return self._names.dialects
-
     def official(self, header: Header) -> Header:
         """The header under official names, without a prefix; one that is so already, or of several models, as it is."""
         for _ in range(MAX_PREFIXES):
-            official = self._names.official(header)
+            official = self.names.official(header)
             if official is not None:
                 return official
-            parts = list(self._names.parts(header).values())
+            parts = list(self.names.parts(header).values())
             if len(parts) != 1:
                 break
             header = parts[0]
@@ -273,14 +271,16 @@ class Registry:
         row = self._row(header)
         if row is not None:
             return [(row, header)]
-        official = self._names.official(header)
+        official = self.names.official(header)
         row = None if official is None else self._row(official)
         if row is not None and official is not None:
             return [(row, official)]
-        parts = self._names.parts(header, wanted) if depth < MAX_PREFIXES else {}
+        parts = self.names.parts(header, wanted) if depth < MAX_PREFIXES else {}
         if not parts:
-            where = str(header.files[0])
-            raise UnknownCheckpoint(self._neighbours.explain(official or header) if compare else where)
+            unknown = header.files[0].name
+            if compare:
+                unknown = self.names.strays(header) or self._neighbours.explain(official or header)
+            raise UnknownCheckpoint(unknown)
         deeper = depth + 1
         return [one for part in parts.values() for one in self.readings(part, wanted, deeper, compare=compare)]
 
@@ -384,6 +384,7 @@ def _component(row: Row, role: str, header: Header, formulas: Formulas) -> Compo
         config=formulas.evaluate(spec.config),
         constants=formulas.evaluate(spec.constants),
         tensors=_renamed(row, role, header),
+        extras={**header.metadata, **header.extras},
     )
 
 

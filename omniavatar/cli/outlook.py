@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -42,8 +42,14 @@ class Outlook:
         registry = plugins.registry(map(Path, config.tables))
         try:
             config = located(config)
-            roles = [entry.role for entry in config.models]
-            bundle = Bundle.open(config.model_files(), registry, roles, config.folders_beside)
+            entries = config.models
+            bundle = Bundle.open(
+                config.model_files(),
+                registry,
+                [entry.role for entry in entries],
+                [entry.instead for entry in entries],
+                config.folders_beside,
+            )
         except CheckpointError as error:
             reason = str(error).partition("\n")[0].removesuffix(" for")
             return cls(build_plan(config.units, catalog, file), None, reason)
@@ -118,6 +124,9 @@ class WithoutBlocks:
 
     def beside(self, role: str, path: Path) -> Path:
         return self.bundle.beside(role, path)
+
+    def tokenizer(self, role: str) -> Callable[[], Any] | None:
+        return self.bundle.tokenizer(role)
 
     def adapters(self) -> tuple[Any, ...]:
         return self.bundle.adapters()
