@@ -49,7 +49,10 @@ class Prepared:
 
     def __init__(self) -> None:
         models = tiny_models()
-        settings: dict[str, dict[str, Any]] = {"euler": {"steps": STEPS, "shift": SHIFT}, "guidance": {"scale": SCALE}}
+        settings: dict[str, dict[str, Any]] = {
+            "schedule": {"steps": STEPS, "shift": SHIFT},
+            "guidance": {"scale": SCALE},
+        }
         expression = "default-write-video-vae-decode-fixed-frames"
         plan = build_plan(expression, discover().catalog(), models.settings(), settings)
         self.engine = Engine(plan, models)
@@ -76,7 +79,7 @@ class Prepared:
             (dit.embed_text(window[text]), window[sound])
             for text, sound in (("prompt_embedding", "audio_residuals"), ("negative_embedding", "audio_silence"))
         ]
-        y = condition(window.latents, window["image_latent"], window.span.given_latents)
+        y = condition(window.latents, window["image_latent"], window.given_latent_frames)
         latents, entry = window.latents, adapter.entry_blocks
         sigmas = [*shifted_sigmas(STEPS, SHIFT).tolist(), 0.0]
         grid, rope, frame_index = None, None, None

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from omniavatar.engine.unit import PipelineUnit
 
 DEFAULT = (
-    "prompt+reference-image+audio+audio-adapter+fixed-frames+guidance+euler+transformer+lora+vae-decode+write-video"
+    "prompt+reference-image+audio+audio-adapter+fixed-frames+guidance+schedule+euler+transformer+lora+vae-decode"
+    "+write-video"
 )
 # The rounding and tiles of the first OmniAvatar program, for results that agree with it frame by frame.
 ORIGINAL = (

@@ -232,7 +232,7 @@ def model_entry(model: str | list[str]) -> dict[str, Any]:
 
 
 def found(path: Path) -> bool:
-    """Whether a path, or a pattern, names something, maybe with the version of a network behind it (`file::version`)."""
+    """Whether a path, or a pattern, names something, maybe with a version of the network behind it (`a.pt::ema`)."""
     file = path.with_name(path.name.rpartition("::")[0] or path.name)
     return path.exists() or file.is_file() or bool(glob.glob(str(path)))
 
@@ -430,9 +430,9 @@ def schemas_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def merge_settings(*layers: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Settings by unit out of several layers, the weakest first."""
+    """Settings by unit out of several layers, the weakest first; the units of later layers come last."""
     merged: dict[str, dict[str, Any]] = {}
     for layer in layers:
         for unit, settings in layer.items():
-            merged.setdefault(unit, {}).update(settings)
+            merged[unit] = {**merged.pop(unit, {}), **settings}
     return merged

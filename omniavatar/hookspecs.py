@@ -115,23 +115,29 @@ class Pipeline:
 
     @hookspec(firstresult=True)
     def plan_steps(self, window: Window) -> Sequence[Step] | None:
-        """Once per window, first result: the denoising steps. Only one unit (the sampler) may claim it."""
+        """Once per window, first result: the denoising steps. Only one unit (the schedule) may claim it.
+
+        A solver that wants other steps is a wrapper. Example, which ends at a level above 0:
+        `return steps_along(window, [1.0, 0.8, 0.5, 0.1])` of `omniavatar.engine.flow_match`.
+        """
 
     @hookspec
     def begin_window(self, window: Window) -> None:
         """Once per window. `window.latents` (b c t h w) holds noise and `window.steps` the steps; both may be changed,
-        also `step.network`, the transformer of a step.
+        also `step.expert`, the role of a step's transformer.
 
         Example: `window["audio_residuals"] = adapter(rows)`.
         """
 
     @hookspec
     def before_step(self, step: Step) -> None:
-        """Once per step. Example: overwrite given frames in `step.window.video_latents`."""
+        """Once per evaluation of a step: once, unless the solver asks for more by `step.velocity_at`; these have an
+        `evaluation` above 0. Example: overwrite given frames in `step.window.video_latents`.
+        """
 
     @hookspec(firstresult=True)
     def guide(self, step: Step) -> Tensor | None:
-        """Once per step, first result: the guided velocity (b c t h w).
+        """Once per evaluation of a step, first result: the guided velocity (b c t h w).
 
         Calls `step.predict(branches)` with the branches it wants and combines the results.
         Example: `positive, negative = step.predict([p, n]); return negative + scale * (positive - negative)`.
@@ -206,7 +212,9 @@ class Pipeline:
     def advance(self, step: Step) -> Tensor | None:
         """Once per step, first result: the next latents from `step.window.latents` and `step.velocity` (b c t h w).
 
-        Only one unit (the sampler) may claim it.
+        Only one unit (the solver) may claim it. It may draw noise, `step.noise(key)`, and evaluate again within the
+        step: `step.velocity_at(latents, sigma)`. Example, Euler's step:
+        `return step.window.latents + step.velocity * (step.sigma_next - step.sigma)`.
         """
 
     @hookspec

@@ -1,6 +1,6 @@
 """An engine from a configuration, as `omni run` makes one.
 
-engine = open_engine("omniavatar-1.3b", units="default+teacache", settings={"euler": {"steps": 20}})
+engine = open_engine("omniavatar-1.3b", units="default+teacache", settings={"schedule": {"steps": 20}})
 result = engine.generate(Request({"image": "face.png", "audio": "voice.wav", "output": "talk.mp4"}))
 print(result.video)
 """
@@ -229,11 +229,11 @@ def engine_of(
     )
     plan = build_plan(config.chosen, catalog, *checkpoint_layers(bundle), *config.layers)
     plan.check_complete()
-    if not config.models and any(unit.roles for unit in plan.units):
+    if not config.models and plan.required_roles:
         raise CheckpointError(
             "the configuration names no model files; add models: to it, or base: tiny for those of the built-in avatar"
         )
-    unused = bundle.roles - {role for unit in plan.units for role in (*unit.roles, *unit.optional_roles)}
+    unused = bundle.roles - {*plan.roles}
     if unused and world.is_main:
         log.warning("not used by this plan, though the model files have it: %s", ", ".join(sorted(unused)))
     dtype = torch_dtype(config.dtype, device)

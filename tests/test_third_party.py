@@ -16,7 +16,16 @@ from safetensors.torch import save_file
 from omniavatar.media.video import read_video
 
 PACKAGE = Path(__file__).parent / "third_party" / "omniavatar-sepia"
-FAST = ["--seconds", "0.36", "--euler.steps", "1", "--fixed-frames.window-frames", "9", "--fixed-frames.overlap", "1"]
+FAST = [
+    "--seconds",
+    "0.36",
+    "--schedule.steps",
+    "1",
+    "--fixed-frames.window-frames",
+    "9",
+    "--fixed-frames.overlap",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from omniavatar.models.conversion import Conversions
 
 log = logging.getLogger(__name__)
 
@@ -155,6 +156,8 @@ class Bundle:
 
         content = hashlib.blake2b(digest_size=16)
         for component in self.components(role):
+            if component.spec.overlay and component.spec.network is not None:
+                content.update(component.spec.network.encode())
             content.update(repr([(name, tuple(info.shape)) for name, info in component.tensors.items()]).encode())
             for path in sorted({info.file for info in component.tensors.values()}):
                 content.update(content_sample(path))
@@ -172,36 +175,45 @@ class Bundle:
         dtype: torch.dtype | None = None,
         overrides: Mapping[str, Any] | None = None,
         blocks: bool = True,
+        conversions: Conversions | None = None,
         **offered: Any,
     ) -> nn.Module:
         """Build and fill the role's network (see `load_network`)."""
         from omniavatar.checkpoints.loading import load_network
 
         return load_network(
-            self.components(role), device=device, dtype=dtype, overrides=overrides, blocks=blocks, **offered
+            self.components(role),
+            device=device,
+            dtype=dtype,
+            overrides=overrides,
+            blocks=blocks,
+            conversions=conversions,
+            **offered,
         )
 
-    def read_into(self, role: str, targets: Mapping[str, Tensor]) -> None:
-        """Read some of the role's tensors, by the network's names, into memory of their shape (see `load_network`)."""
+    def read_into(self, role: str, targets: Mapping[str, Tensor], conversions: Conversions | None = None) -> None:
+        """Read some of the role's weights into memory of their shapes (see `loading.read_into`)."""
         from omniavatar.checkpoints.loading import read_into
 
-        read_into(self.components(role), targets)
+        read_into(self.components(role), targets, conversions)
 
-    def skeleton(self, role: str, *, dtype: torch.dtype, **offered: Any) -> nn.Module:
+    def skeleton(
+        self, role: str, *, dtype: torch.dtype, conversions: Conversions | None = None, **offered: Any
+    ) -> nn.Module:
         """The role's network without its weights, on the meta device, as `load` would make it."""
         import torch
 
         from omniavatar.checkpoints import loading
+        from omniavatar.models.conversion import Conversions
 
         components = self.components(role)
         base = components[0]
-        if base.spec.network is None:
-            raise CheckpointError(
-                f"{base.files[0]} holds only an overlay on the role '{role}'; give the base model as well"
-            )
         dtype = getattr(torch, base.spec.dtype) if base.spec.dtype is not None else dtype
-        network = loading.skeleton(components, **offered)
-        return network.to(dtype).eval().requires_grad_(False)
+        network = loading.skeleton(components, **offered).requires_grad_(False)
+        names = network.state_dict().keys()
+        conversions = conversions or Conversions()
+        loading.convert_into(network, components, conversions, device="meta", dtype=dtype, left=names)
+        return network.eval()
 
     def weights(
         self,
@@ -248,14 +260,14 @@ def with_replaced(found: Iterable[tuple[Detection, bool]]) -> list[Detection]:
         component.role: detection
         for detection, replaces in found
         for component in detection.components
-        if replaces and component.spec.network is not None and not detection.row.is_delta
+        if replaces and component.spec.is_base and not detection.row.is_delta
     }
     kept: list[Detection] = []
     for detection, replaces in found:
         gone = [
             component
             for component in detection.components
-            if not replaces and component.spec.network is not None and component.role in new
+            if not replaces and component.spec.is_base and component.role in new
         ]
         for component in gone:
             log.warning(
@@ -272,7 +284,7 @@ def _ordered(role: str, components: list[Component]) -> tuple[Component, ...]:
 
     What a delta brings along whole, such as audio layers, replaces that of files before it.
     """
-    bases = [component for component in components if component.spec.network is not None]
+    bases = [component for component in components if component.spec.is_base]
     if len(bases) > 1 and all(base.row.is_delta for base in bases[1:]):
         bases = bases[-1:]
     if len(bases) > 1:
@@ -280,4 +292,4 @@ def _ordered(role: str, components: list[Component]) -> tuple[Component, ...]:
         raise CheckpointError(
             f"two models for the role '{role}': {files}; give one of them, or name the second ROLE=FILE"
         )
-    return (*bases, *(component for component in components if component.spec.network is None))
+    return (*bases, *(component for component in components if not component.spec.is_base))

@@ -38,6 +38,7 @@ from omniavatar.checkpoints.tables import (
 )
 from omniavatar.errors import CheckpointError, parsing
 from omniavatar.resources import registry_tables
+from omniavatar.roles import companion_of
 
 if TYPE_CHECKING:
     import torch
@@ -102,12 +103,10 @@ class Detection:
 
         What follows the transformer goes along: `vace` to `vace2` where `dit` goes to `dit2`.
         """
-        number = role.removeprefix(TRANSFORMER)
 
         def moved(component: Component) -> str:
-            if component.role == TRANSFORMER:
-                return role
-            return component.role + number if component.spec.follows else component.role
+            moves = component.role == TRANSFORMER or component.spec.follows
+            return companion_of(component.role, TRANSFORMER, role) if moves else component.role
 
         components = tuple(replace(part, role=moved(part), target=role) for part in self.components)
         return replace(self, components=components)

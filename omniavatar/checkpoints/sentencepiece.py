@@ -1,7 +1,8 @@
 """Tokenizers that lie in model files as sentencepiece models (Kudo and Richardson 2018, arXiv:1808.06226).
 
 Such a model is a protocol buffer; what is read here are the pieces of a unigram model and how a text is prepared
-(https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto). The library tokenizers does the rest.
+(https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto); the library tokenizers does the
+rest.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Fields = dict[int, list[Any]]
 
 
 def tokenizer(model: bytes, place: str) -> Any:
-    """A fast tokenizer of transformers. Raises CheckpointError, about this place, if it is none or not a unigram model."""
+    """A fast tokenizer of transformers. Raises CheckpointError, about this place, if it is not a unigram model."""
     damaged = f"{place} is no sentencepiece model"
     remedy = "name a tokenizer folder with prompt(tokenizer=FOLDER)"
     with parsing(lambda reason: CheckpointError(f"{damaged} ({reason}); {remedy}")):

@@ -37,7 +37,9 @@ class ComponentSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     network: str | None = Field(
-        None, pattern=r"^[\w.]+:\w+$", description="`module:Class`; none for bare tensors or an overlay"
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        description="`module:Class`; none for bare tensors; of an overlay with modules of its own, a subclass",
     )
     config: dict[str, Any] = Field(
         {}, description="constructor arguments of the network; of an overlay, those it changes"
@@ -50,7 +52,7 @@ class ComponentSpec(BaseModel):
     )
     optional: tuple[str, ...] = Field((), description="network names that the file may lack; they become 0")
     overlay: bool = Field(False, description="the tensors replace those of another file's component of the same role")
-    follows: bool = Field(False, description="a branch of the transformer: beside 'dit2' its role ends in 2 as well")
+    follows: bool = Field(False, description="a companion of the transformer: beside 'dit2' its role ends in 2 as well")
     dtype: Literal["float32"] | None = Field(None, description="precision that it always runs in")
     loader: Literal["tensors", "folder"] = Field(
         "tensors", description="folder: the network's own `from_checkpoint` reads its numbers from the folder"
@@ -62,10 +64,15 @@ class ComponentSpec(BaseModel):
         return tuple(Rename(**rule) for rule in rules)
 
     @model_validator(mode="after")
-    def _overlay_has_no_network(self) -> ComponentSpec:
-        if self.overlay and self.network:
-            raise ValueError("an overlay takes the network of its base: leave out 'network'")
+    def _overlays_are_tensors(self) -> ComponentSpec:
+        if self.overlay and self.loader == "folder":
+            raise ValueError("an overlay lies over the tensors of its base: leave out 'loader'")
         return self
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it is a whole network, and no change to one."""
+        return self.network is not None and not self.overlay
 
     def network_name(self, file_name: str) -> str:
         return rename(file_name, self.rename)
@@ -105,7 +112,7 @@ class Row(BaseModel):
     @property
     def is_delta(self) -> bool:
         """Whether it changes networks of other files."""
-        return any(spec.network is None for spec in self.components.values())
+        return any(not spec.is_base for spec in self.components.values())
 
     def owner(self, name: str) -> str | None:
         """The role of the first component that a name of the file belongs to."""

@@ -204,11 +204,13 @@ def _print_detection(detection: Detection, keys: bool) -> None:
     table = table_of("role", "network", "keys", "params", "dtype", "configuration")
     for component in detection.components:
         facts = component_facts(component, keys=False)
-        network = facts["network"] or ("overlay on the base" if facts["overlay"] else "tensors")
+        kind = (facts["network"] or "").rpartition(":")[2]
+        what = f"{kind} over the base" if kind else "overlay on the base"
+        network = what if facts["overlay"] else kind or "tensors"
         numbers = {**component.config, **component.constants}
         table.add_row(
             component.role,
-            network.rpartition(":")[2],
+            network,
             str(facts["num_keys"]),
             billions(facts["num_params"]),
             ", ".join(facts["dtypes"]),

@@ -82,7 +82,7 @@ def foresees(unit: PipelineUnit) -> bool:
 
 
 def plans_steps(unit: PipelineUnit) -> bool:
-    """Whether a unit is a sampler, or changes what one plans."""
+    """Whether a unit is a schedule, or changes what one plans."""
     from omniavatar.engine.plan import hooks_of
 
     return any((options["specname"] or name) == "plan_steps" for name, options in hooks_of(type(unit)).items())
@@ -102,7 +102,7 @@ def planned_window(plan: Plan, bundle: Bundle, config: RunConfig) -> Window:
     from omniavatar.opening import torch_dtype
 
     device = torch.device("cpu")
-    units = [unit for unit in plan.units if foresees(unit) or plans_steps(unit)]
+    units = [unit for unit in plan.units if foresees(unit) or plans_steps(unit) or unit.experts]
     engine = Engine(Plan(tuple(units)), WithoutBlocks(bundle), device=device, dtype=torch_dtype(config.dtype, device))
     return Loop(engine, engine.plan, Request()).plan_window()
 

@@ -23,15 +23,17 @@ from omniavatar.distributed.groups import Groups, grid_shape
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.attention import AttentionSlot
 from omniavatar.engine.draft import Draft
+from omniavatar.engine.geometry import Geometry
 from omniavatar.engine.hooks import Hooks
 from omniavatar.engine.media_inputs import check_media
 from omniavatar.engine.plan import Plan, SettingsByUnit, with_settings
 from omniavatar.engine.residency import Residency
 from omniavatar.engine.run import Result, Run, State
-from omniavatar.engine.scopes import Request, Scope
+from omniavatar.engine.scopes import Forward, Request, Scope, Step
 from omniavatar.engine.surround import Around
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, EngineBusy, InputError, OmniError, PlanError
+from omniavatar.roles import companion_of
 
 
 class Adapter(Protocol):
@@ -50,7 +52,11 @@ class Adapter(Protocol):
 
 
 class Models(Protocol):
-    """Where the engine gets its networks from, by role; `omniavatar.checkpoints.Bundle` is one."""
+    """Where the engine gets its networks from, by role; `omniavatar.checkpoints.Bundle` is one.
+
+    Models that have a `skeleton(role, dtype=...)`, the network of a role on the meta device, are asked for that where
+    numbers of a network are wanted before it is loaded.
+    """
 
     def __contains__(self, role: object) -> bool: ...
 
@@ -111,17 +117,18 @@ class Engine:
         self.attention = AttentionSlot()
         self.values = Scope()
         self.resources = ExitStack()
-        self.residency = Residency(plan.units)
+        self.residency = Residency(plan)
         self._around: list[Around] = [self.residency.around]
         self._hooks: tuple[Any, Hooks] | None = None
         self._networks: dict[str, nn.Module] = {}
+        self._skeletons: dict[str, nn.Module] = {}
         self._is_set_up = self._is_closed = False
         self._set_up_failure: tuple[type[OmniError], str] | None = None
         self._loading = threading.RLock()
         self._lock = threading.Lock()
         self._run: weakref.ref[Run] | None = None
         for unit in plan.units:
-            for role in unit.roles:
+            for role in unit.required_roles():
                 if role not in models:
                     raise CheckpointError(
                         f"unit '{unit.name}' needs a model for the role '{role}' and no given file has one; "
@@ -135,8 +142,12 @@ class Engine:
     @property
     def roles(self) -> list[str]:
         """The roles that the plan works with and that have a model."""
-        wanted = [role for unit in self.plan.units for role in (*unit.roles, *unit.optional_roles)]
-        return [role for role in dict.fromkeys(wanted) if role in self.models]
+        return [role for role in self.plan.roles if role in self.models]
+
+    @property
+    def roles_in_steps(self) -> list[str]:
+        """Those of the roles whose networks work while steps run."""
+        return [role for role in self.roles if role in self.residency.in_steps]
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
@@ -149,6 +160,49 @@ class Engine:
             if role not in self._networks:
                 self._networks[role] = self._loaded(role)
             return self._networks[role]
+
+    @property
+    def geometry(self) -> Geometry:
+        """What latents and tokens of this engine stand for."""
+        vae, transformer = self.plan.autoencoder, self.plan.experts[0]
+        return Geometry(
+            channels=self._number(vae, "z_dim"),
+            temporal_factor=self._number(vae, "temporal_factor"),
+            spatial_factor=self._number(vae, "spatial_factor"),
+            patch_size=tuple(self._number(transformer, "patch_size", (1, 1, 1))),
+        )
+
+    def _number(self, role: str, name: str, *default: Any) -> Any:
+        known = self.foreseen(role, name)
+        return getattr(self.model(role), name, *default) if known is None else known
+
+    def foreseen(self, role: str, name: str) -> Any:
+        """A number of a role's network, such as `z_dim`, without reading weights; None if that cannot be told."""
+        loaded = self._networks.get(role, self._skeletons.get(role))
+        if loaded is None and role in self.models:
+            found = self.models.config(role).get(name)
+            if found is not None:
+                return found
+            make = getattr(self.models, "skeleton", None)
+            if make is not None:
+                loaded = self._skeletons[role] = make(role, dtype=self.dtype)
+        return getattr(loaded, name, None)
+
+    def companions(self, role: str) -> list[str]:
+        """The roles of the networks of this kind that belong to an expert of the plan each, as far as there are models.
+
+        Example: `companions("vace")` is ["vace", "vace2"] for two transformers of which each has a branch.
+        """
+        return [own for own in self.plan.companions(role) if own in self.models]
+
+    def companion(self, role: str, at: Step | Forward) -> Any:
+        """The network of this kind that goes with the expert at work, or the one that there is for all of them."""
+        return self.model(self.companion_role(role, at))
+
+    def companion_role(self, role: str, at: Step | Forward) -> str:
+        """The role of `companion`."""
+        own = companion_of(role, self.plan.experts[0], at.expert)
+        return own if own in self.models else role
 
     def _loaded(self, role: str) -> nn.Module:
         """The network of this role, loaded now."""
@@ -166,7 +220,7 @@ class Engine:
 
         show: called before each part with what is being done, how many parts are over, and how many there are.
         """
-        roles = list(dict.fromkeys(role for unit in self.plan.units for role in unit.roles))
+        roles = self.plan.required_roles
         if self._is_set_up and not self._is_closed:
             return
         with self._loading, self.current():
@@ -286,6 +340,7 @@ class Engine:
         self.resources.close()
         self.residency.visitors.clear()
         self._networks.clear()
+        self._skeletons.clear()
         self.values.clear()
         self.attention = AttentionSlot()
         self.groups.close()

@@ -72,7 +72,7 @@ class Hooks:
 
     def plan_steps(self, window: Window) -> Sequence[Step]:
         result: Sequence[Step] = _answered(
-            "plan_steps", "a sampler such as 'euler'", self._call.plan_steps(window=window)
+            "plan_steps", "a schedule such as 'schedule'", self._call.plan_steps(window=window)
         )
         return result
 
@@ -120,7 +120,7 @@ class Hooks:
         self._call.unembed(forward=forward)
 
     def advance(self, step: Step) -> Tensor:
-        result: Tensor = _answered("advance", "a sampler such as 'euler'", self._call.advance(step=step))
+        result: Tensor = _answered("advance", "a solver such as 'euler'", self._call.advance(step=step))
         return result
 
     def after_step(self, step: Step) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 from omniavatar.engine.finite import Watch
 from omniavatar.engine.plan import PREVIOUS, Plan
 from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Previous, Request, Step, Window
-from omniavatar.engine.windows import Span, ceil_4k1
+from omniavatar.engine.windows import Span
 from omniavatar.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FRAMES = "frames"
 """The value under which a window holds its last decoded frames (1 3 t h w), those that the next one continues from."""
-GROUP_PIXELS, FEWEST = 2**24, 4
+GROUP_PIXELS = 2**24
 """Decoded frames are handed on in groups of at most about so many pixels, but not of fewer frames than a latent has."""
 
 
@@ -134,10 +134,10 @@ class Loop:
 
         Leading frames get what is drawn last, as in the first VACE program.
         """
-        job, vae = self.job, self.engine.model("vae")
-        height, width = (side // vae.spatial_factor for side in job.size)
+        job, geometry = self.job, self.engine.geometry
+        height, width = (side // geometry.spatial_factor for side in job.size)
         generator = torch.Generator().manual_seed((job.seed * 1_000_003 + index) % 2**63)
-        shape = (1, vae.z_dim, span.latent_frames + job.leading, height, width)
+        shape = (1, geometry.channels, geometry.latent_frames(span.frames) + job.leading, height, width)
         return torch.randn(shape, generator=generator).roll(job.leading, dims=2).to(self.engine.device)
 
     def open_step(self, window: Window, timestep: float | Tensor, sigma: float | Tensor) -> Step:
@@ -152,12 +152,16 @@ class Loop:
         hooks = self.hooks
         for step in window.steps:
             self.check()
-            hooks.before_step(step)
-            step.velocity = hooks.guide(step)
+            step.velocity = self.evaluate(step)
             window.latents = hooks.advance(step)
             hooks.after_step(step)
             self._watch.see_latents(window.latents)
             yield step
+
+    def evaluate(self, step: Step) -> Tensor:
+        """The guided velocity (b c t h w) of the window's latents at the noise level of a step."""
+        self.hooks.before_step(step)
+        return self.hooks.guide(step)
 
     def predict(self, step: Step, branches: Sequence[Branch]) -> list[Tensor]:
         """The velocity (b c t h w) of every branch, each that is wanted predicted once."""
@@ -195,7 +199,7 @@ class Loop:
         """
         tail = Tail(self.frames_kept(window))
         start, span = window.span.start, window.span
-        for pixels in groups_of(self.hooks.decode_latents(window)):
+        for pixels in groups_of(self.hooks.decode_latents(window), self.engine.geometry.temporal_factor):
             self.check()
             tail.add(pixels)
             frames = Frames(start, pixels)
@@ -262,10 +266,10 @@ class Tail:
         return torch.cat(self.parts, dim=2)[:, :, -self.count :].clone()
 
 
-def groups_of(decoded: Iterator[Tensor]) -> Generator[Tensor, None, None]:
-    """The frames (1 3 t h w) of a decoder, in groups that are not too large, as float32."""
+def groups_of(decoded: Iterator[Tensor], fewest: int) -> Generator[Tensor, None, None]:
+    """The frames (1 3 t h w) of a decoder, in groups that are not too large, as float32. fewest: of a group."""
     for pixels in decoded:
-        count = max(FEWEST, GROUP_PIXELS // (pixels.shape[3] * pixels.shape[4]) // FEWEST * FEWEST)
+        count = max(fewest, GROUP_PIXELS // (pixels.shape[3] * pixels.shape[4]) // fewest * fewest)
         for part in pixels.split(count, dim=2):
             yield part.float()
 
@@ -278,7 +282,7 @@ def to_bytes(pixels: Tensor) -> np.ndarray:
 
 def whole_video(job: Job) -> Span:
     """One window over all frames, with nothing given: what a plan without `plan_windows` makes."""
-    return Span(0, ceil_4k1(job.length), 0, 0, job.length)
+    return Span(0, job.engine.geometry.rounded_up(job.length), 0, 0, job.length)
 
 
 def kept_values(plan: Plan) -> frozenset[str]:

@@ -8,6 +8,7 @@ scope is `engine.values`. What the skeleton of the algorithm itself needs are pl
 
 from __future__ import annotations
 
+import hashlib
 import math
 import operator
 import secrets
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from omniavatar.distributed.sharding import Sharding
+    from omniavatar.engine.geometry import Geometry
     from omniavatar.engine.loop import Loop
     from omniavatar.engine.unit import PipelineUnit
     from omniavatar.models.wan_dit import TimeValue
@@ -163,6 +165,11 @@ class Job(Scope):
         return self.inputs_by_unit[unit.name]
 
     @property
+    def geometry(self) -> Geometry:
+        """What latents and tokens of the engine stand for."""
+        return self.engine.geometry
+
+    @property
     def length(self) -> int:
         """Frames of the video, the picture at its beginning included."""
         if self.frames is None:
@@ -260,6 +267,32 @@ class Window(Scope):
         """The latents of the video's frames (b c t h w): a view, so that they can be overwritten."""
         return self.latents[:, :, self.job.leading :]
 
+    def noise(self, key: str = "") -> Tensor:
+        """Noise of the shape of the latents, float32, on the engine's device; `key` tells several apart.
+
+        It is drawn on the CPU from the seed, the window's number and the key alone, so it is the same on any device and
+        rank, whatever was drawn before. Frames in front of the video's get what is drawn last.
+        """
+        return self._noise(key)
+
+    def _noise(self, *names: object) -> Tensor:
+        """The noise of these names."""
+        words = "\n".join(map(str, (self.job.seed, self.index, *names)))
+        digest = hashlib.blake2b(words.encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest) % 2**63)
+        drawn = torch.randn(self.latents.shape, generator=generator)
+        return drawn.roll(self.job.leading, dims=2).to(self.engine.device)
+
+    @property
+    def latent_frames(self) -> int:
+        """Latent frames of the video's frames."""
+        return self.engine.geometry.latent_frames(self.span.frames)
+
+    @property
+    def given_latent_frames(self) -> int:
+        """Those of them that are fixed, 0 without given frames."""
+        return self.engine.geometry.latent_frames(self.span.given)
+
     def branch(self, name: str, drops: Sequence[str] = ()) -> Branch:
         """The guidance branch of this name, made on first use and kept until the window ends."""
         branch = self._branches.setdefault(name, Branch(self, name, frozenset(drops)))
@@ -267,9 +300,14 @@ class Window(Scope):
             raise ValueError(f"branch '{name}' drops {sorted(branch.dropped)} and was asked for with {sorted(drops)}")
         return branch
 
-    def memory(self, network: nn.Module, branches: Sequence[Branch], frames: slice = slice(None)) -> Scope:
-        """What units remember between the steps about calls of this network for these branches and latent frames."""
-        key = (id(network), frames.start, frames.stop, *(branch.name for branch in branches))
+    def memory(
+        self, network: nn.Module, branches: Sequence[Branch], frames: slice = slice(None), evaluation: int = 0
+    ) -> Scope:
+        """What units remember between the steps about calls of this network for these branches and latent frames.
+
+        evaluation: which one of its step; each has a memory of its own.
+        """
+        key = (id(network), evaluation, frames.start, frames.stop, *(branch.name for branch in branches))
         return self._memories.setdefault(key, Scope(self))
 
     def close(self) -> None:
@@ -312,15 +350,18 @@ class Branch(Scope):
 class Step(Scope):
     """One denoising step from noise level `sigma` to `sigma_next`; `timestep` (0..1000) is what the network is told.
 
+    `expert` is the role of the transformer that works in it; a unit with several changes it in a `plan_steps` wrapper.
     In training every sample of the window's batch has a noise level of its own: (b) float64 each.
     `regimes` names what acts in this step and not in all others: a unit that acts in a range of steps adds its name in
     a `plan_steps` wrapper, so that caches compute where the regimes change.
+    `evaluation` is 0, and for a further evaluation within a step its number; see `velocity_at`.
     """
 
     def __init__(
         self, window: Window, index: int, timestep: float | Tensor, sigma: float | Tensor, sigma_next: float
     ) -> None:
         super().__init__(window)
+        self.evaluation = self._evaluations = 0
         self.window = window
         self.loop = window.loop
         self.engine = window.engine
@@ -329,8 +370,14 @@ class Step(Scope):
         self.sigma = sigma
         self.sigma_next = sigma_next
         self.regimes: set[str] = set()
-        self.network: Any = self.engine.model("dit")
+        self.expert: str = self.engine.plan.experts[0]
         self.velocity: Tensor = torch.empty(0)
+
+    @property
+    def network(self) -> Any:
+        """The transformer that works in this step."""
+        loaded = self.engine.networks.get(self.expert)
+        return self.engine.model(self.expert) if loaded is None else loaded
 
     @property
     def is_first(self) -> bool:
@@ -339,6 +386,32 @@ class Step(Scope):
     @property
     def is_last(self) -> bool:
         return self.index == len(self.window.steps) - 1
+
+    def noise(self, key: str = "") -> Tensor:
+        """Noise of the shape of the latents as `Window.noise` gives it, another one in every step.
+
+        Example, a solver that goes on from the clean latents that the network sees:
+        `(1 - step.sigma_next) * clean + step.sigma_next * step.noise("lcm")`.
+        """
+        return self.window._noise(key, self.index)
+
+    def velocity_at(self, latents: Tensor, sigma: float) -> Tensor:
+        """The guided velocity (b c t h w) of other latents at another noise level, for `advance` of a solver.
+
+        It is found as `velocity` was: frames that are held fixed are written over, then guidance asks the step's
+        network. The window's latents stay as they are. The hooks `before_step` to `unembed` get a step of the same
+        index, with the values of this one, whose `evaluation` counts from 1 within the step. Calls of further
+        evaluations have a memory of their own, so that a cache reuses what the same one has added in an earlier step.
+        """
+        self._evaluations += 1
+        other = Step(self.window, self.index, sigma * 1000, sigma, self.sigma_next)
+        other.outer, other.evaluation = self, self._evaluations
+        other.expert, other.regimes = self.expert, self.regimes
+        kept, self.window.latents = self.window.latents, latents.clone()
+        try:
+            return self.loop.evaluate(other)
+        finally:
+            self.window.latents = kept
 
     def predict(self, branches: Sequence[Branch]) -> Sequence[Tensor]:
         """The velocity (b c t h w) of every branch; see `loop.predict`."""
@@ -374,11 +447,12 @@ class Forward(Scope):
         self.job = step.window.job
         self.loop = step.loop
         self.engine = step.engine
+        self.expert = step.expert
         self.network: Any = step.network
         self.branches = tuple(branches)
         self.frames = frames or slice(0, step.window.latents.shape[2])
         self.latents = self.cut(step.window.latents)
-        self.memory = self.window.memory(step.network, branches, self.frames)
+        self.memory = self.window.memory(self.network, branches, self.frames, step.evaluation)
         self.sharding: Sharding | None = None
 
     def run_block(self, index: int) -> None:

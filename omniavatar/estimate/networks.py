@@ -56,7 +56,7 @@ class Alike:
         """Be on the device; `arrive` is told how many bytes that moves."""
         if not self.is_here:
             self.is_here = True
-            self.arrive(self.rest)
+            self.arrive(self.rest + (0 if self.kept is None else self.kept.arriving * self.largest_block))
 
     def leave(self) -> None:
         """Be elsewhere."""

@@ -133,7 +133,7 @@ class Parcel:
         memory = host_memory(self.layout.nbytes)
         for view, tensor in zip(self.layout.views(memory), self.tensors, strict=True):
             view.copy_(tensor.data)
-        self.park()
+            tensor.data = torch.empty(0, dtype=tensor.dtype, device=self.device)
         lock(memory, self.device)
         return memory
 
@@ -363,7 +363,8 @@ class Streamed(Wrapped):
 class Visitor:
     """A network that is on the device only from `come` to `leave`; the blocks that `stream` brings come one by one.
 
-    It also comes when a part of it is called that is not there.
+    It also comes when a part of it is called that is not there. Leaving frees device memory and copies nothing, since
+    weights do not change: they lie in host memory all the time.
     """
 
     def __init__(self, network: nn.Module, device: torch.device, stream: BlockStream | None = None) -> None:
@@ -374,8 +375,8 @@ class Visitor:
         self.packed = self.parcel.pack()
         self.is_here = False
         held = {id(tensor) for tensor in tensors}
-        for module in network.modules():
-            if any(id(tensor) in held for tensor in module.parameters(recurse=False)):
+        for module, weights in callable_parts(network):
+            if any(id(weight) in held for weight in weights):
                 module.register_forward_pre_hook(self._called)
 
     def _called(self, module: nn.Module, inputs: Any) -> None:
@@ -394,6 +395,16 @@ class Visitor:
             if self.stream is not None:
                 self.stream.leave()
             self.is_here = False
+
+
+def callable_parts(network: nn.Module) -> Iterator[tuple[nn.Module, list[Tensor]]]:
+    """The modules of a network with their own weights, and its blocks as wholes: within them may be compiled code."""
+    blocks = list(dict.fromkeys(getattr(network, "blocks", ())))
+    within = {part for block in blocks for part in block.modules()}
+    yield from ((block, list(block.parameters())) for block in blocks)
+    for module in network.modules():
+        if module not in within:
+            yield module, list(module.parameters(recurse=False))
 
 
 def spread(count: int, total: int) -> list[int]:

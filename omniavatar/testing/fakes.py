@@ -75,6 +75,7 @@ class FakeVAE(nn.Module):
     """Latents are the brightness of 8x8 pixels of every fourth frame, the same in all channels; decoding repeats it."""
 
     spatial_factor = 8
+    temporal_factor = 4
     z_dim = CHANNELS
 
     def encode(self, video: Tensor, **options: object) -> Tensor:

@@ -10,6 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from omniavatar.engine.geometry import Geometry
+
+WAN = Geometry(channels=16, temporal_factor=4, spatial_factor=8, patch_size=(1, 2, 2))
+"""What latents and tokens of the Wan 2.1 models stand for."""
+
 
 class GivenModels:
     """An `omniavatar.engine.engine.Models` over networks that exist already."""
@@ -51,4 +56,5 @@ class LatentFormat(nn.Module):
     """What the engine asks of a VAE before it makes noise, for plans that neither encode nor decode."""
 
     spatial_factor = 8
+    temporal_factor = 4
     z_dim = 16

@@ -50,6 +50,12 @@ class Starting:
     def __contains__(self, role: object) -> bool:
         return role in self.changes or role in self.models
 
+    def __getattr__(self, name: str) -> Any:
+        """What else may be asked of the models, such as the skeletons of networks that are as in their files."""
+        if name.startswith("_") or "models" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.models, name)
+
     def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
         change = self.changes.get(role)
         if change is None:

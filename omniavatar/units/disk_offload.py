@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from omniavatar.engine.engine import Engine
+    from omniavatar.engine.plan import Plan
     from omniavatar.models.lora import LoraPair
     from omniavatar.models.streaming import Parcel, ReadBlocks
 
@@ -33,7 +34,7 @@ class DiskOffload(PipelineUnit):
     exact = True
     rehearses = False
     eases = ("load", "prepare", "denoise", "decode", "host")
-    roles = ("dit",)
+    optional_roles = (ALL,)
     host_roles = (ALL,)
     reads_blocks = True
     conflicts: ClassVar[Mapping[str, str]] = {
@@ -50,7 +51,7 @@ class DiskOffload(PipelineUnit):
 
         take_over(self, engine, partial(read_blocks, engine))
 
-    def keeps(self, role: str, blocks: int) -> Kept | None:
+    def keeps(self, role: str, blocks: int, plan: Plan) -> Kept | None:
         from omniavatar.models.streaming import BUFFERS, PLACES
 
         return Kept(on_device=min(PLACES, blocks), in_host=BUFFERS, copied=blocks if blocks > PLACES else 0)

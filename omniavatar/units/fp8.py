@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from omniavatar.engine.unit import PipelineUnit, UnitSettings
+from omniavatar.engine.unit import ALL, PipelineUnit, UnitSettings
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import torch
@@ -29,7 +29,7 @@ class Fp8(PipelineUnit):
     """
 
     name = "fp8"
-    roles = ("dit",)
+    optional_roles = (ALL,)
     eases = ("prepare", "denoise", "decode")
     conflicts: ClassVar[Mapping[str, str]] = {
         "fsdp": "the weights are sharded in the precision of their files",
@@ -42,8 +42,8 @@ class Fp8(PipelineUnit):
         scaling: Literal["row", "tensor"] = Field(
             "row", description="a scale for every output and token, or one for a whole matrix"
         )
-        networks: tuple[str, ...] = Field(
-            ("dit", "dit2", "vace", "vace2"), min_length=1, description="roles of the networks"
+        networks: tuple[str, ...] | None = Field(
+            None, min_length=1, description="roles of the networks; default: all that work in the steps"
         )
 
     settings: Settings
@@ -56,8 +56,9 @@ class Fp8(PipelineUnit):
         settings = self.settings
         if settings.mode == "compute" and engine.device.type == "cuda":
             check_device(engine)
+        wanted = engine.roles_in_steps if settings.networks is None else settings.networks
         for role in engine.roles:
-            if role not in settings.networks:
+            if role not in wanted:
                 continue
             network = engine.model(role)
             engine.check_frozen(network, self)

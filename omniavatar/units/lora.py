@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from omniavatar.engine.unit import PipelineUnit, UnitSettings
+from omniavatar.engine.unit import ALL, PipelineUnit, UnitSettings
 from omniavatar.errors import CheckpointError
 from omniavatar.hookspecs import hookimpl
 
@@ -21,8 +21,7 @@ class Lora(PipelineUnit):
     """LoRA files among the models (the OmniAvatar delta is one) are merged into the transformer's weights."""
 
     name = "lora"
-    roles = ("dit",)
-    optional_roles = ("lora",)
+    optional_roles = ("lora", ALL)
 
     class Settings(UnitSettings):
         scale: float = Field(1.0, ge=-10, le=10, description="strength of the change; 0 switches it off")

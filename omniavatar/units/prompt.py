@@ -58,8 +58,7 @@ class Prompt(PipelineUnit):
         length: int = Field(512, ge=8, le=512, description="tokens that the text is padded or cut to")
         tokenizer: Path = Field(
             Path("google/umt5-xxl"),
-            description="tokenizer folder; a relative path starts beside the text encoder's file. Without one there, that "
-            "of the file itself is used",
+            description="tokenizer folder; a relative path starts beside the text encoder's file, whose own comes next",
         )
 
     class Inputs(UnitInputs):

@@ -199,7 +199,7 @@ def test_two_units_that_claim_one_slot_are_refused_in_one_plan_only(omni: Omni, 
     install("omniavatar_sampler", HEAD + sampler + UNITS.format("Sparkle"))
     both = omni("run", "--units", "default+sparkle", *SMALL)
     assert both.code == 2
-    assert both.error == "units 'euler' and 'sparkle' are both samplers; leave one out with -euler"
+    assert both.error == "units 'schedule' and 'sparkle' are both schedules; leave one out with -schedule"
     assert omni("units", "plan", "default").code == 0
 
 

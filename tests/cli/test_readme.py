@@ -14,7 +14,7 @@ from tests.cli.conftest import Omni
 from tests.test_docs import BLOCK
 
 README = Path(__file__).parents[2] / "README.md"
-SMALL = ("--seconds", "0.2", "--euler.steps", "1", "--size", "32x32")
+SMALL = ("--seconds", "0.2", "--schedule.steps", "1", "--size", "32x32")
 ONCE = ("--repeats", "1", "--warmup", "0")
 ABSENT = re.compile(r"model files are missing|no model at")
 """What is said of weights that are not on this machine."""
@@ -67,6 +67,6 @@ def test_the_configuration_adds_to_the_built_in_avatar(omni: Omni, desk: Path) -
     assert outcome.code == 0, outcome.err
     first, *_ = outcome.out.splitlines()
     assert first == "default+smooth-borders+teacache"
-    assert "euler(steps=20" in outcome.out
+    assert "schedule(steps=20" in outcome.out
     assert "guidance(scale=2.0, audio_scale=2.0" in outcome.out
     assert "teacache(threshold=0.03" in outcome.out

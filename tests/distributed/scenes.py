@@ -22,7 +22,17 @@ from omniavatar.models.wan_dit import WanBlock, WanDiT
 from omniavatar.models.wan_vae import WanVAE
 from omniavatar.testing import tiny
 from omniavatar.testing.recorder import WindowRecorder
-from omniavatar.units import Audio, AudioAdapter, Euler, FixedFrames, Guidance, ReferenceImage, Transformer, VaeDecode
+from omniavatar.units import (
+    Audio,
+    AudioAdapter,
+    Euler,
+    FixedFrames,
+    Guidance,
+    ReferenceImage,
+    Schedule,
+    Transformer,
+    VaeDecode,
+)
 from tests.models.networks import noise, randomized, relative_error
 
 HEADS = 4
@@ -222,7 +232,7 @@ class Video:
         windows = [FixedFrames(window_frames=9, overlap=5)] if self.windows else []
         guidance = Guidance(scale=self.scale, audio_scale=self.audio_scale)
         conditions = [ReferenceImage(), voice, AudioAdapter(), *windows]
-        denoising = [guidance, Euler(steps=self.steps), Transformer(), VaeDecode()]
+        denoising = [guidance, Schedule(steps=self.steps), Euler(), Transformer(), VaeDecode()]
         return Plan((*self.units, *conditions, *denoising, *more))
 
     def made(self, *more: PipelineUnit, world: World = ALONE, ahead: bool = False) -> tuple[Engine, Recorder]:

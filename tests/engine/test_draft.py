@@ -89,7 +89,7 @@ def test_settings_of_a_run_count(catalog: Catalog) -> None:
     maker = engine(catalog)
     maker.check_request(asked(size=(256, 256)), settings={"fixed-frames": {"max_tokens": 1600}})
     with pytest.raises(PlanError, match="64 tokens hold 61 frames a chunk, 69 are"):
-        maker.start(asked(), settings={"fixed-frames": {"max_tokens": 64, "overlap": 65}, "euler": {"steps": 1}})
+        maker.start(asked(), settings={"fixed-frames": {"max_tokens": 64, "overlap": 65}, "schedule": {"steps": 1}})
 
 
 def test_what_an_error_proposes_is_accepted(catalog: Catalog) -> None:

@@ -170,7 +170,7 @@ def test_the_callers_own_code_is_not_in_inference_mode() -> None:
 
 def test_settings_hold_for_one_run() -> None:
     maker = engine()
-    assert maker.generate(request(), settings={"euler": {"steps": 2}}).timings.steps == 12
+    assert maker.generate(request(), settings={"schedule": {"steps": 2}}).timings.steps == 12
     assert maker.generate(request()).timings.steps == 18
     assert maker.plan.units[3].settings.steps == 3
 
@@ -203,8 +203,8 @@ class Tuned(PipelineUnit):
     [
         ({"tuned": {"strength": 2}}, "unit 'tuned' used its settings when the engine was set up; open another engine"),
         ({"eulr": {"steps": 2}}, "settings: unit 'eulr' is not in the plan; did you mean 'euler'"),
-        ({"euler": {"stps": 2}}, "unit 'euler' has no setting 'stps'; did you mean 'steps'"),
-        ({"euler": {"steps": 0}}, "unit 'euler': steps = 0: input should be greater than or equal to 1"),
+        ({"schedule": {"stps": 2}}, "unit 'schedule' has no setting 'stps'; did you mean 'steps'"),
+        ({"schedule": {"steps": 0}}, "unit 'schedule': steps = 0: input should be greater than or equal to 1"),
         ({"euler": 5}, "settings: those of 'euler' are 5 and not a mapping"),
     ],
 )

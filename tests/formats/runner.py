@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn import functional
 
 from omniavatar.checkpoints import Registry
 from omniavatar.checkpoints.files import find_checkpoints
 from omniavatar.checkpoints.formulas import read_settings
 from omniavatar.checkpoints.headers import read_header
-from omniavatar.checkpoints.loading import load_network, read_tensors
+from omniavatar.checkpoints.loading import load_network, read_tensors, stored_tensors
 from omniavatar.checkpoints.registry import Component, Detection, UnknownCheckpoint
 from omniavatar.errors import OmniError
 from omniavatar.plugins import discover
@@ -232,7 +233,7 @@ def heads(component: Component) -> dict[str, Any]:
     """In the tiny networks without a config.json the number of heads plays no part; any that divides will do."""
     config = component.config
     if "num_heads" in config and config["num_heads"] < 1:
-        return {"num_heads": 2}
+        return {"num_heads": max(1, config["dim"] // 8)}
     return {}
 
 
@@ -248,13 +249,13 @@ def run_quantised(case: Case, folder: Path, place: Path) -> None:
     for name, value in weights.items():
         if name not in found:
             raise Failed(f"lacks {name}")
-        check_near(name, found[name].float(), value.float(), case.tolerance)
+        check_near(name, plain_weight(found[name], value.shape).float(), value.float(), case.tolerance)
     others = {name: value for name, value in found.items() if name not in weights}
     raw = plain_tensors(path, case.args.prefix)
     for name, value in others.items():
         if name not in raw:
             raise Failed(f"{name} is neither expected nor in the file")
-        if value.dtype != raw[name].dtype or not torch.equal(value, raw[name]):
+        if not isinstance(value, Tensor) or value.dtype != raw[name].dtype or not torch.equal(value, raw[name]):
             raise Failed(f"{name}, which is not quantised, has other values than in the file")
     count = re.match(r"(?:the other )?(\d+) ", case.args.unquantised)
     if count and len(others) != int(count[1]):
@@ -262,28 +263,71 @@ def run_quantised(case: Case, folder: Path, place: Path) -> None:
     if case.linear is not None:
         if component is None:
             raise Failed("its network is not recognised, so its layer cannot be run")
-        check_linear(case.linear, component, expected)
+        levels = rounded_inputs(path, f"{case.args.prefix}{case.linear.layer}")
+        check_linear(case.linear, component, found[f"{case.linear.layer}.weight"], expected, levels)
 
 
-def official(path: Path, *, partial: bool) -> tuple[Tensors, Component | None]:
-    """The tensors of a file dense, under official names where it is a whole network."""
+def official(path: Path, *, partial: bool) -> tuple[dict[str, Any], Component | None]:
+    """The weights of a file as they are stored, under official names where it is a whole network."""
     try:
         parts = [part for detection in registry().detect_all(path) for part in detection.components]
     except OmniError:
         if not partial:
             raise
-        return read_all(path), None
-    found = {name: value for part in parts for name, value in read_component(part).items()}
+        return dict(read_all(path)), None
+    found = {
+        part.spec.file_name(name): weight for part in parts for name, weight in stored_tensors(part.tensors, "cpu")
+    }
     return found, next((part for part in parts if part.spec.network is not None), None)
 
 
-def check_linear(linear: Linear, component: Component, expected: Tensors) -> None:
-    """The layer of the loaded network, given x, makes y."""
-    network = load_network([component], overrides=heads(component))
-    layer = network.get_submodule(linear.layer)
-    x, y = (expected[f"linear.{linear.layer}.{which}"] for which in "xy")
-    found = layer(x)
-    check_near(f"the output of {linear.layer}", found.float(), y.float(), linear.tolerance)
+def plain_weight(weight: Any, shape: torch.Size) -> Tensor:
+    """A weight dense, without padding, and without the factors of its layer's inputs, as the cases have it."""
+    if isinstance(weight, Tensor):
+        return weight
+    parts = {name: part for name, part in weight.parts.items() if name != "pre_quant_scale"}
+    return dense(weight.with_parts(parts).cut(tuple(shape)))
+
+
+LEVELS = {"int8_tensorwise": 127, "asym_w4a8_int8": 127, "convrot_w4a4": 7}
+"""Formats in which the reference also rounds the input of a layer, token by token: the largest whole number."""
+
+
+def rounded_inputs(path: Path, layer: str) -> int | None:
+    """The largest number to which the reference rounds the inputs of a layer; None: it takes them as they are."""
+    about = metadata(path).get("_quantization_metadata") if path.is_file() else None
+    described = json.loads(about)["layers"].get(layer) if about else None
+    if described is None and path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as content:
+            name = f"{layer}.comfy_quant"
+            described = json.loads(bytes(content.get_tensor(name).tolist())) if name in content.keys() else None  # noqa: SIM118
+    return LEVELS.get(described["format"]) if described else None
+
+
+def check_linear(linear: Linear, component: Component, weight: Any, expected: Tensors, levels: int | None) -> None:
+    """The layer of the loaded network, given x, makes y.
+
+    Where the reference rounds its inputs, which the product leaves as they are, y is what the dense weight makes of
+    rounded ones, and the layer makes what the dense weight makes of x.
+    """
+    from omniavatar.checkpoints.formats.packing import rotation
+
+    layer = load_network([component], overrides=heads(component)).get_submodule(linear.layer)
+    x, y = (expected[f"linear.{linear.layer}.{which}"].float() for which in "xy")
+    made = layer(x).float()
+    if levels is None:
+        check_near(f"the output of {linear.layer}", made, y, linear.tolerance)
+        return
+    matrix = dense(weight.cut((y.shape[-1], x.shape[-1])))
+    bias = layer.get_parameter("bias").float()
+    check_near(f"the output of {linear.layer}", made, functional.linear(x, matrix, bias), linear.tolerance)
+    group = getattr(weight, "rotated", 0)
+    if group:
+        turned = rotation(group, torch.device("cpu"))
+        x, matrix = ((one.unflatten(-1, (-1, group)) @ turned).flatten(-2) for one in (x, matrix))
+    scale = x.abs().amax(dim=-1, keepdim=True) / levels
+    rounded = (x / scale).round() * scale
+    check_near(f"{linear.layer} of rounded inputs", functional.linear(rounded, matrix, bias), y, linear.tolerance)
 
 
 def plain_tensors(path: Path, prefix: str) -> Tensors:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omniavatar.checkpoints import Bundle, Registry
 from omniavatar.engine.engine import Engine
-from omniavatar.engine.plan import build_plan
+from omniavatar.engine.plan import Plan, build_plan
 from omniavatar.engine.scopes import Request
 from omniavatar.engine.unit import Kept
 from omniavatar.models.streaming import ReadBlocks
@@ -21,7 +21,7 @@ from omniavatar.units import DiskOffload
 from tests.scenes import Frames
 from tests.training.scenes import SETTINGS, catalog
 
-SMALL = {**SETTINGS, "euler": {"steps": 2}, "fixed-frames": {"window_frames": 9, "overlap": 5}}
+SMALL = {**SETTINGS, "schedule": {"steps": 2}, "fixed-frames": {"window_frames": 9, "overlap": 5}}
 
 
 @pytest.fixture(scope="module")
@@ -98,4 +98,4 @@ def test_several_loras_on_one_layer(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_estimates_are_told() -> None:
-    assert DiskOffload().keeps("dit", 40) == Kept(on_device=2, in_host=2, copied=40)
+    assert DiskOffload().keeps("dit", 40, Plan()) == Kept(on_device=2, in_host=2, copied=40)

@@ -123,7 +123,7 @@ def test_the_rule_of_diffusers(
     """Each output is first block + residual of the last computed call, or a new one if that changes too much."""
     shapes, look = Shapes(), Ran()
     expression = f"default-write-video-vae-decode-fixed-frames+first-block-cache(threshold={threshold})"
-    settings: dict[str, Any] = {"euler": {"steps": 8}, "guidance": {"scale": 1.0}}
+    settings: dict[str, Any] = {"schedule": {"steps": 8}, "guidance": {"scale": 1.0}}
     engine = tiny_engine(tiny_models, catalog, expression, observers=[shapes, look], **settings)
     engine.generate(Request(inputs={"image": portrait, "audio": speech}, seconds=0.24))
     last, residual, computed = shapes.first[0], shapes.output[0][1] - shapes.output[0][0], [True]

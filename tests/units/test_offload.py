@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from omniavatar.engine.engine import Engine
-from omniavatar.engine.plan import build_plan
+from omniavatar.engine.plan import Plan, build_plan
 from omniavatar.engine.scopes import Forward, Request, Step, Window
 from omniavatar.engine.unit import Kept
 from omniavatar.errors import PlanError
@@ -24,7 +24,7 @@ from tests.scenes import Frames
 from tests.training.scenes import SETTINGS, catalog, diffusion
 
 LAYERS = DIT["num_layers"]
-SMALL = {**SETTINGS, "euler": {"steps": 3}, "fixed-frames": {"window_frames": 9, "overlap": 5}}
+SMALL = {**SETTINGS, "schedule": {"steps": 3}, "fixed-frames": {"window_frames": 9, "overlap": 5}}
 
 
 class Witness(Frames):
@@ -147,9 +147,9 @@ def test_parameters_that_stay_are_counted_as_in_the_original() -> None:
 
 
 def test_what_estimates_are_told() -> None:
-    assert Offload(resident=4).keeps("dit", 40) == Kept(on_device=6, in_host=40, copied=36)
-    assert Offload(resident=4).keeps("text_encoder", 24) == Kept(on_device=2, in_host=24, copied=24)
-    assert Offload(resident=39).keeps("dit", 40) == Kept(on_device=40, in_host=40, copied=0)
+    assert Offload(resident=4).keeps("dit", 40, Plan()) == Kept(on_device=6, in_host=40, copied=36)
+    assert Offload(resident=4).keeps("text_encoder", 24, Plan()) == Kept(on_device=2, in_host=24, copied=24)
+    assert Offload(resident=39).keeps("dit", 40, Plan()) == Kept(on_device=40, in_host=40, copied=0)
 
 
 def test_lora_is_merged_before(monkeypatch: pytest.MonkeyPatch) -> None:

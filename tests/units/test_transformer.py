@@ -17,7 +17,7 @@ from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.wan_dit import PerToken, WanDiT
 from omniavatar.testing import FakeDiT
-from omniavatar.units import CfgMerge, Euler, Guidance, Transformer
+from omniavatar.units import CfgMerge, Euler, Guidance, Schedule, Transformer
 from omniavatar.units.transformer import model_input, tell_noise
 from tests.models.networks import noise, randomized
 from tests.scenes import Scene, bare_job, fake_engine, fake_models, request
@@ -62,7 +62,7 @@ def test_hooks_compose_to_the_plain_forward() -> None:
         def unembed(self, forward: Forward) -> None:
             seen.append((forward, forward["condition"], forward.frame_index, forward.grid))
 
-    units = [Scene(frames=9), Text(), Guidance(scale=1), Euler(steps=2), Transformer()]
+    units = [Scene(frames=9), Text(), Guidance(scale=1), Schedule(steps=2), Euler(), Transformer()]
     fake_engine(units, models=fake_models(dit=dit), observers=[Look()]).generate(request(height=32))
     assert len(seen) == 2
     for forward, condition, frame_index, grid in seen:
@@ -83,7 +83,7 @@ def test_positions_are_made_once_per_window() -> None:
         return inner(grid, device)
 
     dit.rope = counted  # type: ignore[method-assign]
-    units = [Scene(frames=9), Guidance(scale=4), Euler(steps=3), Transformer()]
+    units = [Scene(frames=9), Guidance(scale=4), Schedule(steps=3), Euler(), Transformer()]
     fake_engine(units, models=fake_models(dit=dit)).generate(request())
     assert (dit.calls, tables) == (6, [(3, 2, 2)])
 
@@ -145,7 +145,7 @@ class ClearFrames(PipelineUnit):
 
 @pytest.mark.parametrize("together", [False, True])
 def test_tokens_without_noise_are_told_time_step_0(together: bool) -> None:
-    dit, units = small_dit(), [Scene(frames=9), Text(), Guidance(scale=2), Euler(steps=3), Transformer()]
+    dit, units = small_dit(), [Scene(frames=9), Text(), Guidance(scale=2), Schedule(steps=3), Euler(), Transformer()]
     clear = ClearFrames(2)
     fake_engine([*units, clear, *([CfgMerge()] if together else [])], models=fake_models(dit=dit)).generate(request())
     assert len(clear.seen) == (3 if together else 6)
@@ -159,7 +159,7 @@ def test_tokens_without_noise_are_told_time_step_0(together: bool) -> None:
 
 def test_where_all_tokens_carry_noise_they_share_one_time_step() -> None:
     clear = ClearFrames(0)
-    units = [Scene(frames=9), Text(), Guidance(scale=1), Euler(steps=3), Transformer()]
+    units = [Scene(frames=9), Text(), Guidance(scale=1), Schedule(steps=3), Euler(), Transformer()]
     fake_engine([*units, clear], models=fake_models(dit=small_dit())).generate(request())
     assert all(isinstance(forward.time, Tensor) for forward in clear.seen)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from omniavatar.checkpoints.hashing import Entries
+from omniavatar.models.packed_tensor import PackedTensor
+
+__all__ = ["BITS", "MAX_HEADER_BYTES", "MAX_TENSORS", "FileHeader", "Format", "PackedTensor", "TensorInfo"]
 
 if TYPE_CHECKING:
     import torch
@@ -91,49 +93,6 @@ class FileHeader:
     tensors: dict[str, TensorInfo]
     entries: Entries
     metadata: dict[str, Any] = field(default_factory=dict)
-
-
-class PackedTensor:
-    """A weight that is kept as it lies in its file.
-
-    shape: the logical one. parts: the tensors it consists of; all arithmetic starts from these, so that they can be
-    moved one by one. What else a subclass keeps are plain numbers and texts.
-    """
-
-    shape: tuple[int, ...]
-    parts: dict[str, Tensor]
-
-    def __init__(self, shape: tuple[int, ...], parts: Mapping[str, Tensor]) -> None:
-        self.shape = tuple(shape)
-        self.parts = dict(parts)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all parts."""
-        return sum(part.nbytes for part in self.parts.values())
-
-    def with_parts(self, parts: Mapping[str, Tensor]) -> Self:
-        """The same weight with its parts elsewhere."""
-        other = copy.copy(self)
-        other.parts = dict(parts)
-        return other
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same weight on a device."""
-        return self.with_parts({name: part.to(device) for name, part in self.parts.items()})
-
-    def dense(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
-        """The numbers, of the logical shape: computed in float32 and rounded once, to `dtype`.
-
-        dtype: default float32. device: where to compute and to leave them; default: where the parts are.
-        """
-        raise NotImplementedError
-
-    def cut(self, shape: tuple[int, ...]) -> Self:
-        """The weight of this shape that was padded to the stored one. Raises ValueError if it was not."""
-        if tuple(shape) != tuple(self.shape):
-            raise ValueError(f"a weight of the shape {list(self.shape)} is none of {list(shape)}")
-        return self
 
 
 class Format:

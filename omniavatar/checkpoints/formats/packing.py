@@ -7,6 +7,7 @@ are multiplied into the columns. Formulas and layouts are those of comfy-kitchen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -73,6 +74,15 @@ class Scaled(Quantised):
     ) -> None:
         super().__init__(shape, parts, rotated)
         self.is_weight_only = is_weight_only
+
+    def as_fp8(self) -> tuple[Tensor, Tensor | None] | None:
+        """See `PackedTensor.as_fp8`; not with scales of blocks, rotated inputs or factors of these."""
+        weight, scale = self.parts["weight"], self.parts.get("scale")
+        is_plain = not self.rotated and "pre_quant_scale" not in self.parts and weight.ndim == 2
+        grid = (1, 1) if scale is None else scale_grid(tuple(scale.shape), self.shape)
+        if not is_plain or weight.dtype not in FP8 or grid not in ((1, 1), (self.shape[0], 1)):
+            return None
+        return weight, None if scale is None else scale.float().reshape(-1, 1)
 
     def numbers(self, device: torch.device) -> Tensor:
         weight = self.part("weight", device)
@@ -142,6 +152,7 @@ class NvFp4(Quantised):
         return (self.part("alpha", device) * self.part("input_global_scale", device)).flatten()
 
 
+FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 KINDS: Mapping[str, type[Quantised]] = {
     "scaled": Scaled,
     "int4": Int4,
@@ -154,9 +165,13 @@ NUMBERS = ("weight", "codebook", "pre_quant_scale")
 """Parts that are no scales."""
 
 
-def packed(file: Path, packing: Packing, parts: Mapping[str, Tensor]) -> Quantised:
-    """A packed weight from its tensors. Raises CheckpointError for scales that are no finite positive numbers."""
-    for part, tensor in parts.items():
+def packed(file: Path, packing: Packing, parts: Mapping[str, Tensor], *, is_read: bool = True) -> Quantised:
+    """A packed weight from its tensors.
+
+    is_read: whether the values may be looked at: then CheckpointError is raised for scales that are no finite positive
+    numbers.
+    """
+    for part, tensor in parts.items() if is_read else ():
         fault = fault_of(part, tensor)
         if fault:
             name = packing.parts[part]
@@ -202,9 +217,8 @@ def e2m1(numbers: Tensor) -> Tensor:
     Put in the place of these bits in a half-precision number, they mean 2^-14 of what they are.
     """
     bits = numbers.short()
-    half = ((bits & 8) << 12 | (bits & 7) << 9).view(torch.float16)
-    weight: Tensor = half.float().mul_(16384)
-    return weight
+    half: Tensor = ((bits & 8) << 12 | (bits & 7) << 9).view(torch.float16)
+    return half.float() * 16384
 
 
 def unswizzled(scales: Tensor, rows: int, columns: int) -> Tensor:
@@ -223,4 +237,4 @@ def rotation(group: int, device: torch.device) -> Tensor:
     matrix = torch.ones(1, 1)
     while len(matrix) < group:
         matrix = torch.kron(matrix, step)
-    return (matrix / group**0.5).to(device)
+    return (matrix / math.sqrt(group)).to(device)

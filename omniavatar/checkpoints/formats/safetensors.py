@@ -87,16 +87,18 @@ class Safetensors(Format):
 
         _, weights = examined(file)
         try:
-            with safe_open(file, framework="pt", device=str(device)) as content:
+            is_meta = str(device) == "meta"  # which the library does not know
+            with safe_open(file, framework="pt", device="cpu" if is_meta else str(device)) as content:
                 for name in names:
                     weight = weights.get(name)
                     if weight is None:
                         raise CheckpointError(f"{file} has no tensor '{name}'; has it been changed?")
                     if isinstance(weight, Packing):
                         parts = {part: content.get_tensor(stored) for part, stored in weight.parts.items()}
-                        yield name, packed(file, weight, parts)
+                        weight_in_memory = packed(file, weight, parts, is_read=not is_meta)
+                        yield name, weight_in_memory.to(device) if is_meta else weight_in_memory
                     else:
-                        yield name, content.get_tensor(name)
+                        yield name, content.get_tensor(name).to(device)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} cannot be read: {error}; download it again") from error
 

@@ -43,7 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "prompt": {"length": 16},
     "animate-image": {"sizes": [[32, 32], [32, 48]]},
     "fixed-frames": {"window_frames": 9, "overlap": 5},
-    "euler": {"steps": 2},
+    "schedule": {"steps": 2},
     "guidance": {"scale": 3.0},
 }
 TOKENS = 4
@@ -395,7 +395,7 @@ def test_branches_share_a_call(files: dict[str, Path], moved: Look) -> None:
 
 
 def test_skipped_steps_keep_what_the_face_added(files: dict[str, Path]) -> None:
-    steps: dict[str, Any] = {"euler": {"steps": 6}, "frames": 13}
+    steps: dict[str, Any] = {"schedule": {"steps": 6}, "frames": 13}
     plan = "animate+teacache(threshold=10)"
     full, cached, faceless = (
         make(files, **steps),
@@ -460,7 +460,7 @@ def test_tokens_of_every_rank_see_their_pose_and_face(
     tokens are no numbers."""
     monkeypatch.setattr(finite.Watch, "check", lambda *_: None)
     dit = randomized(ImageDiT(**IMAGE_DIT, attention=lambda q, k, v: v))
-    plain: dict[str, Any] = {"euler": {"steps": 1}, "given": models(dit=dit)}
+    plain: dict[str, Any] = {"schedule": {"steps": 1}, "given": models(dit=dit)}
     whole = make(files, **plain).latents[0]
     parts = [make(files, ("pose", "face"), "animate", Part(rank, size), **plain).latents[0] for rank in range(size)]
     known = torch.stack([part.isfinite() for part in parts])

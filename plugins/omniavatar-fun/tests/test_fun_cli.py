@@ -28,7 +28,7 @@ from tests.media.samples import write_lossless
 from tests.models.networks import randomized
 
 PORTRAIT, SPEECH = asset("demo", "portrait.png"), asset("demo", "speech.flac")
-SMALL = ("--size", "32x32", "--seconds", "0.36", "--euler.steps", "2", "--quiet")
+SMALL = ("--size", "32x32", "--seconds", "0.36", "--schedule.steps", "2", "--quiet")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "prompt": {"length": 16},
     "image-to-video": {"sizes": [[32, 32]]},
     "fixed-frames": {"window_frames": 9, "overlap": 5},
-    "euler": {"steps": 2},
+    "schedule": {"steps": 2},
     "guidance": {"scale": 3.0},
 }
 CONTROL, REFERENCED, CAMERA_VIDEO = "fun-control-video", "fun-reference-video", "fun-camera-video"
@@ -185,11 +185,11 @@ class Experts(PipelineUnit):
     """The second step goes to another transformer."""
 
     name = "experts"
-    roles = ("dit2",)
+    experts = ("dit", "dit2")
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
-        window.steps[1].network = window.engine.model("dit2")
+        window.steps[1].expert = "dit2"
 
 
 # A control video
@@ -432,7 +432,7 @@ def test_a_trajectory_is_the_same_as_its_direction_while_it_lasts(files: dict[st
 
 def test_every_window_is_told_the_way_from_its_first_frame(files: dict[str, Path]) -> None:
     """Going straight, both windows are told the same; along a trajectory that ends, the second one rests."""
-    settings = {"euler": {"steps": 1}, "guidance": {"scale": 1}}
+    settings = {"schedule": {"steps": 1}, "guidance": {"scale": 1}}
     options: dict[str, Any] = {"models": made_for(CAMERA_VIDEO), "image": files["first"], "frames": 13}
     plan = f"{CAMERA_VIDEO}+fixed-frames"
     _, still = make(plan, **options, settings=settings)
@@ -497,7 +497,7 @@ def test_units_that_only_spread_or_save_work_change_nothing(files: dict[str, Pat
 
 @pytest.mark.parametrize("plan", CASES)
 def test_skipped_steps_of_every_window_need_no_blocks(files: dict[str, Path], plan: str) -> None:
-    settings, inputs = {"euler": {"steps": 6}}, found(CASES[plan], files)
+    settings, inputs = {"schedule": {"steps": 6}}, found(CASES[plan], files)
     _, plain = make(f"{plan}+fixed-frames", frames=13, settings=settings, **inputs)
     _, cached = make(f"{plan}+fixed-frames+teacache(threshold=10)", frames=13, settings=settings, **inputs)
     assert len(cached.latents) == 2
@@ -552,7 +552,7 @@ def test_the_parts_of_all_ranks_are_the_whole(
     monkeypatch.setattr(finite.Watch, "check", lambda *_: None)
     config = CAMERA_DIT if plan == CAMERA_VIDEO else CONTROL_DIT
     models = made_for(plan, dit=randomized(ImageDiT(**config, attention=lambda q, k, v: v)))
-    options: dict[str, Any] = {"settings": {"euler": {"steps": 1}}, **found(CASES[plan], files)}
+    options: dict[str, Any] = {"settings": {"schedule": {"steps": 1}}, **found(CASES[plan], files)}
     whole = make(plan, models, **options)[1].latents[0]
     parts = [make(plan, models, extra=[Shard(rank, ranks)], **options)[1].latents[0] for rank in range(ranks)]
     known = torch.stack([part.isfinite() for part in parts])
@@ -593,9 +593,10 @@ def test_parts_must_be_there_and_fit(files: dict[str, Path], plan: str, role: st
     narrow = {"fun_reference": ReferenceEmbedding(**{**REFERENCE, "dim": 48})}.get(
         role, CameraAdapter(**{**CAMERA, "dim": 48})
     )
+    second = made_for(plan).networks["dit"]
     for name in (role, f"{role}2"):
         with pytest.raises(CheckpointError, match=f"'{name}' makes tokens of width 48 and the transformer takes 96"):
-            make(plan, made_for(plan, **{name: narrow}))
+            make(plan, made_for(plan, dit2=second, **{name: narrow}), extra=[Experts()])
     models = made_for(plan)
     del models.networks[role]
     with pytest.raises(CheckpointError, match=f"needs a model for the role '{role}'"):

@@ -25,7 +25,7 @@ from omniavatar.resources import asset
 from omniavatar.testing.tiny import ADAPTER, tiny_file, weights
 
 PORTRAIT, SPEECH = asset("demo", "portrait.png"), asset("demo", "speech.flac")
-SMALL = ("--size", "32x32", "--seconds", "0.36", "--euler.steps", "1", "--quiet")
+SMALL = ("--size", "32x32", "--seconds", "0.36", "--schedule.steps", "1", "--quiet")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "prompt": {"length": 16},
     "image-to-video": {"sizes": [[32, 32]]},
     "fixed-frames": {"window_frames": 9, "overlap": 5},
-    "euler": {"steps": 2},
+    "schedule": {"steps": 2},
     "guidance": {"scale": 3.0},
 }
 FAST = "-write-video"
@@ -303,7 +303,7 @@ def test_units_that_only_spread_or_save_work_change_nothing(first: Path, others:
 
 
 def test_skipped_steps_of_every_window_need_no_blocks(first: Path) -> None:
-    settings = {"euler": {"steps": 6}}
+    settings = {"schedule": {"steps": 6}}
     _, plain = make("i2v+fixed-frames", image=first, frames=13, settings=settings)
     _, cached = make("i2v+fixed-frames+teacache(threshold=10)", image=first, frames=13, settings=settings)
     assert cached.blocks == plain.blocks * 2 // 6
@@ -339,7 +339,7 @@ def test_each_rank_has_its_part_of_the_tokens_and_all_image_tokens(
     """Without exchange between tokens, each rank's part is that of one rank alone; the other tokens are no numbers."""
     monkeypatch.setattr(finite.Watch, "check", lambda *_: None)
     dit = randomized(ImageDiT(**IMAGE_DIT, attention=lambda q, k, v: v))
-    settings = {"euler": {"steps": 1}}
+    settings = {"schedule": {"steps": 1}}
     whole, *halves = (
         make(models=tiny_image_models(dit=dit), image=first, extra=units, settings=settings, frames=9)[1].latents[0]
         for units in ([], [Half(0)], [Half(1)])

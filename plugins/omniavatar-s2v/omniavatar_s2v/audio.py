@@ -131,7 +131,7 @@ class FrameTokens:
 
 def frame_tokens(forward: Forward) -> FrameTokens | None:
     """The frames that this rank has tokens of; None if it has only others."""
-    frame_of = (forward.frame_index - forward.window.span.given_latents).cpu()
+    frame_of = (forward.frame_index - forward.window.given_latent_frames).cpu()
     frames = frame_of[frame_of >= 0].unique()
     if not len(frames):
         return None

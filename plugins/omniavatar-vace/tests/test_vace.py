@@ -411,7 +411,7 @@ def test_the_branch_rests_where_a_cache_skips_the_blocks(
     dit, vace = networks["dit"], networks["vace"]
     handles = [count("dit", dit.blocks[0]), count("vace", vace.vace_blocks[0])]
     inputs = {"control_video": files["video"]}
-    options: dict[str, Any] = {"inputs": inputs, "euler": {"steps": 6}}
+    options: dict[str, Any] = {"inputs": inputs, "schedule": {"steps": 6}}
     cached = make(catalog, networks, f"{TEXT_ONLY}+vace+teacache(threshold=10)", **options)
     for handle in handles:
         handle.remove()
@@ -423,11 +423,11 @@ class Experts(PipelineUnit):
     """The second step goes to another transformer."""
 
     name = "experts"
-    roles = ("dit2",)
+    experts = ("dit", "dit2")
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
-        window.steps[1].network = window.engine.model("dit2")
+        window.steps[1].expert = "dit2"
 
 
 def test_a_second_transformer_has_its_own_branch(catalog: Catalog, networks: Networks, files: dict[str, Path]) -> None:
@@ -498,7 +498,7 @@ def test_a_rank_gets_the_hints_of_its_tokens(catalog: Catalog, files: dict[str, 
         "vace": randomized(Vace(**BRANCH, attention=by_itself), seed=1),
     }
     inputs = {"control_video": files["video"], "reference_images": files["a"]}
-    options: dict[str, Any] = {"inputs": inputs, "euler": {"steps": 1}, "guidance": {"scale": 1}}
+    options: dict[str, Any] = {"inputs": inputs, "schedule": {"steps": 1}, "guidance": {"scale": 1}}
     plan = f"{TEXT_ONLY}+vace"
     whole = make(catalog, networks, plan, Ahead(), **options).tokens[0]
     shards = [make(catalog, networks, plan, Ahead(), Shard(rank, ranks), **options).tokens[0] for rank in range(ranks)]
