@@ -174,7 +174,7 @@ class Hub:
         from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
         url = hf_hub_url(remote.repo, remote.name, endpoint=self.endpoint, revision=BRANCH)
-        stated = get_hf_file_metadata(url, endpoint=self.endpoint)
+        stated = get_hf_file_metadata(url)
         blob = self._blobs(remote.repo) / plain_name(stated.etag, remote)
         if stated.etag not in (remote.sha256, remote.blob) or (stated.size or remote.size) != remote.size:
             raise CheckpointError(f"{remote} has changed on the hub since it was listed; give the command again")

@@ -20,7 +20,7 @@ SHOWN = 5
 """Names that a dry run shows."""
 
 
-@click.command()
+@click.command(short_help="Write a model file in another program's form.")
 @click.argument("source", type=UserPath())
 @click.argument("target", type=UserPath())
 @click.option("--to", "form", required=True, metavar="FORM", help="comfy, diffusers, omniavatar, fp8-scaled or gguf.")

@@ -37,7 +37,7 @@ class Order:
     nbytes: int
 
 
-@click.command()
+@click.command(short_help="Download the models of a configuration.")
 @click.argument("configuration")
 @click.option(
     "--quant",
@@ -80,7 +80,9 @@ def config_of(name: str, search: Sequence[str]) -> RunConfig:
     kind = next((kind for kind in KINDS if name in packaged_configs(kind)), "")
     path = find_config(name, kind)
     content = read_config(path, kind)
-    fields = {key: value for key, value in content.items() if key in ("models", "models_dir", "search", "dtype")}
+    fields = {
+        key: value for key, value in content.items() if key in ("models", "models_dir", "search", "tables", "dtype")
+    }
     config = parse_config({**fields, "search": [*search, *fields.get("search", ())]}, path)
     if config.models_dir.startswith(PACKAGED):
         raise InputError(f"{name} comes with this package; there is nothing to download")
@@ -99,7 +101,7 @@ def order_of(config: RunConfig, quant: str | None, hub: Hub) -> Order:
     todo: dict[tuple[str, str], Remote] = {}
     for wish in wishes_of(config, quant):
         find = finds[wish.entry]
-        if wish.quant == PUBLISHED and is_complete(find):
+        if is_complete(find) and (wish.quant == PUBLISHED or place_of(find).name in names_of(wish)):
             there[f"there: {place_of(find)}"] = None
             continue
         remotes = hub.files(wish.published)
@@ -116,6 +118,11 @@ def order_of(config: RunConfig, quant: str | None, hub: Hub) -> Order:
 def is_complete(find: Find) -> bool:
     """Whether an entry needs nothing more."""
     return find.source is not None and not find.missing
+
+
+def names_of(wish: Wish) -> set[str]:
+    """What the files are called that are published for an entry in the precision of a wish."""
+    return {Path(file).name for published in wish.entry.quants[wish.quant] for file in published.files}
 
 
 def place_of(find: Find) -> Path:

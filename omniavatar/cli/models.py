@@ -32,7 +32,7 @@ def models() -> None:
     """Known checkpoints, and what the files here are."""
 
 
-@models.command("list")
+@models.command("list", short_help="List known checkpoints; with --here, the files on this machine.")
 @click.option("--all", "also_tests", is_flag=True, help="Also those that only tests use.")
 @click.option("--here", is_flag=True, help="List what lies on this machine instead, and what it serves.")
 @SEARCH

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints.tiny import write_base
+from tests.checkpoints.tiny import dit_state, write_base, write_safetensors, write_table
 from tests.cli.conftest import Omni
 from tests.hub import FakeHub, serving
 
@@ -70,6 +70,17 @@ def test_what_lies_elsewhere_is_not_downloaded(omni: Omni, server: FakeHub, fold
     outcome = omni("models", "download", "my.yaml")
     assert outcome.out.splitlines()[0] == f"there: {file.relative_to(folder / 'pretrained')}"
     assert server.gets("net.safetensors") == []
+
+
+def test_a_precision_that_lies_in_another_folder(omni: Omni, server: FakeHub, folder: Path) -> None:
+    state = dit_state()
+    write_safetensors(folder / "comfy" / "net_fp8.safetensors", state)
+    (folder / "comfy" / "tok").mkdir()
+    write_table(folder / "t.toml", state)
+    (folder / "my.yaml").write_text(f"tables: [{folder / 't.toml'}]\n{CONFIG}")
+    lines = omni("models", "download", "my.yaml", "--quant", "fp8", "--models", "comfy", "--dry-run").out.splitlines()
+    assert lines[0] == f"there: {folder / 'comfy' / 'net_fp8.safetensors'}"
+    assert "some/small" not in str(lines)
 
 
 def test_more_than_20_gb_are_asked_for(omni: Omni, server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
