@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 LARGE = 20 * 10**9
 """Bytes from which on the user is asked."""
 KINDS = ("", "train")
+FIELDS = ("models", "models_dir", "search", "tables", "dtype")
+"""What matters of a configuration."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,7 @@ def config_of(name: str, search: Sequence[str]) -> RunConfig:
     kind = next((kind for kind in KINDS if name in packaged_configs(kind)), "")
     path = find_config(name, kind)
     content = read_config(path, kind)
-    fields = {
-        key: value for key, value in content.items() if key in ("models", "models_dir", "search", "tables", "dtype")
-    }
+    fields = {key: value for key, value in content.items() if key in FIELDS}
     config = parse_config({**fields, "search": [*search, *fields.get("search", ())]}, path)
     if config.models_dir.startswith(PACKAGED):
         raise InputError(f"{name} comes with this package; there is nothing to download")

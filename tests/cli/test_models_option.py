@@ -39,9 +39,7 @@ def scattered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_run_with_models_that_lie_anywhere(omni: Omni, scattered: Path) -> None:
     missing = omni("run", "--config", "my.yaml", *SMALL, "-o", "a.mp4")
     assert missing.code == 2
-    assert missing.err.splitlines()[0].endswith(
-        "model files are missing; looked in " + str(scattered.parent / "nowhere") + " for"
-    )
+    assert f"model files are missing; looked in {scattered.parent / 'nowhere'} for" in missing.err
     done = omni("run", "--config", "my.yaml", "--models", "mine", *SMALL, "-o", "a.mp4")
     assert done.code == 0, done.err
     assert "kind0" in done.err
