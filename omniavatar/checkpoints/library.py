@@ -5,8 +5,8 @@
         print(model.source, model.row.name)
 
 A folder can be a ComfyUI installation or its `models`, the cache of Hugging Face, that of Wan2GP, or any other tree.
-Only headers are read, of files that may serve by name and size; what was read of a file is remembered as long as it
-does not change. Nothing is copied.
+Only headers are read, of files that may serve by name, size and the words in their headers; what was read of a file is
+remembered as long as it does not change. Nothing is copied.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from omniavatar.checkpoints.files import Files, group_files
 from omniavatar.checkpoints.formats import BITS
+from omniavatar.checkpoints.names import compiled, specials
 from omniavatar.checkpoints.registry import Detection, Registry, examining
 from omniavatar.checkpoints.tables import Row
 from omniavatar.errors import CheckpointError
@@ -49,6 +50,11 @@ MOST_BITS = 40
 """Bits of a number in the smallest and the largest file of a network."""
 INSIDE = "inside:"
 """How something begins that a file holds itself."""
+LONGEST_HEADER = 2**23
+"""Bytes of a header that is looked through before it is parsed; that of a 14B transformer has a sixtieth of these."""
+LORA = b"lora_"
+Stamps = tuple[tuple[str, int, int], ...]
+"""Path, size and time of files."""
 COMFY_PATHS = "extra_model_paths.yaml"
 WAN2GP_SETTINGS = "wgp_config.json"
 
@@ -152,8 +158,10 @@ class Library:
         self.folders = tuple(dict.fromkeys(folder.absolute() for folder in folders))
         self.registry = registry
         self.tell = tell
-        self._read: dict[tuple[tuple[str, int, int], ...], list[Model]] = {}
+        self._read: dict[Stamps, list[Model]] = {}
         self._listed: dict[Path, list[tuple[Path, list[Path]]]] = {}
+        self._there: dict[Path, list[Candidate]] = {}
+        self._ruled_out: dict[tuple[Stamps, tuple[str, ...]], bool] = {}
 
     def models(self) -> Iterator[Model]:
         """Every recognised checkpoint."""
@@ -175,6 +183,7 @@ class Library:
                 for candidate in self._candidates(root)
                 if (not by_name or need.is_named(f"{root.name}/{within(candidate.place, root)}"))
                 and least <= sum(map(size_of, candidate.files)) <= most
+                and self._may_serve(candidate, need)
                 for model in self._models(candidate, root)
                 if model.is_alone and need.holds(model)
             ]
@@ -197,14 +206,41 @@ class Library:
             return 0, math.inf
         return min(sizes) * LEAST_BITS / 8, max(sizes) * MOST_BITS / 8
 
-    def _candidates(self, root: Path) -> Iterator[Candidate]:
-        seen: set[str] = set()
-        for folder, files in self._list(root):
-            for candidate in candidates_in(folder, files, self.registry):
-                key = os.path.realpath(candidate.place)
-                if key not in seen:
-                    seen.add(key)
-                    yield candidate
+    def _candidates(self, root: Path) -> list[Candidate]:
+        """What may be a checkpoint in a tree; of links to one place the first."""
+        if root not in self._there:
+            listed = self._list(root)
+            found = [one for folder, files in listed for one in candidates_in(folder, files, self.registry)]
+            by_place: dict[str, Candidate] = {}
+            for candidate in found:
+                by_place.setdefault(os.path.realpath(candidate.place), candidate)
+            self._there[root] = list(by_place.values())
+        return self._there[root]
+
+    def _may_serve(self, candidate: Candidate, need: Need) -> bool:
+        """Whether the words in the headers do not rule a checkpoint out; much quicker than recognising it."""
+        try:
+            key = stamps(candidate.files), need.rows
+            if key not in self._ruled_out:
+                text = words_of(candidate.files)
+                rows = [row for row in self.registry.rows if need.wants(row)]
+                self._ruled_out[key] = text is not None and not any(self._may_be(row, text) for row in rows)
+        except OSError:
+            return False
+        return not self._ruled_out[key]
+
+    def _may_be(self, row: Row, text: bytes) -> bool:
+        """Whether a header with this text may be one of a row.
+
+        What a row requires by name stands there, maybe behind a prefix, unless a dialect has another name for it; and
+        what has layers of a LoRA is no whole network.
+        """
+        rules = [rule for dialect in self.registry.names.dialects for rule in dialect.rename if rule.network != "*"]
+        for name in row.match:
+            is_made = any(compiled(rule.network).fullmatch(name) for rule in rules)
+            if not specials(name) and not is_made and name.encode() not in text:
+                return False
+        return bool(row.match) or LORA not in text
 
     def _list(self, root: Path) -> list[tuple[Path, list[Path]]]:
         """Folders and files of a tree."""
@@ -215,7 +251,7 @@ class Library:
     def _models(self, candidate: Candidate, root: Path) -> list[Model]:
         """What the files are, if they are known and sound."""
         try:
-            key = tuple(stamp(file) for file in candidate.files)
+            key = stamps(candidate.files)
         except OSError:
             return []
         if key not in self._read:
@@ -272,10 +308,23 @@ def size_of(file: Path) -> int:
         return 0
 
 
-def stamp(file: Path) -> tuple[str, int, int]:
-    """What changes when a file does."""
-    status = file.stat()
-    return str(file), status.st_size, status.st_mtime_ns
+def stamps(files: Files) -> Stamps:
+    """What changes when one of some files does. Raises OSError if one cannot be read."""
+    found = [(str(file), file.stat()) for file in files]
+    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in found)
+
+
+def words_of(files: Files) -> bytes | None:
+    """The headers of safetensors files as they stand there; None: they are not all such, or are unusual."""
+    texts = []
+    for file in files:
+        with file.open("rb") as stream:
+            start = stream.read(9)
+            length = int.from_bytes(start[:8], "little")
+            if start[8:] != b"{" or length > LONGEST_HEADER:
+                return None
+            texts.append(stream.read(length))
+    return b"".join(texts)
 
 
 # --- trees

@@ -199,3 +199,31 @@ def test_strangers_are_not_compared_with_what_is_known(
     monkeypatch.setattr("omniavatar.checkpoints.nearest.Neighbours.explain", slow)
     write_safetensors(tmp_path / "0.safetensors", {f"layer.{number}.weight": torch.zeros(1) for number in range(9)})
     assert list(Library([tmp_path], registry).models()) == []
+
+
+def test_words_in_headers_rule_files_out_before_they_are_parsed(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = {
+        "blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 24),
+        "blocks.0.self_attn.q.lora_B.weight": torch.zeros(24, 2),
+    }
+    write_safetensors(tmp_path / "lora.safetensors", lora)
+    write_safetensors(tmp_path / "part.safetensors", {"patch_embedding.weight": torch.zeros(2)})
+    prefixed = {f"model.diffusion_model.{name}": tensor for name, tensor in dit_state().items()}
+    write_safetensors(tmp_path / "whole.safetensors", prefixed)
+    parsed: list[str] = []
+    detect = registry.detect_parts
+
+    def noted(files: tuple[Path, ...], **options: Any) -> Any:
+        parsed.append(files[0].name)
+        return detect(files, **options)
+
+    monkeypatch.setattr(registry, "detect_parts", noted)
+    found = Library([tmp_path], registry)
+    assert names(found.serving(NEED)) == ["whole.safetensors"]
+    assert "lora.safetensors" not in parsed
+    parsed.clear()
+    assert found.serving(Need(rows=("OmniAvatar",))) == []
+    assert parsed == []
+    assert names(found.serving(Need(rows=("LoRA",)))) == ["lora.safetensors"]
