@@ -31,6 +31,7 @@ from omniavatar.engine.engine import Engine
 from omniavatar.engine.flow_match import shifted_sigmas
 from omniavatar.engine.plan import build_plan
 from omniavatar.engine.scopes import Request, Window
+from omniavatar.models.wan_dit import BlockInputs
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing.tiny import FILES
@@ -94,7 +95,7 @@ class Prepared:
                 for index, block in enumerate(dit.blocks):
                     if index in entry:
                         x = x + residuals[:, entry.index(index)][:, frame_index]
-                    x = block(x, context, t_mod, rope)
+                    x = block(x, BlockInputs(t_mod, rope, {"text": context}))
                 velocities.append(dit.unpatchify(dit.head(x, t_emb), grid).float())
             positive, negative = velocities
             velocity = SCALE * positive + (1 - SCALE) * negative

@@ -110,7 +110,7 @@ class Length(PipelineUnit):
 
     @hookimpl
     def embed(self, forward: Forward) -> None:
-        forward.context = forward.x[:, :1]
+        forward.conditions["text"] = forward.x[:, :1]
 
 
 class Watch:

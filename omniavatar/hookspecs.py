@@ -70,9 +70,9 @@ class Pipeline:
     """The points at which a unit takes part in making a video. Order of one video:
 
     check_request; setup; begin_job; plan_windows; per window: plan_steps, begin_window; per step: before_step,
-    guide -> substitute, predict -> call -> (embed, run_blocks -> before_block/after_block, unembed) per transformer
-    call, advance, after_step; decode_latents; per group of frames: postprocess_frames, output_frames; end_window;
-    end_job.
+    guide -> substitute, predict -> call -> (embed, run_blocks -> before_block, run_block, after_block per block,
+    unembed) per transformer call, advance, after_step; decode_latents; per group of frames: postprocess_frames,
+    output_frames; end_window; end_job.
 
     `setup` belongs to the engine; all other hooks to one run, whose units may have other settings.
     """
@@ -176,8 +176,10 @@ class Pipeline:
         (b 6 d), or both as a `models.wan_dit.PerToken` where tokens have time steps of their own, `rope` (s hd/2 2)
         and `frame_index` (s), the latent frame of the video of every token, -1 for a token that belongs to none. Others
         then add to `x` (its grid form is `rearrange(x, "b (f h w) d -> b d f h w", ...)`), put tokens in front (and
-        extend grid, rope and frame_index), or change `context`
-        (b n d, or whatever else the network's blocks take, which then has the text's b n d as its `text`).
+        extend grid, rope and frame_index), or set what blocks get beside the tokens, by name:
+        `forward.conditions["image"] = tokens` (b m d); "text" (b n d) is the prompt's. See
+        `models.wan_dit.BlockInputs`. Who leaves out blocks for all samples of the call says so here:
+        `forward.left_out.add(9)`.
         After `embed` there may be only this rank's tokens: add to them by `frame_index`, or pass values per token
         through `forward.shard`.
         """
@@ -187,19 +189,33 @@ class Pipeline:
         """Once per transformer call, first result: the tokens after the last block (b s d).
 
         The transformer answers last (`trylast`). A cache returns its own result to skip the blocks, or `None`.
-        A wrapper may shard the tokens, yield, and gather the result.
+        A wrapper may shard the tokens, yield, and gather the result. Whoever runs blocks calls
+        `forward.run_block(index)` for each, which honours `forward.left_out` and calls the three hooks below.
         """
 
     @hookspec
     def before_block(self, forward: Forward, index: int) -> None:
-        """Once per block: `forward.x` (b s d) is the input of block `index`. It may be replaced.
+        """Once per block, also for one that is left out: `forward.x` (b s d) is the input of block `index`. It may be
+        replaced.
 
         Example: `forward.x = forward.x + residual[:, forward.frame_index]`.
         """
 
+    @hookspec(firstresult=True)
+    def run_block(self, forward: Forward, index: int) -> Tensor | None:
+        """Once per block that is not in `forward.left_out`, first result: the tokens after block `index` (b s d).
+
+        The engine's own implementation, asked last, calls the block with `forward.block_inputs(index)`. A unit may
+        answer `forward.x` to leave the block out; if it knows that when the call begins, it adds the block to
+        `forward.left_out` instead, so that its weights are not fetched. A wrapper works around the block.
+        Example, for some samples only: `forward.run_block_for(index, rows)`.
+        """
+
     @hookspec
     def after_block(self, forward: Forward, index: int) -> None:
-        """Once per block: `forward.x` (b s d) is the output of block `index`. It may be replaced."""
+        """Once per block, also for one that is left out: `forward.x` (b s d) is the output of block `index`. It may be
+        replaced. `forward.beside` are what its attentions have found beside their results.
+        """
 
     @hookspec
     def unembed(self, forward: Forward) -> None:

@@ -77,7 +77,7 @@ class Scene(PipelineUnit):
 
     @hookimpl
     def embed(self, forward: Forward) -> None:
-        forward.context = forward.stacked(self.context).to(forward.x.dtype)
+        forward.conditions["text"] = forward.stacked(self.context).to(forward.x.dtype)
 
     def context(self, branch: Branch) -> Tensor:
         """(1 1 1)."""

@@ -217,10 +217,11 @@ def read_into(
             wanted[owner] = sources[owner]
         else:
             target.zero_()
-    for name, weight in stored_tensors(wanted, "cpu"):
+    for name, weight in stored_tensors(wanted, "cpu"):  # mapped: what is moved to a device is not copied before
         layer = conversions.layers.get(name)
-        shape = (layer.out_features, layer.in_features) if layer is not None else tuple(targets[name].shape)
-        made = conversions.apply(name, fitted(weight, shape), None, linear=layer is not None)
+        shape = tuple(targets[name].shape) if layer is None else (layer.out_features, layer.in_features)
+        dtype = targets[name].dtype if layer is None else None
+        made = conversions.apply(name, fitted(weight, shape), dtype, linear=layer is not None)
         for piece, tensor in conversions.pieces(name, made):
             targets[piece].copy_(tensor)
 

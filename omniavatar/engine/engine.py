@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from omniavatar.distributed.groups import Groups, grid_shape
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.attention import AttentionSlot
+from omniavatar.engine.conversion import conversions_of
 from omniavatar.engine.draft import Draft
 from omniavatar.engine.geometry import Geometry
 from omniavatar.engine.hooks import Hooks
@@ -33,6 +34,7 @@ from omniavatar.engine.scopes import Forward, Request, Scope, Step
 from omniavatar.engine.surround import Around
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, EngineBusy, InputError, OmniError, PlanError
+from omniavatar.models.conversion import Conversions
 from omniavatar.roles import companion_of
 
 
@@ -63,8 +65,10 @@ class Models(Protocol):
     def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
         """Build the network of this role with its weights on `device`.
 
-        constructor: further arguments of its constructor, as far as it takes them. One is for the models: with
+        constructor: further arguments of its constructor, as far as it takes them. Two are for the models: with
         `blocks=False` the weights of a network's `blocks` may stay on the meta device, if the models have `read_into`.
+        `conversions` are what the plan makes of the weights: models that read files apply them weight by weight; where
+        they are not begun, the engine converts the loaded network.
         """
         ...
 
@@ -94,6 +98,7 @@ class Engine:
     world: the ranks that make the video together; each has an engine with the same plan and gets the same requests.
 
     `values` is the outermost scope, of what is constant for all videos; `resources` are closed with the engine.
+    `conversions` are what the plan has made of the weights of each loaded network.
     Raises CheckpointError if a unit's role has no model.
     """
 
@@ -121,6 +126,7 @@ class Engine:
         self._around: list[Around] = [self.residency.around]
         self._hooks: tuple[Any, Hooks] | None = None
         self._networks: dict[str, nn.Module] = {}
+        self.conversions: dict[str, Conversions] = {}
         self._skeletons: dict[str, nn.Module] = {}
         self._is_set_up = self._is_closed = False
         self._set_up_failure: tuple[type[OmniError], str] | None = None
@@ -213,7 +219,12 @@ class Engine:
         options: dict[str, Any] = {"attention": self.attention}
         if any(unit.reads_blocks for unit in self.plan.units):
             options["blocks"] = False
-        return self.models.load(role, device=device, dtype=self.dtype, **options).eval()
+        conversions = conversions_of(self, role)
+        network = self.models.load(role, device=device, dtype=self.dtype, conversions=conversions, **options).eval()
+        if conversions.network is None:  # from models that do not convert as they load
+            conversions.convert(network)
+        self.conversions[role] = conversions
+        return network
 
     def load(self, show: Callable[[str, int, int], None] = lambda doing, done, total: None) -> None:
         """Load the networks that the plan needs, and set the units up; a run does it when it has not been done.
@@ -340,6 +351,7 @@ class Engine:
         self.resources.close()
         self.residency.visitors.clear()
         self._networks.clear()
+        self.conversions.clear()
         self._skeletons.clear()
         self.values.clear()
         self.attention = AttentionSlot()

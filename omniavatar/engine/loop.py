@@ -186,10 +186,16 @@ class Loop:
         return forward.output
 
     def run_block(self, forward: Forward, index: int) -> None:
-        """One block of the network on `forward.x`."""
+        """One block of the network on `forward.x`, unless it is left out, and what units do around it."""
         self.hooks.before_block(forward, index)
-        forward.x = forward.network.blocks[index](forward.x, forward.context, forward.t_mod, forward.rope)
+        if index not in forward.left_out:
+            forward.x = self.hooks.run_block(forward, index)
         self.hooks.after_block(forward, index)
+
+    def one_block(self, forward: Forward, index: int) -> Tensor:
+        """The tokens after a block (b s d)."""
+        tokens: Tensor = forward.network.blocks[index](forward.x, forward.block_inputs(index))
+        return tokens
 
     def decode(self, window: Window) -> Iterator[Group]:
         """The frames of a window that enter the video, group by group, as they are shown.
@@ -303,6 +309,7 @@ STATE_START = "run.start"
 STATE_REQUEST = "run.request"
 STATE_VALUE = "previous."
 STATE_ABSENT = "absent."
+STATE_MEMORY = "memory."
 
 
 def state_of(loop: Loop, next_window: int) -> dict[str, Tensor]:
@@ -324,6 +331,9 @@ def state_of(loop: Loop, next_window: int) -> dict[str, Tensor]:
             state[STATE_VALUE + name] = value.contiguous().clone()
         else:
             raise InputError(f"the value '{name}' is {type(value).__name__} and no tensor, so no state can hold it")
+    for call, tensors in job.memories.items():
+        for name, value in tensors.items():
+            state[f"{STATE_MEMORY}{call}/{name}"] = value.detach().cpu().contiguous().clone()
     return state
 
 
@@ -358,6 +368,10 @@ def restore(loop: Loop, state: Mapping[str, Tensor]) -> None:
     if job.first < len(job.spans):
         check_kept(loop, state)
     loop.previous = Previous(job, job.first - 1, job.spans[job.first - 1], kept)
+    for key, value in state.items():
+        if key.startswith(STATE_MEMORY):
+            call, _, name = key.removeprefix(STATE_MEMORY).rpartition("/")
+            job.memories.setdefault(call, {})[name] = value.to(loop.engine.device)
 
 
 def check_kept(loop: Loop, state: Mapping[str, Tensor]) -> None:

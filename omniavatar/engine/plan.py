@@ -55,7 +55,7 @@ KINDS = {
     "plan_windows": "ways to cut a video into chunks",
 }
 """What units are that answer one of these exclusive hooks."""
-SHARED_HOOKS = ("substitute", "predict", "call", "run_blocks")
+SHARED_HOOKS = ("substitute", "predict", "call", "run_blocks", "run_block")
 """First-result hooks that several units may answer, if all but the last leave some calls to the others."""
 PREVIOUS = "previous."
 DENOISER, AUTOENCODER = "dit", "vae"

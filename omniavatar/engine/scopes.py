@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from omniavatar.engine.geometry import Geometry
     from omniavatar.engine.loop import Loop
     from omniavatar.engine.unit import PipelineUnit
-    from omniavatar.models.wan_dit import TimeValue
+    from omniavatar.models.wan_dit import BlockInputs, TimeValue
 
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 2**31
@@ -157,6 +157,7 @@ class Job(Scope):
         self.first = 0
         self.first_frame = 0
         self.spans: Sequence[Span] = ()
+        self.memories: dict[str, dict[str, Tensor]] = {}
         self.resources = ExitStack()
         self.results: dict[str, Any] = {}
 
@@ -168,6 +169,14 @@ class Job(Scope):
     def geometry(self) -> Geometry:
         """What latents and tokens of the engine stand for."""
         return self.engine.geometry
+
+    def memory(self, expert: str, branches: Sequence[Branch]) -> dict[str, Tensor]:
+        """What units remember, from window to window, about calls of this network for these branches: tensors by name.
+
+        It is for what a window cannot be made without, such as the keys and values of the windows before: as
+        `previous.NAME` it is part of the state of a run. Names are those of private values, "kv-cache.keys".
+        """
+        return self.memories.setdefault(f"{expert}/{'+'.join(branch.name for branch in branches)}", {})
 
     @property
     def length(self) -> int:
@@ -188,6 +197,7 @@ class Job(Scope):
     def close(self) -> None:
         """Let go of all that the job holds, and of the loop, which holds the job."""
         self.clear()
+        self.memories.clear()
         if "loop" in vars(self):
             del self.loop
 
@@ -425,14 +435,40 @@ class Step(Scope):
         return self.loop.call(Forward(self, branches, frames))
 
 
+@dataclass(frozen=True)
+class FrameTokens:
+    """Where the tokens of latent frames are among those of a rank.
+
+    frames: the latent frames that it has tokens of (f). tokens: places of their tokens (f n); a frame of which it has
+    fewer than of others names its last one more than once.
+    """
+
+    frames: Tensor
+    tokens: Tensor
+
+
+def tokens_of(frame_index: Tensor) -> FrameTokens | None:
+    """From the frame of every token (s), negative for those that do not count."""
+    frame_of = frame_index.cpu()
+    frames = frame_of[frame_of >= 0].unique()
+    if not len(frames):
+        return None
+    places = [(frame_of == frame).nonzero().flatten() for frame in frames]
+    longest = torch.arange(max(len(place) for place in places))
+    tokens = torch.stack([place[longest.clamp(max=len(place) - 1)] for place in places])
+    return FrameTokens(frames.to(frame_index.device), tokens.to(frame_index.device))
+
+
 class Forward(Scope):
     """One transformer call for one branch, or for several joined along the batch. See `hookspecs.Pipeline.embed`.
 
     `frames` are the latent frames of the window that it is about, all of them unless a unit cuts the window in pieces.
+    `conditions` are what the blocks get beside the tokens, by name: "text", "image", ...; see `wan_dit.BlockInputs`.
+    `left_out` are the blocks that no sample of the call runs, known when it begins.
+    `beside` are what the attentions of the last block that ran have found beside their results.
     """
 
     x: Tensor
-    context: Any
     time: TimeValue
     t_mod: TimeValue
     rope: Tensor
@@ -454,10 +490,51 @@ class Forward(Scope):
         self.latents = self.cut(step.window.latents)
         self.memory = self.window.memory(self.network, branches, self.frames, step.evaluation)
         self.sharding: Sharding | None = None
+        self.conditions: dict[str, Tensor] = {}
+        self.left_out: set[int] = set()
+        self.beside: dict[str, Tensor] = {}
+
+    def block_inputs(self, index: int) -> BlockInputs:
+        """What block `index` is given beside `x`."""
+        from omniavatar.models.wan_dit import BlockInputs
+
+        self.beside = {}
+        left_out = frozenset(self.left_out)
+        return BlockInputs(self.t_mod, self.rope, self.conditions, index, left_out, call=self, beside=self.beside)
 
     def run_block(self, index: int) -> None:
-        """One block of the network on `x`, with the hooks around it."""
+        """One block of the network on `x`, unless it is left out, with the hooks around it."""
         self.loop.run_block(self, index)
+
+    def run_block_for(self, index: int, rows: Tensor) -> Tensor:
+        """The tokens (b s d) after a block that runs for some samples of the batch only (k) int64; no hook is called.
+
+        The tokens of the others pass unchanged.
+        """
+        made: Tensor = self.network.blocks[index](self.x[rows], self.block_inputs(index).samples(rows))
+        return self.x.index_copy(0, rows, made)
+
+    def rows(self, wanted: Callable[[Branch], bool]) -> Tensor:
+        """The samples of the batch (k) int64 that belong to branches of a kind."""
+        samples = len(self.window.latents)
+        kept = [number for number, branch in enumerate(self.branches) if wanted(branch)]
+        return torch.tensor(
+            [number * samples + sample for number in kept for sample in range(samples)],
+            dtype=torch.int64,
+            device=self.latents.device,
+        )
+
+    @property
+    def lasting(self) -> dict[str, Tensor]:
+        """What units remember about such calls beyond the window, by name; see `Job.memory`."""
+        return self.job.memory(self.step.expert, self.branches)
+
+    def frame_tokens(self, first: int = 0) -> FrameTokens | None:
+        """Where the tokens of latent frames are among those of this rank; None if it has only others.
+
+        first: the latent frame from which on they count. Call it behind `embed`, when the tokens are spread over ranks.
+        """
+        return self.memory.once(f"frame-tokens.{first}", lambda: tokens_of(self.frame_index - first))  # type: ignore[no-any-return]
 
     def cut(self, values: Tensor) -> Tensor:
         """The frames of this call, of something that has a value for every latent frame of the window (b c t h w)."""

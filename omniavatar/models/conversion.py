@@ -12,7 +12,8 @@ A unit answers `conversion(engine, role)` with a `Conversion`. For every weight,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,33 @@ class Conversion:
     def layer(self, name: str, packed: PackedTensor, bias: Tensor | None) -> PackedLayer:
         """The layer that keeps a weight that this conversion stores."""
         return PackedLinear(packed, bias)
+
+
+class Change(Protocol):
+    """What is done to one weight, such as a LoRA."""
+
+    def apply(self, weight: Tensor, strength: float = 1.0) -> Tensor:
+        """The changed weight; float32, as the given one is, and on its device."""
+        ...
+
+
+class Merging(Conversion):
+    """Changes added to weights, computed in float32.
+
+    changes: for each weight, by name, what is done to it one after the other, and how strongly. A change has
+    `apply(weight, strength)`, which gives the changed weight, float32 as the one it is given, on its device.
+    """
+
+    def __init__(self, changes: Mapping[str, Sequence[tuple[Change, float]]]) -> None:
+        self.of = changes
+
+    def changes(self, name: str) -> bool:
+        return name in self.of
+
+    def change(self, name: str, weight: Tensor) -> Tensor:
+        for change, strength in self.of[name]:
+            weight = change.apply(weight, strength)
+        return weight
 
 
 class Conversions:
@@ -119,7 +147,7 @@ class Conversions:
         self.layers[name] = layer
 
     def owner(self, name: str) -> str:
-        """The weight, as files have it, to which a parameter of the network belongs: its own name if it is not packed."""
+        """The name of the weight, as files have it, to which a parameter of the network belongs."""
         place, _, own = name.rpartition(".")
         weight = f"{place}.weight"
         return weight if weight in self.layers and own != "bias" else name

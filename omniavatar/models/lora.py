@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from omniavatar.models.packed import PackedLayer
 
 PAIR = re.compile(r"^(?:diffusion_model\.)?(?P<module>.+)\.lora_(?P<part>A|B|down|up)(?:\.(?!weight$)[^.]+)?\.weight$")
 DOWN = ("A", "down")
@@ -25,6 +28,11 @@ class LoraPair:
     @property
     def rank(self) -> int:
         return self.down.shape[0]
+
+    def apply(self, weight: Tensor, strength: float = 1.0) -> Tensor:
+        """The weight (float32) with the pair added."""
+        up, down = (half.to(weight.device, torch.float32).flatten(1) for half in (self.up, self.down))
+        return weight + ((up @ down) * (self.scale * strength)).view_as(weight)
 
 
 def lora_pairs(state: Mapping[str, Tensor], alpha: float | None = None) -> list[LoraPair]:
@@ -55,41 +63,27 @@ def lora_pairs(state: Mapping[str, Tensor], alpha: float | None = None) -> list[
 def unknown_modules(network: nn.Module, pairs: Iterable[LoraPair]) -> list[str]:
     """The layers of the pairs that the network does not have."""
     modules = dict(network.named_modules())
-    return [pair.module for pair in pairs if not hasattr(modules.get(pair.module), "weight")]
+    return [pair.module for pair in pairs if shape_of(modules.get(pair.module)) is None]
 
 
-@torch.no_grad()
-def merge_lora(
-    network: nn.Module, pairs: Iterable[LoraPair], scale: float = 1.0, device: torch.device | str | None = None
-) -> None:
-    """Add the pairs to the weights, computed in float32. 1x1 convolutions count as linear layers.
-
-    Weights on the meta device, which are read when they are used, are left as they are.
-    device: where to compute, if not where the weights are.
-    Raises ValueError, with nothing changed, if a pair does not fit its layer.
-    """
-    pairs = list(pairs)
-    weights = [network.get_parameter(f"{pair.module}.weight") for pair in pairs]
-    for pair, weight in zip(pairs, weights, strict=True):
-        shape = (pair.up.shape[0], pair.down.shape[1])
-        if (
-            pair.down.shape[0] != pair.up.shape[1]
-            or tuple(weight.shape[:2]) != shape
-            or weight.numel() != shape[0] * shape[1]
-        ):
-            raise ValueError(f"the LoRA of '{pair.module}' makes {shape}, the layer has {tuple(weight.shape)}")
-    for pair, weight in zip(pairs, weights, strict=True):
-        if weight.is_meta:
-            continue
-        changed = merged(weight, pair, scale, device or weight.device).to(weight.dtype)
-        if changed.device == weight.device:
-            weight.copy_(changed)
-        else:  # written into a weight that is mapped from a file, it would take memory beside the file's
-            weight.data = changed.to(weight.device)
+def shape_of(layer: nn.Module | None) -> tuple[int, ...] | None:
+    """The shape of a layer's weight, packed or not."""
+    if isinstance(layer, PackedLayer):
+        return layer.out_features, layer.in_features
+    weight = getattr(layer, "weight", None)
+    return tuple(weight.shape) if isinstance(weight, Tensor) else None
 
 
-def merged(weight: Tensor, pair: LoraPair, scale: float, device: torch.device | str) -> Tensor:
-    """The weight with the pair added, float32 on `device`."""
-    up, down = (half.to(device, torch.float32).flatten(1) for half in (pair.up, pair.down))
-    change = (up @ down) * (pair.scale * scale)
-    return weight.to(device, torch.float32) + change.view_as(weight)
+def check_pairs(network: nn.Module, pairs: Sequence[LoraPair]) -> None:
+    """Raise ValueError if a pair does not fit its layer, or there is none. 1x1 convolutions count as linear layers."""
+    unknown = unknown_modules(network, pairs)
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} of its {len(pairs)} layers are not in the transformer, such as '{unknown[0]}'"
+        )
+    modules = dict(network.named_modules())
+    for pair in pairs:
+        made, shape = (pair.up.shape[0], pair.down.shape[1]), shape_of(modules[pair.module])
+        assert shape is not None
+        if pair.down.shape[0] != pair.up.shape[1] or shape[:2] != made or math.prod(shape) != math.prod(made):
+            raise ValueError(f"the LoRA of '{pair.module}' makes {made}, the layer has {shape}")

@@ -15,7 +15,7 @@ import logging
 import math
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from omniavatar.models.wan_dit import BlockInputs
 from omniavatar.models.wrapped import Wrapped
 
 log = logging.getLogger(__name__)
@@ -258,8 +259,11 @@ class BlockStream:
             blocks[index] = Streamed(block, self, index)
 
     @contextmanager
-    def present(self, index: int) -> Iterator[None]:
-        """Have the weights of a block on the device for the time of a with-block."""
+    def present(self, index: int, left_out: Container[int] = ()) -> Iterator[None]:
+        """Have the weights of a block on the device for the time of a with-block.
+
+        left_out: blocks that are not called before the first one is called again, so that they are not brought ahead.
+        """
         if not self.shared and not self.own:
             self._settle()
         place = self.own.get(index) or self._place_of(index) or self._free()
@@ -269,7 +273,7 @@ class BlockStream:
         parcel = self.source.parcels[index]
         parcel.point(place.memory)
         try:
-            self._prefetch_after(index, place)
+            self._prefetch_after(index, place, left_out)
             yield
         finally:
             parcel.park()
@@ -292,9 +296,10 @@ class BlockStream:
         places = [Place(piece, used=now) for piece in memory.split(sizes)]
         self.shared, self.own = places[:passing], dict(zip(kept, places[passing:], strict=True))
 
-    def _prefetch_after(self, index: int, busy: Place) -> None:
+    def _prefetch_after(self, index: int, busy: Place, left_out: Container[int]) -> None:
         """Begin to bring the next block that passes, unless it is here."""
-        following = next((other for other in self.passing if other > index), next(iter(self.passing), None))
+        later = (other for other in self.passing if other > index and other not in left_out)
+        following = next(later, next(iter(self.passing), None))
         if following is not None and self._place_of(following) is None:
             self._bring(following, self._free(busy))
 
@@ -355,8 +360,9 @@ class Streamed(Wrapped):
         self.stream, self.index = stream, index
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """What the block makes of its inputs."""
-        with self.stream.present(self.index):
+        """What the block makes of its inputs, which may say which blocks are left out."""
+        left_out = next((one.left_out for one in inputs if isinstance(one, BlockInputs)), frozenset[int]())
+        with self.stream.present(self.index, left_out):
             return self.block(*inputs, **named)
 
 

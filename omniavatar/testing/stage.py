@@ -29,7 +29,7 @@ from omniavatar.engine.plan import Plan
 from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step
 from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
-from omniavatar.models.attention import Attention, sdpa
+from omniavatar.models.attention import Attention, AttentionSlot
 from omniavatar.models.audio_adapter import AudioAdapter
 from omniavatar.models.umt5 import UMT5Encoder
 from omniavatar.models.wan_dit import WanDiT
@@ -82,14 +82,8 @@ NETWORKS: dict[str, Network] = {
 }
 
 
-class Place:
-    """Stands for the attention of an engine in networks that are to be copied."""
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
-PLACE = Place()
+PLACE = AttentionSlot()
+"""Stands for the attention of an engine in networks that are to be copied."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +115,7 @@ class StageModels:
 
         Audio encoders always run in float32, as their rows of the checkpoint tables say.
         """
-        copy: nn.Module = deepcopy(self.original(role), {id(PLACE): constructor.get("attention", sdpa)})
+        copy: nn.Module = deepcopy(self.original(role), {id(PLACE): constructor.get("attention", AttentionSlot())})
         return copy.to(device, torch.float32 if isinstance(copy, AudioEncoder) else dtype)
 
     def original(self, role: str) -> nn.Module:

@@ -20,11 +20,13 @@ from omniavatar.units.guidance_parallel import GuidanceParallel
 from omniavatar.units.lcm import Lcm
 from omniavatar.units.lora import Lora
 from omniavatar.units.magcache import MagCache
+from omniavatar.units.nag import Nag
 from omniavatar.units.offload import Offload
 from omniavatar.units.prompt import Prompt
 from omniavatar.units.reference_image import ReferenceImage
 from omniavatar.units.schedule import Schedule
 from omniavatar.units.sequence_parallel import SequenceParallel
+from omniavatar.units.skip_layer_guidance import SkipLayerGuidance
 from omniavatar.units.sliding_window import SlidingWindow
 from omniavatar.units.smooth_borders import SmoothBorders
 from omniavatar.units.soundtrack import Soundtrack
@@ -64,6 +66,8 @@ BUILTIN = (
     FirstBlockCache,
     CfgZeroStar,
     GuidanceInterval,
+    Nag,
+    SkipLayerGuidance,
     UniPC,
     DpmSolverMultistep,
     Lcm,

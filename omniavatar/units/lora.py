@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -12,7 +13,10 @@ from omniavatar.errors import CheckpointError
 from omniavatar.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from omniavatar.engine.engine import Engine
+    from omniavatar.models.conversion import Change, Conversion
 
 log = logging.getLogger(__name__)
 
@@ -28,20 +32,34 @@ class Lora(PipelineUnit):
 
     settings: Settings
 
+    def conversion(self, engine: Engine, role: str) -> Conversion | None:
+        """What the files change in a role's network, merged as it is loaded; see `engine.conversion`."""
+        from omniavatar.models.conversion import Merging
+        from omniavatar.models.lora import check_pairs, lora_pairs
+
+        scale = self.settings.scale
+        files = [adapter for adapter in engine.models.adapters() if adapter.target == role]
+
+        class Files(Merging):
+            """Files that are read and checked when the network is known."""
+
+            def begin(self, network: nn.Module) -> None:
+                found: dict[str, list[tuple[Change, float]]] = defaultdict(list)
+                for adapter in files:
+                    try:
+                        pairs = lora_pairs(adapter.tensors(), adapter.alpha)
+                        check_pairs(network, pairs)
+                    except ValueError as error:
+                        raise CheckpointError(f"LoRA {adapter.name}: {error}") from None
+                    for pair in pairs:
+                        found[f"{pair.module}.weight"].append((pair, scale))
+                    log.info("merging %d layers of %s", len(pairs), adapter.name)
+                self.of = found
+
+        return Files({}) if files else None
+
     @hookimpl
     def setup(self, engine: Engine) -> None:
-        from omniavatar.models.lora import lora_pairs, merge_lora, unknown_modules
-
+        """Have the networks loaded, and with them changed."""
         for adapter in engine.models.adapters():
-            try:
-                pairs = lora_pairs(adapter.tensors(), adapter.alpha)
-                network = engine.model(adapter.target)
-                unknown = unknown_modules(network, pairs)
-                if unknown:
-                    raise ValueError(
-                        f"{len(unknown)} of its {len(pairs)} layers are not in the transformer, such as '{unknown[0]}'"
-                    )
-                merge_lora(network, pairs, self.settings.scale, engine.device)
-            except ValueError as error:
-                raise CheckpointError(f"LoRA {adapter.name}: {error}") from None
-            log.info("merged %d layers of %s", len(pairs), adapter.name)
+            engine.model(adapter.target)

@@ -1,4 +1,4 @@
-"""The prompt: text to embeddings once per video, to the transformer's context once per window and branch."""
+"""The prompt: text to embeddings once per video, to the transformer's width once per window and branch."""
 
 from __future__ import annotations
 
@@ -91,17 +91,17 @@ class Prompt(PipelineUnit):
 
     @hookimpl
     def embed(self, forward: Forward) -> None:
-        forward.context = forward.memory.once("prompt.context", lambda: forward.stacked(self._context_of(forward)))
+        forward.conditions["text"] = forward.memory.once("prompt.text", lambda: forward.stacked(self._text_of(forward)))
 
-    def _context_of(self, forward: Forward) -> Any:
-        """For a branch, the transformer's context (b n d)."""
+    def _text_of(self, forward: Forward) -> Callable[[Branch], Tensor]:
+        """For a branch, the text as the blocks take it (b n d)."""
 
-        def context(branch: Branch) -> Tensor:
+        def text(branch: Branch) -> Tensor:
             embedding = branch["negative_embedding" if branch.drops("text") else "prompt_embedding"]
             result: Tensor = forward.network.embed_text(embedding)
             return result
 
-        return context
+        return text
 
     def encode(self, engine: Engine, text: str, what: str = "prompt") -> Tensor:
         """The embedding of one text (1 n text_dim); rows beyond its last token are zero.

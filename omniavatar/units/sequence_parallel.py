@@ -57,11 +57,10 @@ class SequenceParallel(PipelineUnit):
 
     @hookimpl(wrapper=True, tryfirst=True)
     def run_blocks(self, forward: Forward) -> Iterator[None]:
-        from omniavatar.distributed.attention import sequence_attention
+        from omniavatar.distributed.attention import sequence_wrapper
 
-        groups, sharding = forward.engine.groups, forward.sharding
-        assert sharding is not None
-        with forward.engine.attention.wrapped(lambda inner: sequence_attention(inner, groups, sharding)):
+        assert forward.sharding is not None
+        with forward.engine.attention.wrapped(sequence_wrapper(forward.engine.groups, forward.sharding)):
             return (yield)
 
 

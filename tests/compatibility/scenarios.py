@@ -94,8 +94,22 @@ class Scenario:
 
 OTHER_PICTURE = Change(inputs={"image": File("other.png")})
 NO_VOICE = Change(inputs={"audio": None})
-ATTENTION = AttentionSlot()
-"""Stands for the attention of an engine in networks that are made before it."""
+
+
+class Stand:
+    """Stands for the attention of an engine in networks that are made before it."""
+
+    slot = AttentionSlot()
+
+    def __call__(self, *attended: Any) -> Any:
+        return self.slot(*attended)
+
+    @property
+    def cross(self) -> Any:
+        return self.slot.cross
+
+
+ATTENTION = Stand()
 NUMBERS: dict[str, Any] = {"dim": 24, "ffn_dim": 32, "num_heads": 2, "num_layers": 4, "attention": ATTENTION}
 
 
@@ -231,6 +245,12 @@ SCENARIOS: dict[str, dict[str, Scenario]] = {
             settings={"schedule": {"steps": 4}},
             off=Change({"low": 0.0, "high": 1.0}),
         ),
+        "nag": Scenario(f"{BASE}+nag", settings={"schedule": {"steps": 4}}, off=Change({"scale": 1.0})),
+        "skip-layer-guidance": Scenario(
+            f"{BASE}+skip-layer-guidance(blocks=[1, 2])",
+            settings={"schedule": {"steps": 4}},
+            off=Change({"start": 0.9}),
+        ),
         "cfg-merge": Scenario(f"{BASE}+cfg-merge"),
         "sliding-window": Scenario(f"{BASE}+sliding-window(size=2, stride=1)", off=Change({"size": 9})),
         "schedule": Scenario(BASE, changes=Change({"shift": 1.0})),
@@ -303,11 +323,15 @@ SCENARIOS: dict[str, dict[str, Scenario]] = {
     },
     "moe": {
         "moe": Scenario(
-            f"{BASE}+moe(boundary=0.95)", networks={"dit2": NETWORKS["dit"]}, off=Change({"boundary": 0.0})
+            f"{BASE}+moe(boundary=0.95)",
+            networks={"dit2": NETWORKS["dit"]},
+            alters=True,
+            off=Change({"boundary": 0.0}),
         ),
         "moe-guidance": Scenario(
             f"{BASE}-guidance+moe(boundary=0.95)+moe-guidance(scale=4, low_scale=1)",
             networks={"dit2": NETWORKS["dit"]},
+            alters=True,
             off=Change({"scale": 3.0, "low_scale": 3.0}),
             instead={"guidance": {"scale": 3.0}},
         ),

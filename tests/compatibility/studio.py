@@ -158,7 +158,7 @@ class Models:
         attention = constructor["attention"]
         if self.copies:
             return copy.deepcopy(self.network(role), {id(ATTENTION): attention})
-        ATTENTION.strategy = attention
+        ATTENTION.slot = attention
         return self.network(role)
 
     def config(self, role: str) -> Mapping[str, Any]:

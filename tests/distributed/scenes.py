@@ -50,7 +50,7 @@ class RandomModels:
 
     def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
         """A new network; the transformer takes the engine's attention."""
-        network: nn.Module = build(role, **(constructor if role == "dit" else {}))
+        network: nn.Module = build(role, **({"attention": constructor["attention"]} if role == "dit" else {}))
         return network
 
     def config(self, role: str) -> dict[str, Any]:
@@ -99,7 +99,9 @@ class Texts(PipelineUnit):
 
     @hookimpl
     def embed(self, forward: Forward) -> None:
-        forward.context = forward.stacked(lambda branch: forward.network.embed_text(branch[f"text.{branch.name}"]))
+        forward.conditions["text"] = forward.stacked(
+            lambda branch: forward.network.embed_text(branch[f"text.{branch.name}"])
+        )
 
 
 class Voice(Audio):
@@ -139,7 +141,7 @@ class Hints(PipelineUnit):
         if index == 0:
             frames, rows, columns = forward.grid
             control = forward.shard(noise(1, frames * rows * columns, tiny.DIT["dim"], seed=13))
-            forward["hint"] = self.block(control + forward.x, forward.context, forward.t_mod, forward.rope)
+            forward["hint"] = self.block(control + forward.x, forward.block_inputs(0))
 
     @hookimpl
     def after_block(self, forward: Forward, index: int) -> None:

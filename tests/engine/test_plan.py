@@ -493,7 +493,7 @@ def answering(name: str, *hooks: str, passes_on: bool = False, first: bool = Fal
     return unit(name, passes_on=hooks if passes_on else (), **{hook: answer(hook) for hook in hooks})
 
 
-@pytest.mark.parametrize("hook", ["run_blocks", "predict", "substitute", "call"])
+@pytest.mark.parametrize("hook", ["run_blocks", "run_block", "predict", "substitute", "call"])
 def test_an_answer_that_would_never_be_asked_for_is_refused(hook: str) -> None:
     one, two, some = answering("one", hook), answering("two", hook), answering("some", hook, passes_on=True)
     early = answering("early", hook, passes_on=True, first=True)

@@ -24,7 +24,8 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import Span, audio_rows, plan_spans
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.image import fit_image
-from omniavatar.models.lora import lora_pairs, merge_lora, unknown_modules
+from omniavatar.models.conversion import Conversions, Merging
+from omniavatar.models.lora import lora_pairs, unknown_modules
 from omniavatar.models.wav2vec import AudioEncoder
 from omniavatar.testing import GivenModels, LatentFormat
 from omniavatar.testing.models import WAN
@@ -378,7 +379,9 @@ def lora(case: Case) -> None:
         pairs = lora_pairs(group(case.inputs, f"lora/{scheme}"))
         unknown = set(unknown_modules(dit, pairs))
         known = [pair for pair in pairs if pair.module not in unknown]
-        merge_lora(dit, known, case.config["call"]["alpha"])
+        alpha = case.config["call"]["alpha"]
+        merging = Merging({f"{pair.module}.weight": [(pair, alpha)] for pair in known})
+        Conversions([merging]).convert(dit)
         changed = {
             f"fused/{scheme}/{key}": value
             for key, value in dit.state_dict().items()

@@ -386,7 +386,7 @@ class Partial(Broken):
 
     @hookimpl
     def embed(self, forward: Forward) -> None:
-        forward.context = forward.step.once("broken.context", lambda: forward.context)
+        forward.conditions = forward.step.once("broken.conditions", lambda: forward.conditions)
 
 
 class Loner(Broken):

@@ -61,9 +61,9 @@ def test_blocks_are_not_loaded_before_they_run(folder: Path, monkeypatch: pytest
     names: list[set[str]] = []
     read_into = Bundle.read_into
 
-    def noting(models: Bundle, role: str, targets: dict[str, Tensor]) -> None:
+    def noting(models: Bundle, role: str, targets: dict[str, Tensor], *rest: Any) -> None:
         names.append({name.partition(".self_attn")[0] for name in targets if ".self_attn.q.weight" in name})
-        read_into(models, role, targets)
+        read_into(models, role, targets, *rest)
 
     monkeypatch.setattr(Bundle, "read_into", noting)
     engine = Engine(build_plan("default-write-video+disk-offload", catalog(), SMALL), opened(folder))

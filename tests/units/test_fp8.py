@@ -74,7 +74,5 @@ def test_lora_is_merged_before_rounding(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_what_it_does_not_go_with(tmp_path: Any) -> None:
-    with pytest.raises(PlanError, match="'disk-offload' and 'fp8' cannot work together"):
-        build_plan("default+fp8+disk-offload", catalog(), SMALL)
     with pytest.raises(PlanError, match="'fp8' is for making videos"):
         diffusion(tmp_path, expression="default+fp8").task(None)  # type: ignore[arg-type]

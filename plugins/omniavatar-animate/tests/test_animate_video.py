@@ -15,7 +15,7 @@ import torch
 from omniavatar_animate.image import on_black
 from omniavatar_animate.motion import no_face
 from omniavatar_animate.testing import random_adapter, tiny_animate_models
-from omniavatar_i2v.image_dit import ImageContext, ImageDiT
+from omniavatar_i2v.image_dit import ImageDiT
 from omniavatar_i2v.testing import IMAGE_DIT
 from PIL import Image
 from torch import Tensor
@@ -58,14 +58,14 @@ class Look(WindowRecorder):
         super().__init__()
         self.embedded: list[Tensor] = []
         self.after_first: list[Tensor] = []
-        self.contexts: list[Any] = []
+        self.conditions: list[dict[str, Tensor]] = []
         self.blocks = 0
         self.black: list[Tensor] = []
 
     @hookimpl(trylast=True)
     def embed(self, forward: Forward) -> None:
         self.embedded.append(forward.x)
-        self.contexts.append(forward.context)
+        self.conditions.append(forward.conditions)
 
     @hookimpl(trylast=True)
     def after_block(self, forward: Forward, index: int) -> None:
@@ -104,7 +104,8 @@ def _one_thread() -> Iterator[None]:
 @cache
 def networks() -> dict[str, Any]:
     """Tiny networks; weights that leave no default in place in the transformer and beside it."""
-    return tiny_animate_models(dit=randomized(ImageDiT(**IMAGE_DIT))).networks
+    made: dict[str, Any] = tiny_animate_models(dit=randomized(ImageDiT(**IMAGE_DIT))).networks
+    return made
 
 
 @cache
@@ -200,9 +201,8 @@ def test_behind_it_nothing_is_known(moved: Look) -> None:
 
 def test_the_blocks_see_its_tokens(files: dict[str, Path], moved: Look) -> None:
     features = networks()["image_encoder"](fitted(files))
-    for context in moved.contexts:
-        assert isinstance(context, ImageContext)
-        torch.testing.assert_close(context.image, networks()["dit"].embed_image(features))
+    for conditions in moved.conditions:
+        torch.testing.assert_close(conditions["image"], networks()["dit"].embed_image(features))
 
 
 def test_another_picture_makes_another_video(files: dict[str, Path], moved: Look) -> None:

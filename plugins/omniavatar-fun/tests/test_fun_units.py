@@ -14,7 +14,7 @@ from omniavatar_fun.camera import token_places
 from omniavatar_fun.networks import CameraAdapter, ReferenceEmbedding
 from omniavatar_fun.testing import CAMERA, CAMERA_DIT, CAMERA_DIT_22, CONTROL_DIT, CONTROL_DIT_22, REFERENCE
 from omniavatar_fun.trajectory import ORIGIN, directed, folded_rays
-from omniavatar_i2v.image_dit import ImageContext, ImageDiT
+from omniavatar_i2v.image_dit import ImageDiT
 from omniavatar_i2v.testing import tiny_image_models
 from PIL import Image
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, InputError, OmniError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.image import fit_image, load_image
-from omniavatar.models.wan_dit import WanDiT
+from omniavatar.models.wan_dit import BlockInputs, WanDiT
 from omniavatar.plugins import discover
 from omniavatar.testing.models import GivenModels
 from omniavatar.testing.recorder import WindowRecorder
@@ -63,7 +63,7 @@ class Watch(WindowRecorder):
     def before_block(self, forward: Forward, index: int) -> None:
         self.blocks += 1
         if index == 0:
-            names = ("x", "context", "rope", "grid", "frame_index")
+            names = ("x", "conditions", "rope", "grid", "frame_index")
             self.calls.append({name: getattr(forward, name) for name in names})
 
     @property
@@ -340,7 +340,7 @@ def test_the_velocity_is_that_of_the_frames_behind_the_reference(files: dict[str
             x = torch.cat([layer(forward["fun-reference.latent"]), x], dim=1)
             time, t_mod = dit.embed_time(torch.tensor([forward.step.timestep], dtype=torch.float64))
             for block in dit.blocks:
-                x = block(x, forward.context, t_mod, dit.rope((4, rows, columns)))
+                x = block(x, BlockInputs(t_mod, dit.rope((4, rows, columns)), forward.conditions))
             seen.append((forward.output, dit.unembed(x[:, PER_FRAME:], time, (3, rows, columns))))
 
     plan = build_plan(f"{REFERENCED}-write-video", catalog(), SETTINGS)
@@ -378,9 +378,8 @@ def test_clip_sees_the_reference_in_place_of_the_first_frame(files: dict[str, Pa
     encoder: Any = models.networks["image_encoder"]
     expected = encoder(fit_image(load_image(files["reference"]), (32, 32)))
     torch.testing.assert_close(watch["image_features"], expected)
-    context: ImageContext = watch.calls[0]["context"]
     dit: Any = models.networks["dit"]
-    torch.testing.assert_close(context.image, dit.embed_image(expected))
+    torch.testing.assert_close(watch.calls[0]["conditions"]["image"], dit.embed_image(expected))
     torch.testing.assert_close(watch.condition[:, 16:, :1], watch["image_latent"], atol=1e-5, rtol=1e-5)
 
 

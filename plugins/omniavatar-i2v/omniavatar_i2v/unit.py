@@ -102,11 +102,10 @@ class ImageToVideo(ReferenceImage):
     def embed(self, forward: Forward) -> None:
         features: Tensor | None = forward["image_features"]
         if features is not None:
-            from omniavatar_i2v.image_dit import ImageContext
-
             embedded = forward.network.embed_image
-            image = forward.memory.once("image-to-video.tokens", lambda: forward.repeated(embedded(features)))
-            forward.context = ImageContext(forward.context, image)
+            forward.conditions["image"] = forward.memory.once(
+                "image-to-video.tokens", lambda: forward.repeated(embedded(features))
+            )
 
 
 def clip_dim(models: Models) -> int | None:

@@ -232,11 +232,5 @@ def hints(forward: Forward) -> Iterator[Tensor]:
             "leave out the unit that makes the call shorter"
         )
     control = forward.shard(functional.pad(control, (0, 0, 0, tokens - control.shape[1])))
-    made: Iterator[Tensor] = branch.hints(control, forward.x, text_of(forward), forward.t_mod, forward.rope)
+    made: Iterator[Tensor] = branch.hints(control, forward.x, forward.block_inputs(0))
     return made
-
-
-def text_of(forward: Forward) -> Tensor:
-    """The text (b n d), which is all that the branch attends to, also where the transformer's context holds more."""
-    text: Tensor = getattr(forward.context, "text", forward.context)
-    return text
