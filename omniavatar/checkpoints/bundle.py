@@ -104,8 +104,9 @@ class LoraFile:
 class Bundle:
     """Components by role: one base network with any number of overlays, or any number of bare tensor sets (LoRA)."""
 
-    def __init__(self, detections: Iterable[Detection]) -> None:
+    def __init__(self, detections: Iterable[Detection], folders: Iterable[Path] = ()) -> None:
         self.detections = tuple(detections)
+        self.folders = tuple(folders)
         by_role: dict[str, list[Component]] = defaultdict(list)
         for detection in self.detections:
             for component in detection.components:
@@ -120,19 +121,21 @@ class Bundle:
         roles: Iterable[str | None] = (),
         instead: Iterable[bool] = (),
         strengths: Iterable[LoraStrength | None] = (),
+        folders: Iterable[Path] = (),
     ) -> Bundle:
         """Recognise everything that the sources name (files, lists of shards, patterns, folders).
 
         roles: for each source the role of its transformer, or of the one that its LoRA changes; None: "dit".
         instead: for each source whether its networks take the place of those of other sources.
         strengths: for each source that of its LoRA; None: 1, and it need not have one.
+        folders: where things may lie that belong beside a file, if they do not.
         """
         given = []
         for source, role, replaces, strength in zip_longest(sources, roles, instead, strengths):
             for found in registry.detect_all(source):
                 detection = found if role is None else found.with_role(role)
                 given.append((detection if strength is None else detection.with_strength(strength), bool(replaces)))
-        return cls(with_replaced(given))
+        return cls(with_replaced(given), folders)
 
     @property
     def roles(self) -> frozenset[str]:
@@ -165,8 +168,13 @@ class Bundle:
         return merged
 
     def beside(self, role: str, path: Path | str) -> Path:
-        """A path relative to the folder of the role's (base) files; an absolute one stays as it is."""
-        return self.components(role)[0].folder.absolute() / path
+        """A path relative to the folder of the role's (base) files, or to the first further folder that has it.
+
+        An absolute one stays as it is.
+        """
+        own = self.components(role)[0].folder.absolute() / path
+        elsewhere = (folder.absolute() / path for folder in self.folders)
+        return own if own.exists() else next((place for place in elsewhere if place.exists()), own)
 
     def tokenizer(self, role: str) -> Callable[[], Any] | None:
         """What makes the tokenizer that lies in the role's file, if one does.

@@ -8,7 +8,7 @@ official ones, by which the `[[checkpoint]]` rows know it. Nothing is read but h
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from omniavatar.checkpoints.derived import joined, reshaped, split
 from omniavatar.checkpoints.headers import Header, TensorInfo
-from omniavatar.checkpoints.names import Rename, alternatives, compiled, matches, specials
+from omniavatar.checkpoints.names import Rename, alternatives, compiled, matches, occurs, specials
 from omniavatar.errors import CheckpointError
 
 
@@ -143,9 +143,9 @@ class Dialect(BaseModel):
             raise ValueError(f"extras are {', '.join(self.extras)}; only 'tokenizer' is known")
         return self
 
-    def fits(self, names: Sequence[str]) -> bool:
+    def fits(self, names: Collection[str]) -> bool:
         """Whether all required patterns occur among the names."""
-        return all(any(compiled(pattern).fullmatch(name) for name in names) for pattern in self.match)
+        return all(occurs(pattern, names) for pattern in self.match)
 
     def official(self, header: Header) -> Header:
         """The header under official names. Raises CheckpointError for two names that mean one, or a part that lacks."""
@@ -206,8 +206,7 @@ class Names:
 
     def official(self, header: Header) -> Header | None:
         """The header under official names, if it is in a dialect."""
-        names = list(header.tensors)
-        dialect = next((dialect for dialect in self.dialects if dialect.fits(names)), None)
+        dialect = next((dialect for dialect in self.dialects if dialect.fits(header.tensors)), None)
         return None if dialect is None else dialect.official(header)
 
 

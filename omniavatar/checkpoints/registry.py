@@ -240,10 +240,13 @@ class Registry:
         """Recognise the one checkpoint that consists of exactly these files."""
         return self.detect(files)
 
-    def detect_parts(self, files: Files, wanted: str | None = None, row: Row | None = None) -> list[Detection]:
+    def detect_parts(
+        self, files: Files, wanted: str | None = None, row: Row | None = None, *, compare: bool = True
+    ) -> list[Detection]:
         """Recognise the checkpoints in files that belong together.
 
-        wanted: which version to take where the file holds several. row: what the folder says they are.
+        wanted: which version to take where the file holds several. row: what the folder says they are. compare: say of
+        unknown ones which known one they resemble, which takes its time.
         """
         check_shards(files)
         check_index(files)
@@ -251,10 +254,30 @@ class Registry:
         if row is not None:
             return [detection(row, self.names.official(header) or header, files[0].parent)]
         return [
-            detection(self._tuned_row(row, part), part, files[0].parent) for row, part in self.readings(header, wanted)
+            detection(self._tuned_row(row, part), part, files[0].parent)
+            for row, part in self.readings(header, wanted, compare=compare)
         ]
 
-    def readings(self, header: Header, wanted: str | None = None, depth: int = 0) -> list[tuple[Row, Header]]:
+    def official(self, header: Header) -> Header:
+        """The header under official names, without a prefix; one that is so already, or of several models, as it is."""
+        for _ in range(MAX_PREFIXES):
+            official = self.names.official(header)
+            if official is not None:
+                return official
+            parts = list(self.names.parts(header).values())
+            if len(parts) != 1:
+                break
+            header = parts[0]
+        return header
+
+    def folder_files(self, folder: Path) -> tuple[Row, Files] | None:
+        """What a folder is that is one model in the form of transformers, and its files; None if it is no such one."""
+        row = self._folder_row(folder)
+        return None if row is None else (row, weights_of_folder(row, folder, self.formats.suffixes))
+
+    def readings(
+        self, header: Header, wanted: str | None = None, depth: int = 0, *, compare: bool = True
+    ) -> list[tuple[Row, Header]]:
         """The rows of what lies in files: as it stands, under official names, or in parts with prefixes.
 
         Each comes with its part of the header, under the names that the row knows. An unknown part is an error.
@@ -268,8 +291,12 @@ class Registry:
             return [(row, official)]
         parts = self.names.parts(header, wanted) if depth < MAX_PREFIXES else {}
         if not parts:
-            raise UnknownCheckpoint(self.names.strays(header) or self._neighbours.explain(official or header))
-        return [reading for part in parts.values() for reading in self.readings(part, wanted, depth + 1)]
+            unknown = header.files[0].name
+            if compare:
+                unknown = self.names.strays(header) or self._neighbours.explain(official or header)
+            raise UnknownCheckpoint(unknown)
+        deeper = depth + 1
+        return [one for part in parts.values() for one in self.readings(part, wanted, deeper, compare=compare)]
 
     def _tuned_row(self, row: Row, header: Header) -> Row:
         """The row with what later tables say about files with this header."""
@@ -296,11 +323,11 @@ class Registry:
             raise CheckpointError(
                 f"{header.files[0]} is {known.name} ({known.repo}), which is not supported: {known.why}"
             )
-        names = list(header.tensors)
-        fitting = [row for row in self.rows if row.match and not row.unmet(names) and not row.unclaimed(names)]
+        names = header.tensors
+        fitting = [row for row in self.rows if row.is_met(names) and row.claims(names)]
         whole = [row for row in fitting if not row.partial]
         others = [name for name in names if not parsed(name)]
-        if not whole and is_lora(header.tensors) and not (others and (fitting or self._is_part_of_delta(others))):
+        if not whole and is_lora(names) and not (others and (fitting or self._is_part_of_delta(others))):
             fitting = [row for row in self.rows if row.lora]
         else:
             fitting = whole or fitting

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from omniavatar.checkpoints.dialects import Container, Dialect
-from omniavatar.checkpoints.names import Rename, matches, rename, undo
+from omniavatar.checkpoints.names import Rename, matches, occurs, rename, undo
 from omniavatar.errors import CheckpointError
 from omniavatar.values import parse_toml
 
@@ -125,8 +125,16 @@ class Row(BaseModel):
 
     def unmet(self, names: Iterable[str]) -> list[str]:
         """The required patterns that no name fits."""
-        names = list(names)
-        return [pattern for pattern in self.match if not any(matches(name, [pattern]) for name in names)]
+        names = set(names)
+        return [pattern for pattern in self.match if not occurs(pattern, names)]
+
+    def is_met(self, names: Collection[str]) -> bool:
+        """Whether it is recognised by patterns, and a name fits each of them."""
+        return bool(self.match) and all(occurs(pattern, names) for pattern in self.match)
+
+    def claims(self, names: Iterable[str]) -> bool:
+        """Whether every name belongs to a component or is declared superfluous."""
+        return all(self.owner(name) is not None or matches(name, self.ignore) for name in names)
 
 
 class Tuned(BaseModel):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from omniavatar.errors import CheckpointError
+from omniavatar.locating import located
 
 if TYPE_CHECKING:
     from omniavatar.checkpoints import Bundle
@@ -39,7 +40,7 @@ class Outlook:
         file = Layer(Strength.FILE, "the configuration", config.settings)
         registry = plugins.registry(map(Path, config.tables))
         try:
-            bundle = bundle_of(config, registry)
+            bundle = bundle_of(located(config), registry)
         except CheckpointError as error:
             reason = str(error).partition("\n")[0].removesuffix(" for")
             return cls(build_plan(config.units, catalog, file), None, reason)
