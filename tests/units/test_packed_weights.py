@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def opened(folder: Path, transformer: str) -> Bundle:
-    names = [transformer, "Wan2.1-T2V-tiny/*.pth", "OmniAvatar-tiny", "wav2vec2-tiny"]
+def opened(folder: Path, transformer: str, *more: Path) -> Bundle:
+    names: list[Any] = [transformer, "Wan2.1-T2V-tiny/*.pth", "OmniAvatar-tiny", "wav2vec2-tiny", *more]
     return Bundle.open([folder / name for name in names], Registry.builtin())
 
 
@@ -54,7 +53,9 @@ def play(folder: Path, expression: str, transformer: str = "quantised") -> tuple
 
 
 def layers_of(engine: Engine) -> set[type]:
-    return {type(layer) for layer in engine.model("dit").blocks.modules() if isinstance(layer, PackedLayer)}
+    """The classes of packed layers in the blocks, those included that LoRA is added beside."""
+    layers = [getattr(layer, "block", layer) for layer in engine.model("dit").blocks.modules()]
+    return {type(layer) for layer in layers if isinstance(layer, PackedLayer)}
 
 
 def names_of_block(engine: Engine) -> list[str]:
@@ -92,9 +93,9 @@ def test_what_moves_or_compiles_blocks_changes_nothing(folder: Path, unit: str) 
         assert sum(count * dtype.itemsize for count, dtype in sizes) < 0.4 * sum(count * 4 for count, _ in sizes)
 
 
-def test_lora_on_packed_weights_is_added_to_the_dense_ones(folder: Path) -> None:
+def test_lora_is_added_beside_packed_weights(folder: Path) -> None:
     merged, engine = play(folder, "default-write-video")
-    assert not layers_of(engine), "the LoRA of the set is for all layers"
+    assert layers_of(engine) == {PackedLinear}
     torch.testing.assert_close(merged, play(folder, "default-write-video", "dense")[0], atol=1e-5, rtol=1e-5)
 
 
@@ -152,25 +153,20 @@ def test_a_change_is_asked_before_weights_are_read(folder: Path, monkeypatch: py
     from omniavatar.checkpoints import loading
     from omniavatar.errors import CheckpointError
 
-    class Foreign:
-        name, target, alpha = "foreign.safetensors", "dit", None
-
-        def tensors(self) -> dict[str, Tensor]:
-            return {"nowhere.lora_A.weight": torch.zeros(1, 2), "nowhere.lora_B.weight": torch.zeros(2, 1)}
-
-    def adapters(models: Any) -> Sequence[Any]:
-        return [Foreign()]
-
-    monkeypatch.setattr(Bundle, "adapters", adapters)
+    pair = {"lora_down.weight": torch.zeros(1, 96), "lora_up.weight": torch.zeros(8, 1)}
+    state = {f"diffusion_model.blocks.0.ffn.0.{name}": tensor for name, tensor in pair.items()}
+    file = write_safetensors(folder / "foreign.safetensors", state)
     read: list[str] = []
 
+    stored = loading.stored_tensors
+
     def reading(sources: Any, device: Any) -> Any:
-        read.extend(sources)
-        return iter(())
+        read.extend(name for name in sources if "lora" not in name)
+        return stored(sources, device)
 
     monkeypatch.setattr(loading, "stored_tensors", reading)
-    engine = Engine(build_plan("default-write-video", catalog(), SMALL), opened(folder, "quantised"))
-    with pytest.raises(CheckpointError, match=r"foreign.safetensors: 1 of its 1 layers are not in the transformer"):
+    engine = Engine(build_plan("default-write-video", catalog(), SMALL), opened(folder, "quantised", file))
+    with pytest.raises(CheckpointError, match=r"foreign\.safetensors.*blocks\.0\.ffn\.0"):
         engine.model("dit")
     assert not read
 
