@@ -361,7 +361,7 @@ class PackedBlocks(Fp8Blocks):
 def sharded_packed_weights(world: World) -> float:
     video = odd_video(units=[Texts(), Packs()])
     alone = made_alone(world, video)
-    engine, together = video.made(Fsdp(), world=world, ahead=True)
+    engine, together = video.made(SequenceParallel(), Fsdp(), world=world, ahead=True)
     assert isinstance(engine.model("dit").blocks[0].ffn[0], PackedLinear)
     assert local_share(engine.model("dit")) < 1.1 / world.size
     return worst_error(together.results, alone.results)
