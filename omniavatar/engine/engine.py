@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from omniavatar.distributed.groups import Groups, grid_shape
 from omniavatar.distributed.world import ALONE, World
@@ -35,11 +35,48 @@ from omniavatar.engine.surround import Around
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, EngineBusy, InputError, OmniError, PlanError
 from omniavatar.models.conversion import Conversions
+from omniavatar.models.lora import Change
 from omniavatar.roles import companion_of
 
 
+class LoraFit(Protocol):
+    """What a LoRA file does to a network: changes by weight name, in their order; as text: how much of it is used."""
+
+    @property
+    def changes(self) -> Mapping[str, Sequence[Change]]: ...
+
+    def beside(self, other: Any) -> LoraFit:
+        """What the same file does to this network and to another one with it."""
+        ...
+
+    def check(self) -> None:
+        """Raise CheckpointError if it changes nothing."""
+        ...
+
+    def facts(self) -> Mapping[str, Any]:
+        """How much of the file is used, and why the rest is not, as JSON values."""
+        ...
+
+
+class LoraContent(Protocol):
+    """What a LoRA file means."""
+
+    def fit(self, shapes: Mapping[str, Sequence[int]], *, partial: bool = False) -> LoraFit:
+        """What it does to a network with weights of these names and shapes; `partial`: it may be for another alone.
+
+        Raises CheckpointError if it does not fit, so that nothing is applied by halves.
+        """
+        ...
+
+
 class Adapter(Protocol):
-    """A LoRA file: what to call it, the role of the network it changes, the alpha written beside it, its tensors."""
+    """A LoRA file; `omniavatar.checkpoints.LoraFile` is one.
+
+    name: what to call it. target: the role of the network that it changes. branches: further roles, of what lies beside
+    that network in its files, such as audio layers. strength: how strong the user wants it, for
+    all steps, or as (begin, end, strength) by ranges of the steps. is_own: whether it is part of a checkpoint that
+    brings more, and not a LoRA that the user has added.
+    """
 
     @property
     def name(self) -> str: ...
@@ -48,9 +85,17 @@ class Adapter(Protocol):
     def target(self) -> str: ...
 
     @property
-    def alpha(self) -> float | None: ...
+    def branches(self) -> Sequence[str]: ...
 
-    def tensors(self) -> Mapping[str, Tensor]: ...
+    @property
+    def strength(self) -> float | tuple[tuple[float, float, float], ...]: ...
+
+    @property
+    def is_own(self) -> bool: ...
+
+    def read(self) -> LoraContent:
+        """Read the file. Raises CheckpointError if it is damaged."""
+        ...
 
 
 class Models(Protocol):
@@ -78,6 +123,10 @@ class Models(Protocol):
 
     def beside(self, role: str, path: Path) -> Path:
         """The path, or, if it is relative, that path beside the files of this role."""
+        ...
+
+    def tokenizer(self, role: str) -> Callable[[], Any] | None:
+        """What makes the tokenizer that lies in this role's file, if one does."""
         ...
 
     def adapters(self) -> Sequence[Adapter]:
@@ -134,7 +183,8 @@ class Engine:
                 if role not in models:
                     raise CheckpointError(
                         f"unit '{unit.name}' needs a model for the role '{role}' and no given file has one; "
-                        f"add the file with --model, or leave the unit out with -{unit.name}"
+                        f"add the file with --model, beside a configuration that has the others (--config NAME), "
+                        f"or leave the unit out with -{unit.name}"
                     )
             unit.check_models(models)
 

@@ -41,6 +41,10 @@ class Conversion:
         """The changed weight; both float32, dense, on the device that computes."""
         return weight
 
+    def leaves(self, name: str) -> bool:
+        """Whether it leaves this weight as it is after all, since it is packed; asked of packed ones that change."""
+        return False
+
     def stores(self, name: str) -> bool:
         """Whether this weight of a linear layer is to be kept in another form. One conversion of a network may."""
         return False
@@ -115,7 +119,8 @@ class Conversions:
         float32. linear: whether it is that of a linear layer, which can be packed.
         """
         place = place_of(weight)
-        changing = [step for step in self.steps if step.changes(name)]
+        packed = linear and self.keeps_packed and (isinstance(weight, PackedTensor) or is_fp8(weight))
+        changing = [step for step in self.steps if step.changes(name) and not (packed and step.leaves(name))]
         storing = next((step for step in self.steps if linear and step.stores(name)), None)
         if (changing or storing) and self.device is not None and place.type != "meta":
             weight = weight.to(self.device)
@@ -184,6 +189,8 @@ class Conversions:
     def _convert_packed(self, name: str, layer: PackedLayer) -> None:
         """Convert a layer that is packed already, if its values change."""
         if not any(step.changes(name) for step in self.steps) or next(layer.parameters()).is_meta:
+            return
+        if self.keeps_packed and all(step.leaves(name) for step in self.steps if step.changes(name)):
             return
         dtype = layer.bias.dtype if layer.bias is not None else None
         made = self.apply(name, layer.packed(), dtype, linear=True)

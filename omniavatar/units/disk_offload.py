@@ -85,6 +85,8 @@ class FileBlocks:
         self.conversions = engine.conversions[role]
         names = {id(weight): name for name, weight in network.named_parameters()}
         self.names = [[names[id(weight)] for weight in block.parameters()] for block in network.blocks]
+        made = {name: weight.data for name, weight in network.blocks.named_parameters() if weight.numel()}
+        self.made = {f"blocks.{name}": value for name, value in made.items()}
 
     def read(self, index: int, targets: Sequence[Tensor]) -> None:
         """Read those of a block's weights that stay as they are."""
@@ -98,5 +100,7 @@ class FileBlocks:
         concern, owner = self.conversions.concern, self.conversions.owner
         pairs = zip(self.names[index], targets, strict=True)
         wanted = {name: target for name, target in pairs if concern(owner(name)) == converted}
+        for name in wanted.keys() & self.made.keys():  # what is in no file, such as LoRA that is added at run time
+            wanted.pop(name).copy_(self.made[name])
         if wanted:
             self.models.read_into(self.role, wanted, self.conversions)
