@@ -92,9 +92,9 @@ class WithFile(RandomModels):
     def load(self, role: str, **options: Any) -> Any:
         return self.bundle.load(role, **options) if role == "dit" else super().load(role, **options)
 
-    def read_into(self, role: str, targets: dict[str, Tensor]) -> None:
+    def read_into(self, role: str, targets: dict[str, Tensor], conversions: Any = None) -> None:
         """See `Bundle.read_into`."""
-        self.bundle.read_into(role, targets)
+        self.bundle.read_into(role, targets, conversions)
 
 
 def write_transformer(folder: Path, size: str, device: torch.device, dtype: torch.dtype) -> None:

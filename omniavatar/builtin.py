@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from omniavatar.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from omniavatar.checkpoints.formats import Format
     from omniavatar.engine.unit import PipelineUnit
 
 DEFAULT = (
@@ -40,3 +41,10 @@ def omni_checkpoints() -> Sequence[Path | Traversable]:
     from omniavatar.resources import registry_tables
 
     return registry_tables()
+
+
+@hookimpl
+def omni_formats() -> Sequence[Format]:
+    from omniavatar.checkpoints.formats import BUILTIN
+
+    return BUILTIN

@@ -32,9 +32,12 @@ DEFAULT_UNITS = "default"
 PACKAGED = "package:"
 HERE = re.compile(r"^([a-z]\w*=)?here:")
 """How a path beside the configuration begins, behind the role of a model if there is one."""
+STRONGEST = 100.0
 RANDOM = -1
 """The seed that stands for one that is drawn."""
 Schema = TypeVar("Schema", bound=BaseModel)
+Strength = float | tuple[tuple[float, float, float], ...]
+"""Of a LoRA: one for all steps, or (begin, end, strength) for ranges of them, as fractions of their number."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,16 @@ class ModelEntry(BaseModel):
         pattern=r"^[a-z]\w*$",
         description="role of its transformer, or of the one its LoRA changes, where that is not 'dit'",
     )
+    instead: bool = Field(False, description="its networks take the place of those of the other entries")
+    strength: Strength | None = Field(
+        None,
+        description="of its LoRA: one number, or [begin, end, strength] for ranges of the steps, from 0 to 1",
+    )
+
+    @field_validator("strength", mode="before")
+    @classmethod
+    def _strength(cls, strength: Any) -> Any:
+        return None if strength is None else checked_strength(strength)
 
     @field_validator("path", mode="before")
     @classmethod
@@ -195,9 +208,51 @@ def model_entry(model: str | list[str]) -> dict[str, Any]:
     return {"path": model}
 
 
+def lora_entry(text: str) -> dict[str, Any]:
+    """The fields of an entry that is FILE, FILE=STRENGTH, ROLE=FILE or ROLE=FILE=STRENGTH; the strength is 1 if it is
+    not said. Raises InputError for a strength that cannot be.
+    """
+    file, equals, last = text.rpartition("=")
+    if equals and not Path(text).expanduser().exists():
+        try:
+            strength = parse_yaml(last) if last.startswith("[") else float(last)
+        except ValueError:  # no strength, but the end of a path
+            return {**model_entry(text), "strength": 1.0}
+        try:
+            return {**model_entry(file), "strength": checked_strength(strength)}
+        except ValueError as error:
+            raise InputError(f"--lora {text}: {error}") from None
+    return {**model_entry(text), "strength": 1.0}
+
+
+def checked_strength(strength: Any) -> Strength:
+    """The strength of a LoRA. Raises ValueError for what is none."""
+    if is_number(strength, STRONGEST):
+        return float(strength)
+    if not isinstance(strength, list | tuple) or not strength:
+        raise ValueError(f"a strength is a number from {-STRONGEST:g} to {STRONGEST:g}, or a list of ranges of steps")
+    ranges = []
+    before = 0.0
+    for part in strength:
+        if not (isinstance(part, list | tuple) and len(part) == 3 and all(is_number(one, STRONGEST) for one in part)):
+            raise ValueError(f"{part!r} is no range of steps; give [begin, end, strength], such as [0, 0.5, 1.0]")
+        begin, end, value = map(float, part)
+        if not before <= begin < end <= 1:
+            raise ValueError(f"the range {part!r} is not between 0 and 1 and behind the one before it")
+        before = end
+        ranges.append((begin, end, value))
+    return tuple(ranges)
+
+
+def is_number(value: Any, most: float) -> bool:
+    """Whether a value is a finite number that is not larger than this, whatever its sign."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= most
+
+
 def found(path: Path) -> bool:
-    """Whether a path, or a pattern, names something."""
-    return path.exists() or bool(glob.glob(str(path)))
+    """Whether a path, or a pattern, names something, maybe with a version of the network behind it (`a.pt::ema`)."""
+    file = path.with_name(path.name.rpartition("::")[0] or path.name)
+    return path.exists() or file.is_file() or bool(glob.glob(str(path)))
 
 
 def explain_missing(missing: Mapping[ModelEntry, Sequence[str]], folder: Path, words: Words = OPTIONS) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from omniavatar.checkpoints.formats import Format
     from omniavatar.engine.draft import Draft
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Step, Window
@@ -55,6 +56,10 @@ class Discovery:
     @hookspec
     def omni_checkpoints(self) -> Sequence[Path | Traversable]:  # type: ignore[empty-body]
         """Checkpoint tables (TOML files). Example: `return [files(__package__) / "vace.toml"]`"""
+
+    @hookspec
+    def omni_formats(self) -> Sequence[Format]:  # type: ignore[empty-body]
+        """Weight formats: what reads the names, shapes and weights of model files. Example: `return [GgufFormat()]`"""
 
     @hookspec
     def omni_commands(self, cli: click.Group) -> None:

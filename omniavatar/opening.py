@@ -21,6 +21,7 @@ from omniavatar.config import (
     RunConfig,
     changed_plan,
     find_config,
+    lora_entry,
     model_entry,
     over_base,
     parse_config,
@@ -67,6 +68,7 @@ def open_engine(  # noqa: PLR0913 (what the command line has options for)
     units: str | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     models: Sequence[ModelSource] | None = None,
+    loras: Sequence[ModelSource] | None = None,
     models_dir: str | Path | None = None,
     tables: Sequence[str | Path] | None = None,
     extra_units: Iterable[type[PipelineUnit]] = (),
@@ -81,6 +83,8 @@ def open_engine(  # noqa: PLR0913 (what the command line has options for)
     units: a plan expression; one that begins with + or - changes the configuration's. settings: by unit, stronger than
     the plan's and the configuration's.
     models: further model files, LoRA too, beside those of a configuration that is named; relative paths start here.
+    loras: LoRA files beside all models, `["style.safetensors=0.7", "dit2=low.safetensors"]`, or entries of a
+    configuration, `{"path": "style.safetensors", "strength": [[0, 0.5, 1.0], [0.5, 1.0, 0.3]]}`.
     models_dir: where relative paths of the configuration start. tables: further checkpoint tables.
     extra_units: classes that a plan expression can name besides those of installed packages.
     observers: objects with hooks, which are called beside the units'. world: the ranks that work together.
@@ -91,7 +95,9 @@ def open_engine(  # noqa: PLR0913 (what the command line has options for)
     from omniavatar.plugins import discover
 
     door, world = "open_engine", world or ALONE
-    found, _ = configured(config, units=units, models=models, models_dir=models_dir, tables=tables, source=door)
+    found, _ = configured(
+        config, units=units, models=models, loras=loras, models_dir=models_dir, tables=tables, source=door
+    )
     names = {"device": None if device is None else str(device), "dtype": None if dtype is None else dtype_name(dtype)}
     given = {name: value for name, value in names.items() if value is not None}
     found = parse_config({**dict(found), **given}, door)
@@ -124,6 +130,7 @@ def configured(
     *,
     units: str | None = None,
     models: Iterable[ModelSource] | None = None,
+    loras: Iterable[ModelSource] | None = None,
     models_dir: str | Path | None = None,
     tables: Iterable[str | Path] | None = None,
     hparams: Mapping[str, Any] | None = None,
@@ -148,7 +155,12 @@ def configured(
     if models:
         if isinstance(models, str | Path):
             raise InputError(f"{source}: models = {str(models)!r}: give a list of them")
-        changes["models"] = (*(found.models if config else ()), *map(entry_from_here, models))
+        given = [entry_from_here(model) for model in models]
+        changes["models"] = (*found.models, *({"instead": True, **entry} for entry in given)) if config else given
+    if loras:
+        if isinstance(loras, str | Path):
+            raise InputError(f"{source}: loras = {str(loras)!r}: give a list of them")
+        changes["models"] = (*changes.get("models", found.models), *map(lora_from_here, loras))
     found = parse_config({**dict(found), **changes}, source) if changes else found
     return found, original.overrides(content if is_original else {}, hparams)
 
@@ -165,6 +177,12 @@ def entry_from_here(model: ModelSource) -> dict[str, Any]:
     elif isinstance(path, list | tuple):
         entry["path"] = [absolute(shard) for shard in path]
     return entry
+
+
+def lora_from_here(lora: ModelSource) -> dict[str, Any]:
+    """The entry of a LoRA whose relative path starts where the user is; its strength is 1 if it is not said."""
+    entry = lora_entry(str(lora)) if isinstance(lora, str | Path) else lora
+    return {"strength": 1.0, **entry_from_here(entry)}
 
 
 def absolute(path: str | Path) -> str:
@@ -208,11 +226,10 @@ def engine_of(
     observers: Sequence[Any] = (),
 ) -> Engine:
     """The engine of a configuration; headers are read, weights are not. Raises OmniError."""
-    from omniavatar.checkpoints import Bundle
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.plan import build_plan
 
-    bundle = Bundle.open(config.model_files(), registry, [entry.role for entry in config.models])
+    bundle = bundle_of(config, registry)
     plan = build_plan(config.chosen, catalog, *checkpoint_layers(bundle), *config.layers)
     plan.check_complete()
     if not config.models and plan.required_roles:
@@ -225,6 +242,16 @@ def engine_of(
     dtype = torch_dtype(config.dtype, device)
     tell_of_slow(dtype, device, config.device, world)
     return Engine(plan, bundle, device=device, dtype=dtype, observers=observers, world=world)
+
+
+def bundle_of(config: RunConfig, registry: Registry) -> Bundle:
+    """The model files of a configuration; headers are read, weights are not. Raises CheckpointError."""
+    from omniavatar.checkpoints import Bundle
+
+    roles, instead, strengths = (
+        [getattr(entry, name) for entry in config.models] for name in ("role", "instead", "strength")
+    )
+    return Bundle.open(config.model_files(), registry, roles, instead, strengths)
 
 
 def checkpoint_layers(bundle: Bundle) -> list[Layer]:

@@ -21,7 +21,7 @@ ALLOWED = {
     "errors": set(),
     "models": {"errors", "lazy"},
     "roles": set(),
-    "checkpoints": {"errors", "resources", "roles", "values"},
+    "checkpoints": {"errors", "models", "resources", "roles", "values"},
     "media": {"errors", "lazy"},
     "distributed": {"errors", "models"},
     "hookspecs": set(),
@@ -33,7 +33,7 @@ ALLOWED = {
 # Folders that may import everything.
 FREE = {"bench", "cli", "estimate", "testing", "training"}
 # Imports for type checkers only, which say what a hook receives and cost nothing.
-TYPES_ONLY = {"hookspecs": {"engine"}}
+TYPES_ONLY = {"hookspecs": {"checkpoints", "engine"}}
 
 
 def parts(path: Path) -> str:

@@ -205,3 +205,37 @@ def test_a_plugin_that_is_left_out_is_said(caplog: pytest.LogCaptureFixture, mon
     with caplog.at_level(logging.WARNING):
         open_engine()
     assert "plugin 'sparkle': it is broken" in caplog.text
+
+
+def test_loras_have_strengths_of_their_own(lora: Path) -> None:
+    """Beside all models, also those of the configuration that nobody names."""
+    ranges = [[0, 0.5, 1], [0.5, 1, 0.3]]
+    given: list[Any] = [
+        "lora.safetensors=0.7",
+        lora,
+        "dit=lora.safetensors=-2",
+        {"path": lora.name, "strength": ranges},
+    ]
+    models = open_engine(loras=[*given, "lora.safetensors=[[0.2,0.4,3]]"]).models
+    strengths = [0.7, 1.0, -2.0, ((0, 0.5, 1), (0.5, 1, 0.3)), ((0.2, 0.4, 3),)]
+    assert [adapter.strength for adapter in models.adapters()] == strengths
+    assert "vae" in models
+    config = {"base": "tiny", "models": [{"path": str(lora), "strength": 0.25}]}
+    assert [adapter.strength for adapter in open_engine(config).models.adapters()] == [0.25]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("lora.safetensors=1e9", "--lora lora.safetensors=1e9: a strength is a number from -100 to 100, or a list"),
+        ("lora.safetensors=[[0, 2, 1]]", "the range [0, 2, 1] is not between 0 and 1"),
+        ("lora.safetensors=[[0.5, 1, 1], [0, 0.5, 1]]", "is not between 0 and 1 and behind the one before it"),
+        ("lora.safetensors=[1]", "1 is no range of steps; give [begin, end, strength]"),
+        ({"path": "lora.safetensors", "strength": "much"}, "a strength is a number from -100 to 100"),
+        (str(asset("tiny", "vae.safetensors")), "is no LoRA (omniavatar-tiny-vae), so it cannot have a strength"),
+    ],
+)
+def test_strengths_that_cannot_be(lora: Path, given: Any, message: str) -> None:
+    with pytest.raises(OmniError) as caught:
+        open_engine(loras=[given])
+    assert message in str(caught.value)

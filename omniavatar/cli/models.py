@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +47,9 @@ def list_command(also_tests: bool, as_json: bool) -> None:
 @models.command()
 @click.argument("paths", nargs=-1, required=True)
 @click.option("--keys", is_flag=True, help="Also list every tensor.")
+@click.option("--on", multiple=True, metavar="PATH", help="Say how LoRA files fit this model; repeatable.")
 @AS_JSON
-def inspect(paths: tuple[str, ...], keys: bool, as_json: bool) -> None:
+def inspect(paths: tuple[str, ...], keys: bool, on: tuple[str, ...], as_json: bool) -> None:
     """Say what model files, shard patterns or folders are.
 
     An unknown file is compared with the nearest known checkpoint; a bad one does not end it for the others.
@@ -56,20 +57,22 @@ def inspect(paths: tuple[str, ...], keys: bool, as_json: bool) -> None:
     from omniavatar.checkpoints.registry import examining
 
     known = registry()
-    detections: list[Detection] = []
+    base = [detection for path in on for detection in known.detect_all(path)]
+    found: list[tuple[Detection, dict[str, Any]]] = []
     errors = []
     for path in paths:
         try:
             with examining(Path(path)):
-                detections += known.detect_all(path)
+                found += [(detection, lora_facts(detection, base)) for detection in known.detect_all(path)]
         except CheckpointError as error:
             errors.append(error)
     if as_json:
-        if detections or not errors:
-            show_json([detection_facts(detection, keys) for detection in detections])
+        if found or not errors:
+            show_json([{**detection_facts(detection, keys), **lora} for detection, lora in found])
     else:
-        for detection in detections:
+        for detection, lora in found:
             _print_detection(detection, keys)
+            show(*lora_lines(lora, detection))
     for other in errors[:-1]:
         say(str(other))
     if errors:
@@ -124,6 +127,40 @@ def detection_facts(detection: Detection, keys: bool) -> dict[str, Any]:
     }
 
 
+def lora_facts(detection: Detection, base: Sequence[Detection]) -> dict[str, Any]:
+    """What a LoRA file has, by its header, and how it fits the networks of a model; nothing of other files."""
+    from omniavatar.checkpoints import Bundle
+
+    adapters = Bundle([detection]).adapters()
+    if not adapters:
+        return {}
+    lora = adapters[0].read(values=False)
+    facts = lora.facts()
+    if base:
+        models = Bundle([*base, detection])
+        (adapter,) = [one for one in models.adapters() if one.component in detection.components]
+        first, *others = (
+            lora.fit(models.shapes(role), partial=True)
+            for role in (adapter.target, *adapter.branches)
+            if role in models.roles
+        )
+        for other in others:
+            first = first.beside(other)
+        first.check()
+        facts |= {**first.facts(), "fit": str(first)}
+    return {"lora": facts}
+
+
+def lora_lines(facts: Mapping[str, Any], detection: Detection) -> Iterator[str]:
+    """The same in words."""
+    for lora in facts.values():
+        kinds = ", ".join(f"{count} {kind}" for kind, count in lora["kinds"].items())
+        ranks = ", ".join(map(str, lora["ranks"])) or "none"
+        scales = ", ".join(f"{scale:g}" for scale in lora["scales"]) or "none"
+        yield f"LoRA of {lora['layers']} layers: {kinds}; ranks {ranks}; alpha / rank {scales}"
+        yield lora.get("fit", f"how it fits a model: omni models inspect {detection.files[0]} --on MODEL")
+
+
 def component_facts(component: Component, keys: bool) -> dict[str, Any]:
     facts = {
         "role": component.role,
@@ -153,6 +190,8 @@ def recognised_by(row: Row) -> str:
     """The beginning of the hash, or in words what stands in for it."""
     if row.hash:
         return f"hash {row.hash[:12]}"
+    if row.lora:
+        return "endings of names"
     return f"folder with model_type {row.model_type}" if row.model_type else f"{len(row.match)} name patterns"
 
 

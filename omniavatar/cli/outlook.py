@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -32,15 +32,14 @@ class Outlook:
     @classmethod
     def of(cls, config: RunConfig, plugins: Plugins, catalog: Catalog) -> Self:
         """Reads headers, and weights only where units want to look into the future, and none of any block."""
-        from omniavatar.checkpoints import Bundle
         from omniavatar.engine.plan import build_plan
         from omniavatar.engine.settings import Layer, Strength
-        from omniavatar.opening import checkpoint_layers
+        from omniavatar.opening import bundle_of, checkpoint_layers
 
         file = Layer(Strength.FILE, "the configuration", config.settings)
         registry = plugins.registry(map(Path, config.tables))
         try:
-            bundle = Bundle.open(config.model_files(), registry, [entry.role for entry in config.models])
+            bundle = bundle_of(config, registry)
         except CheckpointError as error:
             reason = str(error).partition("\n")[0].removesuffix(" for")
             return cls(build_plan(config.units, catalog, file), None, reason)
@@ -115,6 +114,9 @@ class WithoutBlocks:
 
     def beside(self, role: str, path: Path) -> Path:
         return self.bundle.beside(role, path)
+
+    def tokenizer(self, role: str) -> Callable[[], Any] | None:
+        return self.bundle.tokenizer(role)
 
     def adapters(self) -> tuple[Any, ...]:
         return self.bundle.adapters()

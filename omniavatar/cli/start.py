@@ -47,6 +47,13 @@ EARLY = (
         metavar="[ROLE=]PATH",
         help="model file, folder or pattern; repeatable; a role such as dit2 says which transformer it is or changes",
     ),
+    click.Option(
+        ["--lora", "loras"],
+        multiple=True,
+        metavar="[ROLE=]FILE[=STRENGTH]",
+        help="LoRA file beside all models, of strength 1 or that given; repeatable; by ranges of the steps: "
+        "FILE=[[0,0.5,1],[0.5,1,0.3]]",
+    ),
     click.Option(["--models-dir"], metavar="FOLDER", help="where relative model paths of the configuration start"),
     click.Option(
         ["--table", "tables"],
@@ -142,7 +149,7 @@ def start(early: Mapping[str, Any]) -> Start:
 
 def configuration(early: Mapping[str, Any]) -> tuple[RunConfig, original.Overrides]:
     """The configuration file with the early options laid over it, and what `--hp` will lay over everything."""
-    names = ("units", "models", "models_dir", "tables")
+    names = ("units", "models", "loras", "models_dir", "tables")
     given = {name: early.get(name) for name in names}
     hparams = original.parse_hparams(early.get("hp") or "")
     return configured(early.get("config"), **given, hparams=hparams, source="command line")

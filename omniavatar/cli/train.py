@@ -130,6 +130,8 @@ def trained(config: DiffusionConfig, world: World, rescue: Rescue, *, quiet: boo
         tell_of_slow(diffusion.dtype, diffusion.device, config.device, world)
         course, stop = Course(display, config.trainer.steps, rescue), Stop(speaks=world.is_main)
         visits = [Visit(1, course)]
+        if config.trainer.results_every is not None and world.is_main:
+            visits.append(Visit(config.trainer.results_every, lambda trainer: use_of_part(config, trainer)))
         if config.validation is not None:
             watcher = Watcher(display)
             watcher.title = "validation, "
@@ -161,6 +163,12 @@ def trained(config: DiffusionConfig, world: World, rescue: Rescue, *, quiet: boo
     return 0
 
 
+def use_of_part(config: DiffusionConfig, trainer: Trainer) -> None:
+    """Write a configuration with which `omni run` uses a result on the way, beside it."""
+    if trainer.is_result_due():
+        use_of(config.model_copy(update={"output": trainer.result_folder()}))
+
+
 def use_of(config: DiffusionConfig) -> str:
     """Write a configuration with which `omni run` uses the result, beside it; returns what to say about that.
 
@@ -177,14 +185,20 @@ def use_of(config: DiffusionConfig) -> str:
     wanted = set(RunConfig.model_fields) - {"base", "models_dir", "device", "gpus"}
     content = config.model_dump(mode="json", include=wanted, exclude_unset=True)
     packaged = config.models_dir.startswith(PACKAGED)
-    content["models_dir"] = config.models_dir if packaged else str(config.models_folder.absolute())
+    content["models_dir"] = config.models_dir if packaged else here_or_absolute(config.models_folder, config.output)
     *others, result = models
     content["models"] = [*others, {**result, "path": f"here:{Path(result['path']).name}"}]
     if config.tables:
-        content["tables"] = [str(Path(table).absolute()) for table in config.tables]
+        content["tables"] = [here_or_absolute(Path(table), config.output) for table in config.tables]
     path = config.output / USE
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return f"\ntry it: omni run --config {shlex.quote(str(path))} --image FILE --audio FILE --prompt TEXT"
+
+
+def here_or_absolute(path: Path, folder: Path) -> str:
+    """A path as the configuration in a folder names it: what lies in the folder moves with it."""
+    path, folder = path.absolute(), folder.absolute()
+    return f"here:{path.relative_to(folder)}" if path.is_relative_to(folder) else str(path)
 
 
 def samples_of(diffusion: Diffusion) -> tuple[Samples, list[Engine]]:
@@ -314,7 +328,8 @@ def opened(config: DiffusionConfig, world: World) -> Diffusion:
         check_network(change.network, modules, f"start.{role}.network")
     settings = Layer(Strength.FILE, "settings", config.settings)
     check_names(settings, catalog)
-    bundle = Bundle.open(files, registry, [entry.role for entry in config.models])
+    roles, strengths = ([getattr(entry, name) for entry in config.models] for name in ("role", "strength"))
+    bundle = Bundle.open(files, registry, roles, strengths=strengths)
     plan = build_plan(config.units, catalog, *checkpoint_layers(bundle), OWN_SETTINGS, settings)
     device = torch_device(config.device, world.local_rank)
     dtype = torch_dtype(config.dtype, device)

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from omniavatar.distributed.groups import Groups, grid_shape
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.attention import AttentionSlot
+from omniavatar.engine.conversion import conversions_of
 from omniavatar.engine.draft import Draft
 from omniavatar.engine.geometry import Geometry
 from omniavatar.engine.hooks import Hooks
@@ -33,11 +34,49 @@ from omniavatar.engine.scopes import Forward, Request, Scope, Step
 from omniavatar.engine.surround import Around
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, EngineBusy, InputError, OmniError, PlanError
+from omniavatar.models.conversion import Conversions
+from omniavatar.models.lora import Change
 from omniavatar.roles import companion_of
 
 
+class LoraFit(Protocol):
+    """What a LoRA file does to a network: changes by weight name, in their order; as text: how much of it is used."""
+
+    @property
+    def changes(self) -> Mapping[str, Sequence[Change]]: ...
+
+    def beside(self, other: Any) -> LoraFit:
+        """What the same file does to this network and to another one with it."""
+        ...
+
+    def check(self) -> None:
+        """Raise CheckpointError if it changes nothing."""
+        ...
+
+    def facts(self) -> Mapping[str, Any]:
+        """How much of the file is used, and why the rest is not, as JSON values."""
+        ...
+
+
+class LoraContent(Protocol):
+    """What a LoRA file means."""
+
+    def fit(self, shapes: Mapping[str, Sequence[int]], *, partial: bool = False) -> LoraFit:
+        """What it does to a network with weights of these names and shapes; `partial`: it may be for another alone.
+
+        Raises CheckpointError if it does not fit, so that nothing is applied by halves.
+        """
+        ...
+
+
 class Adapter(Protocol):
-    """A LoRA file: what to call it, the role of the network it changes, the alpha written beside it, its tensors."""
+    """A LoRA file; `omniavatar.checkpoints.LoraFile` is one.
+
+    name: what to call it. target: the role of the network that it changes. branches: further roles, of what lies beside
+    that network in its files, such as audio layers. strength: how strong the user wants it, for
+    all steps, or as (begin, end, strength) by ranges of the steps. is_own: whether it is part of a checkpoint that
+    brings more, and not a LoRA that the user has added.
+    """
 
     @property
     def name(self) -> str: ...
@@ -46,9 +85,17 @@ class Adapter(Protocol):
     def target(self) -> str: ...
 
     @property
-    def alpha(self) -> float | None: ...
+    def branches(self) -> Sequence[str]: ...
 
-    def tensors(self) -> Mapping[str, Tensor]: ...
+    @property
+    def strength(self) -> float | tuple[tuple[float, float, float], ...]: ...
+
+    @property
+    def is_own(self) -> bool: ...
+
+    def read(self) -> LoraContent:
+        """Read the file. Raises CheckpointError if it is damaged."""
+        ...
 
 
 class Models(Protocol):
@@ -63,8 +110,10 @@ class Models(Protocol):
     def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
         """Build the network of this role with its weights on `device`.
 
-        constructor: further arguments of its constructor, as far as it takes them. One is for the models: with
+        constructor: further arguments of its constructor, as far as it takes them. Two are for the models: with
         `blocks=False` the weights of a network's `blocks` may stay on the meta device, if the models have `read_into`.
+        `conversions` are what the plan makes of the weights: models that read files apply them weight by weight; where
+        they are not begun, the engine converts the loaded network.
         """
         ...
 
@@ -74,6 +123,10 @@ class Models(Protocol):
 
     def beside(self, role: str, path: Path) -> Path:
         """The path, or, if it is relative, that path beside the files of this role."""
+        ...
+
+    def tokenizer(self, role: str) -> Callable[[], Any] | None:
+        """What makes the tokenizer that lies in this role's file, if one does."""
         ...
 
     def adapters(self) -> Sequence[Adapter]:
@@ -90,6 +143,7 @@ class Engine:
     world: the ranks that make the video together; each has an engine with the same plan and gets the same requests.
 
     `values` is the outermost scope, of what is constant for all videos; `resources` are closed with the engine.
+    `conversions` are what the plan has made of the weights of each loaded network.
     Raises CheckpointError if a unit's role has no model.
     """
 
@@ -117,6 +171,7 @@ class Engine:
         self._around: list[Around] = [self.residency.around]
         self._hooks: tuple[Any, Hooks] | None = None
         self._networks: dict[str, nn.Module] = {}
+        self.conversions: dict[str, Conversions] = {}
         self._skeletons: dict[str, nn.Module] = {}
         self._is_set_up = self._is_closed = False
         self._set_up_failure: tuple[type[OmniError], str] | None = None
@@ -128,7 +183,8 @@ class Engine:
                 if role not in models:
                     raise CheckpointError(
                         f"unit '{unit.name}' needs a model for the role '{role}' and no given file has one; "
-                        f"add the file with --model, or leave the unit out with -{unit.name}"
+                        f"add the file with --model, beside a configuration that has the others (--config NAME), "
+                        f"or leave the unit out with -{unit.name}"
                     )
             unit.check_models(models)
 
@@ -208,7 +264,12 @@ class Engine:
         options: dict[str, Any] = {"attention": self.attention}
         if any(unit.reads_blocks for unit in self.plan.units):
             options["blocks"] = False
-        return self.models.load(role, device=device, dtype=self.dtype, **options).eval()
+        conversions = conversions_of(self, role)
+        network = self.models.load(role, device=device, dtype=self.dtype, conversions=conversions, **options).eval()
+        if conversions.network is None:  # from models that do not convert as they load
+            conversions.convert(network)
+        self.conversions[role] = conversions
+        return network
 
     def load(self, show: Callable[[str, int, int], None] = lambda doing, done, total: None) -> None:
         """Load the networks that the plan needs, and set the units up; a run does it when it has not been done.
@@ -335,6 +396,7 @@ class Engine:
         self.resources.close()
         self.residency.visitors.clear()
         self._networks.clear()
+        self.conversions.clear()
         self._skeletons.clear()
         self.values.clear()
         self.attention = AttentionSlot()

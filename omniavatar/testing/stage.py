@@ -37,6 +37,7 @@ from omniavatar.models.wan_vae import WanVAE
 from omniavatar.models.wav2vec import AudioEncoder
 from omniavatar.resources import asset
 from omniavatar.testing import tiny
+from omniavatar.testing.models import GivenLora
 from omniavatar.testing.recorder import SeenWindow, WindowRecorder
 from omniavatar.testing.tiny import tiny_file
 from omniavatar.testing.weights import randomized, relative_error
@@ -86,20 +87,6 @@ PLACE = AttentionSlot()
 """Stands for the attention of an engine in networks that are to be copied."""
 
 
-@dataclass(frozen=True)
-class SmallLora:
-    """A LoRA for the transformer."""
-
-    pairs: Mapping[str, Tensor]
-    name: str = "small"
-    target: str = "dit"
-    alpha: float | None = None
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """The pairs, as in a file."""
-        return self.pairs
-
-
 class StageModels:
     """Networks with random weights, of which every engine gets copies of its own; an `engine.engine.Models`."""
 
@@ -135,14 +122,17 @@ class StageModels:
         """The tokenizer of the test networks, whichever is asked for."""
         return tiny_file("tokenizer")
 
-    def adapters(self) -> Sequence[SmallLora]:
+    def tokenizer(self, role: str) -> None:
+        """None lies in a file."""
+
+    def adapters(self) -> Sequence[GivenLora]:
         """A LoRA of rank 2 for the transformer's first block, if it has linear layers."""
         generator, pairs = torch.Generator().manual_seed(0), {}
         for name, layer in self.original("dit").named_modules():
             if name.startswith("blocks.0.") and isinstance(layer, nn.Linear):
                 pairs[f"{name}.lora_A.weight"] = torch.randn(2, layer.in_features, generator=generator) / 10
                 pairs[f"{name}.lora_B.weight"] = torch.randn(layer.out_features, 2, generator=generator) / 10
-        return [SmallLora(pairs)] if pairs else []
+        return [GivenLora(pairs, name="small")] if pairs else []
 
 
 @dataclass

@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from omniavatar.checkpoints import headers
+from omniavatar.checkpoints.formats import safetensors
 from omniavatar.cli.models import models
 from omniavatar.errors import CheckpointError
 from tests.checkpoints.tiny import write_delta, write_safetensors
@@ -86,14 +86,14 @@ def test_what_is_bad_does_not_end_it_for_the_others(tmp_path: Path, monkeypatch:
     assert [one["verdict"] for one in found] == ["damaged", "damaged", "damaged", "known"]
     (tmp_path / "deep.safetensors.index.json").unlink()
     (tmp_path / "panic.safetensors").write_bytes(b"?")
-    header = headers.read_safetensors_header
+    contents = safetensors.read_contents
 
     def read(file: Path) -> Any:
         if file.stem == "panic":
             raise type("PanicException", (BaseException,), {})("index out of bounds")
-        return header(file)
+        return contents(file)
 
-    monkeypatch.setattr(headers, "read_safetensors_header", read)
+    monkeypatch.setattr(safetensors, "read_contents", read)
     found = json.loads(omni("verify", "--json", tmp_path).output)
     verdicts = {Path(one["path"]).name: one["verdict"] for one in found}
     bad = dict.fromkeys(("circle.pt", "deep.safetensors", "panic.safetensors"), "damaged")

@@ -323,11 +323,15 @@ SCENARIOS: dict[str, dict[str, Scenario]] = {
     },
     "moe": {
         "moe": Scenario(
-            f"{BASE}+moe(boundary=0.95)", networks={"dit2": NETWORKS["dit"]}, off=Change({"boundary": 0.0})
+            f"{BASE}+moe(boundary=0.95)",
+            networks={"dit2": NETWORKS["dit"]},
+            alters=True,
+            off=Change({"boundary": 0.0}),
         ),
         "moe-guidance": Scenario(
             f"{BASE}-guidance+moe(boundary=0.95)+moe-guidance(scale=4, low_scale=1)",
             networks={"dit2": NETWORKS["dit"]},
+            alters=True,
             off=Change({"scale": 3.0, "low_scale": 3.0}),
             instead={"guidance": {"scale": 3.0}},
         ),

@@ -50,7 +50,7 @@ class RandomModels:
 
     def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
         """A new network; the transformer takes the engine's attention."""
-        network: nn.Module = build(role, **(constructor if role == "dit" else {}))
+        network: nn.Module = build(role, **({"attention": constructor["attention"]} if role == "dit" else {}))
         return network
 
     def config(self, role: str) -> dict[str, Any]:
@@ -59,6 +59,9 @@ class RandomModels:
 
     def beside(self, role: str, path: Any) -> Any:
         return path
+
+    def tokenizer(self, role: str) -> None:
+        """None lies in a file."""
 
     def adapters(self) -> Sequence[Any]:
         return ()

@@ -116,7 +116,7 @@ def test_fixed_frames_are_fixed_in_all_evaluations() -> None:
 
 def test_every_evaluation_asks_the_network_of_its_step() -> None:
     other = FakeDiT()
-    calls, _ = evaluated(SecondExpert(other), steps=6)
+    calls, _ = evaluated(SecondExpert(other), steps=6, dit2=other)
     assert [network is other for network in calls.networks] == [index >= 4 for index, *_ in calls.seen]
 
 

@@ -17,6 +17,7 @@ from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.compiled import Compiled
 from omniavatar.models.streaming import Streamed
+from omniavatar.testing import GivenLora
 from omniavatar.testing.tiny import DIT, TinyModels
 from omniavatar.units import Offload
 from omniavatar.units.offload import resident_blocks
@@ -153,15 +154,10 @@ def test_what_estimates_are_told() -> None:
 
 
 def test_lora_is_merged_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Adapter:
-        name, target, alpha = "queries", "dit", None
-
-        def tensors(self) -> dict[str, Tensor]:
-            torch.manual_seed(5)
-            names = ("lora_A", torch.randn(2, 96)), ("lora_B", torch.randn(96, 2))
-            return {f"blocks.3.self_attn.q.{name}.weight": value for name, value in names}
-
-    monkeypatch.setattr(TinyModels, "adapters", lambda models: [Adapter()])
+    torch.manual_seed(5)
+    halves = ("lora_A", torch.randn(2, 96)), ("lora_B", torch.randn(96, 2))
+    lora = GivenLora({f"blocks.3.self_attn.q.{name}.weight": value for name, value in halves})
+    monkeypatch.setattr(TinyModels, "adapters", lambda models: [lora])
     merged, _, _ = play("default-write-video")
     without, _, _ = play("default-write-video-lora")
     for order in ("offload+lora", "lora+offload", "lora+disk-offload"):

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from omniavatar.media.image import fit_image, load_image
 from omniavatar.media.video import decoder, read_video
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
-from omniavatar.testing import tiny
+from omniavatar.testing import GivenLora, tiny
 from omniavatar.testing.recorder import WindowRecorder, video_of
 from tests.media.samples import write_lossless
 from tests.models.networks import noise, randomized, relative_error
@@ -414,7 +413,7 @@ class WithLora(tiny.TinyModels):
     def adapters(self) -> list[Any]:
         width = IMAGE_DIT["dim"]
         pairs = {f"{self.layer}.lora_A.weight": noise(2, width), f"{self.layer}.lora_B.weight": noise(width, 2, seed=1)}
-        return [SimpleNamespace(name="test", target="dit", alpha=2.0, tensors=lambda: pairs)]
+        return [GivenLora(pairs)]
 
 
 def test_a_lora_changes_the_video(files: dict[str, Path], moved: Look) -> None:

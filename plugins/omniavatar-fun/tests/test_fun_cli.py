@@ -136,7 +136,7 @@ def test_an_avatar_that_follows_a_control_video(files: dict[str, str], tmp_path:
     video = made(tmp_path, plan, models, *common)
     assert video.shape == (9, 32, 32, 3)
     assert probe_video(tmp_path / "out.mp4").has_audio
-    assert not np.array_equal(video, made(tmp_path, plan, models, *common, "--lora.scale", "0"))
+    assert not np.array_equal(video, made(tmp_path, f"{plan}-lora", models, *common))
 
 
 def test_a_part_that_no_file_has_is_named(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,7 +120,7 @@ def test_an_avatar_on_an_image_to_video_transformer(models: Models) -> None:
     short = ("--fixed-frames.window-frames", "5", "--fixed-frames.overlap", "1")
     video = models.video(files, *arguments, *short)
     assert video.shape == (9, 32, 32, 3)
-    without = models.video(files, *arguments, *short, "--lora.scale", "0")
+    without = models.video(files, *arguments, *short, "--units", "i2v-avatar-lora")
     assert (video - without).abs().max() > 2
 
 

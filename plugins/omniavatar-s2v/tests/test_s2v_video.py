@@ -32,7 +32,7 @@ from omniavatar.media.video import decoder, probe_video, read_video
 from omniavatar.models.wan_dit import PerToken, WanDiT
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
-from omniavatar.testing import FakeVAE, tiny
+from omniavatar.testing import FakeVAE, GivenLora, tiny
 from omniavatar.testing.recorder import WindowRecorder, video_of
 from omniavatar.testing.tiny import tiny_file
 from tests.media.samples import convert, gradient_frames, noise_burst, write_lossless, write_wav
@@ -346,7 +346,7 @@ class WithLora(tiny.TinyModels):
     def adapters(self) -> Sequence[Any]:
         width, layer = DIT["dim"], "blocks.1.self_attn.q"
         tensors = {f"{layer}.lora_A.weight": noise(2, width), f"{layer}.lora_B.weight": noise(width, 2, seed=1)}
-        return [SimpleNamespace(name="test", target="dit", alpha=2.0, tensors=lambda: tensors)]
+        return [GivenLora(tensors)]
 
 
 def test_a_lora_changes_the_video() -> None:
