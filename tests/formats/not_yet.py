@@ -4,7 +4,6 @@ from __future__ import annotations
 
 NOT_YET: dict[str, str] = {
     "lora_dialect": "LoRA dialects are not read yet",
-    "gguf": "the GGUF format is not read yet",
     "lora_other_width": "LoRA dialects are not read yet",
     "lora_some_do_not_fit": "LoRA dialects are not read yet",
     "lora_no_up": "LoRA dialects are not read yet",
@@ -20,12 +19,5 @@ NOT_YET: dict[str, str] = {
     "lora_diff_shape": "LoRA dialects are not read yet",
     "lora_unknown_key_beside_good": "LoRA dialects are not read yet",
     "lora_empty": "LoRA dialects are not read yet",
-    "gguf_control": "the GGUF format is not read yet",
-    "gguf_version_1": "the GGUF format is not read yet",
-    "gguf_unknown_tensor_type": "the GGUF format is not read yet",
-    "gguf_architecture_not_string": "the GGUF format is not read yet",
-    "gguf_row_not_multiple": "the GGUF format is not read yet",
-    "gguf_alignment_zero": "the GGUF format is not read yet",
-    "gguf_alignment_three": "the GGUF format is not read yet",
 }
 """Kinds and names of cases that fail -> why."""
