@@ -12,10 +12,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from omniavatar.checkpoints.formats import Formats
 from omniavatar.checkpoints.lora import Fit, LeftOut, Lora, Used, read_lora
 from omniavatar.checkpoints.lora_names import is_lora, parsed
 from omniavatar.errors import CheckpointError
+from omniavatar.plugins import discover
 from tests.models.networks import noise
 
 PUBLIC = Path(__file__).parents[1] / "formats" / "public"
@@ -46,13 +46,7 @@ def opened(path: Path) -> Lora:
 def base_of(case: Mapping[str, Any]) -> Tensors:
     """The weights that a case goes on, dense."""
     path = PUBLIC / case["base"]
-    if path.suffix == ".gguf":
-        pytest.importorskip("omniavatar_gguf")
-        from omniavatar_gguf import GgufFormat
-
-        format_of: Any = GgufFormat()
-    else:
-        format_of = Formats().of(path)
+    format_of = discover().formats().of(path)
     header = format_of.read_header(path)
     read = dict(format_of.read(path, header.tensors, "cpu"))
     return {name: value if isinstance(value, Tensor) else value.dense() for name, value in read.items()}

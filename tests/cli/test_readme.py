@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from omniavatar.resources import asset
 from tests.cli.conftest import Omni
@@ -42,6 +44,11 @@ def desk(folder: Path) -> Path:
     shutil.copy(asset("demo", "speech.flac"), folder / "me.mp3")
     (folder / "inference.yaml").write_text("text_encoder_path: pretrained_models/Wan2.1-T2V-14B/t5.pth\n")
     (folder / "samples.txt").write_text("A woman talks.@@face.png@@me.mp3\n")
+    pair = {
+        f"blocks.0.self_attn.q.lora_{half}.weight": torch.zeros(s) for half, s in (("A", (4, 240)), ("B", (240, 4)))
+    }
+    for name in ("style", "other"):
+        save_file(pair, folder / f"{name}.safetensors")
     (configuration,) = blocks("yaml")
     (folder / "my.yaml").write_text(configuration)
     return folder
