@@ -30,6 +30,7 @@ from omniavatar.config import (
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.settings import Chosen, Layer, Setting, Strength, explicit_layer, file_layer
 from omniavatar.errors import CheckpointError, InputError
+from omniavatar.locating import located
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +70,7 @@ def open_engine(  # noqa: PLR0913 (what the command line has options for)
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     models: Sequence[ModelSource] | None = None,
     loras: Sequence[ModelSource] | None = None,
-    models_dir: str | Path | None = None,
+    models_dir: str | Path | Sequence[str | Path] | None = None,
     tables: Sequence[str | Path] | None = None,
     extra_units: Iterable[type[PipelineUnit]] = (),
     device: str | torch.device | None = None,
@@ -85,7 +86,8 @@ def open_engine(  # noqa: PLR0913 (what the command line has options for)
     models: further model files, LoRA too, beside those of a configuration that is named; relative paths start here.
     loras: LoRA files beside all models, `["style.safetensors=0.7", "dit2=low.safetensors"]`, or entries of a
     configuration, `{"path": "style.safetensors", "strength": [[0, 0.5, 1.0], [0.5, 1.0, 0.3]]}`.
-    models_dir: where relative paths of the configuration start. tables: further checkpoint tables.
+    models_dir: where relative paths of the configuration start; of several folders, the others are searched for models
+    too, as those of the variable OMNI_MODELS and the cache of Hugging Face are. tables: further checkpoint tables.
     extra_units: classes that a plan expression can name besides those of installed packages.
     observers: objects with hooks, which are called beside the units'. world: the ranks that work together.
     Headers of model files are read at once, weights with the first video. Broken plugins are left out with a warning.
@@ -103,7 +105,7 @@ def open_engine(  # noqa: PLR0913 (what the command line has options for)
     found = parse_config({**dict(found), **given}, door)
     explicit = explicit_layer(parse_config({"settings": settings or {}}, door).settings)
     file = file_layer(name_of(config), found.settings)
-    found.model_files(ARGUMENTS)  # before torch is imported: this answer should not take seconds
+    found = located(found, ARGUMENTS)  # before torch is imported: this answer should not take seconds
     plugins = discover()
     catalog = plugins.catalog(extra_units)
     chosen: Chosen = choose(found.units, catalog)
@@ -125,13 +127,14 @@ def open_engine(  # noqa: PLR0913 (what the command line has options for)
     return engine
 
 
-def configured(
+def configured(  # noqa: PLR0913 (what the command line has options for)
     config: ConfigSource | None,
     *,
     units: str | None = None,
     models: Iterable[ModelSource] | None = None,
     loras: Iterable[ModelSource] | None = None,
-    models_dir: str | Path | None = None,
+    models_dir: str | Path | Sequence[str | Path] | None = None,
+    search: Iterable[str | Path] | None = None,
     tables: Iterable[str | Path] | None = None,
     hparams: Mapping[str, Any] | None = None,
     source: str,
@@ -148,14 +151,18 @@ def configured(
     changes: dict[str, Any] = {}
     if units is not None:
         changes["units"] = changed_plan(found.units, units)
-    if models_dir is not None:
-        changes["models_dir"] = str(models_dir)
+    folders = [models_dir] if isinstance(models_dir, str | Path) else list(models_dir or ())
+    if folders:
+        changes["models_dir"] = str(folders[0])
+    if folders[1:] or search:
+        changes["search"] = (*map(absolute, (*folders[1:], *(search or ()))), *found.search)
     if tables:
         changes["tables"] = (*found.tables, *map(absolute, tables))
     if models:
         if isinstance(models, str | Path):
             raise InputError(f"{source}: models = {str(models)!r}: give a list of them")
-        changes["models"] = (*(found.models if config else ()), *map(entry_from_here, models))
+        given = [entry_from_here(model) for model in models]
+        changes["models"] = (*found.models, *({"instead": True, **entry} for entry in given)) if config else given
     if loras:
         if isinstance(loras, str | Path):
             raise InputError(f"{source}: loras = {str(loras)!r}: give a list of them")
@@ -247,8 +254,10 @@ def bundle_of(config: RunConfig, registry: Registry) -> Bundle:
     """The model files of a configuration; headers are read, weights are not. Raises CheckpointError."""
     from omniavatar.checkpoints import Bundle
 
-    roles, strengths = ([getattr(entry, name) for entry in config.models] for name in ("role", "strength"))
-    return Bundle.open(config.model_files(), registry, roles, strengths)
+    roles, instead, strengths = (
+        [getattr(entry, name) for entry in config.models] for name in ("role", "instead", "strength")
+    )
+    return Bundle.open(config.model_files(), registry, roles, instead, strengths, config.folders_beside)
 
 
 def checkpoint_layers(bundle: Bundle) -> list[Layer]:

@@ -9,15 +9,18 @@ Opening reads headers only; weights are read when a role is loaded.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omniavatar.checkpoints.files import Source
 from omniavatar.checkpoints.formulas import read_settings
+from omniavatar.checkpoints.headers import TensorInfo
 from omniavatar.checkpoints.registry import LORA, TRANSFORMER, Component, Detection, LoraStrength, Registry
 from omniavatar.errors import CheckpointError, nearest
 
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
     from omniavatar.checkpoints.lora import Lora
     from omniavatar.models.conversion import Conversions
 
+log = logging.getLogger(__name__)
+
+MAX_SENTENCEPIECE_BYTES = 100_000_000
 SMALL = 8
 """Numbers of a tensor that is read with the header, such as an alpha or the sizes of a shape."""
 OWN_SETTINGS = {"pytorch_model": "config.json", "adapter_model": "adapter_config.json"}
@@ -92,14 +98,15 @@ class LoraFile:
             small = {name: info for name, info in component.tensors.items() if info.numel <= SMALL}
             state = {name: torch.empty(info.shape, device="meta") for name, info in component.tensors.items()}
             state |= dict(read_tensors(small, device="cpu", dtype=None))
-        return read_lora(state, metadata=component.metadata, settings=self.settings, name=self.name)
+        return read_lora(state, metadata=component.extras, settings=self.settings, name=self.name)
 
 
 class Bundle:
     """Components by role: one base network with any number of overlays, or any number of bare tensor sets (LoRA)."""
 
-    def __init__(self, detections: Iterable[Detection]) -> None:
+    def __init__(self, detections: Iterable[Detection], folders: Iterable[Path] = ()) -> None:
         self.detections = tuple(detections)
+        self.folders = tuple(folders)
         by_role: dict[str, list[Component]] = defaultdict(list)
         for detection in self.detections:
             for component in detection.components:
@@ -112,19 +119,23 @@ class Bundle:
         sources: Iterable[Source],
         registry: Registry,
         roles: Iterable[str | None] = (),
+        instead: Iterable[bool] = (),
         strengths: Iterable[LoraStrength | None] = (),
+        folders: Iterable[Path] = (),
     ) -> Bundle:
         """Recognise everything that the sources name (files, lists of shards, patterns, folders).
 
         roles: for each source the role of its transformer, or of the one that its LoRA changes; None: "dit".
+        instead: for each source whether its networks take the place of those of other sources.
         strengths: for each source that of its LoRA; None: 1, and it need not have one.
+        folders: where things may lie that belong beside a file, if they do not.
         """
-        detections = []
-        for source, role, strength in zip_longest(sources, roles, strengths):
+        given = []
+        for source, role, replaces, strength in zip_longest(sources, roles, instead, strengths):
             for found in registry.detect_all(source):
                 detection = found if role is None else found.with_role(role)
-                detections.append(detection if strength is None else detection.with_strength(strength))
-        return cls(detections)
+                given.append((detection if strength is None else detection.with_strength(strength), bool(replaces)))
+        return cls(with_replaced(given), folders)
 
     @property
     def roles(self) -> frozenset[str]:
@@ -157,8 +168,23 @@ class Bundle:
         return merged
 
     def beside(self, role: str, path: Path | str) -> Path:
-        """A path relative to the folder of the role's (base) files; an absolute one stays as it is."""
-        return self.components(role)[0].folder.absolute() / path
+        """A path relative to the folder of the role's (base) files, or to the first further folder that has it.
+
+        An absolute one stays as it is.
+        """
+        own = self.components(role)[0].folder.absolute() / path
+        elsewhere = (folder.absolute() / path for folder in self.folders)
+        return own if own.exists() else next((place for place in elsewhere if place.exists()), own)
+
+    def tokenizer(self, role: str) -> Callable[[], Any] | None:
+        """What makes the tokenizer that lies in the role's file, if one does.
+
+        Calling it raises CheckpointError if the tokenizer is damaged.
+        """
+        found = self.components(role)[0].extras.get("tokenizer")
+        if isinstance(found, TensorInfo):
+            return partial(sentencepiece_of, found)
+        return found if callable(found) else None
 
     def shapes(self, role: str) -> dict[str, tuple[int, ...]]:
         """The shapes of the role's weights by the network's names, as the files have them."""
@@ -228,19 +254,13 @@ class Bundle:
         from omniavatar.models.conversion import Conversions
 
         components = self.components(role)
-        base, path = components[0], loading.network_of(components)
+        base = components[0]
         dtype = getattr(torch, base.spec.dtype) if base.spec.dtype is not None else dtype
-        if base.spec.loader == "folder":
-            kind: Any = loading.import_network(path)
-            network: nn.Module = kind.from_config(base.folder)
-        else:
-            config = loading.merged_config(components) | loading.accepted(path, offered)
-            network = loading.build_on_meta(path, config).requires_grad_(False)
-            names = network.state_dict().keys()
-            conversions = conversions or Conversions()
-            loading.convert_into(network, components, conversions, device="meta", dtype=dtype, left=names)
-            return network.eval()
-        return network.to(dtype).eval().requires_grad_(False)
+        network = loading.skeleton(components, **offered).requires_grad_(False)
+        names = network.state_dict().keys()
+        conversions = conversions or Conversions()
+        loading.convert_into(network, components, conversions, device="meta", dtype=dtype, left=names)
+        return network.eval()
 
     def weights(
         self,
@@ -262,6 +282,48 @@ class Bundle:
             if matches(name, wanted)
         }
         return dict(read_tensors(sources, device=device, dtype=dtype))
+
+
+def sentencepiece_of(info: TensorInfo) -> Any:
+    """The tokenizer whose sentencepiece model is a tensor of bytes."""
+    from omniavatar.checkpoints.loading import read_tensors
+    from omniavatar.checkpoints.sentencepiece import tokenizer
+
+    if info.dtype not in ("uint8", "int8") or info.numel > MAX_SENTENCEPIECE_BYTES:
+        raise CheckpointError(
+            f"{info.file}: '{info.name}' is no sentencepiece model ({info.dtype}, {info.numel} numbers)"
+        )
+    (tensor,) = dict(read_tensors({"model": info}, device="cpu", dtype=None)).values()
+    return tokenizer(tensor.numpy().tobytes(), f"{info.file}: '{info.name}'")
+
+
+def with_replaced(found: Iterable[tuple[Detection, bool]]) -> list[Detection]:
+    """The detections without the networks whose place others take: those of detections that come with True.
+
+    What a network is told to go without, such as its row's settings, goes with it; LoRA and overlays stay.
+    """
+    found = list(found)
+    new: dict[str, Detection] = {
+        component.role: detection
+        for detection, replaces in found
+        for component in detection.components
+        if replaces and component.spec.is_base and not detection.row.is_delta
+    }
+    kept: list[Detection] = []
+    for detection, replaces in found:
+        gone = [
+            component
+            for component in detection.components
+            if not replaces and component.spec.is_base and component.role in new
+        ]
+        for component in gone:
+            log.warning(
+                "%s takes the place of %s as '%s'", new[component.role].files[0], detection.files[0], component.role
+            )
+        components = tuple(component for component in detection.components if component not in gone)
+        if components:
+            kept.append(replace(detection, components=components) if gone else detection)
+    return kept
 
 
 def _ordered(role: str, components: list[Component]) -> tuple[Component, ...]:

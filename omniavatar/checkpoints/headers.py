@@ -41,12 +41,17 @@ SUFFIXES = BUILTIN_FORMATS.suffixes
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of a checkpoint says; `entries` also holds the nested dictionaries of pickled files."""
+    """What the header of a checkpoint says.
+
+    entries: what the hash is made from; also the nested dictionaries of pickled files. extras: what lies in the files
+    and is no weight, such as the "tokenizer" of a text encoder.
+    """
 
     files: tuple[Path, ...]
     tensors: Mapping[str, TensorInfo]
     entries: Entries = field(repr=False)
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    extras: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def hash(self) -> str:

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from omniavatar.checkpoints.derived import Derived, parts_of
 from omniavatar.checkpoints.formats import PackedTensor, TensorInfo
+from omniavatar.checkpoints.formulas import read_settings
 from omniavatar.checkpoints.headers import BUILTIN_FORMATS
 from omniavatar.checkpoints.names import matches
 from omniavatar.checkpoints.nearest import few
@@ -94,13 +96,10 @@ def load_network(
     `conversions` are what units make of the weights; packed weights of linear layers stay packed if they allow it.
     The network comes in evaluation mode, without gradients. `dtype` None keeps each tensor's dtype; the table's wins.
     """
-    base, path = components[0], network_of(components)
+    base = components[0]
     if base.spec.dtype is not None:
         dtype = getattr(torch, base.spec.dtype)
-    if base.spec.loader == "folder":
-        return _from_folder(base, device, dtype or torch.float32)
-    config = merged_config(components) | dict(overrides or {})
-    network = build_on_meta(path, config | accepted(path, offered)).requires_grad_(False)
+    network = skeleton(components, overrides, **offered).requires_grad_(False)
     left = set() if blocks else names_of_blocks(network)
     convert_into(network, components, conversions or Conversions(), device=device, dtype=dtype, left=left)
     return network.eval().requires_grad_(False)
@@ -232,10 +231,21 @@ def merged_config(components: Sequence[Component]) -> dict[str, Any]:
     return {key: value for component in components for key, value in component.config.items()}
 
 
-def _from_folder(component: Component, device: Device, dtype: torch.dtype) -> nn.Module:
-    network: Any = import_network(str(component.spec.network))
-    loaded: nn.Module = network.from_folder(component.folder, device=device, dtype=dtype)
-    return loaded.eval().requires_grad_(False)
+def skeleton(components: Sequence[Component], overrides: Mapping[str, Any] | None = None, **offered: Any) -> nn.Module:
+    """The network of a base component and the overlays on it, without weights, on the meta device."""
+    base, path = components[0], network_of(components)
+    if base.spec.loader == "folder":
+        kind: Any = import_network(path)
+        settings = read_settings(base.folder / "config.json")
+        try:
+            network: nn.Module = kind.from_checkpoint(
+                settings, {name: info.shape for name, info in base.tensors.items()}
+            )
+        except CheckpointError as error:
+            raise CheckpointError(f"{base.files[0]}: {error}") from error
+        return network
+    config = merged_config(components) | dict(overrides or {})
+    return build_on_meta(path, config | accepted(path, offered))
 
 
 def check_names(
@@ -316,12 +326,41 @@ def read_tensors(
 
 def log_files(sources: Mapping[str, TensorInfo]) -> None:
     """Say what is read."""
-    for file, count in Counter(source.file for source in sources.values()).items():
+    for file, count in Counter(part.file for source in sources.values() for part in parts_of(source)).items():
         log.info("reading %d tensors from %s", count, file)
 
 
 def stored_tensors(sources: Mapping[str, TensorInfo], device: Device) -> Iterator[tuple[str, Tensor | PackedTensor]]:
-    """Read tensors, file by file and portion by portion, as they are stored: packed ones stay packed."""
+    """Read tensors, file by file and portion by portion, as they are stored: packed ones stay packed.
+
+    A tensor of a file is read once, also where several weights are made of it.
+    """
+    stored: dict[str, TensorInfo] = {}
+    waiting: dict[str, list[str]] = defaultdict(list)
+    for name, source in sources.items():
+        if not isinstance(source, Derived):
+            stored[name] = source
+        for part in source.parts if isinstance(source, Derived) else ():
+            stored[part_key(part)] = part
+            waiting[part_key(part)].append(name)
+    there: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, weight in _file_tensors(stored, device):
+        if key not in waiting:
+            yield key, weight
+        for name in waiting.get(key, ()):
+            derived = sources[name]
+            there[name][key] = weight.dense() if isinstance(weight, PackedTensor) else weight
+            if isinstance(derived, Derived) and len(there[name]) == len({part_key(part) for part in derived.parts}):
+                parts = there.pop(name)
+                yield name, derived.make([parts[part_key(part)] for part in derived.parts])
+
+
+def part_key(part: TensorInfo) -> str:
+    """A name for a tensor of a file that no weight has."""
+    return f"{part.file}\n{part.name}"
+
+
+def _file_tensors(sources: Mapping[str, TensorInfo], device: Device) -> Iterator[tuple[str, Tensor | PackedTensor]]:
     by_file: dict[Path, dict[str, TensorInfo]] = defaultdict(dict)
     for name, source in sources.items():
         by_file[source.file][name] = source

@@ -57,7 +57,7 @@ BENCH_EARLY = (
         help="combinations and settings from a file, or the name of a packaged one: caches, exact, guidance, quick, "
         "steps  [default: quick, if nothing else is named]",
     ),
-    *(option for option in EARLY if option.name in ("config", "models", "loras", "models_dir")),
+    *(option for option in EARLY if option.name in ("config", "models", "loras", "models_dir", "search")),
 )
 DEMO_SECONDS = 2.0
 LARGEST_SEED = 2**40 - 1

@@ -11,13 +11,18 @@ import click
 
 from omniavatar.cli import Commands
 from omniavatar.cli.console import AS_JSON, say, saying_faults, show, show_json, table_of
+from omniavatar.cli.convert import convert
+from omniavatar.cli.download import download
 from omniavatar.cli.fields import UserPath
-from omniavatar.errors import CheckpointError
+from omniavatar.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from omniavatar.checkpoints import Component, Detection, Registry, Row, Verdict
     from omniavatar.checkpoints.registry import VerdictKind
 
+SEARCH = click.option(
+    "--models", "search", multiple=True, metavar="FOLDER", help="Also search this folder for models; repeatable."
+)
 TEST_TABLE = "test.toml"
 """The table of a package with checkpoints that only its tests use."""
 
@@ -27,12 +32,29 @@ def models() -> None:
     """Known checkpoints, and what the files here are."""
 
 
-@models.command("list")
+@models.command("list", short_help="List known checkpoints; with --here, the files on this machine.")
 @click.option("--all", "also_tests", is_flag=True, help="Also those that only tests use.")
+@click.option("--here", is_flag=True, help="List what lies on this machine instead, and what it serves.")
+@SEARCH
 @AS_JSON
-def list_command(also_tests: bool, as_json: bool) -> None:
-    """List every known checkpoint, those of plugins included."""
+def list_command(also_tests: bool, here: bool, search: tuple[str, ...], as_json: bool) -> None:
+    """List every known checkpoint, those of plugins included; with --here, the files on this machine.
+
+    --here looks into pretrained_models, the folders of --models and of the variable OMNI_MODELS, and the cache of
+    Hugging Face, says which configurations the files serve, and what each still lacks.
+    """
     known = registry()
+    if here:
+        from omniavatar.cli.here import Here
+
+        found = Here.look(known, search)
+        if as_json:
+            show_json(found.facts())
+        else:
+            found.print()
+        return
+    if search:
+        raise InputError("--models goes with --here; without it, only the tables are listed")
     rows = [row for row in known.rows if also_tests or Path(str(known.origin(row))).name != TEST_TABLE]
     if as_json:
         show_json([row_facts(row) for row in rows])
@@ -96,6 +118,10 @@ def verify(folder: Path, as_json: bool) -> None:
         _print_verdicts(folder, verdicts)
     if any(verdict.error for verdict in verdicts):
         raise click.exceptions.Exit(1)
+
+
+models.add_command(download)
+models.add_command(convert)
 
 
 def registry() -> Registry:

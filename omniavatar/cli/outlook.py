@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from omniavatar.errors import CheckpointError
+from omniavatar.locating import located
 
 if TYPE_CHECKING:
     from omniavatar.checkpoints import Bundle
@@ -39,7 +40,7 @@ class Outlook:
         file = Layer(Strength.FILE, "the configuration", config.settings)
         registry = plugins.registry(map(Path, config.tables))
         try:
-            bundle = bundle_of(config, registry)
+            bundle = bundle_of(located(config), registry)
         except CheckpointError as error:
             reason = str(error).partition("\n")[0].removesuffix(" for")
             return cls(build_plan(config.units, catalog, file), None, reason)
@@ -114,6 +115,9 @@ class WithoutBlocks:
 
     def beside(self, role: str, path: Path) -> Path:
         return self.bundle.beside(role, path)
+
+    def tokenizer(self, role: str) -> Callable[[], Any] | None:
+        return self.bundle.tokenizer(role)
 
     def adapters(self) -> tuple[Any, ...]:
         return self.bundle.adapters()

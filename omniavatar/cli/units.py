@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from omniavatar.plugins import Plugins
 
 
-OF_PLANS = ("units", "config", "models", "models_dir", "tables")
+OF_PLANS = ("units", "config", "models", "models_dir", "search", "tables")
 """The early options of `omni run` that say which units and which models there are."""
 
 

@@ -125,6 +125,10 @@ class Models(Protocol):
         """The path, or, if it is relative, that path beside the files of this role."""
         ...
 
+    def tokenizer(self, role: str) -> Callable[[], Any] | None:
+        """What makes the tokenizer that lies in this role's file, if one does."""
+        ...
+
     def adapters(self) -> Sequence[Adapter]:
         """The LoRA files, in the order given."""
         ...
@@ -179,7 +183,8 @@ class Engine:
                 if role not in models:
                     raise CheckpointError(
                         f"unit '{unit.name}' needs a model for the role '{role}' and no given file has one; "
-                        f"add the file with --model, or leave the unit out with -{unit.name}"
+                        f"add the file with --model, beside a configuration that has the others (--config NAME), "
+                        f"or leave the unit out with -{unit.name}"
                     )
             unit.check_models(models)
 

@@ -309,6 +309,7 @@ STATE_START = "run.start"
 STATE_REQUEST = "run.request"
 STATE_VALUE = "previous."
 STATE_ABSENT = "absent."
+STATE_MEMORY = "memory."
 
 
 def state_of(loop: Loop, next_window: int) -> dict[str, Tensor]:
@@ -330,6 +331,9 @@ def state_of(loop: Loop, next_window: int) -> dict[str, Tensor]:
             state[STATE_VALUE + name] = value.contiguous().clone()
         else:
             raise InputError(f"the value '{name}' is {type(value).__name__} and no tensor, so no state can hold it")
+    for call, tensors in job.memories.items():
+        for name, value in tensors.items():
+            state[f"{STATE_MEMORY}{call}/{name}"] = value.detach().cpu().contiguous().clone()
     return state
 
 
@@ -364,6 +368,10 @@ def restore(loop: Loop, state: Mapping[str, Tensor]) -> None:
     if job.first < len(job.spans):
         check_kept(loop, state)
     loop.previous = Previous(job, job.first - 1, job.spans[job.first - 1], kept)
+    for key, value in state.items():
+        if key.startswith(STATE_MEMORY):
+            call, _, name = key.removeprefix(STATE_MEMORY).rpartition("/")
+            job.memories.setdefault(call, {})[name] = value.to(loop.engine.device)
 
 
 def check_kept(loop: Loop, state: Mapping[str, Tensor]) -> None:

@@ -157,6 +157,7 @@ class Job(Scope):
         self.first = 0
         self.first_frame = 0
         self.spans: Sequence[Span] = ()
+        self.memories: dict[str, dict[str, Tensor]] = {}
         self.resources = ExitStack()
         self.results: dict[str, Any] = {}
 
@@ -168,6 +169,14 @@ class Job(Scope):
     def geometry(self) -> Geometry:
         """What latents and tokens of the engine stand for."""
         return self.engine.geometry
+
+    def memory(self, expert: str, branches: Sequence[Branch]) -> dict[str, Tensor]:
+        """What units remember, from window to window, about calls of this network for these branches: tensors by name.
+
+        It is for what a window cannot be made without, such as the keys and values of the windows before: as
+        `previous.NAME` it is part of the state of a run. Names are those of private values, "kv-cache.keys".
+        """
+        return self.memories.setdefault(f"{expert}/{'+'.join(branch.name for branch in branches)}", {})
 
     @property
     def length(self) -> int:
@@ -188,6 +197,7 @@ class Job(Scope):
     def close(self) -> None:
         """Let go of all that the job holds, and of the loop, which holds the job."""
         self.clear()
+        self.memories.clear()
         if "loop" in vars(self):
             del self.loop
 
@@ -425,6 +435,30 @@ class Step(Scope):
         return self.loop.call(Forward(self, branches, frames))
 
 
+@dataclass(frozen=True)
+class FrameTokens:
+    """Where the tokens of latent frames are among those of a rank.
+
+    frames: the latent frames that it has tokens of (f). tokens: places of their tokens (f n); a frame of which it has
+    fewer than of others names its last one more than once.
+    """
+
+    frames: Tensor
+    tokens: Tensor
+
+
+def tokens_of(frame_index: Tensor) -> FrameTokens | None:
+    """From the frame of every token (s), negative for those that do not count."""
+    frame_of = frame_index.cpu()
+    frames = frame_of[frame_of >= 0].unique()
+    if not len(frames):
+        return None
+    places = [(frame_of == frame).nonzero().flatten() for frame in frames]
+    longest = torch.arange(max(len(place) for place in places))
+    tokens = torch.stack([place[longest.clamp(max=len(place) - 1)] for place in places])
+    return FrameTokens(frames.to(frame_index.device), tokens.to(frame_index.device))
+
+
 class Forward(Scope):
     """One transformer call for one branch, or for several joined along the batch. See `hookspecs.Pipeline.embed`.
 
@@ -489,6 +523,18 @@ class Forward(Scope):
             dtype=torch.int64,
             device=self.latents.device,
         )
+
+    @property
+    def lasting(self) -> dict[str, Tensor]:
+        """What units remember about such calls beyond the window, by name; see `Job.memory`."""
+        return self.job.memory(self.step.expert, self.branches)
+
+    def frame_tokens(self, first: int = 0) -> FrameTokens | None:
+        """Where the tokens of latent frames are among those of this rank; None if it has only others.
+
+        first: the latent frame from which on they count. Call it behind `embed`, when the tokens are spread over ranks.
+        """
+        return self.memory.once(f"frame-tokens.{first}", lambda: tokens_of(self.frame_index - first))  # type: ignore[no-any-return]
 
     def cut(self, values: Tensor) -> Tensor:
         """The frames of this call, of something that has a value for every latent frame of the window (b c t h w)."""

@@ -19,6 +19,9 @@ class Span:
     """The frames [start, stop) of a window; the first `given` are fixed; [keep_start, keep_stop) enter the video.
 
     All bounds count from the beginning of the video.
+    first_latent: the latent frame of the video that is the window's first, if the window goes on in the latents where
+    the one before has ended: its tokens have the positions from there on, and each of its latent frames stands for as
+    many frames (4 in Wan). 0: its latents begin anew, the first one with a frame to itself, and so do the positions.
     """
 
     start: int
@@ -26,6 +29,7 @@ class Span:
     given: int
     keep_start: int
     keep_stop: int
+    first_latent: int = 0
 
     @property
     def frames(self) -> int:

@@ -130,6 +130,9 @@ class RehearsalModels:
         """The path beside the role's files."""
         return self.models.beside(role, path)
 
+    def tokenizer(self, role: str) -> Callable[[], Any] | None:
+        return self.models.tokenizer(role)
+
     def adapters(self) -> Sequence[Adapter]:
         """None."""
         return ()

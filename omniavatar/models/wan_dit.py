@@ -328,9 +328,12 @@ class WanDiT(nn.Module):
         embedded: Tensor = self.text_embedding(context.to(self.dtype))
         return embedded
 
-    def rope(self, grid: Grid, device: torch.device | str | None = None) -> Tensor:
-        """Rotary table of all tokens of a grid, positions from 0: (s, head_dim/2, 2) float32."""
-        return rope_table(grid_positions(grid, device), self.head_dim)
+    def rope(self, grid: Grid, device: torch.device | str | None = None, first_frame: int = 0) -> Tensor:
+        """Rotary table of all tokens of a grid, (s, head_dim/2, 2) float32.
+
+        Positions count from 0, those of frames from `first_frame`.
+        """
+        return rope_table(grid_positions(grid, device, first_frame), self.head_dim)
 
     def unembed(self, x: Tensor, t_emb: TimeValue, grid: Grid) -> Tensor:
         """Tokens (b s d), t_emb (b d) or per token, grid (f, h, w) with s = f*h*w -> (b out t h w)."""

@@ -46,6 +46,9 @@ class GivenModels:
         """The path as it is."""
         return path
 
+    def tokenizer(self, role: str) -> None:
+        """None lies in a file."""
+
     def adapters(self) -> Sequence[Any]:
         """No LoRA files."""
         return ()

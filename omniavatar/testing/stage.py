@@ -122,6 +122,9 @@ class StageModels:
         """The tokenizer of the test networks, whichever is asked for."""
         return tiny_file("tokenizer")
 
+    def tokenizer(self, role: str) -> None:
+        """None lies in a file."""
+
     def adapters(self) -> Sequence[GivenLora]:
         """A LoRA of rank 2 for the transformer's first block, if it has linear layers."""
         generator, pairs = torch.Generator().manual_seed(0), {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,6 +98,9 @@ class Starting:
 
     def beside(self, role: str, path: Path) -> Path:
         return self.models.beside(role, path)
+
+    def tokenizer(self, role: str) -> Callable[[], Any] | None:
+        return self.models.tokenizer(role)
 
     def adapters(self) -> Sequence[Adapter]:
         return self.models.adapters()

@@ -38,9 +38,7 @@ class TakeSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    frames: int = Field(
-        81, ge=2, description="frames of a sample, 4n+1 for Wan's VAE; shorter clips give what they have"
-    )
+    frames: int = Field(81, ge=2, description="frames of a sample, 4n+1; shorter clips give what they have")
     prefixes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (1, 5, 9, 13), min_length=1, description="given frames, one drawn, each 4n+1"
     )

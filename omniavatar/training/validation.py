@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -224,6 +224,9 @@ class Lent:
 
     def beside(self, role: str, path: Path) -> Path:
         return self.models.beside(role, path)
+
+    def tokenizer(self, role: str) -> Callable[[], Any] | None:
+        return self.models.tokenizer(role)
 
     def adapters(self) -> Sequence[Adapter]:
         return self.models.adapters()

@@ -29,7 +29,7 @@ class GradientCheckpointing(PipelineUnit):
 
         for role in engine.plan.experts:
             engine.model(role)
-        for network in engine.networks.values():
-            blocks = getattr(network, "blocks", None)
-            if blocks is not None:
-                checkpoint_blocks(blocks)
+        for role in engine.networks:
+            network = engine.model(role)
+            if hasattr(network, "blocks"):
+                checkpoint_blocks(network.blocks)

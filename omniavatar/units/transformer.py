@@ -106,4 +106,5 @@ def positions(forward: Forward) -> tuple[Tensor, Tensor]:
 
     device = forward.latents.device
     frames = grid_positions(forward.grid, device)[:, 0] + forward.frames.start - forward.job.leading
-    return forward.network.rope(forward.grid, device), frames.clamp(min=-1)
+    later = {"first_frame": first} if (first := forward.window.span.first_latent) else {}  # most networks know none
+    return forward.network.rope(forward.grid, device, **later), frames.clamp(min=-1)

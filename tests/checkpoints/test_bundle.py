@@ -145,3 +145,20 @@ def test_a_whole_transformer_with_audio_layers_is_loaded_as_two_networks(tmp_pat
     assert models.roles == {"dit", "audio_adapter"}
     assert len(models.load("dit").state_dict()) == len(dit_state())
     assert len(models.load("audio_adapter").state_dict()) == len(adapter_state())
+
+
+def test_networks_that_take_the_place_of_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With the settings of their row; LoRA and what else lay in those files stays."""
+    old = write_safetensors(tmp_path / "old.safetensors", dit_state(in_dim=33) | adapter_state())
+    new = write_safetensors(tmp_path / "new" / "new.safetensors", dit_state(1, in_dim=33))
+    lora = {
+        f"blocks.0.self_attn.q.lora_{side}.weight": torch.ones(size) for side, size in (("A", (3, 24)), ("B", (24, 3)))
+    }
+    files = [old, write_safetensors(tmp_path / "lora.safetensors", lora), new]
+    bundle = Bundle.open(files, Registry.builtin(), instead=[False, False, True])
+    assert [component.files for component in bundle.components("dit")] == [(new,)]
+    assert [component.files for component in bundle.components("audio_adapter")] == [(old,)]
+    assert len(bundle.adapters()) == 1
+    assert f"{new} takes the place of {old} as 'dit'" in caplog.text
+    with pytest.raises(CheckpointError, match="two models for the role 'dit'"):
+        Bundle.open([old, new], Registry.builtin(), instead=[True, True])

@@ -56,7 +56,7 @@ def test_more_than_one_top_level_entry_is_not_unwrapped(tmp_path: Path) -> None:
     torch.save({"model_state": {"w": torch.zeros(2)}, "epoch": 3}, tmp_path / "model.pth")
     header = read_header([tmp_path / "model.pth"])
     assert header.hash == fingerprint({"model_state": {"w": (2,)}})
-    assert not header.tensors
+    assert {name: tensor.shape for name, tensor in header.tensors.items()} == {"model_state.w": (2,)}
 
 
 def test_shards_are_one_checkpoint_and_may_not_overlap(tmp_path: Path) -> None:

@@ -137,7 +137,9 @@ def test_a_wav2vec2_folder(tmp_path: Path) -> None:
     assert (component.role, component.folder) == ("audio_encoder", folder)
     assert component.constants == {"feature_dim": 20}
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
-    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="1 of 2 shards are missing"):
+        Registry.builtin().detect(folder)
+    (folder / "model-00001-of-00002.safetensors").rename(folder / "other.safetensors")
     with pytest.raises(CheckpointError, match=r"no model\.safetensors or pytorch_model\.bin"):
         Registry.builtin().detect(folder)
 

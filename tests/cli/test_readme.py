@@ -58,12 +58,12 @@ def desk(folder: Path) -> Path:
 @pytest.mark.parametrize("line", commands())
 def test_a_command_does_what_it_says(omni: Omni, desk: Path, line: str) -> None:
     words = arguments_of(line)
-    if "--gpus" in words:
+    if "--gpus" in words or words[:2] == ["models", "download"]:  # what no test may fetch
         words.append("--help")
     elif words[0] in ("run", "bench"):
         words += [*SMALL, *(ONCE if words[0] == "bench" else ())]
     outcome = omni(*words)
-    if any(word.startswith("omniavatar-") or word == "inference.yaml" for word in words):
+    if "--help" not in words and any(word.startswith("omniavatar-") or word == "inference.yaml" for word in words):
         assert outcome.code == 2
         assert ABSENT.search(outcome.err), outcome.err
     else:

@@ -217,13 +217,15 @@ def test_what_was_trained_alone_is_used(omni: Omni, config: Path, studio: Path, 
     """A delta with the other model files, a whole transformer in place of one."""
     content = yaml.safe_load(config.read_text())
     config.write_text(yaml.safe_dump({**content, "train": train, "cache": None}))
-    trained = omni("train", "--config", config, "--set", "trainer.steps=1")
-    assert (trained.code, trained.out) == (0, f"out  (trained, 1 steps)\n{HINT}"), trained.err
+    steps = ("--set", "trainer.steps=2", "--set", "trainer.results_every=1")
+    trained = omni("train", "--config", config, *steps)
+    assert (trained.code, trained.out) == (0, f"out  (trained, 2 steps)\n{HINT}"), trained.err
     inputs = (f"--image={PORTRAIT}", f"--audio={studio / 'speech.wav'}", "--prompt=A man talks.")
     small = ("--seconds=0.36", "--schedule.steps=1", "--audio.silence=0", "--output=talk.mp4")
     Path("out").rename("moved")
-    run = omni("run", "--config=moved/run.yaml", *inputs, *small)
-    assert run.code == 0, run.err
+    for file in ("moved/run.yaml", "moved/results/step-000001/run.yaml"):
+        run = omni("run", f"--config={file}", *inputs, *small)
+        assert run.code == 0, run.err
 
 
 @pytest.mark.slow

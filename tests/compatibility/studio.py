@@ -168,6 +168,9 @@ class Models:
     def beside(self, role: str, path: Path) -> Path:
         return tiny_file("tokenizer")
 
+    def tokenizer(self, role: str) -> None:
+        """None lies in a file."""
+
     def adapters(self) -> Sequence[Any]:
         return [queries(self.network("dit"))]
 

@@ -60,6 +60,9 @@ class RandomModels:
     def beside(self, role: str, path: Any) -> Any:
         return path
 
+    def tokenizer(self, role: str) -> None:
+        """None lies in a file."""
+
     def adapters(self) -> Sequence[Any]:
         return ()
 

@@ -204,7 +204,8 @@ def test_a_role_without_a_model_is_named_with_the_ways_out() -> None:
         Engine(Plan((Transformer(),)), GivenModels())
     assert str(caught.value) == (
         "unit 'transformer' needs a model for the role 'dit' and no given file has one; "
-        "add the file with --model, or leave the unit out with -transformer"
+        "add the file with --model, beside a configuration that has the others (--config NAME), "
+        "or leave the unit out with -transformer"
     )
 
 

@@ -24,6 +24,7 @@ from omniavatar.estimate.rehearsal import Memory, Rehearsal, Stand
 from omniavatar.estimate.report import Estimate, Phase
 from omniavatar.estimate.timing import FEWEST_CALLS, Clock, Seconds
 from omniavatar.hookspecs import hookimpl
+from omniavatar.models.attention import sdpa
 from omniavatar.models.umt5 import UMT5Encoder
 from omniavatar.models.wan_dit import PerToken, WanDiT
 from omniavatar.plugins import discover
@@ -61,7 +62,7 @@ class SketchedModels(TinyModels):
         network = self.networks[role]
         if isinstance(network, WanDiT):
             with torch.device("meta"):
-                return WanDiT(**DIT, **constructor).to(dtype)
+                return WanDiT(**DIT, attention=constructor.get("attention", sdpa)).to(dtype)
         if isinstance(network, UMT5Encoder):
             with torch.device("meta"):
                 return UMT5Encoder(**TEXT).to(dtype)

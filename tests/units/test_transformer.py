@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from omniavatar.engine.loop import Loop
-from omniavatar.engine.scopes import Forward, Step, Window
+from omniavatar.engine.scopes import Forward, Job, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import Span
 from omniavatar.errors import PlanError
@@ -52,6 +54,33 @@ def small_dit() -> WanDiT:
             num_layers=3,
         )
     )
+
+
+def test_a_window_may_go_on_in_the_latents_of_the_one_before() -> None:
+    """Its positions go on too, and all its latent frames stand for four frames."""
+    dit, seen = small_dit(), []
+
+    class Chunks(PipelineUnit):
+        """As block-causal models have them: 9 frames, then 12 and 12, of 3 latent frames each."""
+
+        name = "chunks"
+
+        @hookimpl
+        def plan_windows(self, job: Job) -> Sequence[Span]:
+            ends = [0, 9, 21, 33]
+            return [Span(start, stop, 0, start, stop, (start + 3) // 4) for start, stop in pairwise(ends)]
+
+    class Look:
+        @hookimpl(trylast=True)
+        def embed(self, forward: Forward) -> None:
+            seen.append((forward.latents.shape[2], forward.rope, forward.frame_index.tolist()))
+
+    units = [Scene(frames=33), Chunks(), Text(), Guidance(scale=1), Schedule(steps=1), Euler(), Transformer()]
+    fake_engine(units, models=fake_models(dit=dit), observers=[Look()]).generate(request(height=32))
+    whole = dit.rope((9, 2, 1))
+    assert [latents for latents, _, _ in seen] == [3, 3, 3]
+    assert torch.cat([rope for _, rope, _ in seen]).equal(whole)
+    assert all(index == [0, 0, 1, 1, 2, 2] for _, _, index in seen)
 
 
 def test_hooks_compose_to_the_plain_forward() -> None:

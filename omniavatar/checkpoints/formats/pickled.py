@@ -54,8 +54,7 @@ class Pickled(Format):
         content = unpickle(file, data=False)
         tensors = {
             name: TensorInfo(name, tuple(value.shape), str(value.dtype).removeprefix("torch."), file)
-            for name, value in content.items()
-            if hasattr(value, "dtype")
+            for name, value in flat(content).items()
         }
         return FileHeader(tensors, _entries(content))
 
@@ -65,9 +64,20 @@ class Pickled(Format):
         """A mapped file is moved tensor by tensor."""
         if not is_zip(file):
             log.info("%s is in torch's legacy format, which cannot be memory-mapped: it is read whole", file)
-        content = unpickle(file, data=True)
+        content = flat(unpickle(file, data=True))
         for name in names:
             yield name, content.pop(name).to(device)
+
+
+def flat(content: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of nested dictionaries, each under the names on the way to it, joined with dots."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            tensors |= flat(value, f"{prefix}{name}.")
+        elif hasattr(value, "dtype") and hasattr(value, "shape"):
+            tensors[f"{prefix}{name}"] = value
+    return tensors
 
 
 def check_bounded(file: Path, content: Any) -> None:
