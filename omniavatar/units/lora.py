@@ -64,13 +64,12 @@ class Lora(PipelineUnit):
 
     def conversion(self, engine: Engine, role: str) -> Conversion | None:
         """What the files change in a role's network as it is loaded; see `engine.conversion`."""
-        applied: Applied = engine.values.once(APPLIED, lambda: Applied.of(engine, self.settings))
-        return applied.conversion(engine, role, merge=self.settings.merge)
+        return self._applied(engine).conversion(engine, role, merge=self.settings.merge)
 
     @hookimpl
     def setup(self, engine: Engine) -> None:
         """Have the networks loaded, and with them changed; add beside their layers what could not be merged."""
-        applied: Applied = engine.values.once(APPLIED, lambda: Applied.of(engine, self.settings))
+        applied = self._applied(engine)
         for role in dict.fromkeys(role for file in applied.files for role in file.roles):
             engine.model(role)
         engine.values[REPORT] = [file.facts() for file in applied.files]
@@ -83,7 +82,7 @@ class Lora(PipelineUnit):
     def plan_steps(self, window: Window) -> Generator[None, Sequence[Step], Sequence[Step]]:
         """Say where strengths change, so that caches compute there."""
         steps = yield
-        for file in window.engine.values[APPLIED].scheduled:
+        for file in self._applied(window.engine).scheduled:
             for index, step in enumerate(steps):
                 strength = file.strength_at(index / len(steps))
                 step.regimes.add(f"lora {Path(file.adapter.name).name} at {strength:g}")
@@ -91,9 +90,14 @@ class Lora(PipelineUnit):
 
     @hookimpl(tryfirst=True)
     def before_step(self, step: Step) -> None:
-        applied: Applied = step.engine.values[APPLIED]
+        applied = self._applied(step.engine)
         if applied.scheduled:
             applied.change(step.index / max(1, step.window.step_count), step.engine)
+
+    def _applied(self, engine: Engine) -> Applied:
+        """What is done to the networks of an engine; asked for when the first is loaded, or steps are foretold."""
+        applied: Applied = engine.values.once(APPLIED, lambda: Applied.of(engine, self.settings))
+        return applied
 
 
 @dataclass

@@ -8,8 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from omniavatar.resources import asset
+from omniavatar.testing.tiny import DIT, tiny_file
 from tests.cli.conftest import Omni
 from tests.test_docs import BLOCK
 
@@ -30,7 +33,7 @@ def commands() -> list[str]:
 
 def arguments_of(line: str) -> list[str]:
     """The words of a command, with files that exist in place of FILE and FOLDER."""
-    given = {"FILE": str(asset("tiny", "vae.safetensors")), "FOLDER": str(asset("tiny"))}
+    given = {"FILE": str(asset("tiny", "vae.safetensors")), "FOLDER": str(tiny_file())}
     _, *words = shlex.split(line, comments=True)
     return [given.get(word, word) for word in words if word != "..."]
 
@@ -42,6 +45,11 @@ def desk(folder: Path) -> Path:
     shutil.copy(asset("demo", "speech.flac"), folder / "me.mp3")
     (folder / "inference.yaml").write_text("text_encoder_path: pretrained_models/Wan2.1-T2V-14B/t5.pth\n")
     (folder / "samples.txt").write_text("A woman talks.@@face.png@@me.mp3\n")
+    width = DIT["dim"]
+    shapes = {"A": (4, width), "B": (width, 4)}
+    pair = {f"blocks.0.self_attn.q.lora_{half}.weight": torch.zeros(shape) for half, shape in shapes.items()}
+    for name in ("style", "other"):
+        save_file(pair, folder / f"{name}.safetensors")
     (configuration,) = blocks("yaml")
     (folder / "my.yaml").write_text(configuration)
     return folder
