@@ -35,6 +35,8 @@ __all__ = [
     "read_header",
 ]
 
+WHOLE = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+"""Types of whole numbers."""
 BUILTIN_FORMATS = Formats(BUILTIN)
 SUFFIXES = BUILTIN_FORMATS.suffixes
 
@@ -86,4 +88,16 @@ def read_file_header(file: Path, formats: Formats = BUILTIN_FORMATS) -> FileHead
     with parsing(lambda reason: CheckpointError(f"{file} cannot be examined ({reason}); download it again")):
         header = known.read_header(file)
     tensors = {name: replace(tensor, format=known) for name, tensor in header.tensors.items()}
+    for name, tensor in tensors.items():
+        if name.endswith(".weight") and len(tensor.shape) > 1 and tensor.packing is None:
+            check_numbers(tensor, name)
     return replace(header, tensors=tensors)
+
+
+def check_numbers(tensor: TensorInfo, name: str) -> None:
+    """Raise CheckpointError for whole numbers where a network computes with others, by its name there."""
+    if tensor.dtype in WHOLE:
+        raise CheckpointError(
+            f"{tensor.file}: {name} has the whole numbers of {tensor.dtype}, as a quantised file without its scales; "
+            "take another file of this model"
+        )

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from omniavatar.checkpoints.derived import Derived, parts_of
 from omniavatar.checkpoints.formats import PackedTensor, TensorInfo
 from omniavatar.checkpoints.formulas import read_settings
-from omniavatar.checkpoints.headers import BUILTIN_FORMATS
+from omniavatar.checkpoints.headers import BUILTIN_FORMATS, check_numbers
 from omniavatar.checkpoints.names import matches
 from omniavatar.checkpoints.nearest import few
 from omniavatar.errors import CheckpointError
@@ -150,7 +150,7 @@ def convert_into(
             else:
                 yield name, made
 
-    fill(network, converted(), device=device, dtype=dtype, left=left)
+    fill(network, converted(), device=device, dtype=dtype, left=left, packed=conversions.layers)
 
 
 def forms(sources: Mapping[str, TensorInfo], names: Collection[str]) -> Iterator[tuple[str, Tensor | PackedTensor]]:
@@ -270,7 +270,8 @@ def check_names(
     optional: Sequence[str] = (),
 ) -> None:
     """Strict: each tensor of the network has a source of its shape and the reverse, but for gaps allowed by name."""
-    targets = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    state = network.state_dict()
+    targets = {name: tuple(tensor.shape) for name, tensor in state.items()}
     kind = type(network).__name__
     where = next((str(source.file) for source in sources.values()), "the checkpoint")
     missing = [name for name in targets if name not in sources and not matches(name, optional)]
@@ -284,6 +285,8 @@ def check_names(
         if not source.could_be(target) and not (matches(name, growable) and fits_inside(source.shape, target)):
             shapes = f"the shape {list(source.shape)}, {kind} needs {list(target)}"
             raise CheckpointError(f"{source.file}: {name} has {shapes}; is it made for another base model?")
+        if source.packing is None and state[name].is_floating_point():
+            check_numbers(source, name)
 
 
 def fits_inside(shape: Shape, target: Shape) -> bool:
@@ -298,20 +301,30 @@ def fill(
     device: Device = "cpu",
     dtype: torch.dtype | None = None,
     left: Collection[str] = (),
+    packed: Mapping[str, nn.Module] | None = None,
 ) -> None:
     """Assign checked tensors to a network on the meta device; what they leave open becomes zero, says the log.
 
-    While they come, linear layers may be replaced by ones that have their weights already.
+    packed: layers, by the names of their weights, that take the places of others while the tensors come, and have their
+    weights already.
 
     `left` are the names of those that stay on the meta device.
     """
     targets = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     state = {name: grown(name, tensor, targets[name]) for name, tensor in tensors}
-    state |= {name: tensor for name, tensor in network.state_dict().items() if name not in targets}
-    targets = {name: shape for name, shape in targets.items() if name in network.state_dict()}
-    open_ = {name: torch.empty(targets[name], device="meta", dtype=dtype) for name in left if name in targets}
-    state = {**open_, **state}
-    absent = [name for name in targets if name not in state]
+    present = network.state_dict()
+    of_layers = {
+        f"{weight.removesuffix('weight')}{own}"
+        for weight, layer in (packed or {}).items()
+        for own, _ in layer.named_parameters()
+        if own != "bias"
+    }
+    for name in present.keys() - state.keys():
+        if name in of_layers:
+            state[name] = present[name]
+        elif name in left:
+            state[name] = torch.empty(targets[name], device="meta", dtype=dtype)
+    absent = [name for name in present if name not in state]
     if absent:
         log.warning("not in the checkpoint, set to zero: %s", few(absent))
         state |= {name: torch.zeros(targets[name], device=device, dtype=dtype) for name in absent}

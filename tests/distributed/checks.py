@@ -17,6 +17,10 @@ from omniavatar.distributed.world import World, common
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.unit import PipelineUnit
+from omniavatar.models.conversion import Conversion
+from omniavatar.models.fp8 import Fp8Blocks
+from omniavatar.models.packed import PackedLinear
+from omniavatar.models.packed_tensor import PackedTensor
 from omniavatar.models.tiling import Tiling
 from omniavatar.resources import asset
 from omniavatar.units import (
@@ -342,6 +346,32 @@ def sharded_weights(world: World) -> float:
         assert (
             local_share(engine.model(role)) < 1.05 / world.size
         )  # what does not divide leaves some ranks a little more
+    return worst_error(together.results, alone.results)
+
+
+class Packs(PipelineUnit):
+    """Keeps the weights of the transformer's blocks packed, as a quantised file has them."""
+
+    name = "packs"
+
+    def conversion(self, engine: Engine, role: str) -> Conversion | None:
+        return PackedBlocks("storage", "tensor") if role == "dit" else None
+
+
+class PackedBlocks(Fp8Blocks):
+    """fp8 numbers with one scale, in layers that know no more of them than of any packed weight."""
+
+    def layer(self, name: str, packed: PackedTensor, bias: torch.Tensor | None) -> PackedLinear:
+        return PackedLinear(packed, bias)
+
+
+@check(2, quick=True)
+def sharded_packed_weights(world: World) -> float:
+    video = odd_video(units=[Texts(), Packs()])
+    alone = made_alone(world, video)
+    engine, together = video.made(SequenceParallel(), Fsdp(), world=world, ahead=True)
+    assert isinstance(engine.model("dit").blocks[0].ffn[0], PackedLinear)
+    assert local_share(engine.model("dit")) < 1.1 / world.size
     return worst_error(together.results, alone.results)
 
 
