@@ -240,7 +240,7 @@ class Library:
             is_made = any(compiled(rule.network).fullmatch(name) for rule in rules)
             if not specials(name) and not is_made and name.encode() not in text:
                 return False
-        return bool(row.match) or LORA not in text
+        return row.lora or bool(row.match) or LORA not in text
 
     def _list(self, root: Path) -> list[tuple[Path, list[Path]]]:
         """Folders and files of a tree."""

@@ -56,8 +56,22 @@ def import_network(path: str) -> Callable[..., nn.Module]:
 
 def accepted(path: str, offered: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that the network's constructor has parameters for."""
-    parameters = inspect.signature(import_network(path)).parameters
+    parameters = parameter_names(import_network(path))
     return {name: value for name, value in offered.items() if name in parameters}
+
+
+def parameter_names(make: Callable[..., Any]) -> set[str]:
+    """The names of arguments that a function or class takes; **kwargs of a class are those of its base."""
+    chain: list[Callable[..., Any]] = [make]
+    if isinstance(make, type):
+        chain = [vars(kind)["__init__"] for kind in make.__mro__ if "__init__" in vars(kind)]
+    names: set[str] = set()
+    for part in chain:
+        parameters = inspect.signature(part).parameters.values()
+        names |= {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return names
 
 
 def build_on_meta(path: str, config: Mapping[str, Any]) -> nn.Module:

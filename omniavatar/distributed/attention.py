@@ -37,17 +37,16 @@ def sequence_wrapper(groups: Groups, sharding: Sharding) -> Callable[[Attention]
     part = sharding.shard_length * groups.ulysses.size
     lengths = [max(0, min(part, sharding.length - part * rank)) for rank in range(groups.ring.size)]
     length = lengths[groups.ring.rank]
-    in_ring = ring_attention(groups.ring, lengths) if groups.ring.size > 1 else None
     exchanged = ulysses_wrapper(groups.ulysses, length) if groups.ulysses.size > 1 else None
 
     def around(inner: Attention) -> Attention:
-        if in_ring is not None:
+        if groups.ring.size > 1:
             if inner is not sdpa:
                 raise PlanError(
                     "a ring joins parts of attention by their log-sum-exp, which another unit's attention does not "
                     "give; take sequence-parallel(ring=1), or leave that unit out"
                 )
-            inner = in_ring
+            inner = ring_attention(groups.ring, lengths)
         if exchanged is not None:
             return exchanged(inner)
         if length == sharding.shard_length:

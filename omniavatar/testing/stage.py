@@ -7,7 +7,6 @@ take = stage.player(plan).play(stage.request(plan))
 
 from __future__ import annotations
 
-import inspect
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from omniavatar.checkpoints.loading import parameter_names
 from omniavatar.distributed.groups import Group
 from omniavatar.distributed.sharding import Sharding
 from omniavatar.distributed.world import World
@@ -109,7 +109,7 @@ class StageModels:
         """The network of which all engines have copies."""
         if role not in self._made:
             make, numbers = self.networks[role]
-            place = {"attention": PLACE} if "attention" in inspect.signature(make).parameters else {}
+            place = {"attention": PLACE} if "attention" in parameter_names(make) else {}
             network = randomized(make(**numbers, **place), seed=zlib.crc32(role.encode()))
             self._made[role] = network.requires_grad_(False)
         return self._made[role]

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from omniavatar.checkpoints import Bundle, Registry
+from omniavatar.checkpoints.loading import parameter_names
 from omniavatar.checkpoints.tables import check_networks
 from omniavatar.errors import CheckpointError
 from omniavatar.estimate.networks import RehearsalModels
+from omniavatar.models.attention import AttentionSlot
 from omniavatar.models.wan_dit import WanBlock, WanDiT
 from omniavatar.resources import registry_tables
 from tests.checkpoints.tiny import DIT, dit_state, write_base, write_safetensors, write_table
@@ -75,6 +77,15 @@ def test_the_network_is_the_overlays_with_the_numbers_and_weights_of_both(tmp_pa
     expected = {**dit_state(), **delta()}
     assert network.state_dict().keys() == expected.keys()
     assert all(torch.equal(weight, expected[name]) for name, weight in network.state_dict().items())
+
+
+def test_an_engines_attention_reaches_a_class_that_hands_its_arguments_on(tmp_path: Path) -> None:
+    slot, models = AttentionSlot(), bundle(tmp_path)
+    networks: list[Any] = [models.load("dit", attention=slot)]
+    networks.append(models.skeleton("dit", dtype=torch.float32, attention=slot))
+    assert all(block.self_attn.attention is slot for network in networks for block in network.blocks)
+    assert parameter_names(EarDiT) >= {"ears", "dim", "attention"}
+    assert parameter_names(lambda a, **more: a) == {"a"}
 
 
 def test_skeletons_estimates_and_blocks_follow(tmp_path: Path) -> None:

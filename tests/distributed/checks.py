@@ -32,6 +32,7 @@ from omniavatar.units import (
 )
 from tests.distributed.scenes import (
     LAYERS,
+    Causal,
     Hints,
     Merged,
     RandomModels,
@@ -107,6 +108,13 @@ def what_all_have_found(world: World) -> float:
 @check(2, 4, quick=True)
 def ulysses(world: World) -> float:
     return shares(world, Video(), SequenceParallel(ulysses=world.size))
+
+
+@check(2, quick=True)
+def a_mask_by_address(world: World) -> float:
+    video = Video(frames=13, units=[Texts(), Causal()])
+    assert worst_error(made_alone(world, video).results, made_alone(world, Video(frames=13)).results) > 1e-4
+    return shares(world, video, SequenceParallel(ulysses=world.size))
 
 
 @check(2, 4, quick=True)

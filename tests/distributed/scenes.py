@@ -17,6 +17,7 @@ from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models import audio_adapter
+from omniavatar.models.attention import Address, Attention, sdpa
 from omniavatar.models.umt5 import UMT5Encoder
 from omniavatar.models.wan_dit import WanBlock, WanDiT
 from omniavatar.models.wan_vae import WanVAE
@@ -161,6 +162,22 @@ class TokenTimes(PipelineUnit):
     def embed(self, forward: Forward) -> None:
         times = forward.step.timestep * (1 + forward.frame_index.double()) / 4
         forward.time, forward.t_mod = forward.network.embed_token_times(times[None])
+
+
+class Causal(PipelineUnit):
+    """In the block `index` a token sees none behind it; where heads are shared, the mask is over all tokens still."""
+
+    name = "causal"
+    index = 1
+
+    @hookimpl
+    def setup(self, engine: Engine) -> None:
+        engine.attention.wrap_at(self.masked)
+
+    def masked(self, inner: Attention, at: Address) -> Attention:
+        if at.index != self.index:
+            return inner
+        return lambda q, k, v: sdpa(q, k, v, mask=torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril())
 
 
 class Merged(PipelineUnit):
