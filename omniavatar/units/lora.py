@@ -75,7 +75,7 @@ class Lora(PipelineUnit):
         engine.values[REPORT] = [file.facts() for file in applied.files]
         for role, late in applied.late.items():
             if late:
-                engine.check_frozen(engine.model(role), self)
+                check_is_for_videos(engine)
                 applied.add(engine, role, late)
 
     @hookimpl(wrapper=True)
@@ -279,6 +279,14 @@ def shapes_of(network: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
                 yield f"{prefix}.{own}" if prefix else own, tuple(weight.shape)
         if isinstance(module, PackedLayer):
             yield f"{prefix}.weight", (module.out_features, module.in_features)
+
+
+def check_is_for_videos(engine: Engine) -> None:
+    """Raise PlanError in training, which saves weights by the names that they have in files."""
+    if any(unit.trains for unit in engine.plan.units):
+        raise PlanError(
+            "unit 'lora': in training every LoRA is merged; leave out merge=false and strengths by ranges of steps"
+        )
 
 
 def check_stays(engine: Engine, role: str, name: str) -> None:

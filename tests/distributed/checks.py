@@ -29,6 +29,7 @@ from omniavatar.units import (
     Fsdp,
     GuidanceInterval,
     GuidanceParallel,
+    Lora,
     SequenceParallel,
     TeaCache,
     VaeParallel,
@@ -256,6 +257,12 @@ def first_block_cache_and_branches_on_ranks_with_sharded_weights(world: World) -
 def branches_that_come_and_go_with_a_cache_and_sharded_weights(world: World) -> float:
     units = [GuidanceInterval(low=0.6, high=0.95), CfgZeroStar(zero_share=0.2), caching()]
     return compare(world, Video(audio_scale=5.0, steps=6, units=[Texts(), *units]), SequenceParallel(), Fsdp())[0]
+
+
+@check(2)
+def lora_beside_sharded_weights(world: World) -> float:
+    """What it adds is sharded as well, and its strength changes with the steps on all ranks at once."""
+    return compare(world, Video(units=[Texts(), Lora()]), SequenceParallel(), Fsdp())[0]
 
 
 @check(2)

@@ -21,7 +21,7 @@ from omniavatar.models.attention import Address, Attention, sdpa
 from omniavatar.models.umt5 import UMT5Encoder
 from omniavatar.models.wan_dit import WanBlock, WanDiT
 from omniavatar.models.wan_vae import WanVAE
-from omniavatar.testing import tiny
+from omniavatar.testing import GivenLora, tiny
 from omniavatar.testing.recorder import WindowRecorder
 from omniavatar.units import (
     Audio,
@@ -65,7 +65,11 @@ class RandomModels:
         """None lies in a file."""
 
     def adapters(self) -> Sequence[Any]:
-        return ()
+        """A LoRA that is stronger in the first half of the steps, for plans with the unit for it."""
+        dim, layers = tiny.DIT["dim"], ("blocks.0.self_attn.q", "blocks.2.cross_attn.v")
+        state = {f"{layer}.lora_A.weight": noise(3, dim, seed=21) for layer in layers}
+        state |= {f"{layer}.lora_B.weight": noise(dim, 3, seed=22) for layer in layers}
+        return [GivenLora(state, strength=((0.0, 0.5, 1.0), (0.5, 1.0, -0.5)))]
 
 
 def build(role: str, **constructor: Any) -> Any:

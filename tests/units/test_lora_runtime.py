@@ -188,3 +188,14 @@ def test_a_packed_weight_stays_packed() -> None:
     x = noise(3, 32)
     expected = x @ (before + noise(16, 2) @ noise(2, 32)).T + linear.bias
     torch.testing.assert_close(layer(x), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_training_is_refused() -> None:
+    class Trains(Lora):
+        name = "trains"
+        trains = True
+
+    models = TinyModels()
+    models.adapters = lambda: [QUERIES]  # type: ignore[method-assign]
+    with pytest.raises(PlanError, match="in training every LoRA is merged; leave out merge=false"):
+        fake_engine([Trains(merge=False)], models=models).set_up()
