@@ -44,7 +44,6 @@ class Lora(PipelineUnit):
 
     name = "lora"
     optional_roles = ("lora", ALL)
-    provides = (REPORT,)
 
     class Settings(UnitSettings):
         scale: float = Field(

@@ -482,7 +482,7 @@ def test_a_missing_file_is_named(tmp_path: Path, first: Path) -> None:
         make(image=first, end_image=tmp_path / "nowhere.png")
 
 
-@pytest.mark.parametrize("sizes", [[], [[33, 32]]])
+@pytest.mark.parametrize("sizes", [[], [[0, 32]]])
 def test_sizes_are_checked(sizes: list[list[int]]) -> None:
     with pytest.raises(PlanError, match="unit 'image-to-video': sizes"):
         build_plan("image-to-video", discover().catalog(), {"image-to-video": {"sizes": sizes}})
