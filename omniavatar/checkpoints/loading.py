@@ -142,15 +142,27 @@ def convert_into(
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     linear = {name for name in shapes if is_linear_weight(network, name)}
 
+    # A weight that stays mapped keeps in memory what has been read of its portion of the file.
+    detached = str(device) == "cpu" and any(conversions.renews(name, source.packing) for name, source in wanted.items())
+
     def converted() -> Iterator[tuple[str, Tensor]]:
         for name, weight in chain(forms(sources, left), stored_tensors(wanted, device)):
             made = conversions.apply(name, fitted(weight, shapes[name]), dtype, linear=name in linear)
+            if detached and not conversions.renews(name, sources[name].packing):
+                made = copied(made)
             if isinstance(made, PackedTensor):
                 conversions.keep(name, made)
             else:
                 yield name, made
 
     fill(network, converted(), device=device, dtype=dtype, left=left, packed=conversions.layers)
+
+
+def copied(weight: Tensor | PackedTensor) -> Tensor | PackedTensor:
+    """A weight in memory of its own."""
+    if isinstance(weight, Tensor):
+        return weight.clone()
+    return weight.with_parts({part: tensor.clone() for part, tensor in weight.parts.items()})
 
 
 def forms(sources: Mapping[str, TensorInfo], names: Collection[str]) -> Iterator[tuple[str, Tensor | PackedTensor]]:

@@ -111,6 +111,10 @@ class Conversions:
         """Whether any conversion makes something of this weight."""
         return any(step.changes(name) or step.stores(name) for step in self.steps)
 
+    def renews(self, name: str, packing: str | None) -> bool:
+        """Whether this weight gets other numbers; packed ones that are stored in another form mostly keep theirs."""
+        return any(step.changes(name) or (step.stores(name) and packing is None) for step in self.steps)
+
     @torch.no_grad()
     def apply(self, name: str, weight: Weight, dtype: torch.dtype | None, *, linear: bool) -> Weight:
         """What becomes of a weight, on the device where it is.

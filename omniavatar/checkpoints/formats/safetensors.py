@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -81,26 +82,43 @@ class Safetensors(Format):
     def read(
         self, file: Path, names: Iterable[str], device: torch.device | str
     ) -> Iterator[tuple[str, Tensor | PackedTensor]]:
-        from safetensors import SafetensorError, safe_open
+        """See `Format.read`; on the meta device the file is not opened again."""
+        import torch
 
         from omniavatar.checkpoints.formats.packing import packed
 
-        _, weights = examined(file)
-        try:
-            is_meta = str(device) == "meta"  # which the library does not know
-            with safe_open(file, framework="pt", device="cpu" if is_meta else str(device)) as content:
-                for name in names:
-                    weight = weights.get(name)
-                    if weight is None:
-                        raise CheckpointError(f"{file} has no tensor '{name}'; has it been changed?")
-                    if isinstance(weight, Packing):
-                        parts = {part: content.get_tensor(stored) for part, stored in weight.parts.items()}
-                        weight_in_memory = packed(file, weight, parts, is_read=not is_meta)
-                        yield name, weight_in_memory.to(device) if is_meta else weight_in_memory
-                    else:
-                        yield name, content.get_tensor(name).to(device)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} cannot be read: {error}; download it again") from error
+        contents, weights = examined(file)
+        is_meta = str(device) == "meta"
+        with nullcontext() if is_meta else opened(file, device) as data:
+            for name in names:
+                weight = weights.get(name)
+                if weight is None:
+                    raise CheckpointError(f"{file} has no tensor '{name}'; has it been changed?")
+                stored = weight.parts if isinstance(weight, Packing) else {"": name}
+                parts: dict[str, Tensor] = {}
+                for part, own in stored.items():
+                    info = contents.tensors[own]
+                    parts[part] = (
+                        torch.empty(info.shape, dtype=getattr(torch, info.dtype), device="meta")
+                        if data is None
+                        else data.get_tensor(own)
+                    )
+                if isinstance(weight, Packing):
+                    yield name, packed(file, weight, parts, is_read=not is_meta)
+                else:
+                    yield name, parts[""]
+
+
+@contextmanager
+def opened(file: Path, device: torch.device | str) -> Iterator[Any]:
+    """A file whose tensors the library reads. Raises CheckpointError for what it cannot."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt", device=str(device)) as data:
+            yield data
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}; download it again") from error
 
 
 Weights = Mapping[str, Packing | TensorInfo]
