@@ -37,7 +37,7 @@ from omniavatar.engine.scopes import Forward, Job, Request, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import Pipeline, hookimpl
 from omniavatar.testing import GivenModels
-from omniavatar.units import Euler, FixedFrames, Guidance, Schedule, SmoothBorders, Transformer, VaeDecode, WriteVideo
+from omniavatar.units import Euler, FixedFrames, Guidance, SmoothBorders, Transformer, VaeDecode, WriteVideo
 
 CHANNELS = 16
 STREAMS = hasattr(Pipeline, "output_frames")
@@ -110,7 +110,7 @@ class Length(PipelineUnit):
 
     @hookimpl
     def embed(self, forward: Forward) -> None:
-        forward.conditions["text"] = forward.x[:, :1]
+        forward.context = forward.x[:, :1]
 
 
 class Watch:
@@ -176,8 +176,7 @@ def engine_of(arguments: argparse.Namespace, frames: int, watch: Watch) -> Engin
         Length(frames),
         FixedFrames(window_frames=arguments.window, overlap=arguments.overlap),
         Guidance(scale=1),
-        Schedule(steps=arguments.steps),
-        Euler(),
+        Euler(steps=arguments.steps),
         Transformer(),
         VaeDecode(),
         SmoothBorders(),

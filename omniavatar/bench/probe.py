@@ -133,8 +133,7 @@ class Probe:
 
     @hookimpl
     def before_step(self, step: Step) -> None:
-        if not step.evaluation:
-            self._step_started = time.perf_counter()
+        self._step_started = time.perf_counter()
 
     @hookimpl
     def embed(self, forward: Forward) -> None:

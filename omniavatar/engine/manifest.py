@@ -47,7 +47,6 @@ def recipe(plan: Plan, job: Job) -> dict[str, Any]:
         "settings": {unit.name: unit.settings.model_dump(mode="json") for unit in plan.units},
         "inputs": {name: described(value) for name, value in request.inputs.items()},
         **({"command": job["command"]} if "command" in job else {}),
-        **({"loras": job["lora.report"]} if job.get("lora.report") else {}),
         "seed": job.seed,
         "fps": job.fps,
         "seconds": request.seconds,

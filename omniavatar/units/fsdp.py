@@ -21,7 +21,7 @@ class Fsdp(PipelineUnit):
 
     name = "fsdp"
     exact = True
-    optional_roles = (ALL,)
+    roles = ("dit",)
     host_roles = (ALL,)
 
     @hookimpl(trylast=True)

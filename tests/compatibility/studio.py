@@ -23,7 +23,6 @@ from omniavatar.engine.run import Result
 from omniavatar.engine.scopes import Request
 from omniavatar.media import ffmpeg
 from omniavatar.media.video import probe_video
-from omniavatar.testing import GivenLora
 from omniavatar.testing.recorder import WindowRecorder, video_of
 from omniavatar.testing.tiny import tiny_file
 from tests.compatibility.cases import FRAMES, UNITS, Case, catalog
@@ -159,7 +158,7 @@ class Models:
         attention = constructor["attention"]
         if self.copies:
             return copy.deepcopy(self.network(role), {id(ATTENTION): attention})
-        ATTENTION.slot = attention
+        ATTENTION.strategy = attention
         return self.network(role)
 
     def config(self, role: str) -> Mapping[str, Any]:
@@ -168,18 +167,24 @@ class Models:
     def beside(self, role: str, path: Path) -> Path:
         return tiny_file("tokenizer")
 
-    def tokenizer(self, role: str) -> None:
-        """None lies in a file."""
-
     def adapters(self) -> Sequence[Any]:
-        return [queries(self.network("dit"))]
+        return [Adapter(self.network("dit"))]
 
 
-def queries(dit: Any) -> GivenLora:
+class Adapter:
     """A LoRA for the queries of the first block."""
-    layer = "blocks.0.self_attn.q"
-    down, up = noise(2, dit.dim, seed=1), noise(dit.dim, 2, seed=2)
-    return GivenLora({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, name="queries")
+
+    name, target, alpha = "queries", "dit", None
+
+    def __init__(self, dit: Any) -> None:
+        self.dim: int = dit.dim
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        layer = "blocks.0.self_attn.q"
+        return {
+            f"{layer}.lora_A.weight": noise(2, self.dim, seed=1),
+            f"{layer}.lora_B.weight": noise(self.dim, 2, seed=2),
+        }
 
 
 # Files --------------------------------------------------------------------------------------------------------------

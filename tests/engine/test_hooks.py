@@ -88,10 +88,6 @@ class Recorder(PipelineUnit):
         self.log.append(f"before_block {index}")
 
     @hookimpl
-    def run_block(self, forward: Forward, index: int) -> None:
-        self.log.append(f"run_block {index}")
-
-    @hookimpl
     def after_block(self, forward: Forward, index: int) -> None:
         self.log.append(f"after_block {index}")
 
@@ -162,10 +158,8 @@ outer run_blocks (
 inner run_blocks (
 run_blocks
 before_block 0
-run_block 0
 after_block 0
 before_block 1
-run_block 1
 after_block 1
 ) inner run_blocks
 ) outer run_blocks

@@ -14,7 +14,7 @@ from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import functional, torch
 from omniavatar.media.paths import input_file
-from omniavatar_fun.shared import OTHER_CHANNELS, check_width, picture_channels, tell_channels
+from omniavatar_fun.shared import OTHER_CHANNELS, check_width, picture_channels, role_for, tell_channels
 from omniavatar_fun.trajectory import (
     ENTRY,
     ORIGIN,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from omniavatar.engine.draft import Draft
+    from omniavatar.engine.engine import Models
     from omniavatar.engine.scopes import Forward, Job, Window
 
 ROLE = "fun_camera"
@@ -52,7 +53,7 @@ class FunCamera(PipelineUnit):
         "fun-control": "no Fun model takes both a camera and a control video",
     }
     roles: ClassVar[tuple[str, ...]] = ("vae", "dit", ROLE)
-    companions = (ROLE,)
+    optional_roles: ClassVar[tuple[str, ...]] = (f"{ROLE}2",)
     idle_in_steps = ("vae",)
 
     class Settings(UnitSettings):
@@ -78,9 +79,11 @@ class FunCamera(PipelineUnit):
 
     settings: Settings
 
+    def check_models(self, models: Models) -> None:
+        check_width(models, ROLE)
+
     @hookimpl
     def check_request(self, draft: Draft) -> None:
-        check_width(draft, ROLE)
         inputs = draft.inputs(self)
         if inputs.camera is not None and inputs.camera_trajectory is not None:
             raise InputError("a camera goes in a direction or along a trajectory; give --camera or --camera-trajectory")
@@ -112,7 +115,7 @@ class FunCamera(PipelineUnit):
     @hookimpl
     def embed(self, forward: Forward) -> None:
         if forward["fun-camera.entries"] is not None:
-            role = forward.engine.companion_role(ROLE, forward)
+            role = role_for(forward, ROLE)
             tokens = forward.window.once(f"fun-camera.tokens.{role}", lambda: camera_tokens(forward, role))
             _, rows, columns = forward.grid
             places = token_places(forward.frame_index, rows * columns, nowhere=tokens.shape[1] - 1)

@@ -41,7 +41,7 @@ class Experts(RandomModels):
     def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
         if role != "dit2":
             return super().load(role, device=device, dtype=dtype, **constructor)
-        network: nn.Module = randomized(build("dit", attention=constructor["attention"]), seed=1)
+        network: nn.Module = randomized(build("dit", **constructor), seed=1)
         return network
 
 

@@ -13,7 +13,6 @@ Letters in shapes: b batch, t latent frames, n tokens of a frame, h w latent row
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from omniavatar.errors import CheckpointError
-from omniavatar.models.attention import sdpa
 from omniavatar.models.wan_dit import CrossAttention, Grid, check_patch_size, modulate
 from omniavatar_s2v.shared import MOTION_FRAMES
 
@@ -186,8 +184,7 @@ class AudioInjector(nn.Module):
         batch = x.shape[0]
         normed = self.injector_adain_layers[entry](x, speech[:, :, -1:])
         queries, local = (rearrange(part, "b t n d -> (b t) n d") for part in (normed, speech[:, :, :-1]))
-        layer: Any = self.injector[entry]
-        attended: Tensor = layer.output(sdpa(*layer.project(queries, local)))
+        attended: Tensor = self.injector[entry](queries, local)
         return rearrange(attended, "(b t) n d -> b t n d", b=batch)
 
 

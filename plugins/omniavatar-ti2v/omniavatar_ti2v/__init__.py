@@ -22,8 +22,7 @@ def omni_units() -> Sequence[type[PipelineUnit]]:
 
 @hookimpl
 def omni_presets() -> Mapping[str, str]:
-    units = "prompt+ti2v+fixed-frames+guidance+schedule+euler+transformer+lora+vae-decode+soundtrack+write-video"
-    return {"wan-ti2v": units}
+    return {"wan-ti2v": "prompt+ti2v+fixed-frames+guidance+euler+transformer+lora+vae-decode+soundtrack+write-video"}
 
 
 @hookimpl
