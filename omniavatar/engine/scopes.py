@@ -241,6 +241,18 @@ class Frames:
         return self.start + self.pixels.shape[2]
 
 
+class Memory(Scope):
+    """What units remember between the steps about calls that are alike. `places`: see `Forward.frame_tokens`."""
+
+    def __init__(self, outer: Scope) -> None:
+        super().__init__(outer)
+        self.places: dict[int, FrameTokens | None] = {}
+
+    def clear(self) -> None:
+        super().clear()
+        self.places.clear()
+
+
 class Window(Scope):
     """One chunk of a video: the frames `span`, the latents (b c t h w), the steps that denoise them.
 
@@ -261,7 +273,7 @@ class Window(Scope):
         self.latents: Tensor = torch.empty(1, 0, 0, 0, 0)
         self._step_count = 0
         self._branches: dict[str, Branch] = {}
-        self._memories: dict[tuple[Any, ...], Scope] = {}
+        self._memories: dict[tuple[Any, ...], Memory] = {}
 
     @property
     def is_last(self) -> bool:
@@ -312,13 +324,13 @@ class Window(Scope):
 
     def memory(
         self, network: nn.Module, branches: Sequence[Branch], frames: slice = slice(None), evaluation: int = 0
-    ) -> Scope:
+    ) -> Memory:
         """What units remember between the steps about calls of this network for these branches and latent frames.
 
         evaluation: which one of its step; each has a memory of its own.
         """
         key = (id(network), evaluation, frames.start, frames.stop, *(branch.name for branch in branches))
-        return self._memories.setdefault(key, Scope(self))
+        return self._memories.setdefault(key, Memory(self))
 
     def close(self) -> None:
         """Let go of all that the window holds, at once and whoever still holds the window itself.
@@ -534,7 +546,10 @@ class Forward(Scope):
 
         first: the latent frame from which on they count. Call it behind `embed`, when the tokens are spread over ranks.
         """
-        return self.memory.once(f"frame-tokens.{first}", lambda: tokens_of(self.frame_index - first))  # type: ignore[no-any-return]
+        places = self.memory.places
+        if first not in places:
+            places[first] = tokens_of(self.frame_index - first)
+        return places[first]
 
     def cut(self, values: Tensor) -> Tensor:
         """The frames of this call, of something that has a value for every latent frame of the window (b c t h w)."""

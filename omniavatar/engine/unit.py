@@ -233,6 +233,10 @@ class PipelineUnit:
         What depends on the request is refused in the hook `check_request`.
         """
 
+    def record(self, engine: Engine) -> Mapping[str, Any]:
+        """What the record of a video says of the unit beside its settings, as JSON values by name."""
+        return {}
+
     def forecast(self, window: Window) -> Iterable[str]:
         """Lines on what the unit will do in a window with these steps and networks, for `omni units plan`.
 

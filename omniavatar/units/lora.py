@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-APPLIED = "lora.applied"
-REPORT = "lora.report"
-"""What became of each file, for the record of a video."""
 Numbered = tuple["Change", int]
 """A change with the number of its file."""
 
@@ -71,11 +69,16 @@ class Lora(PipelineUnit):
         applied = self._applied(engine)
         for role in dict.fromkeys(role for file in applied.files for role in file.roles):
             engine.model(role)
-        engine.values[REPORT] = [file.facts() for file in applied.files]
+        applied.report = [file.facts() for file in applied.files]
         for role, late in applied.late.items():
             if late:
                 check_is_for_videos(engine)
                 applied.add(engine, role, late)
+
+    def record(self, engine: Engine) -> Mapping[str, Any]:
+        """What became of each file."""
+        report = self._applied(engine).report
+        return {"loras": report} if report else {}
 
     @hookimpl(wrapper=True)
     def plan_steps(self, window: Window) -> Generator[None, Sequence[Step], Sequence[Step]]:
@@ -95,8 +98,9 @@ class Lora(PipelineUnit):
 
     def _applied(self, engine: Engine) -> Applied:
         """What is done to the networks of an engine; asked for when the first is loaded, or steps are foretold."""
-        applied: Applied = engine.values.once(APPLIED, lambda: Applied.of(engine, self.settings))
-        return applied
+        if engine not in APPLIED:
+            APPLIED[engine] = Applied.of(engine, self.settings)
+        return APPLIED[engine]
 
 
 @dataclass
@@ -163,12 +167,14 @@ class Applied:
     """What LoRA does to the networks of an engine.
 
     late: by role, what is not merged while loading. rewritten: weights that are written anew when strengths change.
+    report: what became of each file, once all networks that they change are loaded.
     """
 
     files: Sequence[File]
     strengths: Strengths
     late: dict[str, dict[str, Sequence[Numbered]]] = field(default_factory=dict)
     rewritten: list[Rewritten] = field(default_factory=list)
+    report: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def of(cls, engine: Engine, settings: Lora.Settings) -> Applied:
@@ -247,6 +253,10 @@ class Applied:
         if self.strengths.set([file.strength_at(part) for file in self.files]):
             for weight in self.rewritten:
                 weight.write(self.strengths, engine)
+
+
+APPLIED: WeakKeyDictionary[Engine, Applied] = WeakKeyDictionary()
+"""By engine: networks are loaded, and so changed, whoever asks for them first."""
 
 
 @dataclass

@@ -27,7 +27,7 @@ def test_the_original_command_writes_its_videos(omni: Omni, folder: Path, portra
     )
     assert outcome.code == 1
     assert f"omni: samples.txt, line 2: image '{folder}/none.png' does not exist" in outcome.err
-    assert "merged 60 layers" in outcome.err
+    assert "120 of 120" in outcome.err
     assert "patch_embedding" not in outcome.err, "the delta brings the whole patch embedding, so nothing is grown"
     first, second = (json.loads(line) for line in outcome.out.splitlines())
     assert {"schedule(steps=2)", "teacache"} <= {unit for unit in first["units"] if unit[:3] in ("sch", "tea")}
