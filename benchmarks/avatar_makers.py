@@ -16,9 +16,10 @@ from omniavatar.engine.engine import Engine
 from omniavatar.engine.loop import to_bytes
 from omniavatar.engine.plan import Catalog, Plan, build_plan, parse
 from omniavatar.engine.scopes import Request
-from omniavatar.engine.windows import ceil_4k1, plan_spans
+from omniavatar.engine.windows import plan_spans
 from omniavatar.errors import InputError
 from omniavatar.plugins import Plugins
+from omniavatar.testing.models import WAN
 from omniavatar.training.faces.clips import Clip
 from omniavatar.training.faces.mouth import SAMPLE_RATE
 
@@ -177,7 +178,7 @@ class Drawn:
         frames = self.draw(asked.clip, 1.0 if asked.audio_scale is None else scale_share(asked.audio_scale))
         if asked.picture is not None:
             frames[0] = asked.picture
-        borders = tuple(span.keep_start for span in plan_spans(asked.frames, WINDOW, OVERLAP)[1:])
+        borders = tuple(span.keep_start for span in plan_spans(asked.frames, WINDOW, OVERLAP, WAN)[1:])
         return Made(frames, borders, time.perf_counter() - started)
 
     def draw(self, clip: Clip, opening: float) -> np.ndarray:
@@ -206,8 +207,8 @@ class ThroughVae:
     def make(self, asked: Asked) -> Made:
         started = time.perf_counter()
         frames = self.inner.make(asked).frames
-        spans = plan_spans(len(frames), WINDOW, OVERLAP)
-        filled = np.concatenate([frames, *[frames[-1:]] * (ceil_4k1(len(frames)) - len(frames))])
+        spans = plan_spans(len(frames), WINDOW, OVERLAP, WAN)
+        filled = np.concatenate([frames, *[frames[-1:]] * (WAN.rounded_up(len(frames)) - len(frames))])
         parts: list[np.ndarray] = []
         before: np.ndarray | None = None
         for span in spans:

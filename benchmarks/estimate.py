@@ -26,13 +26,15 @@ from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Catalog, build_plan
 from omniavatar.engine.scopes import Forward, Request, Window
 from omniavatar.engine.unit import PipelineUnit
-from omniavatar.engine.windows import ceil_4k1
 from omniavatar.errors import OmniError
 from omniavatar.estimate.rehearsal import Rehearsal
 from omniavatar.hookspecs import hookimpl
 from omniavatar.plugins import discover
+from omniavatar.testing.models import WAN
 
-BASE = "prompt+reference-image+random-sound+audio-adapter+fixed-frames+guidance+euler+transformer+lora+vae-decode"
+BASE = (
+    "prompt+reference-image+random-sound+audio-adapter+fixed-frames+guidance+schedule+euler+transformer+lora+vae-decode"
+)
 PLANS = ("", "+compile", "+teacache(threshold=0.2)", "+offload", "+fp8", "+offload+fp8", "+cfg-merge")
 COMPARED = {
     "prepare_seconds": "seconds",
@@ -80,7 +82,7 @@ def engine_of(plan: str, models: RandomModels, arguments: argparse.Namespace, ob
     found = discover().catalog()
     units: dict[str, type[PipelineUnit]] = {**found.units, RandomText.name: RandomText, Sound.name: Sound}
     settings = {
-        "euler": {"steps": arguments.steps},
+        "schedule": {"steps": arguments.steps},
         "fixed-frames": {"window_frames": arguments.window_frames},
     }
     made = build_plan(BASE + plan, Catalog(units, {}), settings)
@@ -146,7 +148,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, help="of the video; default: two windows")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    arguments.frames = arguments.frames or ceil_4k1(2 * arguments.window_frames - 13)
+    arguments.frames = arguments.frames or WAN.rounded_up(2 * arguments.window_frames - 13)
     models = RandomModels(arguments.size, with_vae=True)
     results = []
     for plan in arguments.plans:

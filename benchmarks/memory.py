@@ -42,7 +42,7 @@ from omniavatar.engine.engine import Engine
 from omniavatar.engine.out_of_memory import host_peak
 from omniavatar.engine.plan import Catalog, Plan, build_plan
 from omniavatar.engine.scopes import Request
-from omniavatar.units import AudioAdapter, Euler, Guidance, Transformer
+from omniavatar.units import AudioAdapter, Euler, Guidance, Schedule, Transformer
 
 STEPS = 4
 RESIDENT = "everything on the GPU"
@@ -92,9 +92,9 @@ class WithFile(RandomModels):
     def load(self, role: str, **options: Any) -> Any:
         return self.bundle.load(role, **options) if role == "dit" else super().load(role, **options)
 
-    def read_into(self, role: str, targets: dict[str, Tensor]) -> None:
+    def read_into(self, role: str, targets: dict[str, Tensor], conversions: Any = None) -> None:
         """See `Bundle.read_into`."""
-        self.bundle.read_into(role, targets)
+        self.bundle.read_into(role, targets, conversions)
 
 
 def write_transformer(folder: Path, size: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -157,7 +157,7 @@ def measure(row: Row, size: str, device: torch.device, folder: Path) -> dict[str
     catalog = Catalog({unit.name: unit for unit in builtin.omni_units()}, builtin.omni_presets())
     added = build_plan(row.units, catalog).units if row.units else ()
     conditions = (RandomText(), RandomCondition(), RandomSound(frames), AudioAdapter())
-    plan = Plan([*conditions, Guidance(scale=1.0), Euler(steps=row.steps), Transformer(), *added])
+    plan = Plan([*conditions, Guidance(scale=1.0), Schedule(steps=row.steps), Euler(), Transformer(), *added])
     models = WithFile(size, opened(folder)) if row.units == FROM_FILE else RandomModels(size)
     timer, host = StepTimer(device), Host()
     started = time.perf_counter()

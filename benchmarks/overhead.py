@@ -31,6 +31,7 @@ from omniavatar.engine.engine import Engine
 from omniavatar.engine.flow_match import shifted_sigmas
 from omniavatar.engine.plan import build_plan
 from omniavatar.engine.scopes import Request, Window
+from omniavatar.models.wan_dit import BlockInputs
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing.tiny import FILES
@@ -49,7 +50,10 @@ class Prepared:
 
     def __init__(self) -> None:
         models = tiny_models()
-        settings: dict[str, dict[str, Any]] = {"euler": {"steps": STEPS, "shift": SHIFT}, "guidance": {"scale": SCALE}}
+        settings: dict[str, dict[str, Any]] = {
+            "schedule": {"steps": STEPS, "shift": SHIFT},
+            "guidance": {"scale": SCALE},
+        }
         expression = "default-write-video-vae-decode-fixed-frames"
         plan = build_plan(expression, discover().catalog(), models.settings(), settings)
         self.engine = Engine(plan, models)
@@ -76,7 +80,7 @@ class Prepared:
             (dit.embed_text(window[text]), window[sound])
             for text, sound in (("prompt_embedding", "audio_residuals"), ("negative_embedding", "audio_silence"))
         ]
-        y = condition(window.latents, window["image_latent"], window.span.given_latents)
+        y = condition(window.latents, window["image_latent"], window.given_latent_frames)
         latents, entry = window.latents, adapter.entry_blocks
         sigmas = [*shifted_sigmas(STEPS, SHIFT).tolist(), 0.0]
         grid, rope, frame_index = None, None, None
@@ -91,7 +95,7 @@ class Prepared:
                 for index, block in enumerate(dit.blocks):
                     if index in entry:
                         x = x + residuals[:, entry.index(index)][:, frame_index]
-                    x = block(x, context, t_mod, rope)
+                    x = block(x, BlockInputs(t_mod, rope, {"text": context}))
                 velocities.append(dit.unpatchify(dit.head(x, t_emb), grid).float())
             positive, negative = velocities
             velocity = SCALE * positive + (1 - SCALE) * negative

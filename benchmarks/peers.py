@@ -33,10 +33,10 @@ from omniavatar.checkpoints.loading import build_on_meta
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Catalog, Plan, build_plan
 from omniavatar.engine.scopes import Request
-from omniavatar.engine.windows import latent_frames
 from omniavatar.models.attention import sdpa
 from omniavatar.models.attention_kernels import KERNELS
-from omniavatar.units import AudioAdapter, Euler, Guidance, Transformer
+from omniavatar.testing.models import WAN
+from omniavatar.units import AudioAdapter, Euler, Guidance, Schedule, Transformer
 
 OURS = ("eager", "compile+attention(kernel=flash-attn-4)", "compile+fp8+attention(kernel=flash-attn-4)")
 THEIRS = "diffusers, compiled, cuDNN attention"
@@ -57,7 +57,7 @@ class OurCall:
         conditions = (RandomText(), RandomCondition(), RandomSound(frames), AudioAdapter())
         self.timer = StepTimer(device)
         self.engine = Engine(
-            Plan([*conditions, Guidance(scale=1.0), Euler(steps=3), Transformer(), *added]),
+            Plan([*conditions, Guidance(scale=1.0), Schedule(steps=3), Euler(), Transformer(), *added]),
             models,
             device=device,
             dtype=torch.float32 if small else torch.bfloat16,
@@ -98,7 +98,7 @@ class TheirCall:
             network.compile_repeated_blocks(fullgraph=True)
         self.network = fill_beside_buffers(network, device, dtype)
         self.inputs = {
-            "hidden_states": torch.randn(1, 16, latent_frames(frames), height // 8, width // 8).to(device, dtype),
+            "hidden_states": torch.randn(1, 16, WAN.latent_frames(frames), height // 8, width // 8).to(device, dtype),
             "timestep": torch.tensor([500.0], device=device),
             "encoder_hidden_states": torch.randn(1, TEXT_TOKENS, config["text_dim"]).to(device, dtype),
         }
@@ -147,7 +147,7 @@ def vae_works(device: torch.device) -> tuple[dict[str, Work], dict[str, float]]:
         .to(device, dtype)
     )
     theirs.load_state_dict({diffusers_key(k, config["num_res_blocks"]): v for k, v in ours.state_dict().items()})
-    shape = (3, 4, 4) if device.type == "cpu" else (latent_frames(FRAMES), HEIGHT // 8, WIDTH // 8)
+    shape = (3, 4, 4) if device.type == "cpu" else (WAN.latent_frames(FRAMES), HEIGHT // 8, WIDTH // 8)
     latents = torch.randn(1, 16, *shape).to(device, dtype)
     mean, std = (
         torch.tensor(value, device=device).view(1, -1, 1, 1, 1) for value in (ours.latent_mean, ours.latent_std)
@@ -237,7 +237,7 @@ def attention_kernels(config: Mapping[str, Any], count: int, device: torch.devic
     """Every kernel for self-attention: seconds, TFLOP/s, and its relative error on some queries of two heads."""
     small = device.type == "cpu"
     heads, width = config["num_heads"], config["dim"] // config["num_heads"]
-    tokens = 64 if small else latent_frames(FRAMES) * (HEIGHT // 16) * (WIDTH // 16)
+    tokens = 64 if small else WAN.latent_frames(FRAMES) * (HEIGHT // 16) * (WIDTH // 16)
     dtype = torch.float32 if small else torch.bfloat16
     q, k, v = (torch.randn(1, tokens, heads, width, device=device).to(dtype) for _ in range(3))
     some = (slice(None), slice(64), slice(2))

@@ -34,14 +34,15 @@ from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.scopes import Request, Step
 from omniavatar.engine.unit import PipelineUnit
-from omniavatar.engine.windows import latent_frames
 from omniavatar.hookspecs import hookimpl
+from omniavatar.testing.models import WAN
 from omniavatar.units import (
     AudioAdapter,
     Euler,
     Fsdp,
     Guidance,
     GuidanceParallel,
+    Schedule,
     SequenceParallel,
     Transformer,
     VaeParallel,
@@ -152,13 +153,13 @@ def measure(world: World, strategy: Strategy, size: str, device: torch.device) -
     frames, height, width = (FRAMES, HEIGHT, WIDTH) if device.type == "cuda" else (9, 64, 64)
     conditions: list[PipelineUnit] = [RandomText(), RandomCondition(), RandomSound(frames), AudioAdapter()]
     timer = StepTimer(device)
-    plan = Plan([*conditions, Guidance(), Euler(steps=STEPS), Transformer(), *strategy.units()])
+    plan = Plan([*conditions, Guidance(), Schedule(steps=STEPS), Euler(), Transformer(), *strategy.units()])
     models = RandomModels(size)
     engine = Engine(plan, models, device=device, dtype=dtype, observers=[timer], world=world)
     engine.generate(Request(height=height, width=width, inputs={}))
     seconds = statistics.median(timer.seconds[1:])
     dit = models.config("dit")
-    tokens = latent_frames(frames) * (height // 16) * (width // 16)
+    tokens = WAN.latent_frames(frames) * (height // 16) * (width // 16)
     sent = strategy.sent_per_step(dit["dim"], dit["num_layers"], tokens).total
     rate = link_rate(engine.groups.world, device)
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
@@ -180,7 +181,7 @@ def measure_decoding(world: World, device: torch.device) -> dict[str, Any]:
     dtype = torch.bfloat16 if cuda else torch.float32
     engine = Engine(Plan(units), RandomModels("tiny", with_vae=True), device=device, dtype=dtype, world=world)
     engine.set_up()
-    frames, height, width = (latent_frames(FRAMES), HEIGHT // 8, WIDTH // 8) if cuda else (2, 8, 8)
+    frames, height, width = (WAN.latent_frames(FRAMES), HEIGHT // 8, WIDTH // 8) if cuda else (2, 8, 8)
     latents = torch.randn(1, 16, frames, height, width, device=device)
     timer, vae = StepTimer(device), engine.model("vae")
     for _ in range(STEPS):

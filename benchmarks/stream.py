@@ -37,7 +37,7 @@ from omniavatar.engine.scopes import Forward, Job, Request, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import Pipeline, hookimpl
 from omniavatar.testing import GivenModels
-from omniavatar.units import Euler, FixedFrames, Guidance, SmoothBorders, Transformer, VaeDecode, WriteVideo
+from omniavatar.units import Euler, FixedFrames, Guidance, Schedule, SmoothBorders, Transformer, VaeDecode, WriteVideo
 
 CHANNELS = 16
 STREAMS = hasattr(Pipeline, "output_frames")
@@ -110,7 +110,7 @@ class Length(PipelineUnit):
 
     @hookimpl
     def embed(self, forward: Forward) -> None:
-        forward.context = forward.x[:, :1]
+        forward.conditions["text"] = forward.x[:, :1]
 
 
 class Watch:
@@ -176,7 +176,8 @@ def engine_of(arguments: argparse.Namespace, frames: int, watch: Watch) -> Engin
         Length(frames),
         FixedFrames(window_frames=arguments.window, overlap=arguments.overlap),
         Guidance(scale=1),
-        Euler(steps=arguments.steps),
+        Schedule(steps=arguments.steps),
+        Euler(),
         Transformer(),
         VaeDecode(),
         SmoothBorders(),

@@ -76,6 +76,9 @@ class RandomModels:
         """The path as it is."""
         return path
 
+    def tokenizer(self, role: str) -> None:
+        """None lies in a file."""
+
     def adapters(self) -> Sequence[Any]:
         """No LoRA files."""
         return ()

@@ -381,7 +381,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sounds", type=Path, help="folder of recordings, instead of espeak-ng")
     parser.add_argument("--voice", type=Path, help="a recording for the first video")
     parser.add_argument("--config", default="tiny", help="configuration, as of omni run")
-    parser.add_argument("--units", help="another plan, such as 'default+euler(steps=20)'")
+    parser.add_argument("--units", help="another plan, such as 'default+schedule(steps=20)'")
     parser.add_argument("--model", nargs="+", help="model files instead of the configuration's")
     parser.add_argument("--oracle", choices=("drawn", "vae"), help="no engine: the renderer, or it through the VAE")
     parser.add_argument("--device", default="auto")

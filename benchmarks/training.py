@@ -26,7 +26,7 @@ from benchmarks.synthetic import AUDIO, ROWS, TEXT_TOKENS, RandomModels
 from omniavatar import builtin
 from omniavatar.bench.machine import command, machine
 from omniavatar.engine.plan import Catalog, build_plan
-from omniavatar.engine.windows import latent_frames
+from omniavatar.testing.models import WAN
 from omniavatar.training.diffusion import Diffusion, DiffusionConfig, DiffusionTask
 from omniavatar.training.preparation import CLEAN
 from omniavatar.training.trainer import Settings, Trainer, generator
@@ -51,8 +51,8 @@ class RandomSamples:
 
     def __init__(self, text_dim: int, device: torch.device, size: tuple[int, int, int]) -> None:
         height, width, frames = size
-        shape = (latent_frames(frames), height // 8, width // 8)
-        prefix = (latent_frames(PREFIX), *shape[1:])
+        shape = (WAN.latent_frames(frames), height // 8, width // 8)
+        prefix = (WAN.latent_frames(PREFIX), *shape[1:])
         sizes = {
             CLEAN: (16, *shape),
             "condition": (17, *shape),

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from omniavatar.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from omniavatar.checkpoints.formats import Format
     from omniavatar.engine.unit import PipelineUnit
 
 DEFAULT = (
-    "prompt+reference-image+audio+audio-adapter+fixed-frames+guidance+euler+transformer+lora+vae-decode+write-video"
+    "prompt+reference-image+audio+audio-adapter+fixed-frames+guidance+schedule+euler+transformer+lora+vae-decode"
+    "+write-video"
 )
 # The rounding and tiles of the first OmniAvatar program, for results that agree with it frame by frame.
 ORIGINAL = (
@@ -39,3 +41,10 @@ def omni_checkpoints() -> Sequence[Path | Traversable]:
     from omniavatar.resources import registry_tables
 
     return registry_tables()
+
+
+@hookimpl
+def omni_formats() -> Sequence[Format]:
+    from omniavatar.checkpoints.formats import BUILTIN
+
+    return BUILTIN

@@ -62,7 +62,7 @@ class Recorder:
     def before_step(self, step: Step) -> None:
         """When a network first works it is on the device, wherever it was before."""
         if "calibration.modulation" not in step:
-            steps = [other for other in step.window.steps if other.network is step.network]
+            steps = [other for other in step.window.steps if other.expert == step.expert]
             for other, change in zip(steps, relative_changes(modulations(steps)), strict=True):
                 other["calibration.modulation"] = change
 

@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from omniavatar.checkpoints.library import Need
 from omniavatar.errors import CheckpointError, InputError, explain, nearest
 from omniavatar.resources import PACKAGE, data_folder
 from omniavatar.values import LONGEST, parse_yaml, refuse_bools
@@ -32,9 +33,12 @@ DEFAULT_UNITS = "default"
 PACKAGED = "package:"
 HERE = re.compile(r"^([a-z]\w*=)?here:")
 """How a path beside the configuration begins, behind the role of a model if there is one."""
+STRONGEST = 100.0
 RANDOM = -1
 """The seed that stands for one that is drawn."""
 Schema = TypeVar("Schema", bound=BaseModel)
+Strength = float | tuple[tuple[float, float, float], ...]
+"""Of a LoRA: one for all steps, or (begin, end, strength) for ranges of them, as fractions of their number."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,15 @@ class Words:
 
 OPTIONS = Words("--model", "--models-dir")
 ARGUMENTS = Words("models=", "models_dir=")
+
+
+class Published(BaseModel):
+    """Files of a Hugging Face repository, by name or pattern."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    repo: str = Field(description="repository, such as Wan-AI/Wan2.1-T2V-14B")
+    files: tuple[str, ...] = Field(description="names or patterns in it", min_length=1)
 
 
 class ModelEntry(BaseModel):
@@ -66,6 +79,22 @@ class ModelEntry(BaseModel):
         pattern=r"^[a-z]\w*$",
         description="role of its transformer, or of the one its LoRA changes, where that is not 'dit'",
     )
+    serves: Need | None = Field(None, description="what else serves, wherever it lies: rows of the checkpoint tables")
+    folders: tuple[str, ...] = Field((), description="further folders where what belongs beside it may lie")
+    quants: dict[str, tuple[Published, ...]] = Field({}, description="files of other precision that are published")
+    instead: bool = Field(False, description="its networks take the place of those of the other entries")
+    strength: Strength | None = Field(
+        None,
+        description="of its LoRA: one number, or [begin, end, strength] for ranges of the steps, from 0 to 1",
+    )
+
+    @field_validator("strength", mode="before")
+    @classmethod
+    def _strength(cls, strength: Any) -> Any:
+        return None if strength is None else checked_strength(strength)
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.beside, self.repo, self.role))
 
     @field_validator("path", mode="before")
     @classmethod
@@ -81,6 +110,12 @@ class ModelEntry(BaseModel):
     def needed(self) -> tuple[str, ...]:
         """Everything that must exist, as paths from models_dir."""
         return (*self.parts, *(str(Path(self.parts[0]).parent / name) for name in self.beside))
+
+    @property
+    def published_parts(self) -> tuple[str, ...]:
+        """The path, or the paths of the shards, as they are in the repository."""
+        folder = self.download_folder(Path())
+        return tuple(os.path.relpath(part, folder) for part in self.parts)
 
     def below(self, folder: Path) -> str | list[str]:
         """What to open: one path or the shards, with relative paths below `folder`."""
@@ -103,6 +138,7 @@ class RunConfig(BaseModel):
     units: str = Field(DEFAULT_UNITS, description="plan expression; one that begins with + or - changes the base's")
     models: tuple[ModelEntry, ...] = Field((), description="the model files, beside those of the base")
     models_dir: str = Field("pretrained_models", description="where relative model paths start")
+    search: tuple[str, ...] = Field((), description="further folders in which models are looked for")
     tables: tuple[str, ...] = Field((), description="checkpoint tables, such as those of omni calibrate")
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict, description="settings by unit")
     inputs: dict[str, Any] = Field(default_factory=dict, description="inputs that every video of the run has")
@@ -128,10 +164,10 @@ class RunConfig(BaseModel):
         """A list of expressions is their sum; changes alone are changes of the default."""
         return changed_plan(DEFAULT_UNITS, joined_plan(units))
 
-    @field_validator("tables", mode="before")
+    @field_validator("search", "tables", mode="before")
     @classmethod
-    def _at_home(cls, tables: Any) -> Any:
-        return [at_home(table) for table in tables] if isinstance(tables, list | tuple) else tables
+    def _at_home(cls, paths: Any) -> Any:
+        return [at_home(path) for path in paths] if isinstance(paths, list | tuple) else paths
 
     @field_validator("models", mode="before")
     @classmethod
@@ -160,11 +196,23 @@ class RunConfig(BaseModel):
         missing = {
             entry: absent
             for entry in self.models
-            if (absent := [path for path in entry.needed if not found(folder / path)])
+            if (absent := [path for path in entry.needed if not self.has(entry, path)])
         }
         if missing:
-            raise CheckpointError(explain_missing(missing, folder, words))
+            raise CheckpointError(explain_missing(missing, [folder], words))
         return [entry.below(folder) for entry in self.models]
+
+    @property
+    def folders_beside(self) -> list[Path]:
+        """The further folders of all entries."""
+        return list(dict.fromkeys(Path(folder).expanduser() for entry in self.models for folder in entry.folders))
+
+    def has(self, entry: ModelEntry, path: str) -> bool:
+        """Whether something that an entry needs is below models_dir, or in the entry's further folders."""
+        if found(self.models_folder / path):
+            return True
+        beside = [name for name in entry.beside if path == str(Path(entry.parts[0]).parent / name)]
+        return any(found(Path(folder).expanduser() / name) for name in beside for folder in entry.folders)
 
 
 def joined_plan(units: Any) -> Any:
@@ -195,22 +243,78 @@ def model_entry(model: str | list[str]) -> dict[str, Any]:
     return {"path": model}
 
 
+def lora_entry(text: str) -> dict[str, Any]:
+    """The fields of an entry that is FILE, FILE=STRENGTH, ROLE=FILE or ROLE=FILE=STRENGTH; the strength is 1 if it is
+    not said. Raises InputError for a strength that cannot be.
+    """
+    file, equals, last = text.rpartition("=")
+    if equals and not Path(text).expanduser().exists():
+        try:
+            strength = parse_yaml(last) if last.startswith("[") else float(last)
+        except ValueError:  # no strength, but the end of a path
+            return {**model_entry(text), "strength": 1.0}
+        try:
+            return {**model_entry(file), "strength": checked_strength(strength)}
+        except ValueError as error:
+            raise InputError(f"--lora {text}: {error}") from None
+    return {**model_entry(text), "strength": 1.0}
+
+
+def checked_strength(strength: Any) -> Strength:
+    """The strength of a LoRA. Raises ValueError for what is none."""
+    if is_number(strength, STRONGEST):
+        return float(strength)
+    if not isinstance(strength, list | tuple) or not strength:
+        raise ValueError(f"a strength is a number from {-STRONGEST:g} to {STRONGEST:g}, or a list of ranges of steps")
+    ranges = []
+    before = 0.0
+    for part in strength:
+        if not (isinstance(part, list | tuple) and len(part) == 3 and all(is_number(one, STRONGEST) for one in part)):
+            raise ValueError(f"{part!r} is no range of steps; give [begin, end, strength], such as [0, 0.5, 1.0]")
+        begin, end, value = map(float, part)
+        if not before <= begin < end <= 1:
+            raise ValueError(f"the range {part!r} is not between 0 and 1 and behind the one before it")
+        before = end
+        ranges.append((begin, end, value))
+    return tuple(ranges)
+
+
+def is_number(value: Any, most: float) -> bool:
+    """Whether a value is a finite number that is not larger than this, whatever its sign."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= most
+
+
 def found(path: Path) -> bool:
-    """Whether a path, or a pattern, names something."""
-    return path.exists() or bool(glob.glob(str(path)))
+    """Whether a path, or a pattern, names something, maybe with a version of the network behind it (`a.pt::ema`)."""
+    file = path.with_name(path.name.rpartition("::")[0] or path.name)
+    return path.exists() or file.is_file() or bool(glob.glob(str(path)))
 
 
-def explain_missing(missing: Mapping[ModelEntry, Sequence[str]], folder: Path, words: Words = OPTIONS) -> str:
-    """What is missing, where it was looked for, and the commands that fetch it: one line, or a short list."""
+def explain_missing(
+    missing: Mapping[ModelEntry, Sequence[str]],
+    folders: Sequence[Path],
+    words: Words = OPTIONS,
+    hints: Sequence[str] = (),
+    name: str = "",
+) -> str:
+    """What is missing, where it was looked for, and the commands that fetch it: one line, or a short list.
+
+    folders: the first is models_dir. hints: lines about files that came near. name: of the configuration.
+    """
     paths = list(dict.fromkeys(path for absent in missing.values() for path in absent))
+    folder = folders[0]
     commands = download_commands(missing, folder)
-    if not commands and len(paths) == 1:
+    if not commands and len(paths) == 1 and not hints:
         where = f"{words.models}, or with {words.models_dir} for all of them"
         return f"no model at {folder / paths[0]}; say where it is with {where}"
-    lines = [f"{len(paths)} model files are missing; looked in {folder.resolve()} for"]
+    looked = ", ".join(str(one.resolve()) for one in folders)
+    lines = [f"{len(paths)} model files are missing; looked in {looked} for"]
     lines += [f"  {path}" for path in paths]
+    lines += hints
     if commands:
-        lines += ["download them with", *(f"  {command}" for command in commands)]
+        ours = [shlex.join(["omni", "models", "download", name])] if name else []
+        lines += ["download them with", *(f"  {command}" for command in ours), *(["or with"] if ours else [])]
+        lines += [f"  {command}" for command in commands]
     return "\n".join([*lines, f"or say where they are with {words.models_dir}"])
 
 
@@ -222,7 +326,9 @@ def download_commands(entries: Iterable[ModelEntry], folder: Path) -> list[str]:
             wanted.setdefault((entry.repo, entry.download_folder(folder)), []).append(entry.files)
     commands = []
     for (repo, target), groups in wanted.items():
-        files = [name for group in groups for name in group] if all(groups) else []
+        files = [name for group in groups for name in group]
+        if not all(groups) or any(glob.has_magic(name) for name in files):
+            files = []
         commands.append(shlex.join(["hf", "download", repo, *files, "--local-dir", str(target)]))
     return commands
 
@@ -253,7 +359,7 @@ def over_base(content: Mapping[str, Any], source: Path, kind: str = "", above: t
     Mappings are merged name by name, units that begin with a sign change the base's, and models and tables are
     added to its own; of anything else the base's is replaced. above: the files that have led here. Raises InputError.
     """
-    places = ("models", "models_dir", "tables")
+    places = ("models", "models_dir", "search", "tables")
     own = {key: beside(value, source.parent) if key in places else value for key, value in content.items()}
     name = own.get("base")
     if name is None:
@@ -264,7 +370,7 @@ def over_base(content: Mapping[str, Any], source: Path, kind: str = "", above: t
     merged = laid_over(below, own)
     if "units" in own:
         merged["units"] = changed_plan(joined_plan(below.get("units", DEFAULT_UNITS)), joined_plan(own["units"]))
-    for key in ("models", "tables"):
+    for key in ("models", "search", "tables"):
         files = [content[key] for content in (below, own) if content.get(key)]
         if all(isinstance(some, list | tuple) for some in files):
             merged[key] = [file for some in files for file in some]
@@ -377,9 +483,9 @@ def schemas_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def merge_settings(*layers: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Settings by unit out of several layers, the weakest first."""
+    """Settings by unit out of several layers, the weakest first; the units of later layers come last."""
     merged: dict[str, dict[str, Any]] = {}
     for layer in layers:
         for unit, settings in layer.items():
-            merged.setdefault(unit, {}).update(settings)
+            merged[unit] = {**merged.pop(unit, {}), **settings}
     return merged

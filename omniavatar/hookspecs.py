@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from omniavatar.checkpoints.formats import Format
     from omniavatar.engine.draft import Draft
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Step, Window
@@ -57,6 +58,10 @@ class Discovery:
         """Checkpoint tables (TOML files). Example: `return [files(__package__) / "vace.toml"]`"""
 
     @hookspec
+    def omni_formats(self) -> Sequence[Format]:  # type: ignore[empty-body]
+        """Weight formats: what reads the names, shapes and weights of model files. Example: `return [GgufFormat()]`"""
+
+    @hookspec
     def omni_commands(self, cli: click.Group) -> None:
         """Add commands to the command line. Example: `cli.add_command(my_command)`"""
 
@@ -65,9 +70,9 @@ class Pipeline:
     """The points at which a unit takes part in making a video. Order of one video:
 
     check_request; setup; begin_job; plan_windows; per window: plan_steps, begin_window; per step: before_step,
-    guide -> substitute, predict -> call -> (embed, run_blocks -> before_block/after_block, unembed) per transformer
-    call, advance, after_step; decode_latents; per group of frames: postprocess_frames, output_frames; end_window;
-    end_job.
+    guide -> substitute, predict -> call -> (embed, run_blocks -> before_block, run_block, after_block per block,
+    unembed) per transformer call, advance, after_step; decode_latents; per group of frames: postprocess_frames,
+    output_frames; end_window; end_job.
 
     `setup` belongs to the engine; all other hooks to one run, whose units may have other settings.
     """
@@ -110,23 +115,29 @@ class Pipeline:
 
     @hookspec(firstresult=True)
     def plan_steps(self, window: Window) -> Sequence[Step] | None:
-        """Once per window, first result: the denoising steps. Only one unit (the sampler) may claim it."""
+        """Once per window, first result: the denoising steps. Only one unit (the schedule) may claim it.
+
+        A solver that wants other steps is a wrapper. Example, which ends at a level above 0:
+        `return steps_along(window, [1.0, 0.8, 0.5, 0.1])` of `omniavatar.engine.flow_match`.
+        """
 
     @hookspec
     def begin_window(self, window: Window) -> None:
         """Once per window. `window.latents` (b c t h w) holds noise and `window.steps` the steps; both may be changed,
-        also `step.network`, the transformer of a step.
+        also `step.expert`, the role of a step's transformer.
 
         Example: `window["audio_residuals"] = adapter(rows)`.
         """
 
     @hookspec
     def before_step(self, step: Step) -> None:
-        """Once per step. Example: overwrite given frames in `step.window.video_latents`."""
+        """Once per evaluation of a step: once, unless the solver asks for more by `step.velocity_at`; these have an
+        `evaluation` above 0. Example: overwrite given frames in `step.window.video_latents`.
+        """
 
     @hookspec(firstresult=True)
     def guide(self, step: Step) -> Tensor | None:
-        """Once per step, first result: the guided velocity (b c t h w).
+        """Once per evaluation of a step, first result: the guided velocity (b c t h w).
 
         Calls `step.predict(branches)` with the branches it wants and combines the results.
         Example: `positive, negative = step.predict([p, n]); return negative + scale * (positive - negative)`.
@@ -165,8 +176,10 @@ class Pipeline:
         (b 6 d), or both as a `models.wan_dit.PerToken` where tokens have time steps of their own, `rope` (s hd/2 2)
         and `frame_index` (s), the latent frame of the video of every token, -1 for a token that belongs to none. Others
         then add to `x` (its grid form is `rearrange(x, "b (f h w) d -> b d f h w", ...)`), put tokens in front (and
-        extend grid, rope and frame_index), or change `context`
-        (b n d, or whatever else the network's blocks take, which then has the text's b n d as its `text`).
+        extend grid, rope and frame_index), or set what blocks get beside the tokens, by name:
+        `forward.conditions["image"] = tokens` (b m d); "text" (b n d) is the prompt's. See
+        `models.wan_dit.BlockInputs`. Who leaves out blocks for all samples of the call says so here:
+        `forward.left_out.add(9)`.
         After `embed` there may be only this rank's tokens: add to them by `frame_index`, or pass values per token
         through `forward.shard`.
         """
@@ -176,19 +189,33 @@ class Pipeline:
         """Once per transformer call, first result: the tokens after the last block (b s d).
 
         The transformer answers last (`trylast`). A cache returns its own result to skip the blocks, or `None`.
-        A wrapper may shard the tokens, yield, and gather the result.
+        A wrapper may shard the tokens, yield, and gather the result. Whoever runs blocks calls
+        `forward.run_block(index)` for each, which honours `forward.left_out` and calls the three hooks below.
         """
 
     @hookspec
     def before_block(self, forward: Forward, index: int) -> None:
-        """Once per block: `forward.x` (b s d) is the input of block `index`. It may be replaced.
+        """Once per block, also for one that is left out: `forward.x` (b s d) is the input of block `index`. It may be
+        replaced.
 
         Example: `forward.x = forward.x + residual[:, forward.frame_index]`.
         """
 
+    @hookspec(firstresult=True)
+    def run_block(self, forward: Forward, index: int) -> Tensor | None:
+        """Once per block that is not in `forward.left_out`, first result: the tokens after block `index` (b s d).
+
+        The engine's own implementation, asked last, calls the block with `forward.block_inputs(index)`. A unit may
+        answer `forward.x` to leave the block out; if it knows that when the call begins, it adds the block to
+        `forward.left_out` instead, so that its weights are not fetched. A wrapper works around the block.
+        Example, for some samples only: `forward.run_block_for(index, rows)`.
+        """
+
     @hookspec
     def after_block(self, forward: Forward, index: int) -> None:
-        """Once per block: `forward.x` (b s d) is the output of block `index`. It may be replaced."""
+        """Once per block, also for one that is left out: `forward.x` (b s d) is the output of block `index`. It may be
+        replaced. `forward.beside` are what its attentions have found beside their results.
+        """
 
     @hookspec
     def unembed(self, forward: Forward) -> None:
@@ -201,7 +228,9 @@ class Pipeline:
     def advance(self, step: Step) -> Tensor | None:
         """Once per step, first result: the next latents from `step.window.latents` and `step.velocity` (b c t h w).
 
-        Only one unit (the sampler) may claim it.
+        Only one unit (the solver) may claim it. It may draw noise, `step.noise(key)`, and evaluate again within the
+        step: `step.velocity_at(latents, sigma)`. Example, Euler's step:
+        `return step.window.latents + step.velocity * (step.sigma_next - step.sigma)`.
         """
 
     @hookspec

@@ -1,6 +1,6 @@
 """An engine from a configuration, as `omni run` makes one.
 
-engine = open_engine("omniavatar-1.3b", units="default+teacache", settings={"euler": {"steps": 20}})
+engine = open_engine("omniavatar-1.3b", units="default+teacache", settings={"schedule": {"steps": 20}})
 result = engine.generate(Request({"image": "face.png", "audio": "voice.wav", "output": "talk.mp4"}))
 print(result.video)
 """
@@ -21,6 +21,7 @@ from omniavatar.config import (
     RunConfig,
     changed_plan,
     find_config,
+    lora_entry,
     model_entry,
     over_base,
     parse_config,
@@ -29,6 +30,7 @@ from omniavatar.config import (
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.settings import Chosen, Layer, Setting, Strength, explicit_layer, file_layer
 from omniavatar.errors import CheckpointError, InputError
+from omniavatar.locating import located
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +69,8 @@ def open_engine(  # noqa: PLR0913 (what the command line has options for)
     units: str | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     models: Sequence[ModelSource] | None = None,
-    models_dir: str | Path | None = None,
+    loras: Sequence[ModelSource] | None = None,
+    models_dir: str | Path | Sequence[str | Path] | None = None,
     tables: Sequence[str | Path] | None = None,
     extra_units: Iterable[type[PipelineUnit]] = (),
     device: str | torch.device | None = None,
@@ -81,7 +84,10 @@ def open_engine(  # noqa: PLR0913 (what the command line has options for)
     units: a plan expression; one that begins with + or - changes the configuration's. settings: by unit, stronger than
     the plan's and the configuration's.
     models: further model files, LoRA too, beside those of a configuration that is named; relative paths start here.
-    models_dir: where relative paths of the configuration start. tables: further checkpoint tables.
+    loras: LoRA files beside all models, `["style.safetensors=0.7", "dit2=low.safetensors"]`, or entries of a
+    configuration, `{"path": "style.safetensors", "strength": [[0, 0.5, 1.0], [0.5, 1.0, 0.3]]}`.
+    models_dir: where relative paths of the configuration start; of several folders, the others are searched for models
+    too, as those of the variable OMNI_MODELS and the cache of Hugging Face are. tables: further checkpoint tables.
     extra_units: classes that a plan expression can name besides those of installed packages.
     observers: objects with hooks, which are called beside the units'. world: the ranks that work together.
     Headers of model files are read at once, weights with the first video. Broken plugins are left out with a warning.
@@ -91,13 +97,15 @@ def open_engine(  # noqa: PLR0913 (what the command line has options for)
     from omniavatar.plugins import discover
 
     door, world = "open_engine", world or ALONE
-    found, _ = configured(config, units=units, models=models, models_dir=models_dir, tables=tables, source=door)
+    found, _ = configured(
+        config, units=units, models=models, loras=loras, models_dir=models_dir, tables=tables, source=door
+    )
     names = {"device": None if device is None else str(device), "dtype": None if dtype is None else dtype_name(dtype)}
     given = {name: value for name, value in names.items() if value is not None}
     found = parse_config({**dict(found), **given}, door)
     explicit = explicit_layer(parse_config({"settings": settings or {}}, door).settings)
     file = file_layer(name_of(config), found.settings)
-    found.model_files(ARGUMENTS)  # before torch is imported: this answer should not take seconds
+    found = located(found, ARGUMENTS)  # before torch is imported: this answer should not take seconds
     plugins = discover()
     catalog = plugins.catalog(extra_units)
     chosen: Chosen = choose(found.units, catalog)
@@ -119,12 +127,14 @@ def open_engine(  # noqa: PLR0913 (what the command line has options for)
     return engine
 
 
-def configured(
+def configured(  # noqa: PLR0913 (what the command line has options for)
     config: ConfigSource | None,
     *,
     units: str | None = None,
     models: Iterable[ModelSource] | None = None,
-    models_dir: str | Path | None = None,
+    loras: Iterable[ModelSource] | None = None,
+    models_dir: str | Path | Sequence[str | Path] | None = None,
+    search: Iterable[str | Path] | None = None,
     tables: Iterable[str | Path] | None = None,
     hparams: Mapping[str, Any] | None = None,
     source: str,
@@ -141,14 +151,22 @@ def configured(
     changes: dict[str, Any] = {}
     if units is not None:
         changes["units"] = changed_plan(found.units, units)
-    if models_dir is not None:
-        changes["models_dir"] = str(models_dir)
+    folders = [models_dir] if isinstance(models_dir, str | Path) else list(models_dir or ())
+    if folders:
+        changes["models_dir"] = str(folders[0])
+    if folders[1:] or search:
+        changes["search"] = (*map(absolute, (*folders[1:], *(search or ()))), *found.search)
     if tables:
         changes["tables"] = (*found.tables, *map(absolute, tables))
     if models:
         if isinstance(models, str | Path):
             raise InputError(f"{source}: models = {str(models)!r}: give a list of them")
-        changes["models"] = (*(found.models if config else ()), *map(entry_from_here, models))
+        given = [entry_from_here(model) for model in models]
+        changes["models"] = (*found.models, *({"instead": True, **entry} for entry in given)) if config else given
+    if loras:
+        if isinstance(loras, str | Path):
+            raise InputError(f"{source}: loras = {str(loras)!r}: give a list of them")
+        changes["models"] = (*changes.get("models", found.models), *map(lora_from_here, loras))
     found = parse_config({**dict(found), **changes}, source) if changes else found
     return found, original.overrides(content if is_original else {}, hparams)
 
@@ -165,6 +183,12 @@ def entry_from_here(model: ModelSource) -> dict[str, Any]:
     elif isinstance(path, list | tuple):
         entry["path"] = [absolute(shard) for shard in path]
     return entry
+
+
+def lora_from_here(lora: ModelSource) -> dict[str, Any]:
+    """The entry of a LoRA whose relative path starts where the user is; its strength is 1 if it is not said."""
+    entry = lora_entry(str(lora)) if isinstance(lora, str | Path) else lora
+    return {"strength": 1.0, **entry_from_here(entry)}
 
 
 def absolute(path: str | Path) -> str:
@@ -208,23 +232,32 @@ def engine_of(
     observers: Sequence[Any] = (),
 ) -> Engine:
     """The engine of a configuration; headers are read, weights are not. Raises OmniError."""
-    from omniavatar.checkpoints import Bundle
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.plan import build_plan
 
-    bundle = Bundle.open(config.model_files(), registry, [entry.role for entry in config.models])
+    bundle = bundle_of(config, registry)
     plan = build_plan(config.chosen, catalog, *checkpoint_layers(bundle), *config.layers)
     plan.check_complete()
-    if not config.models and any(unit.roles for unit in plan.units):
+    if not config.models and plan.required_roles:
         raise CheckpointError(
             "the configuration names no model files; add models: to it, or base: tiny for those of the built-in avatar"
         )
-    unused = bundle.roles - {role for unit in plan.units for role in (*unit.roles, *unit.optional_roles)}
+    unused = bundle.roles - {*plan.roles}
     if unused and world.is_main:
         log.warning("not used by this plan, though the model files have it: %s", ", ".join(sorted(unused)))
     dtype = torch_dtype(config.dtype, device)
     tell_of_slow(dtype, device, config.device, world)
     return Engine(plan, bundle, device=device, dtype=dtype, observers=observers, world=world)
+
+
+def bundle_of(config: RunConfig, registry: Registry) -> Bundle:
+    """The model files of a configuration; headers are read, weights are not. Raises CheckpointError."""
+    from omniavatar.checkpoints import Bundle
+
+    roles, instead, strengths = (
+        [getattr(entry, name) for entry in config.models] for name in ("role", "instead", "strength")
+    )
+    return Bundle.open(config.model_files(), registry, roles, instead, strengths, config.folders_beside)
 
 
 def checkpoint_layers(bundle: Bundle) -> list[Layer]:

@@ -26,7 +26,7 @@ MARKERS = ("dit_path", "exp_path", "text_encoder_path", "wav2vec_path")
 """A file with one of these keys is in the original's schema."""
 
 SETTINGS = {
-    "num_steps": ("euler", "steps"),
+    "num_steps": ("schedule", "steps"),
     "guidance_scale": ("guidance", "scale"),
     "audio_scale": ("guidance", "audio_scale"),
     "negative_prompt": ("prompt", "negative"),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import click
 
     from omniavatar.checkpoints import Registry
+    from omniavatar.checkpoints.formats import Format, Formats
     from omniavatar.engine.plan import Catalog
 
 OWN_PACKAGE = "omniavatar"
@@ -109,17 +110,37 @@ class Plugins:
                 raise error
             self._report(owners[table], f"{error}; it was left out")
 
-        registry, tables = Registry(owners, leave_out), list(tables)
+        formats = self.formats()
+        registry, tables = Registry(owners, leave_out, formats), list(tables)
         if not tables:
             return registry
         modules = network_modules(registry.rows)
         for table in tables:
             check_networks(table, modules)
-        return Registry([*owners, *tables], leave_out)
+        return Registry([*owners, *tables], leave_out, formats)
 
     def checkpoint_tables(self) -> list[Path | Traversable]:
         """The checkpoint tables of all packages, the built-in ones first."""
         return [table for _, tables in self._each("omni_checkpoints", tables_in) for table in tables]
+
+    def formats(self) -> Formats:
+        """All weight formats, the built-in ones first. One that does not fit, or whose name or ending is taken by
+        another, is left out.
+        """
+        from omniavatar.checkpoints.formats import Formats, format_fault
+
+        found: list[Format] = []
+        for plugin, formats in self._each("omni_formats", list):
+            for one in formats:
+                fault = format_fault(one)
+                same = next((other for other in found if not fault and clash(one, other)), None)
+                if same is not None:
+                    fault = f"format '{one.name}' has a name or an ending of '{same.name}', which exists already"
+                if fault:
+                    self._report(plugin, f"{fault}; it was left out")
+                else:
+                    found.append(one)
+        return Formats(found)
 
     def add_commands(self, cli: click.Group) -> None:
         """Let every package add its commands. One whose name is taken is left out."""
@@ -240,6 +261,11 @@ def unit_fault(unit_class: Any) -> str:
         return f"unit {unit_class.__name__} has no name for plan expressions, but {name!r}"
     faults = chain(declaration_faults(unit_class), hook_faults(unit_class))
     return next((f"unit '{name}': {fault}" for fault in faults), "")
+
+
+def clash(one: Format, other: Format) -> bool:
+    """Whether two weight formats have the same name or claim the same ending."""
+    return one.name == other.name or not set(one.suffixes).isdisjoint(other.suffixes)
 
 
 def check_marks(plugin: Any, hooks: Sequence[str]) -> None:

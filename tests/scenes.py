@@ -19,13 +19,13 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import FakeAudioAdapter, FakeAudioEncoder, FakeDiT, FakeVAE, GivenModels, recorder
 from omniavatar.testing.recorder import SeenWindow, WindowRecorder
-from omniavatar.units import Euler, FixedFrames, Guidance, Transformer, VaeDecode
+from omniavatar.units import Euler, FixedFrames, Guidance, Schedule, Transformer, VaeDecode
 
 SIZE = 16
 TINY_SETTINGS: dict[str, dict[str, Any]] = {
     "reference-image": {"sizes": [[32, 32]]},
     "fixed-frames": {"window_frames": 9, "overlap": 5},
-    "euler": {"steps": 2},
+    "schedule": {"steps": 2},
 }
 
 
@@ -77,7 +77,7 @@ class Scene(PipelineUnit):
 
     @hookimpl
     def embed(self, forward: Forward) -> None:
-        forward.context = forward.stacked(self.context).to(forward.x.dtype)
+        forward.conditions["text"] = forward.stacked(self.context).to(forward.x.dtype)
 
     def context(self, branch: Branch) -> Tensor:
         """(1 1 1)."""
@@ -86,9 +86,10 @@ class Scene(PipelineUnit):
 
 
 class SecondExpert(PipelineUnit):
-    """From step 4 on another network denoises."""
+    """From step 4 on another network denoises, `network` as the model of the role dit2."""
 
     name = "second-expert"
+    experts = ("dit", "dit2")
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -97,7 +98,7 @@ class SecondExpert(PipelineUnit):
     @hookimpl
     def begin_window(self, window: Window) -> None:
         for step in window.steps[4:]:
-            step.network = self.network
+            step.expert = "dit2"
 
 
 class Frames(WindowRecorder):
@@ -129,7 +130,8 @@ def denoising_units(steps: int = 2, scale: float = 1.0) -> list[PipelineUnit]:
     return [
         FixedFrames(window_frames=9, overlap=5),
         Guidance(scale=scale),
-        Euler(steps=steps),
+        Schedule(steps=steps),
+        Euler(),
         Transformer(),
         VaeDecode(),
     ]

@@ -54,11 +54,13 @@ def test_an_engine_adds_units_to_those_of_its_configuration() -> None:
 
 
 def test_a_base_is_changed_name_by_name(tmp_path: Path) -> None:
-    written(tmp_path, "a.yaml", "base: tiny\nseed: 7\nsettings: {euler: {steps: 4, shift: 3}}\nmodels: [here:a.pt]\n")
-    path = written(tmp_path, "b.yaml", "base: a.yaml\nunits: +teacache\nfps: 12\nsettings: {euler: {steps: 5}}\n")
+    written(
+        tmp_path, "a.yaml", "base: tiny\nseed: 7\nsettings: {schedule: {steps: 4, shift: 3}}\nmodels: [here:a.pt]\n"
+    )
+    path = written(tmp_path, "b.yaml", "base: a.yaml\nunits: +teacache\nfps: 12\nsettings: {schedule: {steps: 5}}\n")
     found = read(path)
     assert (found.base, found.units, found.seed, found.fps) == ("tiny", f"{TINY}+teacache", 7, 12)
-    assert found.settings == {"teacache": {"threshold": 0.03}, "euler": {"steps": 5, "shift": 3}}
+    assert found.settings == {"teacache": {"threshold": 0.03}, "schedule": {"steps": 5, "shift": 3}}
     assert found.models_dir == "package:assets/tiny"
     assert [entry.path for entry in found.models][-2:] == ["wav2vec2", f"{tmp_path}/a.pt"]
     whole = written(tmp_path, "c.yaml", "base: a.yaml\nunits: [default, teacache]\n")
@@ -76,7 +78,7 @@ def test_a_base_lies_beside_the_file_that_names_it(tmp_path: Path, monkeypatch: 
 def test_a_base_may_be_one_of_the_original_program(tmp_path: Path) -> None:
     written(tmp_path, "inference.yaml", "vae_path: v.pth\ntext_encoder_path: t.pth\nnum_steps: 9\n")
     found = read(written(tmp_path, "b.yaml", "base: inference.yaml\nunits: +teacache\n"))
-    assert (found.units, found.settings["euler"]["steps"]) == ("default+teacache", 9)
+    assert (found.units, found.settings["schedule"]["steps"]) == ("default+teacache", 9)
     assert [entry.path for entry in found.models] == ["t.pth", "v.pth"]
 
 
@@ -124,3 +126,12 @@ def test_a_training_configuration_has_a_base_too(tmp_path: Path) -> None:
     assert (found.trainer.steps, str(found.data.path)) == (7, "clips")
     assert found.trainer.learning_rate == theirs.trainer.learning_rate
     assert (found.models, found.units, found.settings) == (theirs.models, theirs.units, theirs.settings)
+
+
+def test_an_old_name_of_a_setting_is_stronger_than_todays_in_the_base(tmp_path: Path) -> None:
+    for first, last in (("schedule", "euler"), ("euler", "schedule")):
+        written(tmp_path, "a.yaml", f"base: tiny\nsettings: {{{first}: {{steps: 4}}, guidance: {{scale: 2}}}}\n")
+        path = written(tmp_path, "b.yaml", f"base: a.yaml\nsettings: {{{last}: {{steps: 5}}}}\n")
+        plan = open_engine(path).plan
+        (schedule,) = [unit for unit in plan.units if unit.name == "schedule"]
+        assert (schedule.settings.steps, plan.origins["schedule"]["steps"]) == (5, f"file {path}")

@@ -86,7 +86,7 @@ class Calls:
 
 def test_what_is_recorded(tiny_models: Bundle, catalog: Catalog, portrait: Path, speech: Path) -> None:
     calls, recorder = Calls(), Recorder()
-    settings = {"euler": {"steps": 4}, "guidance": {"scale": 1.0}}
+    settings = {"schedule": {"steps": 4}, "guidance": {"scale": 1.0}}
     engine = tiny_engine(tiny_models, catalog, "default-write-video", observers=[calls, recorder], **settings)
     engine.generate(Request(inputs={"image": portrait, "audio": speech}, seconds=0.24))
     assert [found.step for found in recorder.changes] == [1, 2, 3]
@@ -117,7 +117,7 @@ def test_later_tables_are_stronger(tmp_path: Path, tiny_models: Bundle) -> None:
         paths[-1].write_text(table(Fit(settings, ""), calibrated(tiny_models), "magcache", []))
     row = Registry([*registry_tables(), *paths]).detect(tiny_file("transformer.safetensors")).row
     assert row.settings["magcache"] == {"ratios": [0.9], "threshold": [2]}
-    assert row.settings["euler"] == {"steps": 10}
+    assert row.settings["schedule"] == {"steps": 10}
 
 
 @pytest.mark.parametrize(

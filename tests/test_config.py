@@ -159,9 +159,9 @@ def test_published_configurations_are_sound(name: str, catalog: Catalog) -> None
     assert all(entry.repo for entry in published.models)
     assert published.settings.keys() <= catalog.units.keys()
     plan = build_plan("default+teacache", catalog, published.settings)
-    assert len(plan.units) == 12
+    assert len(plan.units) == 13
     settings = {unit.name: unit.settings for unit in plan.units}
-    assert (settings["euler"].steps, settings["guidance"].scale, settings["guidance"].audio_scale) == (50, 4.5, None)
+    assert (settings["schedule"].steps, settings["guidance"].scale, settings["guidance"].audio_scale) == (50, 4.5, None)
     assert (settings["fixed-frames"].max_tokens, settings["fixed-frames"].overlap) == (30000, 13)
     assert settings["reference-image"].sizes == ((400, 720), (720, 720), (720, 400))
 

@@ -13,6 +13,7 @@ import yaml
 
 from omniavatar.cli.run import ask, run
 from omniavatar.engine.engine import Engine
+from omniavatar.engine.scopes import Request
 from omniavatar.opening import open_engine
 from omniavatar.resources import asset
 
@@ -32,7 +33,8 @@ SETTINGS: list[dict[str, dict[str, Any]]] = [
     {"guidance": {"scale": 3, "audio_scale": None}, "prompt": {"negative": "blurred, dark (very)"}},
     {"reference-image": {"sizes": [[64, 64], [64, 128]]}, "fixed-frames": {"max_tokens": 500}},
 ]
-SAMPLER: dict[str, dict[str, Any]] = {"euler": {"steps": 3, "shift": 4.5}}
+SCHEDULE: dict[str, dict[str, Any]] = {"schedule": {"steps": 3, "shift": 4.5}}
+OLD_NAMES: dict[str, dict[str, Any]] = {"euler": {"steps": 3, "shift": 4.5}}
 MODELS = {
     "models_dir": "package:assets/tiny",
     "models": ["transformer.safetensors", "vae.safetensors", "text_encoder.safetensors", "wav2vec2"],
@@ -97,8 +99,11 @@ def test_a_plan_gives_the_same_settings_through_all_doors(units: str, write: Any
     )
     if "teacache" in found:
         assert value(found, "teacache", "threshold") == (0.2, "plan")
-    if "unipc" in found:
-        assert value(found, "unipc", "steps") == (10, "checkpoint omniavatar-tiny")
+    assert value(found, "schedule", "steps") == (10, "checkpoint omniavatar-tiny")
+    assert value(found, "schedule", "shift") == (
+        (2, "plan") if "shift=2" in units else (3, "checkpoint omniavatar-tiny")
+    )
+    assert value(found, "schedule", "sigma_max") == ((0.999, "unit unipc") if "unipc" in units else (1, "default"))
     if units == "original":
         assert value(found, "vae-decode", "tiled") == (True, "preset original")
 
@@ -117,10 +122,9 @@ def test_a_file_gives_the_same_settings_through_all_doors(units: str, settings: 
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("units", UNITS)
 def test_explicit_settings_win_through_all_doors(units: str, settings: dict[str, Any], write: Any) -> None:
-    sampler = {"unipc": SAMPLER["euler"]} if "unipc" in units else SAMPLER
     cache = {"teacache": {"threshold": 0.5}} if "teacache" in units else {}
-    settings = {**settings, **sampler, **cache}
-    weak = {"guidance": {"scale": 7}, "euler": {"steps": 2}, "vae-decode": {"tiled": True}}
+    settings = {**settings, **SCHEDULE, **cache}
+    weak = {"guidance": {"scale": 7}, "schedule": {"steps": 2}, "vae-decode": {"tiled": True}}
     named = write(settings=weak)
     found = agreed(
         by_command("--config", named, "--units", units, *options(settings)),
@@ -133,12 +137,25 @@ def test_explicit_settings_win_through_all_doors(units: str, settings: dict[str,
             assert value(found, unit, name) == (expected, "settings")
 
 
-def test_a_setting_of_another_sampler_in_a_file_is_taken_over_through_all_doors(write: Any) -> None:
-    named = write(units="default-euler+unipc", settings=SAMPLER)
+@pytest.mark.parametrize("units", ["default", "default-euler+unipc"])
+def test_old_names_of_settings_work_through_all_doors(units: str, write: Any) -> None:
+    named = write(units=units, settings=OLD_NAMES)
     found = agreed(by_command("--config", named), open_engine(named))
-    assert value(found, "unipc", "steps") == (3, "file mine.yaml")
+    assert value(found, "schedule", "steps") == (3, "file mine.yaml")
+    plain = write(units=units)
+    found = agreed(by_command("--config", plain, *options(OLD_NAMES)), open_engine(plain, settings=OLD_NAMES))
+    assert [value(found, "schedule", name) for name in ("steps", "shift")] == [(3, "settings"), (4.5, "settings")]
     by_hp = answer(by_command("--config", named, "--unipc.steps", "4", "--hp", "num_steps=5"))
-    assert value(by_hp, "unipc", "steps") == (5, "--hp")
+    assert value(by_hp, "schedule", "steps") == (5, "--hp")
+    both = answer(by_command("--config", named, "--euler.steps", "4", "--schedule.steps", "6"))
+    assert value(both, "schedule", "steps") == (6, "settings")
+
+
+def test_old_names_of_settings_work_for_one_run(write: Any) -> None:
+    engine = open_engine(write())
+    with engine.start(Request({"image": asset("demo", "portrait.png")}, seconds=0.2), settings=OLD_NAMES) as begun:
+        (schedule,) = [unit for unit in begun.plan.units if unit.name == "schedule"]
+        assert (schedule.settings.steps, begun.plan.origins["schedule"]["steps"]) == (3, "settings")
 
 
 def test_the_configuration_of_the_original_program_works_through_all_doors(write: Any) -> None:
@@ -154,9 +171,9 @@ def test_the_configuration_of_the_original_program_works_through_all_doors(write
     }
     Path("inference.yaml").write_text(yaml.safe_dump(content))
     found = agreed(by_command("--config", "inference.yaml"), open_engine("inference.yaml"))
-    assert value(found, "euler", "steps") == (7, "file inference.yaml")
+    assert value(found, "schedule", "steps") == (7, "file inference.yaml")
     assert value(found, "teacache", "threshold") == (0.3, "file inference.yaml")
     assert value(answer(open_engine(content)), "reference-image", "sizes") == (((64, 96),), "file config")
     hp = by_command("--config", "inference.yaml", "--hp", "num_steps=4,tea_cache_l1_thresh=0")
-    assert value(answer(hp), "euler", "steps") == (4, "--hp")
+    assert value(answer(hp), "schedule", "steps") == (4, "--hp")
     assert "teacache" not in hp.plan

@@ -19,7 +19,7 @@ SPECS = [
 ]
 PAGE = Path(__file__).parents[1] / "docs" / "plugins.md"
 FIRST_RESULT = {
-    *("plan_windows", "plan_steps", "guide", "substitute", "predict", "call", "run_blocks", "advance"),
+    *("plan_windows", "plan_steps", "guide", "substitute", "predict", "call", "run_blocks", "run_block", "advance"),
     "decode_latents",
 }
 

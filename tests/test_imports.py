@@ -20,19 +20,20 @@ ROOT = Path(omniavatar.__file__).parent
 ALLOWED = {
     "errors": set(),
     "models": {"errors", "lazy"},
-    "checkpoints": {"errors", "resources", "values"},
+    "roles": set(),
+    "checkpoints": {"errors", "models", "resources", "roles", "values"},
     "media": {"errors", "lazy"},
     "distributed": {"errors", "models"},
     "hookspecs": set(),
     "lazy": set(),
     "values": set(),
-    "engine": {"errors", "values", "hookspecs", "lazy", "models", "media", "distributed"},
+    "engine": {"errors", "roles", "values", "hookspecs", "lazy", "models", "media", "distributed"},
     "units": {"errors", "hookspecs", "lazy", "models", "media", "distributed", "engine"},
 }
 # Folders that may import everything.
 FREE = {"bench", "cli", "estimate", "testing", "training"}
 # Imports for type checkers only, which say what a hook receives and cost nothing.
-TYPES_ONLY = {"hookspecs": {"engine"}}
+TYPES_ONLY = {"hookspecs": {"checkpoints", "engine"}}
 
 
 def parts(path: Path) -> str:

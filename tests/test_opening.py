@@ -29,8 +29,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 
 
 SHORTER = {
-    '"euler": {"steps": 10}': '"euler": {"steps": 1}, "fixed-frames": {"window_frames": 17, "overlap": 5}',
-    '"euler": {"steps": 4}}': '"euler": {"steps": 1}, "fixed-frames": {"window_frames": 17, "overlap": 5}}',
+    '"schedule": {"steps": 10}': '"schedule": {"steps": 1}, "fixed-frames": {"window_frames": 17, "overlap": 5}',
+    '"schedule": {"steps": 4}}': '"schedule": {"steps": 1}, "fixed-frames": {"window_frames": 17, "overlap": 5}}',
     "seconds=3": "seconds=1.2",
     "seconds=4": "seconds=2",
 }
@@ -73,17 +73,29 @@ def test_what_is_given_takes_the_place_of_what_the_configuration_says() -> None:
     [
         ({"config": "tny"}, InputError, "there is no configuration tny; did you mean 'tiny'?"),
         ({"units": "default+nothing"}, PlanError, "unknown unit or preset 'nothing'"),
-        ({"settings": {"euler": {"steps": 0}}}, PlanError, "unit 'euler': steps = 0"),
+        ({"settings": {"schedule": {"steps": 0}}}, PlanError, "unit 'schedule': steps = 0"),
         ({"dtype": "int8"}, InputError, "open_engine: dtype = 'int8'"),
         ({"dtype": torch.int8}, InputError, "open_engine: dtype = 'int8'"),
         ({"config": "/no/such.yaml"}, InputError, "the configuration file /no/such.yaml does not exist"),
         ({"config": {"unitz": "default"}}, InputError, "config: unknown field 'unitz'; did you mean 'units'?"),
         ({"settings": {"euller": {"steps": 3}}}, PlanError, "settings: unknown unit 'euller'; did you mean 'euler'?"),
-        ({"settings": {"euler": {"step": 3}}}, PlanError, "settings: unit 'euler' has no setting 'step'; did you mean"),
+        (
+            {"settings": {"schedule": {"step": 3}}},
+            PlanError,
+            "settings: unit 'schedule' has no setting 'step'; did you mean",
+        ),
         ({"settings": {"euler": 3}}, InputError, "open_engine: settings.euler = 3: input should be a valid dict"),
-        ({"settings": {"unipc": {"steps": 3}}}, PlanError, "settings: unit 'unipc' is not in the plan; 'euler' is in"),
+        (
+            {"settings": {"teacache": {"clamp": False}}},
+            PlanError,
+            "settings: unit 'teacache' is not in the plan; add it",
+        ),
         ({"settings": {"teacache": {}}}, PlanError, "settings: unit 'teacache' is not in the plan; add it, such as"),
-        ({"settings": {"euler": {"steps": True}}}, PlanError, "unit 'euler': steps = True: true and false are no"),
+        (
+            {"settings": {"schedule": {"steps": True}}},
+            PlanError,
+            "unit 'schedule': steps = True: true and false are",
+        ),
         ({"settings": {"guidance": {"scale": float("nan")}}}, PlanError, "unit 'guidance': scale = nan: input should"),
         ({"models": "a.pth"}, InputError, "open_engine: models = 'a.pth': give a list of them"),
         ({"models": ["/no/a.pth"]}, CheckpointError, "no model at /no/a.pth; say where it is with models=, or with"),
@@ -151,7 +163,7 @@ def test_models_are_added_to_those_of_a_named_configuration(lora: Path) -> None:
     with pytest.raises(CheckpointError):  # as omni run --model does without --config
         open_engine(models=[lora]).set_up()
     alone = open_engine(models=[asset("tiny", name) for name in TINY_FILES])
-    assert alone.plan.origins["euler"]["steps"] == "checkpoint omniavatar-tiny"
+    assert alone.plan.origins["schedule"]["steps"] == "checkpoint omniavatar-tiny"
 
 
 def test_tables_and_the_place_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,3 +205,37 @@ def test_a_plugin_that_is_left_out_is_said(caplog: pytest.LogCaptureFixture, mon
     with caplog.at_level(logging.WARNING):
         open_engine()
     assert "plugin 'sparkle': it is broken" in caplog.text
+
+
+def test_loras_have_strengths_of_their_own(lora: Path) -> None:
+    """Beside all models, also those of the configuration that nobody names."""
+    ranges = [[0, 0.5, 1], [0.5, 1, 0.3]]
+    given: list[Any] = [
+        "lora.safetensors=0.7",
+        lora,
+        "dit=lora.safetensors=-2",
+        {"path": lora.name, "strength": ranges},
+    ]
+    models = open_engine(loras=[*given, "lora.safetensors=[[0.2,0.4,3]]"]).models
+    strengths = [0.7, 1.0, -2.0, ((0, 0.5, 1), (0.5, 1, 0.3)), ((0.2, 0.4, 3),)]
+    assert [adapter.strength for adapter in models.adapters()] == strengths
+    assert "vae" in models
+    config = {"base": "tiny", "models": [{"path": str(lora), "strength": 0.25}]}
+    assert [adapter.strength for adapter in open_engine(config).models.adapters()] == [0.25]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("lora.safetensors=1e9", "--lora lora.safetensors=1e9: a strength is a number from -100 to 100, or a list"),
+        ("lora.safetensors=[[0, 2, 1]]", "the range [0, 2, 1] is not between 0 and 1"),
+        ("lora.safetensors=[[0.5, 1, 1], [0, 0.5, 1]]", "is not between 0 and 1 and behind the one before it"),
+        ("lora.safetensors=[1]", "1 is no range of steps; give [begin, end, strength]"),
+        ({"path": "lora.safetensors", "strength": "much"}, "a strength is a number from -100 to 100"),
+        (str(asset("tiny", "vae.safetensors")), "is no LoRA (omniavatar-tiny-vae), so it cannot have a strength"),
+    ],
+)
+def test_strengths_that_cannot_be(lora: Path, given: Any, message: str) -> None:
+    with pytest.raises(OmniError) as caught:
+        open_engine(loras=[given])
+    assert message in str(caught.value)

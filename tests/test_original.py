@@ -75,7 +75,7 @@ def test_every_key_finds_its_place(folder: Path, caplog: pytest.LogCaptureFixtur
     config = translate(audio_scale=3.0)
     assert (config.units, config.dtype, config.seed, config.fps, config.models_dir) == ("default", "bf16", 42, 25, ".")
     assert config.settings == {
-        "euler": {"steps": 50},
+        "schedule": {"steps": 50},
         "guidance": {"scale": 4.5, "audio_scale": 3.0},
         "prompt": {"negative": "still, ugly"},
         "fixed-frames": {"max_tokens": 30000, "overlap": 13},
@@ -147,10 +147,10 @@ def test_config_json_fills_in_what_is_absent_but_not_what_is_null(experiment: Pa
     stored = {"audio_scale": 9.0, "num_steps": 7, "guidance_scale": 2.0, "random_prefix_frames": False, "lr": 1e-4}
     (experiment / "config.json").write_text(json.dumps(stored))
     settings = translate(without=("num_steps",)).settings
-    assert settings["euler"] == {"steps": 7}
+    assert settings["schedule"] == {"steps": 7}
     assert settings["guidance"] == {"scale": 4.5, "audio_scale": None}
     assert settings["fixed-frames"]["overlap"] == 1
-    assert "euler" not in translate(without=("num_steps",), reload_cfg=False).settings
+    assert "schedule" not in translate(without=("num_steps",), reload_cfg=False).settings
     (experiment / "config.json").write_text("[")
     with pytest.raises(InputError, match=r"cannot read .*config\.json"):
         translate()

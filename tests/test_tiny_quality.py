@@ -165,7 +165,7 @@ def tiny_engines() -> Engines:
     settings: dict[str, dict[str, Any]] = {
         "reference-image": {"sizes": [[32, 32]]},
         "fixed-frames": {"window_frames": 25, "overlap": 5},
-        "euler": {"steps": 1},
+        "schedule": {"steps": 1},
         "prompt": {"tokenizer": "tokenizer", "length": 16},
     }
 

@@ -133,7 +133,8 @@ class Probe:
 
     @hookimpl
     def before_step(self, step: Step) -> None:
-        self._step_started = time.perf_counter()
+        if not step.evaluation:
+            self._step_started = time.perf_counter()
 
     @hookimpl
     def embed(self, forward: Forward) -> None:

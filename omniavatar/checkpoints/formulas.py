@@ -1,10 +1,11 @@
 """Values of a table that depend on the checkpoint: text that starts with `=` is computed, as in a spreadsheet.
 
-`dim(pattern, axis)`            size of an axis of the first tensor whose name in the file fits the pattern
+`dim(pattern, axis)`            size of an axis of the first tensor whose name in the file fits the pattern; a third
+                                argument is the value if there is none
 `count(pattern)`                number of tensors whose names fit the pattern
 `setting(file, key, default)`   an entry (`a.b` nests) of the JSON file beside the checkpoint, or else `default`
 
-They combine with `+ - * //` and parentheses: `= dim('audio_proj.proj.weight', 1) // 4`.
+They combine with `+ - * //`, lists and parentheses: `= dim('audio_proj.proj.weight', 1) // 4`.
 """
 
 from __future__ import annotations
@@ -59,6 +60,10 @@ class Formulas:
         match node:
             case ast.Constant(value=value):
                 return value
+            case ast.List(elts=items):
+                return [self._node(item) for item in items]
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+                return -value
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
                 numbers = [self._node(side) for side in (left, right)]
                 if not all(isinstance(number, int | float) for number in numbers):
@@ -68,10 +73,12 @@ class Formulas:
                 return getattr(self, name)(*(self._node(argument) for argument in arguments))
         raise ValueError(f"'{ast.unparse(node)}' is not dim(), count(), setting(), a constant or + - * //")
 
-    def dim(self, pattern: str, axis: int) -> int:
+    def dim(self, pattern: str, axis: int, *default: Any) -> Any:
         for name, tensor in self.header.tensors.items():
             if compiled(pattern).fullmatch(name):
                 return tensor.shape[axis]
+        if default:
+            return default[0]
         raise LookupError(f"no tensor is called '{pattern}'")
 
     def count(self, pattern: str) -> int:

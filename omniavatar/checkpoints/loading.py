@@ -13,17 +13,22 @@ import inspect
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from omniavatar.checkpoints.headers import TensorInfo, is_zip, unpickle
+from omniavatar.checkpoints.derived import Derived, parts_of
+from omniavatar.checkpoints.formats import PackedTensor, TensorInfo
+from omniavatar.checkpoints.formulas import read_settings
+from omniavatar.checkpoints.headers import BUILTIN_FORMATS, check_numbers
 from omniavatar.checkpoints.names import matches
 from omniavatar.checkpoints.nearest import few
 from omniavatar.errors import CheckpointError
+from omniavatar.models.conversion import Conversions
+from omniavatar.models.packed import is_linear
 
 if TYPE_CHECKING:
     from omniavatar.checkpoints.registry import Component
@@ -51,8 +56,22 @@ def import_network(path: str) -> Callable[..., nn.Module]:
 
 def accepted(path: str, offered: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that the network's constructor has parameters for."""
-    parameters = inspect.signature(import_network(path)).parameters
+    parameters = parameter_names(import_network(path))
     return {name: value for name, value in offered.items() if name in parameters}
+
+
+def parameter_names(make: Callable[..., Any]) -> set[str]:
+    """The names of arguments that a function or class takes; **kwargs of a class are those of its base."""
+    chain: list[Callable[..., Any]] = [make]
+    if isinstance(make, type):
+        chain = [vars(kind)["__init__"] for kind in make.__mro__ if "__init__" in vars(kind)]
+    names: set[str] = set()
+    for part in chain:
+        parameters = inspect.signature(part).parameters.values()
+        names |= {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return names
 
 
 def build_on_meta(path: str, config: Mapping[str, Any]) -> nn.Module:
@@ -80,6 +99,7 @@ def load_network(
     dtype: torch.dtype | None = None,
     overrides: Mapping[str, Any] | None = None,
     blocks: bool = True,
+    conversions: Conversions | None = None,
     **offered: Any,
 ) -> nn.Module:
     """Build and fill the network of a base component (first) and the overlays on it.
@@ -87,25 +107,112 @@ def load_network(
     Without `blocks` the weights of the network's `blocks`, if it has some, stay on the meta device; see `read_into`.
     `overrides` change the configuration of the tables; `offered` are further constructor arguments (an attention
     function), which a network without a parameter of that name does not get.
+    `conversions` are what units make of the weights; packed weights of linear layers stay packed if they allow it.
     The network comes in evaluation mode, without gradients. `dtype` None keeps each tensor's dtype; the table's wins.
     """
     base = components[0]
-    if base.spec.network is None:
+    if base.spec.dtype is not None:
+        dtype = getattr(torch, base.spec.dtype)
+    network = skeleton(components, overrides, **offered).requires_grad_(False)
+    left = set() if blocks else names_of_blocks(network)
+    convert_into(network, components, conversions or Conversions(), device=device, dtype=dtype, left=left)
+    return network.eval().requires_grad_(False)
+
+
+def convert_into(
+    network: nn.Module,
+    components: Sequence[Component],
+    conversions: Conversions,
+    *,
+    device: Device,
+    dtype: torch.dtype | None,
+    left: Collection[str] = (),
+) -> None:
+    """Fill a network on the meta device with converted weights.
+
+    left: those that stay on the meta device, where they are converted as well: so they have their final forms.
+    """
+    sources = merged_sources(components)
+    growable = [pattern for component in components for pattern in component.spec.growable]
+    optional = [pattern for component in components for pattern in component.spec.optional]
+    check_names(network, sources, growable=growable, optional=optional)
+    conversions.begin(network)
+    wanted = {name: source for name, source in sources.items() if name not in left}
+    log_files(wanted)
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    linear = {name for name in shapes if is_linear_weight(network, name)}
+
+    # A weight that stays mapped keeps in memory what has been read of its portion of the file.
+    detached = str(device) == "cpu" and any(conversions.renews(name, source.packing) for name, source in wanted.items())
+
+    def converted() -> Iterator[tuple[str, Tensor]]:
+        for name, weight in chain(forms(sources, left), stored_tensors(wanted, device)):
+            made = conversions.apply(name, fitted(weight, shapes[name]), dtype, linear=name in linear)
+            if detached and not conversions.renews(name, sources[name].packing):
+                made = copied(made)
+            if isinstance(made, PackedTensor):
+                conversions.keep(name, made)
+            else:
+                yield name, made
+
+    fill(network, converted(), device=device, dtype=dtype, left=left, packed=conversions.layers)
+
+
+def copied(weight: Tensor | PackedTensor) -> Tensor | PackedTensor:
+    """A weight in memory of its own."""
+    if isinstance(weight, Tensor):
+        return weight.clone()
+    return weight.with_parts({part: tensor.clone() for part, tensor in weight.parts.items()})
+
+
+def forms(sources: Mapping[str, TensorInfo], names: Collection[str]) -> Iterator[tuple[str, Tensor | PackedTensor]]:
+    """Weights on the meta device, packed as they are in their files; no data is read."""
+    within = {name: source for name, source in sources.items() if name in names}
+    packed = {name: source for name, source in within.items() if source.packing is not None}
+    yield from stored_tensors(packed, "meta")
+    for name, source in within.items():
+        if name not in packed:
+            yield name, torch.empty(source.shape, dtype=getattr(torch, source.dtype), device="meta")
+
+
+def is_linear_weight(network: nn.Module, name: str) -> bool:
+    """Whether a weight is that of a linear layer."""
+    place, _, own = name.rpartition(".")
+    return own == "weight" and is_linear(network.get_submodule(place))
+
+
+def fitted(weight: Tensor | PackedTensor, shape: Shape) -> Tensor | PackedTensor:
+    """A packed weight without its padding; one that grows is made dense."""
+    if isinstance(weight, Tensor) or tuple(weight.shape) == shape:
+        return weight
+    try:
+        return weight.cut(shape)
+    except ValueError:
+        return weight.dense()
+
+
+def network_of(components: Sequence[Component]) -> str:
+    """The path of the class that a base (first) and the overlays on it make together, that of the last to name one.
+
+    Raises CheckpointError without a base, or if an overlay's class is not derived from that of what it lies over.
+    """
+    base = components[0]
+    if not base.spec.is_base:
         raise CheckpointError(
             f"{base.files[0]} holds only an overlay on the role '{base.role}'; give the base model as well"
         )
-    if base.spec.dtype is not None:
-        dtype = getattr(torch, base.spec.dtype)
-    if base.spec.loader == "folder":
-        return _from_folder(base, device, dtype or torch.float32)
-    config = merged_config(components) | dict(overrides or {})
-    network = build_on_meta(base.spec.network, config | accepted(base.spec.network, offered))
-    sources = merged_sources(components)
-    check_names(network, sources, growable=base.spec.growable, optional=base.spec.optional)
-    left = set() if blocks else names_of_blocks(network)
-    wanted = {name: source for name, source in sources.items() if name not in left}
-    fill(network, read_tensors(wanted, device=device, dtype=dtype), device=device, dtype=dtype, left=left)
-    return network.eval().requires_grad_(False)
+    path = str(base.spec.network)
+    for overlay in components[1:]:
+        own = overlay.spec.network
+        if own is not None and own != path:
+            kinds: Any = import_network(own), import_network(path)
+            if not issubclass(*kinds):
+                raise CheckpointError(
+                    f"{overlay.files[0]} ({overlay.row.name}) makes a {kinds[0].__name__} of the network that it lies "
+                    f"over, and {base.files[0]} is a {kinds[1].__name__}; give the base model that it was made for"
+                )
+            path = own
+    return path
 
 
 def merged_sources(components: Sequence[Component]) -> dict[str, TensorInfo]:
@@ -120,14 +227,29 @@ def names_of_blocks(network: nn.Module) -> set[str]:
     return {name for name, weight in network.named_parameters() if id(weight) in within}
 
 
-def read_into(components: Sequence[Component], targets: Mapping[str, Tensor]) -> None:
-    """Read tensors of a network, by its names, into memory of their shape; what the files lack becomes zero."""
-    sources = merged_sources(components)
-    for name in targets.keys() - sources.keys():
-        targets[name].zero_()
-    wanted = {name: sources[name] for name in targets if name in sources}
-    for name, tensor in _tensors(wanted, "cpu", None):
-        targets[name].copy_(tensor)
+def read_into(
+    components: Sequence[Component], targets: Mapping[str, Tensor], conversions: Conversions | None = None
+) -> None:
+    """Read weights of a network, converted as when it was loaded, into memory of their shapes.
+
+    targets: by the names of the network's parameters; all parts of a packed weight together. What the files lack
+    becomes zero. conversions: those that the network was loaded with.
+    """
+    sources, conversions = merged_sources(components), conversions or Conversions(keeps_packed=False)
+    wanted: dict[str, TensorInfo] = {}
+    for name, target in targets.items():
+        owner = conversions.owner(name)
+        if owner in sources:
+            wanted[owner] = sources[owner]
+        else:
+            target.zero_()
+    for name, weight in stored_tensors(wanted, "cpu"):  # mapped: what is moved to a device is not copied before
+        layer = conversions.layers.get(name)
+        shape = tuple(targets[name].shape) if layer is None else (layer.out_features, layer.in_features)
+        dtype = targets[name].dtype if layer is None else None
+        made = conversions.apply(name, fitted(weight, shape), dtype, linear=layer is not None)
+        for piece, tensor in conversions.pieces(name, made):
+            targets[piece].copy_(tensor)
 
 
 def merged_config(components: Sequence[Component]) -> dict[str, Any]:
@@ -135,10 +257,21 @@ def merged_config(components: Sequence[Component]) -> dict[str, Any]:
     return {key: value for component in components for key, value in component.config.items()}
 
 
-def _from_folder(component: Component, device: Device, dtype: torch.dtype) -> nn.Module:
-    network: Any = import_network(str(component.spec.network))
-    loaded: nn.Module = network.from_folder(component.folder, device=device, dtype=dtype)
-    return loaded.eval().requires_grad_(False)
+def skeleton(components: Sequence[Component], overrides: Mapping[str, Any] | None = None, **offered: Any) -> nn.Module:
+    """The network of a base component and the overlays on it, without weights, on the meta device."""
+    base, path = components[0], network_of(components)
+    if base.spec.loader == "folder":
+        kind: Any = import_network(path)
+        settings = read_settings(base.folder / "config.json")
+        try:
+            network: nn.Module = kind.from_checkpoint(
+                settings, {name: info.shape for name, info in base.tensors.items()}
+            )
+        except CheckpointError as error:
+            raise CheckpointError(f"{base.files[0]}: {error}") from error
+        return network
+    config = merged_config(components) | dict(overrides or {})
+    return build_on_meta(path, config | accepted(path, offered))
 
 
 def check_names(
@@ -149,7 +282,8 @@ def check_names(
     optional: Sequence[str] = (),
 ) -> None:
     """Strict: each tensor of the network has a source of its shape and the reverse, but for gaps allowed by name."""
-    targets = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    state = network.state_dict()
+    targets = {name: tuple(tensor.shape) for name, tensor in state.items()}
     kind = type(network).__name__
     where = next((str(source.file) for source in sources.values()), "the checkpoint")
     missing = [name for name in targets if name not in sources and not matches(name, optional)]
@@ -160,9 +294,11 @@ def check_names(
         raise CheckpointError(f"{where} has {len(unexpected)} tensors that {kind} does not know: {few(unexpected)}")
     for name, source in sources.items():
         target = targets[name]
-        if source.shape != target and not (matches(name, growable) and fits_inside(source.shape, target)):
+        if not source.could_be(target) and not (matches(name, growable) and fits_inside(source.shape, target)):
             shapes = f"the shape {list(source.shape)}, {kind} needs {list(target)}"
             raise CheckpointError(f"{source.file}: {name} has {shapes}; is it made for another base model?")
+        if source.packing is None and state[name].is_floating_point():
+            check_numbers(source, name)
 
 
 def fits_inside(shape: Shape, target: Shape) -> bool:
@@ -177,15 +313,30 @@ def fill(
     device: Device = "cpu",
     dtype: torch.dtype | None = None,
     left: Collection[str] = (),
+    packed: Mapping[str, nn.Module] | None = None,
 ) -> None:
     """Assign checked tensors to a network on the meta device; what they leave open becomes zero, says the log.
+
+    packed: layers, by the names of their weights, that take the places of others while the tensors come, and have their
+    weights already.
 
     `left` are the names of those that stay on the meta device.
     """
     targets = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     state = {name: grown(name, tensor, targets[name]) for name, tensor in tensors}
-    state |= {name: torch.empty(targets[name], device="meta", dtype=dtype) for name in left}
-    absent = [name for name in targets if name not in state]
+    present = network.state_dict()
+    of_layers = {
+        f"{weight.removesuffix('weight')}{own}"
+        for weight, layer in (packed or {}).items()
+        for own, _ in layer.named_parameters()
+        if own != "bias"
+    }
+    for name in present.keys() - state.keys():
+        if name in of_layers:
+            state[name] = present[name]
+        elif name in left:
+            state[name] = torch.empty(targets[name], device="meta", dtype=dtype)
+    absent = [name for name in present if name not in state]
     if absent:
         log.warning("not in the checkpoint, set to zero: %s", few(absent))
         state |= {name: torch.zeros(targets[name], device=device, dtype=dtype) for name in absent}
@@ -206,23 +357,58 @@ def read_tensors(
     sources: Mapping[str, TensorInfo], *, device: Device, dtype: torch.dtype | None
 ) -> Iterator[tuple[str, Tensor]]:
     """Read tensors file by file, each brought to its device and, if it is floating point, its dtype before the next."""
-    for file, count in Counter(source.file for source in sources.values()).items():
+    log_files(sources)
+    for name, weight in stored_tensors(sources, device):
+        tensor = weight.dense(dtype) if isinstance(weight, PackedTensor) else weight
+        yield name, tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+
+
+def log_files(sources: Mapping[str, TensorInfo]) -> None:
+    """Say what is read."""
+    for file, count in Counter(part.file for source in sources.values() for part in parts_of(source)).items():
         log.info("reading %d tensors from %s", count, file)
-    yield from _tensors(sources, device, dtype)
 
 
-def _tensors(
-    sources: Mapping[str, TensorInfo], device: Device, dtype: torch.dtype | None
-) -> Iterator[tuple[str, Tensor]]:
+def stored_tensors(sources: Mapping[str, TensorInfo], device: Device) -> Iterator[tuple[str, Tensor | PackedTensor]]:
+    """Read tensors, file by file and portion by portion, as they are stored: packed ones stay packed.
+
+    A tensor of a file is read once, also where several weights are made of it.
+    """
+    stored: dict[str, TensorInfo] = {}
+    waiting: dict[str, list[str]] = defaultdict(list)
+    for name, source in sources.items():
+        if not isinstance(source, Derived):
+            stored[name] = source
+        for part in source.parts if isinstance(source, Derived) else ():
+            stored[part_key(part)] = part
+            waiting[part_key(part)].append(name)
+    there: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, weight in _file_tensors(stored, device):
+        if key not in waiting:
+            yield key, weight
+        for name in waiting.get(key, ()):
+            derived = sources[name]
+            there[name][key] = weight.dense() if isinstance(weight, PackedTensor) else weight
+            if isinstance(derived, Derived) and len(there[name]) == len({part_key(part) for part in derived.parts}):
+                parts = there.pop(name)
+                yield name, derived.make([parts[part_key(part)] for part in derived.parts])
+
+
+def part_key(part: TensorInfo) -> str:
+    """A name for a tensor of a file that no weight has."""
+    return f"{part.file}\n{part.name}"
+
+
+def _file_tensors(sources: Mapping[str, TensorInfo], device: Device) -> Iterator[tuple[str, Tensor | PackedTensor]]:
     by_file: dict[Path, dict[str, TensorInfo]] = defaultdict(dict)
     for name, source in sources.items():
         by_file[source.file][name] = source
     for file, within in by_file.items():
-        in_parts = file.suffix == ".safetensors" or is_zip(file)
-        for names in portions(within, PORTION) if in_parts else [names_in_file(within)]:
-            read = _read_safetensors if file.suffix == ".safetensors" else _read_pickled
-            for name, tensor in read(file, names, device):
-                yield name, tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+        known = next(iter(within.values())).format or BUILTIN_FORMATS.of(file)
+        for names in portions(within, PORTION) if known.reads_in_parts(file) else [names_in_file(within)]:
+            by_name = {name_in_file: name for name, name_in_file in names.items()}
+            for name_in_file, weight in known.read(file, list(by_name), device):
+                yield by_name[name_in_file], weight
 
 
 def portions(sources: Mapping[str, TensorInfo], most: int) -> Iterator[dict[str, str]]:
@@ -241,21 +427,3 @@ def portions(sources: Mapping[str, TensorInfo], most: int) -> Iterator[dict[str,
 
 def names_in_file(sources: Mapping[str, TensorInfo]) -> dict[str, str]:
     return {name: source.name for name, source in sources.items()}
-
-
-def _read_safetensors(file: Path, names: Mapping[str, str], device: Device) -> Iterator[tuple[str, Tensor]]:
-    try:
-        with safe_open(file, framework="pt", device=str(device)) as content:
-            for name, name_in_file in names.items():
-                yield name, content.get_tensor(name_in_file)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}; download it again") from error
-
-
-def _read_pickled(file: Path, names: Mapping[str, str], device: Device) -> Iterator[tuple[str, Tensor]]:
-    """`device` is applied by the caller: a mapped file is moved tensor by tensor."""
-    if not is_zip(file):
-        log.info("%s is in torch's legacy format, which cannot be memory-mapped: it is read whole", file)
-    content = unpickle(file, data=True)
-    for name, name_in_file in names.items():
-        yield name, content.pop(name_in_file)

@@ -8,7 +8,7 @@ and `{}` in the same order, which take over what those of the other side matched
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -40,6 +40,15 @@ def compiled(pattern: str) -> re.Pattern[str]:
 def matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether a name fits one of the patterns, as a whole."""
     return any(compiled(pattern).fullmatch(name) for pattern in patterns)
+
+
+def occurs(pattern: str, names: Collection[str]) -> bool:
+    """Whether one of the names fits a pattern; names are best a set or a mapping."""
+    first = _SPECIAL.search(pattern)
+    if first is None:
+        return pattern in names
+    start, expression = pattern[: first.start()], compiled(pattern)
+    return any(name.startswith(start) and expression.fullmatch(name) for name in names)
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,9 @@ def expected_shapes(row: Row) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     no_file = Formulas(Header((), {}, {}), Path())
     for spec in row.components.values():
-        if spec.network is None:
+        if not spec.is_base:
             continue
-        network = build_on_meta(spec.network, no_file.evaluate(spec.config))
+        network = build_on_meta(str(spec.network), no_file.evaluate(spec.config))
         shapes |= {spec.file_name(name): tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     return shapes
 

@@ -6,26 +6,56 @@ Only headers are read. The result is a `Detection`; loading.py and bundle.py tak
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from omniavatar.checkpoints.files import Files, Source, check_shards, find_checkpoints, group_files
+from omniavatar.checkpoints.dialects import Container, Dialect, Names
+from omniavatar.checkpoints.files import (
+    Files,
+    Source,
+    check_index,
+    check_shards,
+    find_checkpoints,
+    folder_groups,
+    group_files,
+)
+from omniavatar.checkpoints.formats import Formats, TensorInfo
 from omniavatar.checkpoints.formulas import Formulas, read_settings
-from omniavatar.checkpoints.headers import SUFFIXES, Header, TensorInfo, read_header
+from omniavatar.checkpoints.headers import BUILTIN_FORMATS, Header, read_header
+from omniavatar.checkpoints.lora_names import is_lora, parsed
+from omniavatar.checkpoints.names import matches
 from omniavatar.checkpoints.nearest import Neighbours
-from omniavatar.checkpoints.tables import ComponentSpec, Row, Table, Tuned, read_table, read_tuned
+from omniavatar.checkpoints.tables import (
+    ComponentSpec,
+    Row,
+    Table,
+    Tuned,
+    Unsupported,
+    read_further,
+    read_table,
+    read_tuned,
+)
 from omniavatar.errors import CheckpointError, parsing
 from omniavatar.resources import registry_tables
+from omniavatar.roles import companion_of
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 TRANSFORMER = "dit"
+MAX_PREFIXES = 4
+"""Prefixes in front of each other."""
+STEMS = ("model", "pytorch_model")
+"""Beginnings of the names of the weights in Hugging Face folders."""
+LORA = "lora"
+"""The role of bare tensor sets, which change networks and are none."""
 VerdictKind = Literal["known", "unknown", "damaged"]
+LoraStrength = float | tuple[tuple[float, float, float], ...]
+"""One for all steps, or (begin, end, strength) for ranges of them, as fractions of their number from 0 to 1."""
 
 
 class UnknownCheckpoint(CheckpointError):
@@ -37,7 +67,8 @@ class Component:
     """What one checkpoint provides for one role, found in actual files.
 
     `tensors` goes from the network's name of a tensor to where it lies; `config` and `constants` are without formulas;
-    `target` is the role of the transformer that a LoRA changes.
+    `target` is the role of the transformer that a LoRA changes, or that the component goes with; `strength` how strong
+    that LoRA is; `extras` are what the files hold beside weights.
     """
 
     role: str
@@ -49,6 +80,8 @@ class Component:
     constants: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo] = field(repr=False)
     target: str = TRANSFORMER
+    extras: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    strength: LoraStrength = 1.0
 
     @property
     def num_params(self) -> int:
@@ -78,15 +111,20 @@ class Detection:
 
         What follows the transformer goes along: `vace` to `vace2` where `dit` goes to `dit2`.
         """
-        number = role.removeprefix(TRANSFORMER)
 
         def moved(component: Component) -> str:
-            if component.role == TRANSFORMER:
-                return role
-            return component.role + number if component.spec.follows else component.role
+            moves = component.role == TRANSFORMER or component.spec.follows
+            return companion_of(component.role, TRANSFORMER, role) if moves else component.role
 
         components = tuple(replace(part, role=moved(part), target=role) for part in self.components)
         return replace(self, components=components)
+
+    def with_strength(self, strength: LoraStrength) -> Detection:
+        """The same with another strength of its LoRA. Raises CheckpointError if it has none."""
+        if all(part.role != LORA for part in self.components):
+            raise CheckpointError(f"{self.files[0]} is no LoRA ({self.row.name}), so it cannot have a strength")
+        parts = (replace(part, strength=strength) if part.role == LORA else part for part in self.components)
+        return replace(self, components=tuple(parts))
 
 
 @dataclass(frozen=True)
@@ -108,26 +146,39 @@ class Registry:
     """All known checkpoints, from the tables of this package and of plugins.
 
     leave_out: what to do about a table that cannot be read or claims what another one has; default: raise the error.
+    formats: what reads the files; default: the built-in ones.
     """
 
     def __init__(
-        self, tables: Iterable[Table], leave_out: Callable[[Table, CheckpointError], None] | None = None
+        self,
+        tables: Iterable[Table],
+        leave_out: Callable[[Table, CheckpointError], None] | None = None,
+        formats: Formats = BUILTIN_FORMATS,
     ) -> None:
+        self.formats = formats
         self._origins: dict[str, Table] = {}
         rows: list[Row] = []
+        unsupported: list[Unsupported] = []
+        containers: list[Container] = []
+        dialects: list[Dialect] = []
         self._tuned: dict[str, list[Tuned]] = defaultdict(list)
         for table in tables:
             try:
-                found = read_tuned(table)
+                found, further = read_tuned(table), read_further(table)
                 rows += self._claimed(table)
                 for tuned in found:
                     self._tuned[tuned.hash].append(tuned)
+                unsupported += further.unsupported
+                containers += further.containers
+                dialects += further.dialects
             except CheckpointError as error:
                 if leave_out is None:
                     raise
                 leave_out(table, error)
         self.rows = tuple(rows)
         self._by_hash = {row.hash: row for row in rows if row.hash}
+        self._unsupported = {row.hash: row for row in unsupported}
+        self.names = Names(tuple(containers), tuple(dialects))
         self._by_type = {row.model_type: row for row in rows if row.model_type}
         self._neighbours = Neighbours(tuple(row for row in rows if not row.partial))
 
@@ -166,18 +217,86 @@ class Registry:
         return detections[0]
 
     def detect_all(self, source: Source) -> list[Detection]:
-        """Recognise every checkpoint that a source names: a folder can hold several."""
-        if isinstance(source, str | Path):
-            row = self._folder_row(Path(source).expanduser())
-            if row is not None:
-                return [_folder_detection(row, Path(source).expanduser())]
-        return [self.detect_files(files) for files in find_checkpoints(source)]
+        """Recognise every checkpoint that a source names: a folder can hold several, and so can a file.
+
+        In a folder of several models, such as one of diffusers, the second transformer gets its role.
+        """
+        suffixes = self.formats.suffixes
+        path, wanted = version(source) if isinstance(source, str | Path) else (None, None)
+        if path is None or not path.is_dir():
+            groups = find_checkpoints(source if path is None else path, suffixes)
+            return [found for files in groups for found in self.detect_parts(files, wanted)]
+        row = self._folder_row(path)
+        if row is not None:
+            return self.detect_parts(weights_of_folder(row, path, suffixes), wanted, row)
+        detections: list[Detection] = []
+        for folder, role, groups in folder_groups(path, suffixes):
+            row = self._folder_row(folder)
+            found = [one for files in groups for one in self.detect_parts(files, wanted, row)]
+            detections += found if role is None else [one.with_role(role) for one in found]
+        return detections
 
     def detect_files(self, files: Files) -> Detection:
-        """Recognise the checkpoint that consists of exactly these files."""
+        """Recognise the one checkpoint that consists of exactly these files."""
+        return self.detect(files)
+
+    def detect_parts(
+        self, files: Files, wanted: str | None = None, row: Row | None = None, *, compare: bool = True
+    ) -> list[Detection]:
+        """Recognise the checkpoints in files that belong together.
+
+        wanted: which version to take where the file holds several. row: what the folder says they are. compare: say of
+        unknown ones which known one they resemble, which takes its time.
+        """
         check_shards(files)
-        header = read_header(files)
-        return detection(self._tuned_row(self.recognise(header), header), header, files[0].parent)
+        check_index(files)
+        header = read_header(files, self.formats)
+        if row is not None:
+            return [detection(row, self.names.official(header) or header, files[0].parent)]
+        return [
+            detection(self._tuned_row(row, part), part, files[0].parent)
+            for row, part in self.readings(header, wanted, compare=compare)
+        ]
+
+    def official(self, header: Header) -> Header:
+        """The header under official names, without a prefix; one that is so already, or of several models, as it is."""
+        for _ in range(MAX_PREFIXES):
+            official = self.names.official(header)
+            if official is not None:
+                return official
+            parts = list(self.names.parts(header).values())
+            if len(parts) != 1:
+                break
+            header = parts[0]
+        return header
+
+    def folder_files(self, folder: Path) -> tuple[Row, Files] | None:
+        """What a folder is that is one model in the form of transformers, and its files; None if it is no such one."""
+        row = self._folder_row(folder)
+        return None if row is None else (row, weights_of_folder(row, folder, self.formats.suffixes))
+
+    def readings(
+        self, header: Header, wanted: str | None = None, depth: int = 0, *, compare: bool = True
+    ) -> list[tuple[Row, Header]]:
+        """The rows of what lies in files: as it stands, under official names, or in parts with prefixes.
+
+        Each comes with its part of the header, under the names that the row knows. An unknown part is an error.
+        """
+        row = self._row(header)
+        if row is not None:
+            return [(row, header)]
+        official = self.names.official(header)
+        row = None if official is None else self._row(official)
+        if row is not None and official is not None:
+            return [(row, official)]
+        parts = self.names.parts(header, wanted) if depth < MAX_PREFIXES else {}
+        if not parts:
+            unknown = header.files[0].name
+            if compare:
+                unknown = self.names.strays(header) or self._neighbours.explain(official or header)
+            raise UnknownCheckpoint(unknown)
+        deeper = depth + 1
+        return [one for part in parts.values() for one in self.readings(part, wanted, deeper, compare=compare)]
 
     def _tuned_row(self, row: Row, header: Header) -> Row:
         """The row with what later tables say about files with this header."""
@@ -188,22 +307,39 @@ class Registry:
         return row if settings == row.settings else row.model_copy(update={"settings": settings})
 
     def recognise(self, header: Header) -> Row:
-        """The row of a header; an unknown one is an error that names the nearest known checkpoint."""
+        """The row of a header as it stands; an unknown one is an error that names the nearest known checkpoint."""
+        row = self._row(header)
+        if row is None:
+            raise UnknownCheckpoint(self._neighbours.explain(header))
+        return row
+
+    def _row(self, header: Header) -> Row | None:
+        """The row of a header as it stands. Raises CheckpointError for what is known and not supported."""
         row = self._by_hash.get(header.hash)
         if row is not None:
             return row
-        fitting = [
-            row
-            for row in self.rows
-            if row.match and not row.unmet(header.tensors) and not row.unclaimed(header.tensors)
-        ]
-        fitting = [row for row in fitting if not row.partial] or fitting
+        known = self._unsupported.get(header.hash)
+        if known is not None:
+            raise CheckpointError(
+                f"{header.files[0]} is {known.name} ({known.repo}), which is not supported: {known.why}"
+            )
+        names = header.tensors
+        fitting = [row for row in self.rows if row.is_met(names) and row.claims(names)]
+        whole = [row for row in fitting if not row.partial]
+        others = [name for name in names if not parsed(name)]
+        if not whole and is_lora(names) and not (others and (fitting or self._is_part_of_delta(others))):
+            fitting = [row for row in self.rows if row.lora]
+        else:
+            fitting = whole or fitting
         if len(fitting) > 1:
-            names = " and ".join(f"'{row.name}'" for row in fitting)
-            raise CheckpointError(f"{header.files[0]} fits the patterns of {names}; make one of them stricter")
-        if not fitting:
-            raise UnknownCheckpoint(self._neighbours.explain(header))
-        return fitting[0]
+            several = " and ".join(f"'{row.name}'" for row in fitting)
+            raise CheckpointError(f"{header.files[0]} fits the patterns of {several}; make one of them stricter")
+        return fitting[0] if fitting else None
+
+    def _is_part_of_delta(self, names: Iterable[str]) -> bool:
+        """Whether some of these are whole weights that a known delta brings, such as OmniAvatar's audio layers."""
+        patterns = [pattern for row in self.rows if row.is_delta and not row.partial for pattern in row.match]
+        return any(matches(name, patterns) for name in names)
 
     def scan(self, folder: Path, seen: set[Path] | None = None) -> Iterator[Verdict]:
         """Recognise everything in and below a folder that looks like a model by its name.
@@ -215,18 +351,20 @@ class Registry:
             return
         seen.add(folder.resolve())
         entries: list[Path] = []
+        suffixes = self.formats.suffixes
         try:
             with examining(folder):
                 entries = sorted(folder.iterdir())
                 sources = self._sources(folder)
         except CheckpointError as error:  # such as a bad index of shards, which must not hide other files
             yield Verdict(folder, None, error)
-            sources = [*group_files(path for path in entries if path.suffix in SUFFIXES)]
+            sources = [*group_files((path for path in entries if path.suffix in suffixes and path.is_file()), suffixes)]
         for source in sources:
             path = source[0] if isinstance(source, tuple) else source
             try:
                 with examining(path):
-                    yield Verdict(path, self.detect(source), None)
+                    found = self.detect_all(source)
+                yield from (Verdict(path, detection, None) for detection in found)
             except CheckpointError as error:
                 yield Verdict(path, None, error)
         if sources != [folder]:
@@ -235,7 +373,7 @@ class Registry:
 
     def _sources(self, folder: Path) -> list[Path | Files]:
         """The folder itself if it is one model, else the checkpoints among its files."""
-        return [folder] if self._folder_row(folder) else [*group_files(folder.iterdir())]
+        return [folder] if self._folder_row(folder) else [*group_files(folder.iterdir(), self.formats.suffixes)]
 
     def _folder_row(self, folder: Path) -> Row | None:
         """The row of a Hugging Face folder, if it is one whose architecture has a row."""
@@ -270,6 +408,7 @@ def _component(row: Row, role: str, header: Header, formulas: Formulas) -> Compo
         config=formulas.evaluate(spec.config),
         constants=formulas.evaluate(spec.constants),
         tensors=_renamed(row, role, header),
+        extras={**header.metadata, **header.extras},
     )
 
 
@@ -288,9 +427,20 @@ def _renamed(row: Row, role: str, header: Header) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _folder_detection(row: Row, folder: Path) -> Detection:
-    """A Hugging Face folder: its weights in one of the usual files."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return detection(row, read_header([folder / name]), folder)
-    raise CheckpointError(f"{folder} has the config.json of a {row.name} but no model.safetensors or pytorch_model.bin")
+def version(source: str | Path) -> tuple[Path, str | None]:
+    """The path of a source, and which version of the network is wanted: `file.pt::generator`."""
+    path = Path(source).expanduser()
+    name, separator, wanted = path.name.rpartition("::")
+    if not separator or path.exists():
+        return path, None
+    return path.with_name(name), wanted
+
+
+def weights_of_folder(row: Row, folder: Path, suffixes: Collection[str]) -> Files:
+    """The files of a Hugging Face folder. Raises CheckpointError if it has none, or those of several models."""
+    groups = [files for files in group_files(sorted(folder.iterdir()), suffixes) if files[0].stem.startswith(STEMS)]
+    if len(groups) != 1:
+        raise CheckpointError(
+            f"{folder} has the config.json of a {row.name} but no model.safetensors or pytorch_model.bin"
+        )
+    return groups[0]

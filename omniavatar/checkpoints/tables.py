@@ -2,24 +2,31 @@
 
 A `[[tuned]]` row has further settings of units for the checkpoint with its `hash`; `omni calibrate` writes such tables.
 
+`[[container]]` and `[[dialect]]` rows are about other programs' names (dialects.py), `[[unsupported]]` rows name
+checkpoints whose networks are not here.
+
 A row is recognised by `hash` (of names and shapes), by `match` (patterns that must all occur, for files whose hash
-varies) or by `model_type` (of the `config.json` in a Hugging Face folder). `[checkpoint.components.ROLE]` says what it
-provides.
+varies), by `model_type` (of the `config.json` in a Hugging Face folder) or as `lora` (by the endings of names).
+`[checkpoint.components.ROLE]` says what it provides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from omniavatar.checkpoints.names import Rename, matches, rename, undo
+from omniavatar.checkpoints.dialects import Container, Dialect
+from omniavatar.checkpoints.names import Rename, matches, occurs, rename, undo
 from omniavatar.errors import CheckpointError
 from omniavatar.values import parse_toml
 
+KINDS = {"checkpoint", "tuned", "container", "dialect", "unsupported"}
+"""Kinds of rows of a table."""
 Table = Path | Traversable
 """A TOML file; plugins name theirs through importlib.resources."""
 
@@ -30,7 +37,9 @@ class ComponentSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     network: str | None = Field(
-        None, pattern=r"^[\w.]+:\w+$", description="`module:Class`; none for bare tensors or an overlay"
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        description="`module:Class`; none for bare tensors; of an overlay with modules of its own, a subclass",
     )
     config: dict[str, Any] = Field(
         {}, description="constructor arguments of the network; of an overlay, those it changes"
@@ -43,9 +52,11 @@ class ComponentSpec(BaseModel):
     )
     optional: tuple[str, ...] = Field((), description="network names that the file may lack; they become 0")
     overlay: bool = Field(False, description="the tensors replace those of another file's component of the same role")
-    follows: bool = Field(False, description="a branch of the transformer: beside 'dit2' its role ends in 2 as well")
+    follows: bool = Field(False, description="a companion of the transformer: beside 'dit2' its role ends in 2 as well")
     dtype: Literal["float32"] | None = Field(None, description="precision that it always runs in")
-    loader: Literal["tensors", "folder"] = Field("tensors", description="folder: the network's own `from_folder`")
+    loader: Literal["tensors", "folder"] = Field(
+        "tensors", description="folder: the network's own `from_checkpoint` reads its numbers from the folder"
+    )
 
     @field_validator("rename", mode="before")
     @classmethod
@@ -53,10 +64,15 @@ class ComponentSpec(BaseModel):
         return tuple(Rename(**rule) for rule in rules)
 
     @model_validator(mode="after")
-    def _overlay_has_no_network(self) -> ComponentSpec:
-        if self.overlay and self.network:
-            raise ValueError("an overlay takes the network of its base: leave out 'network'")
+    def _overlays_are_tensors(self) -> ComponentSpec:
+        if self.overlay and self.loader == "folder":
+            raise ValueError("an overlay lies over the tensors of its base: leave out 'loader'")
         return self
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it is a whole network, and no change to one."""
+        return self.network is not None and not self.overlay
 
     def network_name(self, file_name: str) -> str:
         return rename(file_name, self.rename)
@@ -78,6 +94,7 @@ class Row(BaseModel):
     )
     ignore: tuple[str, ...] = Field((), description="patterns of names that no component needs")
     model_type: str | None = Field(None, description="`model_type` in the config.json of a folder")
+    lora: bool = Field(False, description="for files with names that end as those of LoRA files do")
     repo: str = Field("", description="where it is published")
     file: str = Field("", description="its file or files there")
     also: tuple[str, ...] = Field((), description="further `repo:file` with the same names and shapes")
@@ -89,14 +106,14 @@ class Row(BaseModel):
 
     @model_validator(mode="after")
     def _one_way_to_recognise(self) -> Row:
-        if [bool(self.hash), bool(self.match), bool(self.model_type)].count(True) != 1:
-            raise ValueError("give exactly one of 'hash', 'match' and 'model_type'")
+        if [bool(self.hash), bool(self.match), bool(self.model_type), self.lora].count(True) != 1:
+            raise ValueError("give exactly one of 'hash', 'match', 'model_type' and 'lora'")
         return self
 
     @property
     def is_delta(self) -> bool:
         """Whether it changes networks of other files."""
-        return any(spec.network is None for spec in self.components.values())
+        return any(not spec.is_base for spec in self.components.values())
 
     def owner(self, name: str) -> str | None:
         """The role of the first component that a name of the file belongs to."""
@@ -108,8 +125,16 @@ class Row(BaseModel):
 
     def unmet(self, names: Iterable[str]) -> list[str]:
         """The required patterns that no name fits."""
-        names = list(names)
-        return [pattern for pattern in self.match if not any(matches(name, [pattern]) for name in names)]
+        names = set(names)
+        return [pattern for pattern in self.match if not occurs(pattern, names)]
+
+    def is_met(self, names: Collection[str]) -> bool:
+        """Whether it is recognised by patterns, and a name fits each of them."""
+        return bool(self.match) and all(occurs(pattern, names) for pattern in self.match)
+
+    def claims(self, names: Iterable[str]) -> bool:
+        """Whether every name belongs to a component or is declared superfluous."""
+        return all(self.owner(name) is not None or matches(name, self.ignore) for name in names)
 
 
 class Tuned(BaseModel):
@@ -123,7 +148,27 @@ class Tuned(BaseModel):
     settings: dict[str, dict[str, Any]] = Field(min_length=1, description="by unit; stronger than those of the row")
 
 
-AnyRow = TypeVar("AnyRow", Row, Tuned)
+class Unsupported(BaseModel):
+    """A published checkpoint whose network is not here, so that a refusal can name it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    hash: str = Field(pattern=r"^[0-9a-f]{32}$", description="md5 of names and shapes of its tensors")
+    repo: str = Field(min_length=1, description="where it is published")
+    why: str = Field(min_length=1, description="what it would need")
+
+
+AnyRow = TypeVar("AnyRow", Row, Tuned, Unsupported, Container, Dialect)
+
+
+@dataclass(frozen=True)
+class Further:
+    """What a table has beside checkpoints: rows about names, and checkpoints that are not supported."""
+
+    containers: list[Container]
+    dialects: list[Dialect]
+    unsupported: list[Unsupported]
 
 
 def read_table(table: Table) -> list[Row]:
@@ -134,6 +179,15 @@ def read_table(table: Table) -> list[Row]:
 def read_tuned(table: Table) -> list[Tuned]:
     """The further settings for checkpoints that a table has."""
     return [_row(Tuned, table, number, row) for number, row in enumerate(_rows(table, "tuned"), start=1)]
+
+
+def read_further(table: Table) -> Further:
+    """The containers, dialects and unsupported checkpoints that a table has."""
+    return Further(
+        [_row(Container, table, number, row) for number, row in enumerate(_rows(table, "container"), start=1)],
+        [_row(Dialect, table, number, row) for number, row in enumerate(_rows(table, "dialect"), start=1)],
+        [_row(Unsupported, table, number, row) for number, row in enumerate(_rows(table, "unsupported"), start=1)],
+    )
 
 
 def network_modules(rows: Iterable[Row]) -> frozenset[str]:
@@ -165,7 +219,7 @@ def _rows(table: Table, kind: str) -> list[dict[str, Any]]:
         content = parse_toml(table.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint table {table} cannot be read: {error}") from None
-    if not content or not content.keys() <= {"checkpoint", "tuned"} or not all(map(_is_rows, content.values())):
+    if not content or not content.keys() <= KINDS or not all(map(_is_rows, content.values())):
         raise CheckpointError(f"checkpoint table {table} must consist of [[checkpoint]] rows")
     rows: list[dict[str, Any]] = content.get(kind, [])
     return rows

@@ -16,7 +16,7 @@ from omniavatar.bench.cases import Matrix, Suite, named, read_suite
 from omniavatar.cli.console import say, tell
 from omniavatar.cli.demo import DEMO, asks_for_the_demo
 from omniavatar.cli.fields import UserPath
-from omniavatar.cli.options import DEVICE, FPS, split_values, unit_options
+from omniavatar.cli.options import DEVICE, FPS, moved_options, split_values, unit_options
 from omniavatar.cli.progress import Progressing, display_for
 from omniavatar.cli.run import (
     ARGUMENTS,
@@ -57,7 +57,7 @@ BENCH_EARLY = (
         help="combinations and settings from a file, or the name of a packaged one: caches, exact, guidance, quick, "
         "steps  [default: quick, if nothing else is named]",
     ),
-    *(option for option in EARLY if option.name in ("config", "models", "models_dir")),
+    *(option for option in EARLY if option.name in ("config", "models", "loras", "models_dir", "search")),
 )
 DEMO_SECONDS = 2.0
 LARGEST_SEED = 2**40 - 1
@@ -135,7 +135,9 @@ class BenchCommand(RunCommand):
         if not isinstance(ctx.obj, Start):
             return own
         reserved = {str(param.name) for param in own} - {"output"}
-        return [*own, *(option for option in unit_options(ctx.obj.units.values(), reserved) if option.name != "output")]
+        begin = ctx.obj
+        options = [option for option in unit_options(begin.units.values(), reserved) if option.name != "output"]
+        return [*own, *options, *moved_options(begin.catalog.units, begin.units)]
 
 
 @click.command(
@@ -234,7 +236,7 @@ class Study:
         from omniavatar.engine.plan import make_unit
 
         suite = begin.suite
-        inputs, settings = split_values({**options, "output": None}, begin.units)
+        inputs, settings = split_values({**options, "output": None}, begin.units, begin.catalog.units)
         for name, values in settings.items():
             make_unit(begin.units[name], values)
         given = {name: value for name, value in {**begin.config.inputs, **inputs}.items() if name != "output"}

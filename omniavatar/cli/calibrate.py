@@ -88,11 +88,11 @@ def cache_of(ctx: click.Context, param: click.Parameter, value: str) -> str:
 def calibrate(ctx: click.Context, cache: str, file: Path | None, force: bool, runs: int, **options: Any) -> None:
     """Measure what a cache must know about a checkpoint while it makes some videos, and write it as a table.
 
-    omni run --table FILE then uses it. Calibrate with the sampler and the number of steps that you make videos with.
+    omni run --table FILE then uses it. Calibrate with the schedule and the solver that you make videos with.
     Without inputs the demo's are taken.
     """
     begin: Start = ctx.obj
-    inputs, settings = split_values(options, begin.units)
+    inputs, settings = split_values(options, begin.units, begin.catalog.units)
     flags = {key: options[key] for key in FLAGS if options.get(key) is not None}
     config = begin.final(flags, settings)
     if max(config.gpus, begin.world.size) > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,18 @@ import click
 
 from omniavatar.cli import Commands
 from omniavatar.cli.console import AS_JSON, say, saying_faults, show, show_json, table_of
+from omniavatar.cli.convert import convert
+from omniavatar.cli.download import download
 from omniavatar.cli.fields import UserPath
-from omniavatar.errors import CheckpointError
+from omniavatar.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from omniavatar.checkpoints import Component, Detection, Registry, Row, Verdict
     from omniavatar.checkpoints.registry import VerdictKind
 
+SEARCH = click.option(
+    "--models", "search", multiple=True, metavar="FOLDER", help="Also search this folder for models; repeatable."
+)
 TEST_TABLE = "test.toml"
 """The table of a package with checkpoints that only its tests use."""
 
@@ -27,12 +32,29 @@ def models() -> None:
     """Known checkpoints, and what the files here are."""
 
 
-@models.command("list")
+@models.command("list", short_help="List known checkpoints; with --here, the files on this machine.")
 @click.option("--all", "also_tests", is_flag=True, help="Also those that only tests use.")
+@click.option("--here", is_flag=True, help="List what lies on this machine instead, and what it serves.")
+@SEARCH
 @AS_JSON
-def list_command(also_tests: bool, as_json: bool) -> None:
-    """List every known checkpoint, those of plugins included."""
+def list_command(also_tests: bool, here: bool, search: tuple[str, ...], as_json: bool) -> None:
+    """List every known checkpoint, those of plugins included; with --here, the files on this machine.
+
+    --here looks into pretrained_models, the folders of --models and of the variable OMNI_MODELS, and the cache of
+    Hugging Face, says which configurations the files serve, and what each still lacks.
+    """
     known = registry()
+    if here:
+        from omniavatar.cli.here import Here
+
+        found = Here.look(known, search)
+        if as_json:
+            show_json(found.facts())
+        else:
+            found.print()
+        return
+    if search:
+        raise InputError("--models goes with --here; without it, only the tables are listed")
     rows = [row for row in known.rows if also_tests or Path(str(known.origin(row))).name != TEST_TABLE]
     if as_json:
         show_json([row_facts(row) for row in rows])
@@ -47,8 +69,9 @@ def list_command(also_tests: bool, as_json: bool) -> None:
 @models.command()
 @click.argument("paths", nargs=-1, required=True)
 @click.option("--keys", is_flag=True, help="Also list every tensor.")
+@click.option("--on", multiple=True, metavar="PATH", help="Say how LoRA files fit this model; repeatable.")
 @AS_JSON
-def inspect(paths: tuple[str, ...], keys: bool, as_json: bool) -> None:
+def inspect(paths: tuple[str, ...], keys: bool, on: tuple[str, ...], as_json: bool) -> None:
     """Say what model files, shard patterns or folders are.
 
     An unknown file is compared with the nearest known checkpoint; a bad one does not end it for the others.
@@ -56,20 +79,22 @@ def inspect(paths: tuple[str, ...], keys: bool, as_json: bool) -> None:
     from omniavatar.checkpoints.registry import examining
 
     known = registry()
-    detections: list[Detection] = []
+    base = [detection for path in on for detection in known.detect_all(path)]
+    found: list[tuple[Detection, dict[str, Any]]] = []
     errors = []
     for path in paths:
         try:
             with examining(Path(path)):
-                detections += known.detect_all(path)
+                found += [(detection, lora_facts(detection, base)) for detection in known.detect_all(path)]
         except CheckpointError as error:
             errors.append(error)
     if as_json:
-        if detections or not errors:
-            show_json([detection_facts(detection, keys) for detection in detections])
+        if found or not errors:
+            show_json([{**detection_facts(detection, keys), **lora} for detection, lora in found])
     else:
-        for detection in detections:
+        for detection, lora in found:
             _print_detection(detection, keys)
+            show(*lora_lines(lora, detection))
     for other in errors[:-1]:
         say(str(other))
     if errors:
@@ -93,6 +118,10 @@ def verify(folder: Path, as_json: bool) -> None:
         _print_verdicts(folder, verdicts)
     if any(verdict.error for verdict in verdicts):
         raise click.exceptions.Exit(1)
+
+
+models.add_command(download)
+models.add_command(convert)
 
 
 def registry() -> Registry:
@@ -124,6 +153,40 @@ def detection_facts(detection: Detection, keys: bool) -> dict[str, Any]:
     }
 
 
+def lora_facts(detection: Detection, base: Sequence[Detection]) -> dict[str, Any]:
+    """What a LoRA file has, by its header, and how it fits the networks of a model; nothing of other files."""
+    from omniavatar.checkpoints import Bundle
+
+    adapters = Bundle([detection]).adapters()
+    if not adapters:
+        return {}
+    lora = adapters[0].read(values=False)
+    facts = lora.facts()
+    if base:
+        models = Bundle([*base, detection])
+        (adapter,) = [one for one in models.adapters() if one.component in detection.components]
+        first, *others = (
+            lora.fit(models.shapes(role), partial=True)
+            for role in (adapter.target, *adapter.branches)
+            if role in models.roles
+        )
+        for other in others:
+            first = first.beside(other)
+        first.check()
+        facts |= {**first.facts(), "fit": str(first)}
+    return {"lora": facts}
+
+
+def lora_lines(facts: Mapping[str, Any], detection: Detection) -> Iterator[str]:
+    """The same in words."""
+    for lora in facts.values():
+        kinds = ", ".join(f"{count} {kind}" for kind, count in lora["kinds"].items())
+        ranks = ", ".join(map(str, lora["ranks"])) or "none"
+        scales = ", ".join(f"{scale:g}" for scale in lora["scales"]) or "none"
+        yield f"LoRA of {lora['layers']} layers: {kinds}; ranks {ranks}; alpha / rank {scales}"
+        yield lora.get("fit", f"how it fits a model: omni models inspect {detection.files[0]} --on MODEL")
+
+
 def component_facts(component: Component, keys: bool) -> dict[str, Any]:
     facts = {
         "role": component.role,
@@ -153,6 +216,8 @@ def recognised_by(row: Row) -> str:
     """The beginning of the hash, or in words what stands in for it."""
     if row.hash:
         return f"hash {row.hash[:12]}"
+    if row.lora:
+        return "endings of names"
     return f"folder with model_type {row.model_type}" if row.model_type else f"{len(row.match)} name patterns"
 
 
@@ -178,11 +243,13 @@ def _print_detection(detection: Detection, keys: bool) -> None:
     table = table_of("role", "network", "keys", "params", "dtype", "configuration")
     for component in detection.components:
         facts = component_facts(component, keys=False)
-        network = facts["network"] or ("overlay on the base" if facts["overlay"] else "tensors")
+        kind = (facts["network"] or "").rpartition(":")[2]
+        what = f"{kind} over the base" if kind else "overlay on the base"
+        network = what if facts["overlay"] else kind or "tensors"
         numbers = {**component.config, **component.constants}
         table.add_row(
             component.role,
-            network.rpartition(":")[2],
+            network,
             str(facts["num_keys"]),
             billions(facts["num_params"]),
             ", ".join(facts["dtypes"]),

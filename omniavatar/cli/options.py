@@ -5,12 +5,15 @@ A unit from a plugin gets its options, their help and their validation without w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from omniavatar.cli.fields import bounds, check_values, default, kind, parse_value
+from omniavatar.engine.plan import moved_to, tell_of_moved
+from omniavatar.engine.settings import Strength
+from omniavatar.engine.unit import has_setting
 from omniavatar.errors import PlanError
 
 if TYPE_CHECKING:
@@ -51,6 +54,29 @@ def unit_options(units: Iterable[type[PipelineUnit]], reserved: Collection[str])
     return [*inputs.values(), *settings]
 
 
+def moved_options(
+    catalog: Mapping[str, type[PipelineUnit]], units: Mapping[str, type[PipelineUnit]]
+) -> list[UnitOption]:
+    """Hidden options for the old names of settings of these units, whichever unit of the catalog had them once."""
+    options = []
+    for unit, name, target, new in moved_settings(catalog, units):
+        info = units[target].Settings.model_fields[new]
+        names = [setting_flag(unit, name), parameter(unit, name)]
+        options.append(UnitOption(names, section=target, metavar=kind(info), hidden=True))
+    return options
+
+
+def moved_settings(
+    catalog: Mapping[str, type[PipelineUnit]], units: Mapping[str, type[PipelineUnit]]
+) -> Iterator[tuple[str, str, str, str]]:
+    """The unit and the name that settings of these units had once, and those of today; of chosen units last."""
+    for unit in sorted(catalog, key=lambda unit: unit in units):
+        for name in catalog[unit].moved:
+            target, new = moved_to(catalog[unit], name)
+            if target in units and has_setting(units[target], new):
+                yield unit, name, target, new
+
+
 def input_option(name: str, info: FieldInfo) -> UnitOption:
     """`--name VALUE`, with a short form if the field has one."""
     extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
@@ -87,11 +113,23 @@ def parameter(unit: str, name: str) -> str:
 
 
 def split_values(
-    values: Mapping[str, Any], units: Mapping[str, type[PipelineUnit]]
+    values: Mapping[str, Any],
+    units: Mapping[str, type[PipelineUnit]],
+    catalog: Mapping[str, type[PipelineUnit]] | None = None,
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """What the user gave, as inputs by name and settings by unit. Raises InputError for a setting that cannot be."""
+    """What the user gave, as inputs by name and settings by unit. Raises InputError for a setting that cannot be.
+
+    catalog: all units, where values may be those of `moved_options`; they count where today's names are not given.
+    """
     inputs: dict[str, Any] = {}
     settings: dict[str, dict[str, Any]] = {}
+    for unit_name, name, target, new in moved_settings(catalog or {}, units):
+        text = values.get(parameter(unit_name, name))
+        if text is not None:
+            old, info = setting_flag(unit_name, name), units[target].Settings.model_fields[new]
+            settings.setdefault(target, {})[new] = parse_value(text, info)
+            check_values(units[target].Settings, {new: settings[target][new]}, {new: old})
+            tell_of_moved("command line", Strength.EXPLICIT, old, setting_flag(target, new))
     for unit_name, unit in units.items():
         for name, info in unit.Inputs.model_fields.items():
             if values.get(name) is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from omniavatar.errors import CheckpointError
+from omniavatar.locating import located
 
 if TYPE_CHECKING:
     from omniavatar.checkpoints import Bundle
@@ -32,15 +33,14 @@ class Outlook:
     @classmethod
     def of(cls, config: RunConfig, plugins: Plugins, catalog: Catalog) -> Self:
         """Reads headers, and weights only where units want to look into the future, and none of any block."""
-        from omniavatar.checkpoints import Bundle
         from omniavatar.engine.plan import build_plan
         from omniavatar.engine.settings import Layer, Strength
-        from omniavatar.opening import checkpoint_layers
+        from omniavatar.opening import bundle_of, checkpoint_layers
 
         file = Layer(Strength.FILE, "the configuration", config.settings)
         registry = plugins.registry(map(Path, config.tables))
         try:
-            bundle = Bundle.open(config.model_files(), registry, [entry.role for entry in config.models])
+            bundle = bundle_of(located(config), registry)
         except CheckpointError as error:
             reason = str(error).partition("\n")[0].removesuffix(" for")
             return cls(build_plan(config.units, catalog, file), None, reason)
@@ -73,7 +73,7 @@ def foresees(unit: PipelineUnit) -> bool:
 
 
 def plans_steps(unit: PipelineUnit) -> bool:
-    """Whether a unit is a sampler, or changes what one plans."""
+    """Whether a unit is a schedule, or changes what one plans."""
     from omniavatar.engine.plan import hooks_of
 
     return any((options["specname"] or name) == "plan_steps" for name, options in hooks_of(type(unit)).items())
@@ -93,7 +93,7 @@ def planned_window(plan: Plan, bundle: Bundle, config: RunConfig) -> Window:
     from omniavatar.opening import torch_dtype
 
     device = torch.device("cpu")
-    units = [unit for unit in plan.units if foresees(unit) or plans_steps(unit)]
+    units = [unit for unit in plan.units if foresees(unit) or plans_steps(unit) or unit.experts]
     engine = Engine(Plan(tuple(units)), WithoutBlocks(bundle), device=device, dtype=torch_dtype(config.dtype, device))
     return Loop(engine, engine.plan, Request()).plan_window()
 
@@ -115,6 +115,9 @@ class WithoutBlocks:
 
     def beside(self, role: str, path: Path) -> Path:
         return self.bundle.beside(role, path)
+
+    def tokenizer(self, role: str) -> Callable[[], Any] | None:
+        return self.bundle.tokenizer(role)
 
     def adapters(self) -> tuple[Any, ...]:
         return self.bundle.adapters()

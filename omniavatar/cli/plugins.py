@@ -64,7 +64,7 @@ def new(found: Plugins, name: str, folder: Path | None) -> None:
     from omniavatar.cli.new_plugin import check_name, write_package
 
     catalog = found.catalog()
-    roles = (role for unit in catalog.units.values() for role in (*unit.roles, *unit.optional_roles))
+    roles = (role for unit in catalog.units.values() for role in (*unit.required_roles(), *unit.optional_roles))
     taken = {**dict.fromkeys(roles, "role of models"), **dict.fromkeys(found.entries, "plugin package")}
     check_name(name, {**taken, **dict.fromkeys(catalog.names, "unit or preset")})
     folder = folder or Path(f"omniavatar-{name}")

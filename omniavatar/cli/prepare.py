@@ -127,7 +127,8 @@ def make(diffusion: Diffusion, source: Source, part: int, parts: int, made: Call
     with CacheWriter(config.cache, part) as cache:
         share = Share(config.variants, frozenset(cache.keys), part, parts)
         preparation = diffusion.preparation()
-        for key, sample in source.each(config.samples, share, preparation.sample):
+        settings = config.samples.fitted(preparation.engine.geometry)
+        for key, sample in source.each(settings, share, preparation.sample):
             cache.add(sample, key)
             made()
 

@@ -11,7 +11,15 @@ import click
 from omniavatar.cli.again import expanded, remember
 from omniavatar.cli.console import logging_to_stderr
 from omniavatar.cli.demo import DEMO, DEMO_OUTPUT, asks_for_the_demo, completed
-from omniavatar.cli.options import DEVICE, FPS, UnitOption, input_option, split_values, unit_options
+from omniavatar.cli.options import (
+    DEVICE,
+    FPS,
+    UnitOption,
+    input_option,
+    moved_options,
+    split_values,
+    unit_options,
+)
 from omniavatar.cli.outputs import OUTPUT, with_output
 from omniavatar.cli.ranks import as_rank, check_ranks, start_ranks
 from omniavatar.cli.start import EARLY, Start, early_options, start
@@ -67,7 +75,8 @@ class RunCommand(click.Command):
         own = super().get_params(ctx)
         if not isinstance(ctx.obj, Start):
             return own
-        return [*own, *unit_options(ctx.obj.units.values(), {str(param.name) for param in own})]
+        begin, reserved = ctx.obj, {str(param.name) for param in own}
+        return [*own, *unit_options(begin.units.values(), reserved), *moved_options(begin.catalog.units, begin.units)]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The options under headings: the command's own, the inputs, then one for each unit with settings."""
@@ -99,7 +108,7 @@ def explained(error: click.NoSuchOption, begin: Start) -> OmniError:
     unit, dot, setting = option.lstrip("-").partition(".")
     if not dot or unit not in begin.catalog.units:
         params = [] if error.ctx is None else error.ctx.command.get_params(error.ctx)
-        known = {name for param in params for name in param.opts}
+        known = {name for param in params if not getattr(param, "hidden", False) for name in param.opts}
         near = meant(option, known, begin)
         if not near and error.possibilities:
             near = f"did you mean '{error.possibilities[0]}'?"
@@ -255,7 +264,7 @@ def run(ctx: click.Context, **options: Any) -> int:
 def ask(ctx: click.Context, options: Mapping[str, Any]) -> tuple[VideoMaker, list[Video]]:
     """Who makes the videos that the options ask for, and which these are."""
     begin: Start = ctx.obj
-    inputs, settings = split_values(options, begin.units)
+    inputs, settings = split_values(options, begin.units, begin.catalog.units)
     if options.get("preview"):
         unit, setting = PREVIEW
         if unit not in begin.units:

@@ -17,6 +17,7 @@ from omniavatar.config import DEFAULT_CONFIG, RANDOM, RunConfig, parse_config
 from omniavatar.distributed.world import World, place
 from omniavatar.engine.settings import Chosen, Layer, explicit_layer, file_layer
 from omniavatar.errors import InputError
+from omniavatar.locating import located
 from omniavatar.opening import FinalConfig, configured, name_of, spread
 
 if TYPE_CHECKING:
@@ -47,7 +48,20 @@ EARLY = (
         metavar="[ROLE=]PATH",
         help="model file, folder or pattern; repeatable; a role such as dit2 says which transformer it is or changes",
     ),
+    click.Option(
+        ["--lora", "loras"],
+        multiple=True,
+        metavar="[ROLE=]FILE[=STRENGTH]",
+        help="LoRA file beside all models, of strength 1 or that given; repeatable; by ranges of the steps: "
+        "FILE=[[0,0.5,1],[0.5,1,0.3]]",
+    ),
     click.Option(["--models-dir"], metavar="FOLDER", help="where relative model paths of the configuration start"),
+    click.Option(
+        ["--models", "search"],
+        multiple=True,
+        metavar="FOLDER",
+        help="search this folder for the models: ComfyUI's, a Hugging Face cache, any other; repeatable",
+    ),
     click.Option(
         ["--table", "tables"],
         multiple=True,
@@ -124,7 +138,9 @@ def start(early: Mapping[str, Any]) -> Start:
     """Read the configuration, see that its files are there, and find the plugins."""
     config, overrides = configuration(early)
     if not early.get("help"):
-        config.model_files()  # before torch is imported: this answer should not take seconds
+        config = located(
+            config, name=early.get("config") or ""
+        )  # before torch is imported: this answer should not take seconds
     from omniavatar.engine.plan import check_names, choose, resolve
     from omniavatar.plugins import discover
 
@@ -142,7 +158,7 @@ def start(early: Mapping[str, Any]) -> Start:
 
 def configuration(early: Mapping[str, Any]) -> tuple[RunConfig, original.Overrides]:
     """The configuration file with the early options laid over it, and what `--hp` will lay over everything."""
-    names = ("units", "models", "models_dir", "tables")
+    names = ("units", "models", "loras", "models_dir", "search", "tables")
     given = {name: early.get(name) for name in names}
     hparams = original.parse_hparams(early.get("hp") or "")
     return configured(early.get("config"), **given, hparams=hparams, source="command line")

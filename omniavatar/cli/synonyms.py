@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 SYNONYMS = {
     "*.steps": "steps num-steps num-inference-steps inference-steps sampling-steps sample-steps ddim-steps",
     "*.shift": "shift flow-shift sample-shift timestep-shift",
+    "--schedule.strength": "denoise denoising-strength strength video-strength v2v-strength",
+    "--schedule.sigmas": "sigmas",
+    "--schedule.timesteps": "timesteps denoising-step-list",
     "--guidance.scale": "cfg cfg-scale guidance guidance-scale sample-guide-scale text-cfg text-guidance-scale",
     "--guidance.audio-scale": "audio-cfg audio-scale audio-cfg-scale audio-guidance-scale audio-guide-scale",
     "--prompt.negative": "negative negative-prompt neg-prompt n-prompt uncond-prompt",
@@ -22,11 +25,13 @@ SYNONYMS = {
     "--audio": "voice speech sound wav audio-path audio-file input-audio driven-audio driving-audio",
     "--image": "face portrait picture photo avatar reference ref-image reference-image source-image input-image "
     "image-path cond-image",
+    "--video": "source-video input-video init-video video-path",
     "--output": "out outdir out-dir output-dir output-file output-path save-dir save-file save-path result-dir",
     "--size": "resolution res dimensions video-size image-size",
     "--seconds": "num-frames frames frame-num length duration video-length max-frames max-duration",
     "--fps": "frame-rate framerate sample-fps",
-    "--model": "checkpoint ckpt weights model-path model-file lora lora-path lora-file dit vae",
+    "--model": "checkpoint ckpt weights model-path model-file dit vae",
+    "--lora": "loras lora-path lora-file lora-name",
     "--models-dir": "model-dir ckpt-dir checkpoint-dir models-path weights-dir",
     "--config": "config-file config-path yaml settings",
     "--units": "preset pipeline plan unit features plugins",
@@ -49,12 +54,17 @@ SYNONYMS = {
 """By the option here, `*.steps` for that of whatever unit has it: what is meant by it elsewhere."""
 MEANT = {word: option for option, words in SYNONYMS.items() for word in words.split()}
 
-UNITS = {"offload": "low-vram lowvram cpu-offload offload-model", "compile": "torch-compile", "unipc": "uni-pc"}
+UNITS = {
+    "offload": "low-vram lowvram cpu-offload offload-model",
+    "compile": "torch-compile",
+    "unipc": "uni-pc",
+    "video-to-video": "v2v",
+}
 """By the unit: options that turn its feature on elsewhere."""
 UNIT_MEANT = {word: unit for unit, words in UNITS.items() for word in words.split()}
 
 ADVICE = {
-    "samplers are units, euler by default; for another one: --units default-euler+unipc": "sampler scheduler "
+    "solvers are units, euler by default; for another one: --units default-euler+unipc": "sampler scheduler "
     "sample-solver solver sampler-name",
     "a video that stopped is kept as NAME.partial.mp4 and made anew; only omni train goes on": "resume continue",
     "--output FILE replaces what is there without a question; without it names are numbered": "overwrite force yes y",

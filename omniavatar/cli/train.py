@@ -22,6 +22,7 @@ from omniavatar.config import PACKAGED, RunConfig, find_config, packaged_configs
 from omniavatar.distributed.world import World, place
 from omniavatar.engine.progress import Status
 from omniavatar.errors import CheckpointError, Ended, InputError
+from omniavatar.locating import located
 from omniavatar.values import parse_yaml
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ FIELDS = {
 @click.option("--config", metavar="FILE", help="what to train, and how; or the name of a packaged one")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="a field, such as trainer.steps=2000")
 @click.option("--models-dir", metavar="FOLDER", help="where relative model paths of the configuration start")
+@click.option("--models", "search", multiple=True, metavar="FOLDER", help="search this folder for models; repeatable")
 @click.option("--output", metavar="FOLDER", help="folder of checkpoints, log and result; a run found there goes on")
 @click.option("--max-minutes", type=float, metavar="NUMBER", help="stop after this time; the same command goes on")
 @DEVICE
@@ -130,6 +132,8 @@ def trained(config: DiffusionConfig, world: World, rescue: Rescue, *, quiet: boo
         tell_of_slow(diffusion.dtype, diffusion.device, config.device, world)
         course, stop = Course(display, config.trainer.steps, rescue), Stop(speaks=world.is_main)
         visits = [Visit(1, course)]
+        if config.trainer.results_every is not None and world.is_main:
+            visits.append(Visit(config.trainer.results_every, lambda trainer: use_of_part(config, trainer)))
         if config.validation is not None:
             watcher = Watcher(display)
             watcher.title = "validation, "
@@ -155,10 +159,16 @@ def trained(config: DiffusionConfig, world: World, rescue: Rescue, *, quiet: boo
             if world.is_main:
                 error.add_note(f"{trainer.kept} steps are kept in {config.output}; the same command goes on")
             raise
-        hint = use_of(config) if is_done and world.is_main else ""
+        hint = use_of(diffusion.config) if is_done and world.is_main else ""
     if world.is_main and not quiet:
         tell(f"{config.output}  ({course.summary(trainer)}){hint}")
     return 0
+
+
+def use_of_part(config: DiffusionConfig, trainer: Trainer) -> None:
+    """Write a configuration with which `omni run` uses a result on the way, beside it."""
+    if trainer.is_result_due():
+        use_of(config.model_copy(update={"output": trainer.result_folder()}))
 
 
 def use_of(config: DiffusionConfig) -> str:
@@ -177,14 +187,20 @@ def use_of(config: DiffusionConfig) -> str:
     wanted = set(RunConfig.model_fields) - {"base", "models_dir", "device", "gpus"}
     content = config.model_dump(mode="json", include=wanted, exclude_unset=True)
     packaged = config.models_dir.startswith(PACKAGED)
-    content["models_dir"] = config.models_dir if packaged else str(config.models_folder.absolute())
+    content["models_dir"] = config.models_dir if packaged else here_or_absolute(config.models_folder, config.output)
     *others, result = models
     content["models"] = [*others, {**result, "path": f"here:{Path(result['path']).name}"}]
     if config.tables:
-        content["tables"] = [str(Path(table).absolute()) for table in config.tables]
+        content["tables"] = [here_or_absolute(Path(table), config.output) for table in config.tables]
     path = config.output / USE
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return f"\ntry it: omni run --config {shlex.quote(str(path))} --image FILE --audio FILE --prompt TEXT"
+
+
+def here_or_absolute(path: Path, folder: Path) -> str:
+    """A path as the configuration in a folder names it: what lies in the folder moves with it."""
+    path, folder = path.absolute(), folder.absolute()
+    return f"here:{path.relative_to(folder)}" if path.is_relative_to(folder) else str(path)
 
 
 def samples_of(diffusion: Diffusion) -> tuple[Samples, list[Engine]]:
@@ -296,13 +312,12 @@ def boards(config: DiffusionConfig, stack: ExitStack) -> list[Callable[[Report],
 
 def opened(config: DiffusionConfig, world: World) -> Diffusion:
     """Plan and models of a configuration; headers are read, weights are not. Validation inputs are looked at."""
-    files = config.model_files()  # before torch is imported: this answer should not take seconds
-    from omniavatar.checkpoints import Bundle
+    config = located(config)  # before torch is imported: this answer should not take seconds
     from omniavatar.checkpoints.tables import check_network, network_modules
     from omniavatar.engine.media_inputs import check_media
     from omniavatar.engine.plan import build_plan, check_names
     from omniavatar.engine.settings import Layer, Strength
-    from omniavatar.opening import checkpoint_layers, torch_device, torch_dtype
+    from omniavatar.opening import bundle_of, checkpoint_layers, torch_device, torch_dtype
     from omniavatar.plugins import discover
     from omniavatar.training.diffusion import Diffusion
 
@@ -314,7 +329,7 @@ def opened(config: DiffusionConfig, world: World) -> Diffusion:
         check_network(change.network, modules, f"start.{role}.network")
     settings = Layer(Strength.FILE, "settings", config.settings)
     check_names(settings, catalog)
-    bundle = Bundle.open(files, registry, [entry.role for entry in config.models])
+    bundle = bundle_of(config, registry)
     plan = build_plan(config.units, catalog, *checkpoint_layers(bundle), OWN_SETTINGS, settings)
     device = torch_device(config.device, world.local_rank)
     dtype = torch_dtype(config.dtype, device)
@@ -329,6 +344,7 @@ def opened(config: DiffusionConfig, world: World) -> Diffusion:
 
 def read(options: Mapping[str, Any]) -> DiffusionConfig:
     """The configuration with the options laid over it."""
+    from omniavatar.opening import absolute
     from omniavatar.training.diffusion import DiffusionConfig
 
     path = find_config(options["config"], KIND)
@@ -339,6 +355,8 @@ def read(options: Mapping[str, Any]) -> DiffusionConfig:
     for option, key in FIELDS.items():
         if options[option] is not None:
             lay_over(content, key, options[option])
+    if options.get("search"):
+        lay_over(content, "search", [*map(absolute, options["search"]), *content.get("search", ())])
     return validated(DiffusionConfig, content, path)
 
 
@@ -370,4 +388,5 @@ def arguments_of(options: Mapping[str, Any]) -> list[str]:
     names = ("config", "models_dir", "output", "device", "max_minutes", "gpus", "timeout")
     given = {name.replace("_", "-"): options[name] for name in names}
     written = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    written += [f"--models={folder}" for folder in options["search"]]
     return [*written, *(f"--set={change}" for change in options["changes"]), *(["--quiet"] if options["quiet"] else [])]

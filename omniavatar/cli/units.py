@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from omniavatar.plugins import Plugins
 
 
-OF_PLANS = ("units", "config", "models", "models_dir", "tables")
+OF_PLANS = ("units", "config", "models", "models_dir", "search", "tables")
 """The early options of `omni run` that say which units and which models there are."""
 
 
@@ -136,9 +136,12 @@ def unit_facts(unit: type[PipelineUnit], package: str) -> dict[str, Any]:
         "settings": field_facts(unit.Settings.model_fields),
         "inputs": field_facts(unit.Inputs.model_fields),
         **flow_facts(unit),
-        "roles": list(unit.roles),
+        "roles": list(unit.required_roles()),
         "optional_roles": list(unit.optional_roles),
         "conflicts": dict(unit.conflicts),
+        "brings": list(unit.brings),
+        "suggests": {name: dict(values) for name, values in unit.suggests.items()},
+        "moved": dict(unit.moved),
     }
 
 
@@ -200,6 +203,11 @@ def _facts(unit: type[PipelineUnit], package: str) -> Table:
         "makes": ", ".join(unit.provides),
         "models": _models(unit),
         "conflicts": "; ".join(f"{what}: {why}" for what, why in unit.conflicts.items()),
+        "brings": ", ".join(unit.brings),
+        "suggests": ", ".join(
+            f"{other}.{name}={value}" for other, values in unit.suggests.items() for name, value in values.items()
+        ),
+        "once had": ", ".join(f"{name} (now {place})" for name, place in unit.moved.items()),
         "hooks": ", ".join(_hooks(unit)),
     }
     for title, text in facts.items():
@@ -213,7 +221,7 @@ def _reads(unit: type[PipelineUnit] | PipelineUnit) -> str:
 
 
 def _models(unit: type[PipelineUnit]) -> str:
-    return ", ".join((*unit.roles, *(f"[{role}]" for role in unit.optional_roles)))
+    return ", ".join((*unit.required_roles(), *(f"[{role}]" for role in unit.optional_roles)))
 
 
 def _hooks(unit: type[PipelineUnit]) -> Iterator[str]:

@@ -7,7 +7,7 @@ result. Padding at the end of the sequence is cut off before any attention is co
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -29,21 +29,31 @@ def sequence_attention(inner: Attention, groups: Groups, sharding: Sharding) -> 
     `inner` attends to what Ulysses has brought together; a ring computes attention itself. Raises PlanError if it would
     have to replace another strategy than the default.
     """
+    return sequence_wrapper(groups, sharding)(inner)
+
+
+def sequence_wrapper(groups: Groups, sharding: Sharding) -> Callable[[Attention], Attention]:
+    """`sequence_attention` for one call of a transformer, to be put around whatever attends in each block."""
     part = sharding.shard_length * groups.ulysses.size
     lengths = [max(0, min(part, sharding.length - part * rank)) for rank in range(groups.ring.size)]
     length = lengths[groups.ring.rank]
-    if groups.ring.size > 1:
-        if inner is not sdpa:
-            raise PlanError(
-                "a ring joins parts of attention by their log-sum-exp, which another unit's attention does not give; "
-                "take sequence-parallel(ring=1), or leave that unit out"
-            )
-        inner = ring_attention(groups.ring, lengths)
-    if groups.ulysses.size > 1:
-        return ulysses_attention(inner, groups.ulysses, length)
-    if length == sharding.shard_length:
-        return inner
-    return lambda q, k, v: padded(inner(q[:, :length], k[:, :length], v[:, :length]), q.shape[1])
+    exchanged = ulysses_wrapper(groups.ulysses, length) if groups.ulysses.size > 1 else None
+
+    def around(inner: Attention) -> Attention:
+        if groups.ring.size > 1:
+            if inner is not sdpa:
+                raise PlanError(
+                    "a ring joins parts of attention by their log-sum-exp, which another unit's attention does not "
+                    "give; take sequence-parallel(ring=1), or leave that unit out"
+                )
+            inner = ring_attention(groups.ring, lengths)
+        if exchanged is not None:
+            return exchanged(inner)
+        if length == sharding.shard_length:
+            return inner
+        return lambda q, k, v: padded(inner(q[:, :length], k[:, :length], v[:, :length]), q.shape[1])
+
+    return around
 
 
 @contextmanager
@@ -54,7 +64,7 @@ def not_our_future() -> Iterator[None]:
         yield
 
 
-def ulysses_attention(inner: Attention, group: Group, length: int) -> Attention:
+def ulysses_wrapper(group: Group, length: int) -> Callable[[Attention], Attention]:
     """Exchange shards of tokens for shards of heads (yunchang's all-to-all), attend with `inner`, exchange back.
 
     length: tokens without padding that the group holds together. The number of heads is a multiple of the group's size.
@@ -62,13 +72,16 @@ def ulysses_attention(inner: Attention, group: Group, length: int) -> Attention:
     with not_our_future():
         from yunchang.comm.all_to_all import SeqAllToAll4D
 
-    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (SeqAllToAll4D.apply(group.handle, x, 2, 1) for x in (q, k, v))
-        out = inner(q[:, :length], k[:, :length], v[:, :length])
-        result: Tensor = SeqAllToAll4D.apply(group.handle, padded(out, q.shape[1]), 1, 2)
-        return result
+    def around(inner: Attention) -> Attention:
+        def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (SeqAllToAll4D.apply(group.handle, x, 2, 1) for x in (q, k, v))
+            out = inner(q[:, :length], k[:, :length], v[:, :length])
+            result: Tensor = SeqAllToAll4D.apply(group.handle, padded(out, q.shape[1]), 1, 2)
+            return result
 
-    return attention
+        return attention
+
+    return around
 
 
 def ring_attention(group: Group, lengths: Sequence[int]) -> Attention:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from omniavatar.engine.geometry import Geometry
 from omniavatar.engine.plan import Plan, hooks_of
 from omniavatar.errors import InputError
 
@@ -68,23 +69,25 @@ class Draft:
     @property
     def latent_channels(self) -> int | None:
         """Channels of the VAE's latents."""
-        channels: int | None = self.config("vae").get("z_dim")
-        return channels
+        return self._of_vae("z_dim")
 
     @property
     def latent_pixels(self) -> int | None:
-        """Pixels of a side that a latent covers; for a Wan VAE in a file, its numbers tell."""
-        numbers = self.config("vae")
-        if "spatial_factor" in numbers:
-            return int(numbers["spatial_factor"])
-        levels = numbers.get("temporal_downsample")
-        return None if levels is None else int(numbers.get("patch", 1)) * 2 ** len(levels)
+        """Pixels of a side that a latent covers."""
+        return self._of_vae("spatial_factor")
 
     @property
-    def patch(self) -> tuple[int, int, int] | None:
-        """Latent frames, rows and columns of a token of the transformer."""
-        size = self.config("dit").get("patch_size")
-        return None if size is None else tuple(size)
+    def geometry(self) -> Geometry | None:
+        """What latents and tokens stand for, if all of it is known."""
+        channels, frames, pixels = self.latent_channels, self._of_vae("temporal_factor"), self.latent_pixels
+        patch = self.engine.foreseen(self.plan.experts[0], "patch_size")
+        if channels is None or frames is None or pixels is None or patch is None:
+            return None
+        return Geometry(channels, frames, pixels, tuple(patch))
+
+    def _of_vae(self, name: str) -> int | None:
+        number: int | None = self.engine.foreseen(self.plan.autoencoder, name)
+        return number
 
     def check_complete(self) -> None:
         """Raise InputError for what nobody has said and nobody will."""

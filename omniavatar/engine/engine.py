@@ -17,25 +17,66 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from omniavatar.distributed.groups import Groups, grid_shape
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.attention import AttentionSlot
+from omniavatar.engine.conversion import conversions_of
 from omniavatar.engine.draft import Draft
+from omniavatar.engine.geometry import Geometry
 from omniavatar.engine.hooks import Hooks
 from omniavatar.engine.media_inputs import check_media
 from omniavatar.engine.plan import Plan, SettingsByUnit, with_settings
 from omniavatar.engine.residency import Residency
 from omniavatar.engine.run import Result, Run, State
-from omniavatar.engine.scopes import Request, Scope
+from omniavatar.engine.scopes import Forward, Request, Scope, Step
 from omniavatar.engine.surround import Around
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, EngineBusy, InputError, OmniError, PlanError
+from omniavatar.models.conversion import Conversions
+from omniavatar.models.lora import Change
+from omniavatar.roles import companion_of
+
+
+class LoraFit(Protocol):
+    """What a LoRA file does to a network: changes by weight name, in their order; as text: how much of it is used."""
+
+    @property
+    def changes(self) -> Mapping[str, Sequence[Change]]: ...
+
+    def beside(self, other: Any) -> LoraFit:
+        """What the same file does to this network and to another one with it."""
+        ...
+
+    def check(self) -> None:
+        """Raise CheckpointError if it changes nothing."""
+        ...
+
+    def facts(self) -> Mapping[str, Any]:
+        """How much of the file is used, and why the rest is not, as JSON values."""
+        ...
+
+
+class LoraContent(Protocol):
+    """What a LoRA file means."""
+
+    def fit(self, shapes: Mapping[str, Sequence[int]], *, partial: bool = False) -> LoraFit:
+        """What it does to a network with weights of these names and shapes; `partial`: it may be for another alone.
+
+        Raises CheckpointError if it does not fit, so that nothing is applied by halves.
+        """
+        ...
 
 
 class Adapter(Protocol):
-    """A LoRA file: what to call it, the role of the network it changes, the alpha written beside it, its tensors."""
+    """A LoRA file; `omniavatar.checkpoints.LoraFile` is one.
+
+    name: what to call it. target: the role of the network that it changes. branches: further roles, of what lies beside
+    that network in its files, such as audio layers. strength: how strong the user wants it, for
+    all steps, or as (begin, end, strength) by ranges of the steps. is_own: whether it is part of a checkpoint that
+    brings more, and not a LoRA that the user has added.
+    """
 
     @property
     def name(self) -> str: ...
@@ -44,21 +85,35 @@ class Adapter(Protocol):
     def target(self) -> str: ...
 
     @property
-    def alpha(self) -> float | None: ...
+    def branches(self) -> Sequence[str]: ...
 
-    def tensors(self) -> Mapping[str, Tensor]: ...
+    @property
+    def strength(self) -> float | tuple[tuple[float, float, float], ...]: ...
+
+    @property
+    def is_own(self) -> bool: ...
+
+    def read(self) -> LoraContent:
+        """Read the file. Raises CheckpointError if it is damaged."""
+        ...
 
 
 class Models(Protocol):
-    """Where the engine gets its networks from, by role; `omniavatar.checkpoints.Bundle` is one."""
+    """Where the engine gets its networks from, by role; `omniavatar.checkpoints.Bundle` is one.
+
+    Models that have a `skeleton(role, dtype=...)`, the network of a role on the meta device, are asked for that where
+    numbers of a network are wanted before it is loaded.
+    """
 
     def __contains__(self, role: object) -> bool: ...
 
     def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
         """Build the network of this role with its weights on `device`.
 
-        constructor: further arguments of its constructor, as far as it takes them. One is for the models: with
+        constructor: further arguments of its constructor, as far as it takes them. Two are for the models: with
         `blocks=False` the weights of a network's `blocks` may stay on the meta device, if the models have `read_into`.
+        `conversions` are what the plan makes of the weights: models that read files apply them weight by weight; where
+        they are not begun, the engine converts the loaded network.
         """
         ...
 
@@ -68,6 +123,10 @@ class Models(Protocol):
 
     def beside(self, role: str, path: Path) -> Path:
         """The path, or, if it is relative, that path beside the files of this role."""
+        ...
+
+    def tokenizer(self, role: str) -> Callable[[], Any] | None:
+        """What makes the tokenizer that lies in this role's file, if one does."""
         ...
 
     def adapters(self) -> Sequence[Adapter]:
@@ -84,6 +143,7 @@ class Engine:
     world: the ranks that make the video together; each has an engine with the same plan and gets the same requests.
 
     `values` is the outermost scope, of what is constant for all videos; `resources` are closed with the engine.
+    `conversions` are what the plan has made of the weights of each loaded network.
     Raises CheckpointError if a unit's role has no model.
     """
 
@@ -107,21 +167,24 @@ class Engine:
         self.attention = AttentionSlot()
         self.values = Scope()
         self.resources = ExitStack()
-        self.residency = Residency(plan.units)
+        self.residency = Residency(plan)
         self._around: list[Around] = [self.residency.around]
         self._hooks: tuple[Any, Hooks] | None = None
         self._networks: dict[str, nn.Module] = {}
+        self.conversions: dict[str, Conversions] = {}
+        self._skeletons: dict[str, nn.Module] = {}
         self._is_set_up = self._is_closed = False
         self._set_up_failure: tuple[type[OmniError], str] | None = None
         self._loading = threading.RLock()
         self._lock = threading.Lock()
         self._run: weakref.ref[Run] | None = None
         for unit in plan.units:
-            for role in unit.roles:
+            for role in unit.required_roles():
                 if role not in models:
                     raise CheckpointError(
                         f"unit '{unit.name}' needs a model for the role '{role}' and no given file has one; "
-                        f"add the file with --model, or leave the unit out with -{unit.name}"
+                        f"add the file with --model, beside a configuration that has the others (--config NAME), "
+                        f"or leave the unit out with -{unit.name}"
                     )
             unit.check_models(models)
 
@@ -130,8 +193,12 @@ class Engine:
     @property
     def roles(self) -> list[str]:
         """The roles that the plan works with and that have a model."""
-        wanted = [role for unit in self.plan.units for role in (*unit.roles, *unit.optional_roles)]
-        return [role for role in dict.fromkeys(wanted) if role in self.models]
+        return [role for role in self.plan.roles if role in self.models]
+
+    @property
+    def roles_in_steps(self) -> list[str]:
+        """Those of the roles whose networks work while steps run."""
+        return [role for role in self.roles if role in self.residency.in_steps]
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
@@ -145,6 +212,49 @@ class Engine:
                 self._networks[role] = self._loaded(role)
             return self._networks[role]
 
+    @property
+    def geometry(self) -> Geometry:
+        """What latents and tokens of this engine stand for."""
+        vae, transformer = self.plan.autoencoder, self.plan.experts[0]
+        return Geometry(
+            channels=self._number(vae, "z_dim"),
+            temporal_factor=self._number(vae, "temporal_factor"),
+            spatial_factor=self._number(vae, "spatial_factor"),
+            patch_size=tuple(self._number(transformer, "patch_size", (1, 1, 1))),
+        )
+
+    def _number(self, role: str, name: str, *default: Any) -> Any:
+        known = self.foreseen(role, name)
+        return getattr(self.model(role), name, *default) if known is None else known
+
+    def foreseen(self, role: str, name: str) -> Any:
+        """A number of a role's network, such as `z_dim`, without reading weights; None if that cannot be told."""
+        loaded = self._networks.get(role, self._skeletons.get(role))
+        if loaded is None and role in self.models:
+            found = self.models.config(role).get(name)
+            if found is not None:
+                return found
+            make = getattr(self.models, "skeleton", None)
+            if make is not None:
+                loaded = self._skeletons[role] = make(role, dtype=self.dtype)
+        return getattr(loaded, name, None)
+
+    def companions(self, role: str) -> list[str]:
+        """The roles of the networks of this kind that belong to an expert of the plan each, as far as there are models.
+
+        Example: `companions("vace")` is ["vace", "vace2"] for two transformers of which each has a branch.
+        """
+        return [own for own in self.plan.companions(role) if own in self.models]
+
+    def companion(self, role: str, at: Step | Forward) -> Any:
+        """The network of this kind that goes with the expert at work, or the one that there is for all of them."""
+        return self.model(self.companion_role(role, at))
+
+    def companion_role(self, role: str, at: Step | Forward) -> str:
+        """The role of `companion`."""
+        own = companion_of(role, self.plan.experts[0], at.expert)
+        return own if own in self.models else role
+
     def _loaded(self, role: str) -> nn.Module:
         """The network of this role, loaded now."""
         if self._is_closed:
@@ -154,14 +264,19 @@ class Engine:
         options: dict[str, Any] = {"attention": self.attention}
         if any(unit.reads_blocks for unit in self.plan.units):
             options["blocks"] = False
-        return self.models.load(role, device=device, dtype=self.dtype, **options).eval()
+        conversions = conversions_of(self, role)
+        network = self.models.load(role, device=device, dtype=self.dtype, conversions=conversions, **options).eval()
+        if conversions.network is None:  # from models that do not convert as they load
+            conversions.convert(network)
+        self.conversions[role] = conversions
+        return network
 
     def load(self, show: Callable[[str, int, int], None] = lambda doing, done, total: None) -> None:
         """Load the networks that the plan needs, and set the units up; a run does it when it has not been done.
 
         show: called before each part with what is being done, how many parts are over, and how many there are.
         """
-        roles = list(dict.fromkeys(role for unit in self.plan.units for role in unit.roles))
+        roles = self.plan.required_roles
         if self._is_set_up and not self._is_closed:
             return
         with self._loading, self.current():
@@ -281,6 +396,8 @@ class Engine:
         self.resources.close()
         self.residency.visitors.clear()
         self._networks.clear()
+        self.conversions.clear()
+        self._skeletons.clear()
         self.values.clear()
         self.attention = AttentionSlot()
         self.groups.close()

@@ -21,22 +21,60 @@ if TYPE_CHECKING:
 TIMESTEPS = 1000
 
 
-def shifted_sigmas(
-    steps: int, shift: float, *, strength: float = 1.0, sigma_min: float = 0.0, end_included: bool = False
-) -> Tensor:
-    """The noise levels before each of `steps` steps, descending, float64 (steps).
-
-    strength: 1 starts from pure noise, less starts further down. end_included: let the last level be sigma_min itself
-    instead of leaving it for after the last step.
-    """
-    start = sigma_min + (1.0 - sigma_min) * strength
-    points = steps if end_included else steps + 1
-    u = torch.linspace(start, sigma_min, points, dtype=torch.float64)[:steps]
+def shifted(u: Tensor, shift: float) -> Tensor:
+    """The noise levels of uniform ones."""
     return shift * u / (1 + (shift - 1) * u)
 
 
+def shifted_sigmas(
+    steps: int,
+    shift: float,
+    *,
+    strength: float = 1.0,
+    sigma_max: float = 1.0,
+    sigma_min: float = 0.0,
+    end_included: bool = False,
+) -> Tensor:
+    """The noise levels before each of `steps` steps, descending, float64 (steps).
+
+    strength: 1 starts from the highest level, less starts further down. sigma_max, sigma_min: the highest and the
+    lowest level before the shift. end_included: let the last level be the lowest itself instead of leaving that for
+    after the last step.
+    """
+    start = sigma_min + (sigma_max - sigma_min) * strength
+    points = steps if end_included else steps + 1
+    return shifted(torch.linspace(start, sigma_min, points, dtype=torch.float64)[:steps], shift)
+
+
+def twice_shifted_sigmas(steps: int, shift: float) -> Tensor:
+    """The levels that diffusers' FlowMatchEulerDiscreteScheduler has by itself, down to nearly 0, float64 (steps).
+
+    They are evenly spaced between the shifted ends of a schedule of 1000 steps, and shifted once more.
+    """
+    first, last = shifted(torch.tensor([1.0, 1 / TIMESTEPS], dtype=torch.float64), shift).tolist()
+    return shifted(torch.linspace(first, last, steps, dtype=torch.float64), shift)
+
+
+def karras_sigmas(steps: int, shift: float, rho: float = 7.0) -> Tensor:
+    """Levels between the ends of `twice_shifted_sigmas`, dense at low noise (Karras et al. 2022, arXiv:2206.00364,
+    equation 5), float64 (steps).
+    """
+    first, last = twice_shifted_sigmas(max(steps, 2), shift)[[0, -1]].pow(1 / rho).tolist()
+    return torch.linspace(first, last, steps, dtype=torch.float64).pow(rho)
+
+
+def exponential_sigmas(steps: int, shift: float) -> Tensor:
+    """Levels between the ends of `twice_shifted_sigmas`, evenly spaced by their logarithm, float64 (steps)."""
+    first, last = twice_shifted_sigmas(max(steps, 2), shift)[[0, -1]].log().tolist()
+    return torch.linspace(first, last, steps, dtype=torch.float64).exp()
+
+
+SPACINGS = {"diffusers": twice_shifted_sigmas, "karras": karras_sigmas, "exponential": exponential_sigmas}
+"""How levels are spaced other than evenly before the shift, by name."""
+
+
 def steps_along(window: Window, sigmas: Sequence[float]) -> list[Step]:
-    """A step between every two of these noise levels."""
+    """A step between every two of these noise levels, of which the last is usually 0."""
     from omniavatar.engine.scopes import Step
 
     return [
@@ -48,6 +86,11 @@ def steps_along(window: Window, sigmas: Sequence[float]) -> list[Step]:
 def add_noise(clean: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
     """The noisy latents at level `sigma`."""
     return (1 - sigma) * clean + sigma * noise
+
+
+def clean_latents(noisy: Tensor, velocity: Tensor, sigma: float | Tensor) -> Tensor:
+    """What a predicted velocity says of the clean latents."""
+    return noisy - sigma * velocity
 
 
 def velocity_target(clean: Tensor, noise: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class Hooks:
         for unit in reversed(list(units)):
             self._registered[unit.name] = surrounded(unit, around)
             self._register(self._registered[unit.name], name=unit.name)
-        for number, observer in enumerate((*observers, OneCallEach()), start=1):
+        for number, observer in enumerate((*observers, Skeleton()), start=1):
             self._register(observer, name=f"{type(observer).__name__} (observer {number})")
         self._call = self.manager.hook
 
@@ -72,7 +72,7 @@ class Hooks:
 
     def plan_steps(self, window: Window) -> Sequence[Step]:
         result: Sequence[Step] = _answered(
-            "plan_steps", "a sampler such as 'euler'", self._call.plan_steps(window=window)
+            "plan_steps", "a schedule such as 'schedule'", self._call.plan_steps(window=window)
         )
         return result
 
@@ -113,6 +113,10 @@ class Hooks:
     def before_block(self, forward: Forward, index: int) -> None:
         self._call.before_block(forward=forward, index=index)
 
+    def run_block(self, forward: Forward, index: int) -> Tensor:
+        result: Tensor = _answered("run_block", "", self._call.run_block(forward=forward, index=index))
+        return result
+
     def after_block(self, forward: Forward, index: int) -> None:
         self._call.after_block(forward=forward, index=index)
 
@@ -120,7 +124,7 @@ class Hooks:
         self._call.unembed(forward=forward)
 
     def advance(self, step: Step) -> Tensor:
-        result: Tensor = _answered("advance", "a sampler such as 'euler'", self._call.advance(step=step))
+        result: Tensor = _answered("advance", "a solver such as 'euler'", self._call.advance(step=step))
         return result
 
     def after_step(self, step: Step) -> None:
@@ -143,8 +147,8 @@ class Hooks:
         self._call.end_job(job=job)
 
 
-class OneCallEach:
-    """The skeleton's own `predict` and `call`, asked after all units."""
+class Skeleton:
+    """The skeleton's own `predict`, `call` and `run_block`, asked after all units."""
 
     @hookimpl(trylast=True)
     def predict(self, step: Step, branches: Sequence[Branch]) -> Sequence[Tensor]:
@@ -153,6 +157,10 @@ class OneCallEach:
     @hookimpl(trylast=True)
     def call(self, forward: Forward) -> Tensor:
         return forward.loop.transformer(forward)
+
+    @hookimpl(trylast=True)
+    def run_block(self, forward: Forward, index: int) -> Tensor:
+        return forward.loop.one_block(forward, index)
 
 
 def _answered(hook: str, remedy: str, result: Any) -> Any:

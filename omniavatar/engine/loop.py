@@ -26,7 +26,7 @@ from torch import Tensor
 from omniavatar.engine.finite import Watch
 from omniavatar.engine.plan import PREVIOUS, Plan
 from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Previous, Request, Step, Window
-from omniavatar.engine.windows import Span, ceil_4k1
+from omniavatar.engine.windows import Span
 from omniavatar.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FRAMES = "frames"
 """The value under which a window holds its last decoded frames (1 3 t h w), those that the next one continues from."""
-GROUP_PIXELS, FEWEST = 2**24, 4
+GROUP_PIXELS = 2**24
 """Decoded frames are handed on in groups of at most about so many pixels, but not of fewer frames than a latent has."""
 
 
@@ -134,10 +134,10 @@ class Loop:
 
         Leading frames get what is drawn last, as in the first VACE program.
         """
-        job, vae = self.job, self.engine.model("vae")
-        height, width = (side // vae.spatial_factor for side in job.size)
+        job, geometry = self.job, self.engine.geometry
+        height, width = (side // geometry.spatial_factor for side in job.size)
         generator = torch.Generator().manual_seed((job.seed * 1_000_003 + index) % 2**63)
-        shape = (1, vae.z_dim, span.latent_frames + job.leading, height, width)
+        shape = (1, geometry.channels, geometry.latent_frames(span.frames) + job.leading, height, width)
         return torch.randn(shape, generator=generator).roll(job.leading, dims=2).to(self.engine.device)
 
     def open_step(self, window: Window, timestep: float | Tensor, sigma: float | Tensor) -> Step:
@@ -152,12 +152,16 @@ class Loop:
         hooks = self.hooks
         for step in window.steps:
             self.check()
-            hooks.before_step(step)
-            step.velocity = hooks.guide(step)
+            step.velocity = self.evaluate(step)
             window.latents = hooks.advance(step)
             hooks.after_step(step)
             self._watch.see_latents(window.latents)
             yield step
+
+    def evaluate(self, step: Step) -> Tensor:
+        """The guided velocity (b c t h w) of the window's latents at the noise level of a step."""
+        self.hooks.before_step(step)
+        return self.hooks.guide(step)
 
     def predict(self, step: Step, branches: Sequence[Branch]) -> list[Tensor]:
         """The velocity (b c t h w) of every branch, each that is wanted predicted once."""
@@ -182,10 +186,16 @@ class Loop:
         return forward.output
 
     def run_block(self, forward: Forward, index: int) -> None:
-        """One block of the network on `forward.x`."""
+        """One block of the network on `forward.x`, unless it is left out, and what units do around it."""
         self.hooks.before_block(forward, index)
-        forward.x = forward.network.blocks[index](forward.x, forward.context, forward.t_mod, forward.rope)
+        if index not in forward.left_out:
+            forward.x = self.hooks.run_block(forward, index)
         self.hooks.after_block(forward, index)
+
+    def one_block(self, forward: Forward, index: int) -> Tensor:
+        """The tokens after a block (b s d)."""
+        tokens: Tensor = forward.network.blocks[index](forward.x, forward.block_inputs(index))
+        return tokens
 
     def decode(self, window: Window) -> Iterator[Group]:
         """The frames of a window that enter the video, group by group, as they are shown.
@@ -195,7 +205,7 @@ class Loop:
         """
         tail = Tail(self.frames_kept(window))
         start, span = window.span.start, window.span
-        for pixels in groups_of(self.hooks.decode_latents(window)):
+        for pixels in groups_of(self.hooks.decode_latents(window), self.engine.geometry.temporal_factor):
             self.check()
             tail.add(pixels)
             frames = Frames(start, pixels)
@@ -262,10 +272,10 @@ class Tail:
         return torch.cat(self.parts, dim=2)[:, :, -self.count :].clone()
 
 
-def groups_of(decoded: Iterator[Tensor]) -> Generator[Tensor, None, None]:
-    """The frames (1 3 t h w) of a decoder, in groups that are not too large, as float32."""
+def groups_of(decoded: Iterator[Tensor], fewest: int) -> Generator[Tensor, None, None]:
+    """The frames (1 3 t h w) of a decoder, in groups that are not too large, as float32. fewest: of a group."""
     for pixels in decoded:
-        count = max(FEWEST, GROUP_PIXELS // (pixels.shape[3] * pixels.shape[4]) // FEWEST * FEWEST)
+        count = max(fewest, GROUP_PIXELS // (pixels.shape[3] * pixels.shape[4]) // fewest * fewest)
         for part in pixels.split(count, dim=2):
             yield part.float()
 
@@ -278,7 +288,7 @@ def to_bytes(pixels: Tensor) -> np.ndarray:
 
 def whole_video(job: Job) -> Span:
     """One window over all frames, with nothing given: what a plan without `plan_windows` makes."""
-    return Span(0, ceil_4k1(job.length), 0, 0, job.length)
+    return Span(0, job.engine.geometry.rounded_up(job.length), 0, 0, job.length)
 
 
 def kept_values(plan: Plan) -> frozenset[str]:
@@ -299,6 +309,7 @@ STATE_START = "run.start"
 STATE_REQUEST = "run.request"
 STATE_VALUE = "previous."
 STATE_ABSENT = "absent."
+STATE_MEMORY = "memory."
 
 
 def state_of(loop: Loop, next_window: int) -> dict[str, Tensor]:
@@ -320,6 +331,9 @@ def state_of(loop: Loop, next_window: int) -> dict[str, Tensor]:
             state[STATE_VALUE + name] = value.contiguous().clone()
         else:
             raise InputError(f"the value '{name}' is {type(value).__name__} and no tensor, so no state can hold it")
+    for call, tensors in job.memories.items():
+        for name, value in tensors.items():
+            state[f"{STATE_MEMORY}{call}/{name}"] = value.detach().cpu().contiguous().clone()
     return state
 
 
@@ -354,6 +368,10 @@ def restore(loop: Loop, state: Mapping[str, Tensor]) -> None:
     if job.first < len(job.spans):
         check_kept(loop, state)
     loop.previous = Previous(job, job.first - 1, job.spans[job.first - 1], kept)
+    for key, value in state.items():
+        if key.startswith(STATE_MEMORY):
+            call, _, name = key.removeprefix(STATE_MEMORY).rpartition("/")
+            job.memories.setdefault(call, {})[name] = value.to(loop.engine.device)
 
 
 def check_kept(loop: Loop, state: Mapping[str, Tensor]) -> None:

@@ -47,6 +47,7 @@ def recipe(plan: Plan, job: Job) -> dict[str, Any]:
         "settings": {unit.name: unit.settings.model_dump(mode="json") for unit in plan.units},
         "inputs": {name: described(value) for name, value in request.inputs.items()},
         **({"command": job["command"]} if "command" in job else {}),
+        **{name: value for unit in plan.units for name, value in unit.record(job.engine).items()},
         "seed": job.seed,
         "fps": job.fps,
         "seconds": request.seconds,

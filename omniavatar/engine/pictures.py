@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from omniavatar.errors import InputError
+from omniavatar.errors import InputError, PlanError
 from omniavatar.models.tiling import ENCODE_TILING
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]
 MULTIPLE = 16
-"""Pixels of a side that a patch of the Wan 2.1 latents covers."""
+"""Pixels of a side of a token of the Wan 2.1 models: for sizes that are settled before the networks are known."""
 
 
 def is_usable(size: Size, multiple: int = MULTIPLE) -> bool:
@@ -29,18 +29,32 @@ def usable_sizes(sizes: tuple[Size, ...], multiple: int = MULTIPLE) -> tuple[Siz
     """The sizes of a setting. Raises ValueError, as pydantic expects it, that names the first that is not usable."""
     for size in sizes:
         if not is_usable(size, multiple):
-            raise ValueError(f"{list(size)} is not made of positive multiples of {multiple}")
+            made_of = "whole numbers above 0" if multiple == 1 else f"positive multiples of {multiple}"
+            raise ValueError(f"{list(size)} is not made of {made_of}")
     return sizes
 
 
-def settle_size(job: Job | Draft, choose: Callable[[], Size], multiple: int = MULTIPLE) -> None:
+def settle_size(job: Job | Draft, choose: Callable[[], Size], multiple: int | None = None) -> None:
     """Give the video the size (height, width) that `choose` says, unless it has one.
 
+    multiple: of what both sides must be multiples, if not of the pixels of a token of the networks.
     Raises InputError if the size that it has is not usable.
     """
     if job.height is None or job.width is None:
         job.height, job.width = choose()
-    check_size((job.height, job.width), multiple)
+    geometry = job.geometry
+    if multiple is None and geometry is not None:
+        multiple = geometry.multiple
+    if multiple is not None:
+        check_size((job.height, job.width), multiple)
+
+
+def check_sizes(draft: Draft, unit: str, sizes: tuple[Size, ...]) -> None:
+    """Raise PlanError for a size of a unit's setting `sizes` that the networks cannot make, if they are known."""
+    multiple = 1 if draft.geometry is None else draft.geometry.multiple
+    for size in sizes:
+        if not is_usable(size, multiple):
+            raise PlanError(f"{unit}.sizes: {list(size)} is not made of positive multiples of {multiple}")
 
 
 def check_size(size: Size, multiple: int) -> None:
@@ -55,5 +69,7 @@ def encode(engine: Engine, pictures: Tensor, *, tiled: bool = False) -> Tensor:
     tiled: in overlapping tiles, which takes less memory and twice the work.
     """
     tiling = ENCODE_TILING if tiled else None
-    latents: Tensor = engine.model("vae").encode(pictures.to(engine.device, engine.dtype), tiling=tiling)
+    latents: Tensor = engine.model(engine.plan.autoencoder).encode(
+        pictures.to(engine.device, engine.dtype), tiling=tiling
+    )
     return latents.float()

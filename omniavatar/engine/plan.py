@@ -13,35 +13,53 @@ from __future__ import annotations
 import heapq
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import permutations
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from omniavatar.engine.settings import DEFAULT, Chosen, Layer, Setting, SettingsByUnit, Strength, put
-from omniavatar.engine.unit import InputKind, PipelineUnit, declaration_faults
+from omniavatar.engine.settings import (
+    DEFAULT,
+    Chosen,
+    Layer,
+    Setting,
+    SettingsByUnit,
+    Strength,
+    explicit_layer,
+    put,
+)
+from omniavatar.engine.unit import ALL, InputKind, PipelineUnit, declaration_faults, has_setting
 from omniavatar.errors import InputError, PlanError, explain, nearest
 from omniavatar.hookspecs import PROJECT
+from omniavatar.roles import companion_of
 from omniavatar.values import parse_yaml
 
 log = logging.getLogger(__name__)
 
 EXCLUSIVE_HOOKS = ("plan_windows", "plan_steps", "guide", "advance", "decode_latents")
 ANSWERED_HOOKS = {
-    "plan_steps": "sampler; add one such as +euler",
+    "plan_steps": "schedule; add one such as +schedule",
     "guide": "guidance; add a rule such as +guidance",
     "run_blocks": "network; add one such as +transformer",
     "unembed": "network; add one such as +transformer",
-    "advance": "sampler; add one such as +euler",
+    "advance": "solver; add one such as +euler",
 }
 """The hooks that some unit must answer, and what the plan lacks if none does."""
-KINDS = {"plan_steps": "samplers", "guide": "guidance rules", "plan_windows": "ways to cut a video into chunks"}
+KINDS = {
+    "plan_steps": "schedules",
+    "advance": "solvers",
+    "guide": "guidance rules",
+    "plan_windows": "ways to cut a video into chunks",
+}
 """What units are that answer one of these exclusive hooks."""
-SHARED_HOOKS = ("substitute", "predict", "call", "run_blocks")
+SHARED_HOOKS = ("substitute", "predict", "call", "run_blocks", "run_block")
 """First-result hooks that several units may answer, if all but the last leave some calls to the others."""
 PREVIOUS = "previous."
+DENOISER, AUTOENCODER = "dit", "vae"
+"""The roles of the transformer and of what turns frames into latents, where no unit of a plan names them."""
 LONGEST = 100
 """Letters of an expression that are shown in an error."""
 NAME = re.compile(r"[A-Za-z0-9_]+(?:-[A-Za-z0-9_]+)*")
@@ -82,6 +100,36 @@ class Plan:
     def __contains__(self, name: object) -> bool:
         return any(unit.name == name for unit in self.units)
 
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The roles of the transformers that take turns in denoising; the first is the one that begins."""
+        return tuple(dict.fromkeys(role for unit in self.units for role in unit.experts)) or (DENOISER,)
+
+    @property
+    def autoencoder(self) -> str:
+        """The role of the network whose latents are denoised."""
+        return next((unit.autoencoder for unit in self.units if unit.autoencoder), AUTOENCODER)
+
+    def companions(self, role: str) -> list[str]:
+        """The roles that networks of this kind have beside the experts, such as vace and vace2."""
+        return [companion_of(role, self.experts[0], expert) for expert in self.experts]
+
+    @property
+    def required_roles(self) -> list[str]:
+        """The roles without a model for which the plan cannot work."""
+        return list(dict.fromkeys(role for unit in self.units for role in unit.required_roles()))
+
+    def roles_of(self, unit: PipelineUnit) -> list[str]:
+        """The roles that a unit works with if there are models for them, companions of all experts included."""
+        beside = [own for role in unit.companions for own in self.companions(role)]
+        optional = [role for role in unit.optional_roles if role != ALL]
+        return list(dict.fromkeys((*unit.required_roles(), *optional, *beside)))
+
+    @property
+    def roles(self) -> list[str]:
+        """The roles that some unit works with if there are models for them."""
+        return list(dict.fromkeys(role for unit in self.units for role in self.roles_of(unit)))
+
     def check_complete(self) -> None:
         """Raise PlanError if no unit answers a hook without which no video can be made."""
         for hook, remedy in ANSWERED_HOOKS.items():
@@ -90,7 +138,7 @@ class Plan:
 
     @property
     def _meant(self) -> str:
-        """What a plan without sampler, guidance and network has probably meant."""
+        """What a plan without schedule, guidance and network has probably meant."""
         if any(claims_hook(type(unit), hook) for unit in self.units for hook in ("plan_steps", "guide", "unembed")):
             return ""
         return f"; did you mean '+{'+'.join(self.names)}', which adds to the model's own plan?"
@@ -125,12 +173,43 @@ def parse(expression: str, catalog: Catalog) -> dict[str, dict[str, Any]]:
 
     Raises PlanError.
     """
-    chosen = choose(expression, catalog)
+    chosen = _read(expression, catalog)
     return {unit: {name: setting.value for name, setting in settings.items()} for unit, settings in chosen.items()}
 
 
-def choose(expression: str, catalog: Catalog, _inside: tuple[str, ...] = ()) -> dict[str, dict[str, Setting]]:
-    """Like `parse`, but with where each setting stands: in the expression itself or in a preset, which is weaker."""
+def choose(expression: str, catalog: Catalog) -> dict[str, dict[str, Setting]]:
+    """The units of an expression, with those that they bring, in order, each with its settings under today's names.
+
+    Each setting says where it stands: in the expression itself or in a preset, which is weaker. Raises PlanError.
+    """
+    written = _read(expression, catalog)
+    chosen: dict[str, dict[str, Setting]] = {}
+    for unit, values in written.items():
+        for name in catalog.units[unit].brings:
+            is_missing = name in catalog.units and name not in written and name not in chosen
+            if is_missing and in_place_of(name, written, catalog) is None:
+                chosen[name] = {}
+        chosen[unit] = dict(values)
+    for unit, values in chosen.items():
+        for name in [name for name in values if name in catalog.units[unit].moved]:
+            target, new = moved_to(catalog.units[unit], name)
+            taker = target if target in chosen else in_place_of(target, chosen, catalog, setting=new)
+            if taker is not None:
+                _put_before(chosen[taker], new, values.pop(name))
+    return chosen
+
+
+def _put_before(settings: dict[str, Setting], name: str, setting: Setting) -> None:
+    """Take a setting that was there before those that have been taken."""
+    if name not in settings or setting.strength > settings[name].strength:
+        settings[name] = setting
+
+
+def _read(expression: str, catalog: Catalog, inside: tuple[str, ...] = ()) -> dict[str, dict[str, Setting]]:
+    """The units that an expression names, in order, each with its settings and where they stand.
+
+    inside: the presets that it is the expression of.
+    """
     chosen: dict[str, dict[str, Setting]] = {}
     position, sign = 0, "+"
     text = expression.strip()
@@ -139,7 +218,7 @@ def choose(expression: str, catalog: Catalog, _inside: tuple[str, ...] = ()) -> 
     while True:
         name, position = _read_name(text, position, catalog, chosen if sign == "-" else catalog.names)
         settings, position = _read_settings(text, position)
-        _apply(chosen, sign, name, settings, catalog, _inside)
+        _apply(chosen, sign, name, settings, catalog, inside)
         if position == len(text):
             return chosen
         sign = text[position]
@@ -164,12 +243,18 @@ def _apply(
         raise PlanError(f"'{name}' takes no settings here; settings belong to a unit that is added")
     strength, origin = (Strength.PRESET, f"preset {inside[-1]}") if inside else (Strength.PLAN, "plan")
     written = {name: {key: Setting(value, strength, origin) for key, value in settings.items()}}
-    members = choose(catalog.presets[name], catalog, (*inside, name)) if is_preset else written
+    members = _read(catalog.presets[name], catalog, (*inside, name)) if is_preset else written
     for unit, values in members.items():
         if sign == "+":
             present = chosen.setdefault(unit, {})
             for key, setting in values.items():
-                put(present, key, setting)
+                target, new = moved_to(catalog.units[unit], key)
+                if target in chosen:
+                    put(chosen[target], new, setting)
+                else:
+                    put(present, key, setting)
+                if target != unit:
+                    tell_of_moved(setting.origin, setting.strength, f"{unit}.{key}", f"{target}.{new}")
         elif chosen.pop(unit, None) is None:
             raise PlanError(f"'-{unit}': the plan has no unit '{unit}' to take out{nearest(unit, chosen)}")
 
@@ -282,23 +367,62 @@ def resolve(chosen: Chosen, catalog: Catalog, *layers: Layer) -> dict[str, dict[
     """The settings that count, by unit: of every setting the strongest, of equally strong ones the later.
 
     What a layer says about an absent unit goes to the unit of the plan that has taken its place, where that has a
-    setting of the same name: unipc takes the steps that a checkpoint wants of euler. Raises PlanError if nothing takes
-    an override; for weaker layers this is a warning.
+    setting of the same name: another schedule takes the steps that a checkpoint wants of ours. Raises PlanError if
+    nothing takes an override; for weaker layers this is a warning.
     """
     settings = {unit: dict(written) for unit, written in chosen.items()}
+    for unit in chosen:
+        for target, values in catalog.units[unit].suggests.items():
+            for name, value in values.items() if target in settings else ():
+                put(settings[target], name, Setting(value, Strength.SUGGESTED, f"unit {unit}"))
     for layer in sorted(layers, key=lambda layer: layer.strength):
-        for unit in sorted(layer.settings, key=lambda unit: unit in chosen):  # a unit's own settings come last
-            taker = unit if unit in chosen else in_place_of(unit, chosen, catalog)
-            known = catalog.units[taker].Settings.model_fields if taker is not None else ()
+        said = current_names(layer, catalog.units, chosen)
+        for unit in sorted(said, key=lambda unit: unit in chosen):  # a unit's own settings come last
             left = []
-            for name, value in layer.settings[unit].items():
-                if taker is not None and (name in known or taker == unit):
+            for name, value in said[unit].items():
+                taker = unit if unit in chosen else in_place_of(unit, chosen, catalog, setting=name)
+                if taker is not None:
                     put(settings[taker], name, Setting(value, layer.strength, layer.origin))
                 else:
                     left.append(name)
             if left:
-                _tell_of_left(layer, unit, left, taker)
+                _tell_of_left(layer, unit, left, in_place_of(unit, chosen, catalog))
     return settings
+
+
+def current_names(
+    layer: Layer, units: Mapping[str, type[PipelineUnit]], chosen: Collection[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """What a layer says, by unit, with settings that have moved under the names that they have today.
+
+    Of several names of one setting the last counts, but none of an absent unit beside one of a chosen unit.
+    """
+    places = [
+        (unit, name, *(moved_to(units[unit], name) if unit in units else (unit, name)))
+        for unit, values in layer.settings.items()
+        for name in values
+    ]
+    by_chosen = {place[2:] for place in places if place[0] in chosen and place[0] != place[2]}
+    said: dict[str, dict[str, Any]] = {unit: {} for unit, values in layer.settings.items() if not values}
+    for unit, name, target, new in places:
+        if target != unit:
+            tell_of_moved(layer.origin, layer.strength, f"{unit}.{name}", f"{target}.{new}")
+        if target == unit or unit in chosen or (target, new) not in by_chosen:
+            said.setdefault(target, {})[new] = layer.settings[unit][name]
+    return said
+
+
+def moved_to(unit_class: type[PipelineUnit], name: str) -> tuple[str, str]:
+    """The unit and the name that a setting of this unit has today."""
+    unit, _, new = unit_class.moved.get(name, f"{unit_class.name}.{name}").partition(".")
+    return unit, new
+
+
+@cache
+def tell_of_moved(origin: str, strength: Strength, old: str, new: str) -> None:
+    """Say once that a setting has another name today; to those who cannot change it, only if they ask for details."""
+    is_own = strength >= Strength.FILE
+    log.log(logging.WARNING if is_own else logging.INFO, "%s: %s is %s now; the old name still works", origin, old, new)
 
 
 def _tell_of_left(layer: Layer, unit: str, names: Sequence[str], taker: str | None) -> None:
@@ -313,17 +437,21 @@ def _tell_of_left(layer: Layer, unit: str, names: Sequence[str], taker: str | No
         log.warning("%s: %s has no effect: %s", layer.origin, listed, reason)
 
 
-def in_place_of(unit: str, chosen: Iterable[str], catalog: Catalog) -> str | None:
-    """The unit of the plan that answers an exclusive hook as this absent one would, such as another sampler."""
+def in_place_of(unit: str, chosen: Iterable[str], catalog: Catalog, *, setting: str | None = None) -> str | None:
+    """The unit of the plan that answers an exclusive hook as this absent one would, such as another solver.
+
+    setting: the name of one that it has to have.
+    """
     if unit not in catalog.units:
         return None
     hooks = [hook for hook in EXCLUSIVE_HOOKS if claims_hook(catalog.units[unit], hook)]
-    return next((name for name in chosen if any(claims_hook(catalog.units[name], hook) for hook in hooks)), None)
+    others = (name for name in chosen if any(claims_hook(catalog.units[name], hook) for hook in hooks))
+    return next((name for name in others if setting is None or has_setting(catalog.units[name], setting)), None)
 
 
 def check_names(layer: Layer, catalog: Catalog) -> None:
     """Raise PlanError for settings of a unit that does not exist, and for settings that a unit does not have."""
-    for unit, values in layer.settings.items():
+    for unit, values in current_names(layer, catalog.units).items():
         if unit not in catalog.units:
             raise PlanError(f"{layer.origin}: unknown unit '{unit}'{nearest(str(unit), catalog.units)}")
         try:
@@ -334,7 +462,7 @@ def check_names(layer: Layer, catalog: Catalog) -> None:
 
 def check_present(settings: SettingsByUnit, chosen: Chosen, catalog: Catalog) -> None:
     """Raise PlanError for explicit settings of a unit that exists and is not in the plan."""
-    for unit in settings:
+    for unit in current_names(explicit_layer(settings), catalog.units, chosen):
         if unit in catalog.units and unit not in chosen:
             taker = in_place_of(unit, chosen, catalog)
             hint = f"'{taker}' is in its place" if taker else f"add it, such as with '+{unit}'"
@@ -349,10 +477,12 @@ def with_settings(plan: Plan, changes: SettingsByUnit) -> Plan:
     if not isinstance(changes, Mapping):
         raise PlanError(f"settings are a mapping of unit names to mappings, not {type(changes).__name__}")
     for name, values in changes.items():
-        if name not in plan:
-            raise PlanError(f"settings: unit '{name}' is not in the plan{nearest(name, plan.names)}")
         if not isinstance(values, Mapping):
             raise PlanError(f"settings: those of '{name}' are {values!r} and not a mapping of names to values")
+    changes = current_names(explicit_layer(changes), {unit.name: type(unit) for unit in plan.units}, plan.names)
+    for name in changes:
+        if name not in plan:
+            raise PlanError(f"settings: unit '{name}' is not in the plan{nearest(name, plan.names)}")
     units = tuple(_changed(unit, changes.get(unit.name) or {}) for unit in plan.units)
     given = {name: dict.fromkeys(values, "settings") for name, values in changes.items()}
     origins = {name: {**plan.origins.get(name, {}), **given.get(name, {})} for name in plan.names}
@@ -400,6 +530,8 @@ def check_fields(
     for name in names:
         if name not in fields:
             hint = nearest(str(name), fields) if fields else "; it has no settings"
+            if name in unit_class.moved:
+                hint = f": it is {unit_class.moved[name]} now, and the plan has no unit that takes it"
             raise PlanError(f"unit '{unit_class.name}' has no setting '{name}'{hint}{_source(origins, name)}")
 
 

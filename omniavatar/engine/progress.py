@@ -130,7 +130,7 @@ class Progress:
 
     @hookimpl(tryfirst=True)
     def before_step(self, step: Step) -> None:
-        if step.is_first:
+        if step.is_first and not step.evaluation:
             self._step_marks = [Mark(step.engine.device)]
         doing = f", step {step.index + 1}/{len(step.window.steps)}"
         self._show_window(step.window, step.index, doing, phase="denoising")

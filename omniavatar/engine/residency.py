@@ -1,20 +1,22 @@
 """Networks that are on the device only while a unit that declares them runs: the plan decides, units do nothing for it.
 
 Around every hook outside the denoising steps, the networks that its unit declares are there and all others have gone.
-In the steps those of all units that take part in them are there, less what a unit declares as `idle_in_steps`. This is
-for networks that a unit, such as `offload`, has made visitors; others are where they are. A unit that uses a network of
-the steps without declaring it, because it takes whichever is there, brings it by calling it.
+In the steps those of all units that take part in them are there, less what a unit declares as `idle_in_steps`, and of
+several experts only the one that works in the step, with its companions. This is for networks that a unit, such as
+`offload`, has made visitors; others are where they are. A unit that uses a network of the steps without declaring it,
+because it takes whichever is there, brings it by calling it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from omniavatar.engine.plan import hooks_of
+from omniavatar.engine.plan import Plan, hooks_of
 from omniavatar.engine.surround import Around
 from omniavatar.hookspecs import hookimpl
+from omniavatar.roles import companion_of
 
 if TYPE_CHECKING:
     from omniavatar.engine.scopes import Step
@@ -40,11 +42,12 @@ class Visitor(Protocol):
 class Residency:
     """Who is on the device. `visitors` are the networks that come and go, by role; `present` those that are there."""
 
-    def __init__(self, units: Sequence[PipelineUnit]) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.visitors: dict[str, Visitor] = {}
         self.present: frozenset[str] = frozenset()
-        self._roles = {unit.name: {*unit.roles, *unit.optional_roles} for unit in units}
-        self._in_steps = {role for unit in units for role in roles_in_steps(unit)}
+        self._plan = plan
+        self._roles = {unit.name: {*unit.roles, *unit.optional_roles} for unit in plan.units}
+        self.in_steps = {role for unit in plan.units for role in roles_in_steps(unit, plan)} | {*plan.experts}
 
     @property
     def around(self) -> Around:
@@ -61,7 +64,16 @@ class Residency:
     @hookimpl(tryfirst=True)
     def before_step(self, step: Step) -> None:
         if self.visitors:
-            self.admit(self._in_steps & self.visitors.keys())
+            self.admit((self.in_steps - self._idle(step.expert)) & self.visitors.keys())
+
+    def _idle(self, expert: str) -> set[str]:
+        """The other experts, and the companions that belong to them alone."""
+        plan, kinds = self._plan, [role for unit in self._plan.units for role in unit.companions]
+        idle = {*plan.experts} - {expert}
+        for role in kinds:
+            own = companion_of(role, plan.experts[0], expert)
+            idle |= {*plan.companions(role)} - {own if own in self.visitors else role}
+        return idle
 
     def admit(self, roles: Collection[str]) -> None:
         """Have the networks of these roles on the device, after all others have gone."""
@@ -73,9 +85,9 @@ class Residency:
         self.present = frozenset(roles)
 
 
-def roles_in_steps(unit: PipelineUnit) -> set[str]:
+def roles_in_steps(unit: PipelineUnit, plan: Plan) -> set[str]:
     """The roles that a unit works with while steps run."""
     hooks = {options["specname"] or attribute for attribute, options in hooks_of(type(unit)).items()}
     if hooks <= OUTSIDE_STEPS | {"check_request", "setup"}:
         return set()
-    return {*unit.roles, *unit.optional_roles} - {*unit.idle_in_steps}
+    return {*plan.roles_of(unit)} - {*unit.idle_in_steps}

@@ -1,6 +1,6 @@
 """A run: one video, made as its chunks are asked for.
 
-    with engine.start(Request({"image": "me.png", "audio": "me.wav"}), settings={"euler": {"steps": 8}}) as run:
+    with engine.start(Request({"image": "me.png", "audio": "me.wav"}), settings={"schedule": {"steps": 8}}) as run:
         for chunk in run:
             send(chunk.frames)              # (t h w 3) uint8
         print(run.result().seconds)

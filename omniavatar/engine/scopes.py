@@ -8,6 +8,7 @@ scope is `engine.values`. What the skeleton of the algorithm itself needs are pl
 
 from __future__ import annotations
 
+import hashlib
 import math
 import operator
 import secrets
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from omniavatar.distributed.sharding import Sharding
+    from omniavatar.engine.geometry import Geometry
     from omniavatar.engine.loop import Loop
     from omniavatar.engine.unit import PipelineUnit
-    from omniavatar.models.wan_dit import TimeValue
+    from omniavatar.models.wan_dit import BlockInputs, TimeValue
 
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 2**31
@@ -155,12 +157,26 @@ class Job(Scope):
         self.first = 0
         self.first_frame = 0
         self.spans: Sequence[Span] = ()
+        self.memories: dict[str, dict[str, Tensor]] = {}
         self.resources = ExitStack()
         self.results: dict[str, Any] = {}
 
     def inputs(self, unit: PipelineUnit) -> Any:
         """The validated `Inputs` of this unit."""
         return self.inputs_by_unit[unit.name]
+
+    @property
+    def geometry(self) -> Geometry:
+        """What latents and tokens of the engine stand for."""
+        return self.engine.geometry
+
+    def memory(self, expert: str, branches: Sequence[Branch]) -> dict[str, Tensor]:
+        """What units remember, from window to window, about calls of this network for these branches: tensors by name.
+
+        It is for what a window cannot be made without, such as the keys and values of the windows before: as
+        `previous.NAME` it is part of the state of a run. Names are those of private values, "kv-cache.keys".
+        """
+        return self.memories.setdefault(f"{expert}/{'+'.join(branch.name for branch in branches)}", {})
 
     @property
     def length(self) -> int:
@@ -181,6 +197,7 @@ class Job(Scope):
     def close(self) -> None:
         """Let go of all that the job holds, and of the loop, which holds the job."""
         self.clear()
+        self.memories.clear()
         if "loop" in vars(self):
             del self.loop
 
@@ -224,6 +241,18 @@ class Frames:
         return self.start + self.pixels.shape[2]
 
 
+class Memory(Scope):
+    """What units remember between the steps about calls that are alike. `places`: see `Forward.frame_tokens`."""
+
+    def __init__(self, outer: Scope) -> None:
+        super().__init__(outer)
+        self.places: dict[int, FrameTokens | None] = {}
+
+    def clear(self) -> None:
+        super().clear()
+        self.places.clear()
+
+
 class Window(Scope):
     """One chunk of a video: the frames `span`, the latents (b c t h w), the steps that denoise them.
 
@@ -244,7 +273,7 @@ class Window(Scope):
         self.latents: Tensor = torch.empty(1, 0, 0, 0, 0)
         self._step_count = 0
         self._branches: dict[str, Branch] = {}
-        self._memories: dict[tuple[Any, ...], Scope] = {}
+        self._memories: dict[tuple[Any, ...], Memory] = {}
 
     @property
     def is_last(self) -> bool:
@@ -260,6 +289,32 @@ class Window(Scope):
         """The latents of the video's frames (b c t h w): a view, so that they can be overwritten."""
         return self.latents[:, :, self.job.leading :]
 
+    def noise(self, key: str = "") -> Tensor:
+        """Noise of the shape of the latents, float32, on the engine's device; `key` tells several apart.
+
+        It is drawn on the CPU from the seed, the window's number and the key alone, so it is the same on any device and
+        rank, whatever was drawn before. Frames in front of the video's get what is drawn last.
+        """
+        return self._noise(key)
+
+    def _noise(self, *names: object) -> Tensor:
+        """The noise of these names."""
+        words = "\n".join(map(str, (self.job.seed, self.index, *names)))
+        digest = hashlib.blake2b(words.encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest) % 2**63)
+        drawn = torch.randn(self.latents.shape, generator=generator)
+        return drawn.roll(self.job.leading, dims=2).to(self.engine.device)
+
+    @property
+    def latent_frames(self) -> int:
+        """Latent frames of the video's frames."""
+        return self.engine.geometry.latent_frames(self.span.frames)
+
+    @property
+    def given_latent_frames(self) -> int:
+        """Those of them that are fixed, 0 without given frames."""
+        return self.engine.geometry.latent_frames(self.span.given)
+
     def branch(self, name: str, drops: Sequence[str] = ()) -> Branch:
         """The guidance branch of this name, made on first use and kept until the window ends."""
         branch = self._branches.setdefault(name, Branch(self, name, frozenset(drops)))
@@ -267,10 +322,15 @@ class Window(Scope):
             raise ValueError(f"branch '{name}' drops {sorted(branch.dropped)} and was asked for with {sorted(drops)}")
         return branch
 
-    def memory(self, network: nn.Module, branches: Sequence[Branch], frames: slice = slice(None)) -> Scope:
-        """What units remember between the steps about calls of this network for these branches and latent frames."""
-        key = (id(network), frames.start, frames.stop, *(branch.name for branch in branches))
-        return self._memories.setdefault(key, Scope(self))
+    def memory(
+        self, network: nn.Module, branches: Sequence[Branch], frames: slice = slice(None), evaluation: int = 0
+    ) -> Memory:
+        """What units remember between the steps about calls of this network for these branches and latent frames.
+
+        evaluation: which one of its step; each has a memory of its own.
+        """
+        key = (id(network), evaluation, frames.start, frames.stop, *(branch.name for branch in branches))
+        return self._memories.setdefault(key, Memory(self))
 
     def close(self) -> None:
         """Let go of all that the window holds, at once and whoever still holds the window itself.
@@ -312,15 +372,18 @@ class Branch(Scope):
 class Step(Scope):
     """One denoising step from noise level `sigma` to `sigma_next`; `timestep` (0..1000) is what the network is told.
 
+    `expert` is the role of the transformer that works in it; a unit with several changes it in a `plan_steps` wrapper.
     In training every sample of the window's batch has a noise level of its own: (b) float64 each.
     `regimes` names what acts in this step and not in all others: a unit that acts in a range of steps adds its name in
     a `plan_steps` wrapper, so that caches compute where the regimes change.
+    `evaluation` is 0, and for a further evaluation within a step its number; see `velocity_at`.
     """
 
     def __init__(
         self, window: Window, index: int, timestep: float | Tensor, sigma: float | Tensor, sigma_next: float
     ) -> None:
         super().__init__(window)
+        self.evaluation = self._evaluations = 0
         self.window = window
         self.loop = window.loop
         self.engine = window.engine
@@ -329,8 +392,14 @@ class Step(Scope):
         self.sigma = sigma
         self.sigma_next = sigma_next
         self.regimes: set[str] = set()
-        self.network: Any = self.engine.model("dit")
+        self.expert: str = self.engine.plan.experts[0]
         self.velocity: Tensor = torch.empty(0)
+
+    @property
+    def network(self) -> Any:
+        """The transformer that works in this step."""
+        loaded = self.engine.networks.get(self.expert)
+        return self.engine.model(self.expert) if loaded is None else loaded
 
     @property
     def is_first(self) -> bool:
@@ -339,6 +408,32 @@ class Step(Scope):
     @property
     def is_last(self) -> bool:
         return self.index == len(self.window.steps) - 1
+
+    def noise(self, key: str = "") -> Tensor:
+        """Noise of the shape of the latents as `Window.noise` gives it, another one in every step.
+
+        Example, a solver that goes on from the clean latents that the network sees:
+        `(1 - step.sigma_next) * clean + step.sigma_next * step.noise("lcm")`.
+        """
+        return self.window._noise(key, self.index)
+
+    def velocity_at(self, latents: Tensor, sigma: float) -> Tensor:
+        """The guided velocity (b c t h w) of other latents at another noise level, for `advance` of a solver.
+
+        It is found as `velocity` was: frames that are held fixed are written over, then guidance asks the step's
+        network. The window's latents stay as they are. The hooks `before_step` to `unembed` get a step of the same
+        index, with the values of this one, whose `evaluation` counts from 1 within the step. Calls of further
+        evaluations have a memory of their own, so that a cache reuses what the same one has added in an earlier step.
+        """
+        self._evaluations += 1
+        other = Step(self.window, self.index, sigma * 1000, sigma, self.sigma_next)
+        other.outer, other.evaluation = self, self._evaluations
+        other.expert, other.regimes = self.expert, self.regimes
+        kept, self.window.latents = self.window.latents, latents.clone()
+        try:
+            return self.loop.evaluate(other)
+        finally:
+            self.window.latents = kept
 
     def predict(self, branches: Sequence[Branch]) -> Sequence[Tensor]:
         """The velocity (b c t h w) of every branch; see `loop.predict`."""
@@ -352,14 +447,40 @@ class Step(Scope):
         return self.loop.call(Forward(self, branches, frames))
 
 
+@dataclass(frozen=True)
+class FrameTokens:
+    """Where the tokens of latent frames are among those of a rank.
+
+    frames: the latent frames that it has tokens of (f). tokens: places of their tokens (f n); a frame of which it has
+    fewer than of others names its last one more than once.
+    """
+
+    frames: Tensor
+    tokens: Tensor
+
+
+def tokens_of(frame_index: Tensor) -> FrameTokens | None:
+    """From the frame of every token (s), negative for those that do not count."""
+    frame_of = frame_index.cpu()
+    frames = frame_of[frame_of >= 0].unique()
+    if not len(frames):
+        return None
+    places = [(frame_of == frame).nonzero().flatten() for frame in frames]
+    longest = torch.arange(max(len(place) for place in places))
+    tokens = torch.stack([place[longest.clamp(max=len(place) - 1)] for place in places])
+    return FrameTokens(frames.to(frame_index.device), tokens.to(frame_index.device))
+
+
 class Forward(Scope):
     """One transformer call for one branch, or for several joined along the batch. See `hookspecs.Pipeline.embed`.
 
     `frames` are the latent frames of the window that it is about, all of them unless a unit cuts the window in pieces.
+    `conditions` are what the blocks get beside the tokens, by name: "text", "image", ...; see `wan_dit.BlockInputs`.
+    `left_out` are the blocks that no sample of the call runs, known when it begins.
+    `beside` are what the attentions of the last block that ran have found beside their results.
     """
 
     x: Tensor
-    context: Any
     time: TimeValue
     t_mod: TimeValue
     rope: Tensor
@@ -374,16 +495,61 @@ class Forward(Scope):
         self.job = step.window.job
         self.loop = step.loop
         self.engine = step.engine
+        self.expert = step.expert
         self.network: Any = step.network
         self.branches = tuple(branches)
         self.frames = frames or slice(0, step.window.latents.shape[2])
         self.latents = self.cut(step.window.latents)
-        self.memory = self.window.memory(step.network, branches, self.frames)
+        self.memory = self.window.memory(self.network, branches, self.frames, step.evaluation)
         self.sharding: Sharding | None = None
+        self.conditions: dict[str, Tensor] = {}
+        self.left_out: set[int] = set()
+        self.beside: dict[str, Tensor] = {}
+
+    def block_inputs(self, index: int) -> BlockInputs:
+        """What block `index` is given beside `x`."""
+        from omniavatar.models.wan_dit import BlockInputs
+
+        self.beside = {}
+        left_out = frozenset(self.left_out)
+        return BlockInputs(self.t_mod, self.rope, self.conditions, index, left_out, call=self, beside=self.beside)
 
     def run_block(self, index: int) -> None:
-        """One block of the network on `x`, with the hooks around it."""
+        """One block of the network on `x`, unless it is left out, with the hooks around it."""
         self.loop.run_block(self, index)
+
+    def run_block_for(self, index: int, rows: Tensor) -> Tensor:
+        """The tokens (b s d) after a block that runs for some samples of the batch only (k) int64; no hook is called.
+
+        The tokens of the others pass unchanged.
+        """
+        made: Tensor = self.network.blocks[index](self.x[rows], self.block_inputs(index).samples(rows))
+        return self.x.index_copy(0, rows, made)
+
+    def rows(self, wanted: Callable[[Branch], bool]) -> Tensor:
+        """The samples of the batch (k) int64 that belong to branches of a kind."""
+        samples = len(self.window.latents)
+        kept = [number for number, branch in enumerate(self.branches) if wanted(branch)]
+        return torch.tensor(
+            [number * samples + sample for number in kept for sample in range(samples)],
+            dtype=torch.int64,
+            device=self.latents.device,
+        )
+
+    @property
+    def lasting(self) -> dict[str, Tensor]:
+        """What units remember about such calls beyond the window, by name; see `Job.memory`."""
+        return self.job.memory(self.step.expert, self.branches)
+
+    def frame_tokens(self, first: int = 0) -> FrameTokens | None:
+        """Where the tokens of latent frames are among those of this rank; None if it has only others.
+
+        first: the latent frame from which on they count. Call it behind `embed`, when the tokens are spread over ranks.
+        """
+        places = self.memory.places
+        if first not in places:
+            places[first] = tokens_of(self.frame_index - first)
+        return places[first]
 
     def cut(self, values: Tensor) -> Tensor:
         """The frames of this call, of something that has a value for every latent frame of the window (b c t h w)."""

@@ -14,8 +14,12 @@ DEFAULT = "default"
 
 
 class Strength(IntEnum):
-    """How strong the sources of settings are, through every door; the weakest first, behind the fields' defaults."""
+    """How strong the sources of settings are, through every door; the weakest first, behind the fields' defaults.
 
+    SUGGESTED is what a unit says of another one.
+    """
+
+    SUGGESTED = 0
     PRESET = 1
     CHECKPOINT = 2
     FILE = 3

@@ -127,12 +127,10 @@ def changes_of_regimes(steps: Sequence[Step]) -> Iterator[tuple[str, list[int]]]
 
 def steps_by_role(window: Window) -> Iterator[tuple[str, list[Step]]]:
     """The steps of every network of a window, in order, with the network's role."""
-    roles = {id(network): role for role, network in window.engine.networks.items()}
-    steps: dict[int, list[Step]] = {}
+    steps: dict[str, list[Step]] = {}
     for step in window.steps:
-        steps.setdefault(id(step.network), []).append(step)
-    for number, (network, of_network) in enumerate(steps.items(), start=1):
-        yield roles.get(network, f"network {number}"), of_network
+        steps.setdefault(step.expert, []).append(step)
+    yield from steps.items()
 
 
 def ranges(numbers: Sequence[int]) -> str:

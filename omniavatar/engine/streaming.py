@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -36,6 +36,18 @@ def take_over(unit: PipelineUnit, engine: Engine, source_of: SourceOf, resident_
             stream = BlockStream(source_of(role, network, parcels), engine.device, resident)
             stream.attach(blocks)
         engine.residency.visitors[role] = Visitor(network, engine.device, stream)
+
+
+def let_wait(unit: PipelineUnit, engine: Engine, roles: Iterable[str]) -> None:
+    """Have networks of the plan wait in host memory, and come to the device as a whole when they work.
+
+    Those that another unit brings to the device are left to it. Raises PlanError in training.
+    """
+    for role in roles:
+        if role not in engine.residency.visitors:
+            network = engine.model(role)
+            engine.check_frozen(network, unit)
+            engine.residency.visitors[role] = Visitor(network, engine.device)
 
 
 def blocks_of(role: str, network: nn.Module) -> nn.ModuleList | None:

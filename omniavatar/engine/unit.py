@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from omniavatar.engine.engine import Engine, Models
+    from omniavatar.engine.plan import Plan
     from omniavatar.engine.scopes import Window
     from omniavatar.media.clip import Clip
     from omniavatar.media.sound import Samples
@@ -30,7 +31,7 @@ else:
     Pixels = Sound = object  # the validators see to it; pydantic would look at the classes, and so import numpy
 
 ALL = "*"
-"""In `host_roles`: every role."""
+"""In `host_roles` and `optional_roles`: every role of the plan."""
 WORD = re.compile(r"[A-Za-z][\w./-]*")
 """A text that needs no quotes in a plan expression, unless YAML means something else by it."""
 
@@ -106,11 +107,13 @@ class Kept:
 
     on_device: blocks that are on the device at once, copies on their way included. in_host: blocks in host memory.
     copied: blocks that every call of the network copies to the device, while others compute.
+    arriving: blocks that come along whenever the network comes to the device.
     """
 
     on_device: int
     in_host: int = 0
     copied: int = 0
+    arriving: int = 0
 
 
 WORKS = ("load", "prepare", "denoise", "decode", "train", "host")
@@ -130,9 +133,17 @@ class PipelineUnit:
         Of several units that answer the same one, all but the last must.
     claims: things of an engine of which there is one and which it replaces, such as "attention_kernel"; two units of a
         plan must not claim the same.
+    brings: units that come into the plan with it, in front of it, unless another unit answers what they would: a solver
+        brings the schedule that it follows.
+    suggests: settings of other units that suit it, by unit; they count where nobody says anything else.
+    moved: settings that it had once, each with "UNIT.SETTING", what is called so today; the old names stay readable.
     nulls: for every condition that it brings and branches may drop: values that it provides, each with the value that
         stands for nothing, zeros if it is not there; training drops conditions by them.
-    roles, optional_roles: models it works with.
+    roles, optional_roles: models it works with; `ALL` in the latter for one that works with whatever the plan has.
+    experts: roles of the transformers that take turns in denoising, the first one first; each step's `expert` is one of
+        them. They are needed, and come to the device when they work.
+    autoencoder: the role of the network whose latents are denoised, for the unit that decodes them.
+    companions: those of its roles of which every expert may have one of its own; see `Engine.companion`.
     host_roles: those that are to be loaded in host memory, because it brings them to the device itself: some of its
         roles, or `ALL` that the plan works with.
     idle_in_steps: those of its roles that it works with only outside the denoising steps, so that a plan that is short
@@ -144,7 +155,8 @@ class PipelineUnit:
     trains: it changes weights while the engine works.
     rehearses: an estimate may run the unit's hooks on networks with random weights, to see what a run costs; not if it
         writes something, moves the weights of blocks, or decides by what networks compute.
-    decisive: weights whose values decide how much work there is, as patterns of names by role; an estimate reads these.
+    decisive: weights whose values decide how much work there is, as patterns of names by role, further experts and
+        companions included; an estimate reads these.
     eases: kinds of work, of `WORKS`, that take less memory with the unit in the plan; said when memory runs out.
     The class docstring is the unit's help: one line, then what a user should know.
     """
@@ -156,9 +168,15 @@ class PipelineUnit:
     conflicts: ClassVar[Mapping[str, str]] = {}
     passes_on: ClassVar[tuple[str, ...]] = ()
     claims: ClassVar[tuple[str, ...]] = ()
+    brings: ClassVar[tuple[str, ...]] = ()
+    suggests: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    moved: ClassVar[Mapping[str, str]] = {}
     nulls: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     roles: ClassVar[tuple[str, ...]] = ()
     optional_roles: ClassVar[tuple[str, ...]] = ()
+    experts: ClassVar[tuple[str, ...]] = ()
+    companions: ClassVar[tuple[str, ...]] = ()
+    autoencoder: ClassVar[str] = ""
     host_roles: ClassVar[tuple[str, ...]] = ()
     idle_in_steps: ClassVar[tuple[str, ...]] = ()
     reads_blocks: ClassVar[bool] = False
@@ -182,6 +200,11 @@ class PipelineUnit:
         self.settings = self.Settings(**settings)
 
     @classmethod
+    def required_roles(cls) -> tuple[str, ...]:
+        """The models without which it cannot work."""
+        return tuple(dict.fromkeys((*cls.roles, *cls.experts)))
+
+    @classmethod
     def hosts(cls, role: str) -> bool:
         """Whether the network of this role is to be loaded in host memory."""
         return role in cls.host_roles or ALL in cls.host_roles
@@ -193,8 +216,8 @@ class PipelineUnit:
         """
         return {}
 
-    def keeps(self, role: str, blocks: int) -> Kept | None:
-        """Where the `blocks` blocks of this role's network are while it works, if not all on the device."""
+    def keeps(self, role: str, blocks: int, plan: Plan) -> Kept | None:
+        """Where the `blocks` blocks of this role's network are while it works, if it is not always on the device."""
         return None
 
     def smaller(self, work: str, window: Window | None) -> Mapping[str, Any]:
@@ -209,6 +232,10 @@ class PipelineUnit:
 
         What depends on the request is refused in the hook `check_request`.
         """
+
+    def record(self, engine: Engine) -> Mapping[str, Any]:
+        """What the record of a video says of the unit beside its settings, as JSON values by name."""
+        return {}
 
     def forecast(self, window: Window) -> Iterable[str]:
         """Lines on what the unit will do in a window with these steps and networks, for `omni units plan`.
@@ -231,8 +258,9 @@ class PipelineUnit:
 
 def declaration_faults(unit_class: type[PipelineUnit]) -> Iterator[str]:
     """What a class says about itself in another form than `PipelineUnit` does, one line each."""
-    names_in_tuples = ("needs", "uses", "provides", "passes_on", "claims")
-    for attribute in (*names_in_tuples, "roles", "optional_roles", "host_roles", "idle_in_steps"):
+    names_in_tuples = ("needs", "uses", "provides", "passes_on", "claims", "brings")
+    roles_in_tuples = ("roles", "optional_roles", "experts", "companions", "host_roles", "idle_in_steps")
+    for attribute in (*names_in_tuples, *roles_in_tuples):
         names = getattr(unit_class, attribute)
         if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
             yield f"its {attribute} are {names!r} and not names in a tuple, such as ('frames',)"
@@ -246,12 +274,30 @@ def declaration_faults(unit_class: type[PipelineUnit]) -> Iterator[str]:
         for name in (name for forms in nulls.values() for pair in forms.items() for name in pair):
             if name not in unit_class.provides:
                 yield f"its nulls name '{name}', which provides does not{nearest(str(name), unit_class.provides)}"
+    yield from _faults_about_settings(unit_class)
     for attribute, base in (("Settings", UnitSettings), ("Inputs", UnitInputs)):
         fields = getattr(unit_class, attribute)
         if not (isinstance(fields, type) and issubclass(fields, base)):
             yield f"its {attribute} are {fields!r} and no class derived from {base.__name__}"
         elif fields.model_rebuild(raise_errors=False) is False:
             yield f"its {attribute} have a field of a type that does not exist"
+
+
+def _faults_about_settings(unit_class: type[PipelineUnit]) -> Iterator[str]:
+    """What it says of other units' settings, and of those that were its own, in another form, one line each."""
+    suggests = unit_class.suggests
+    if not isinstance(suggests, Mapping) or not all(isinstance(values, Mapping) for values in suggests.values()):
+        yield f"its suggests are {suggests!r} and not settings by unit, such as {{'schedule': {{'steps': 25}}}}"
+    moved = unit_class.moved
+    if not isinstance(moved, Mapping) or not all(isinstance(to, str) and "." in to for to in moved.values()):
+        yield f"its moved are {moved!r} and not names with 'UNIT.SETTING', such as {{'steps': 'schedule.steps'}}"
+    else:
+        yield from (f"it has moved the setting '{name}' and has it" for name in moved if has_setting(unit_class, name))
+
+
+def has_setting(unit_class: type[PipelineUnit], name: str) -> bool:
+    """Whether a unit has a setting of this name today."""
+    return name in getattr(unit_class.Settings, "model_fields", ())
 
 
 def as_term(value: Any) -> str:

@@ -56,7 +56,7 @@ class Alike:
         """Be on the device; `arrive` is told how many bytes that moves."""
         if not self.is_here:
             self.is_here = True
-            self.arrive(self.rest)
+            self.arrive(self.rest + (0 if self.kept is None else self.kept.arriving * self.largest_block))
 
     def leave(self) -> None:
         """Be elsewhere."""
@@ -129,6 +129,9 @@ class RehearsalModels:
     def beside(self, role: str, path: Path) -> Path:
         """The path beside the role's files."""
         return self.models.beside(role, path)
+
+    def tokenizer(self, role: str) -> Callable[[], Any] | None:
+        return self.models.tokenizer(role)
 
     def adapters(self) -> Sequence[Adapter]:
         """None."""

@@ -162,7 +162,8 @@ class Rehearsal:
         decisive: dict[str, list[str]] = {}
         for unit in units:
             for role, patterns in unit.decisive.items():
-                decisive.setdefault(role, []).extend(patterns)
+                for each in engine.plan.companions(role):
+                    decisive.setdefault(each, []).extend(patterns)
         models: Any = engine.models
         self.models = RehearsalModels(models, decisive)
         self.clock = Clock(engine.device)
@@ -207,7 +208,7 @@ class Rehearsal:
     def _set_up(self) -> None:
         """Make the networks, let units change them, and put the stand-ins in their places."""
         engine = self.engine
-        for role in dict.fromkeys(role for unit in engine.plan.units for role in unit.roles):
+        for role in engine.plan.required_roles:
             engine.model(role)
             self._keep(role, self.models.networks[role])
         self.memory.mark()
@@ -218,10 +219,11 @@ class Rehearsal:
 
     def _keep(self, role: str, network: Alike) -> None:
         """Let a network come and go, if a unit of the run keeps its blocks elsewhere."""
-        kept = [kept for unit in self.wanted.units if (kept := unit.keeps(role, network.blocks)) is not None]
-        if kept:
+        said = (unit.keeps(role, network.blocks, self.wanted) for unit in self.wanted.units)
+        if kept := [each for each in said if each is not None]:
             network.kept = min(kept, key=lambda each: each.on_device)
             network.is_here = False
+            network.network.to(self.engine.device)  # in a rehearsal it is only said to come and go
             copying = self._copying
             network.arrive = lambda size: self.clock.skip(size * copying)
             self.engine.residency.visitors[role] = network

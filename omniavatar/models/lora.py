@@ -1,95 +1,172 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685): W + scale B A, read under any usual names and merged into a network."""
+"""Changes of weights, such as LoRA (Hu et al. 2021, arXiv:2106.09685), merged into a network or added as it runs.
+
+What a file changes comes from `omniavatar.checkpoints.lora`; here are the two ways to apply it:
+
+    weight.data = merged(weight, [(change, 0.7), (other, 1.0)]).to(weight.dtype)      # once, nothing to pay later
+    WithBeside(layer, Beside([(change, 0), (other, 1)], [], strengths, dtype, device))  # strengths can be changed
+
+The second is for layers whose weights are packed, and for strengths that depend on the step.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-PAIR = re.compile(r"^(?:diffusion_model\.)?(?P<module>.+)\.lora_(?P<part>A|B|down|up)(?:\.(?!weight$)[^.]+)?\.weight$")
-DOWN = ("A", "down")
+from omniavatar.models.packed import PackedLayer
+from omniavatar.models.wrapped import Wrapped
+
+BESIDE = "lora"
+"""The name, inside of a layer, of what is added to it."""
 
 
-@dataclass(frozen=True)
-class LoraPair:
-    """What one layer learnt: weight += scale * up @ down, with down (rank in) and up (out rank)."""
+class Change(Protocol):
+    """A change of one weight.
 
-    module: str
-    down: Tensor
-    up: Tensor
-    scale: float
+    is_additive: whether what it adds is the strength times `delta()`, whatever the weight. factors: (up, down, scale),
+    if the delta is scale * up @ down. parts: its tensors; with_parts: the same change with these moved.
+    """
 
     @property
-    def rank(self) -> int:
-        return self.down.shape[0]
+    def is_additive(self) -> bool: ...
 
+    @property
+    def factors(self) -> tuple[Tensor, Tensor, float] | None: ...
 
-def lora_pairs(state: Mapping[str, Tensor], alpha: float | None = None) -> list[LoraPair]:
-    """The pairs of a LoRA file, sorted by layer.
+    @property
+    def parts(self) -> Mapping[str, Tensor]: ...
 
-    The scale of a pair is alpha / rank, with alpha from the tensor `<module>.alpha` beside it, else from `alpha`, else
-    rank. Keys: `lora_A`/`lora_B` or `lora_down`/`lora_up`, with or without an adapter's name before `.weight`, with or
-    without `diffusion_model.` in front. Raises ValueError for half a pair.
-    """
-    halves: dict[str, dict[str, Tensor]] = {}
-    alphas: dict[str, float] = {}
-    for key, tensor in state.items():
-        match = PAIR.match(key)
-        if match is not None:
-            side = "down" if match["part"] in DOWN else "up"
-            halves.setdefault(match["module"], {})[side] = tensor
-        elif key.endswith(".alpha"):
-            alphas[key.removesuffix(".alpha").removeprefix("diffusion_model.")] = float(tensor)
-    pairs = []
-    for module, half in sorted(halves.items()):
-        if len(half) != 2:
-            raise ValueError(f"the layer '{module}' has only one half of its LoRA pair")
-        rank = half["down"].shape[0]
-        pairs.append(LoraPair(module, half["down"], half["up"], alphas.get(module, alpha or rank) / rank))
-    return pairs
+    def with_parts(self, parts: Mapping[str, Tensor]) -> Self: ...
 
+    def delta(self, device: torch.device | str | None = None) -> Tensor: ...
 
-def unknown_modules(network: nn.Module, pairs: Iterable[LoraPair]) -> list[str]:
-    """The layers of the pairs that the network does not have."""
-    modules = dict(network.named_modules())
-    return [pair.module for pair in pairs if not hasattr(modules.get(pair.module), "weight")]
+    def made(self) -> tuple[int, ...]: ...
+
+    def apply(self, weight: Tensor, strength: float = 1.0) -> Tensor: ...
 
 
 @torch.no_grad()
-def merge_lora(
-    network: nn.Module, pairs: Iterable[LoraPair], scale: float = 1.0, device: torch.device | str | None = None
-) -> None:
-    """Add the pairs to the weights, computed in float32. 1x1 convolutions count as linear layers.
+def merged(weight: Tensor, changes: Iterable[tuple[Change, float]], device: torch.device | str | None = None) -> Tensor:
+    """A weight with changes of these strengths, one after the other, float32 on `device`, default where it is."""
+    value = weight.to(device or weight.device, torch.float32)
+    for change, strength in changes:
+        value = change.apply(value, strength)
+    return value
 
-    Weights on the meta device, which are read when they are used, are left as they are.
-    device: where to compute, if not where the weights are.
-    Raises ValueError, with nothing changed, if a pair does not fit its layer.
+
+class Strengths:
+    """The strengths of the LoRA files of an engine at the moment, by number.
+
+    tensor: on the device, so that compiled code takes new ones without being compiled again. numbers: the same.
     """
-    pairs = list(pairs)
-    weights = [network.get_parameter(f"{pair.module}.weight") for pair in pairs]
-    for pair, weight in zip(pairs, weights, strict=True):
-        shape = (pair.up.shape[0], pair.down.shape[1])
-        if (
-            pair.down.shape[0] != pair.up.shape[1]
-            or tuple(weight.shape[:2]) != shape
-            or weight.numel() != shape[0] * shape[1]
-        ):
-            raise ValueError(f"the LoRA of '{pair.module}' makes {shape}, the layer has {tuple(weight.shape)}")
-    for pair, weight in zip(pairs, weights, strict=True):
-        if weight.is_meta:
-            continue
-        changed = merged(weight, pair, scale, device or weight.device).to(weight.dtype)
-        if changed.device == weight.device:
-            weight.copy_(changed)
-        else:  # written into a weight that is mapped from a file, it would take memory beside the file's
-            weight.data = changed.to(weight.device)
+
+    def __init__(self, numbers: Sequence[float], device: torch.device | str) -> None:
+        self.numbers = list(numbers)
+        with torch.inference_mode(mode=False):
+            self.tensor = torch.tensor(self.numbers, dtype=torch.float32, device=device)
+
+    def set(self, numbers: Sequence[float]) -> bool:
+        """Take other strengths; whether they are others."""
+        if list(numbers) == self.numbers:
+            return False
+        self.numbers[:] = numbers
+        self.tensor.copy_(torch.tensor(self.numbers, dtype=torch.float32))
+        return True
 
 
-def merged(weight: Tensor, pair: LoraPair, scale: float, device: torch.device | str) -> Tensor:
-    """The weight with the pair added, float32 on `device`."""
-    up, down = (half.to(device, torch.float32).flatten(1) for half in (pair.up, pair.down))
-    change = (up @ down) * (pair.scale * scale)
-    return weight.to(device, torch.float32) + change.view_as(weight)
+class Beside(nn.Module):
+    """What a linear layer gets beside its weight and bias, in the precision of the network.
+
+    weights, biases: the changes with the numbers of their files. A product of two factors is applied factor by factor;
+    any other delta is computed at each use, and what depends on the weight is given the dense weight.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[tuple[Change, int]],
+        biases: Sequence[tuple[Change, int]],
+        strengths: Strengths,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        super().__init__()
+        self.strengths = strengths
+        self.is_additive = all(change.is_additive for change, _ in weights)
+        self.pairs: list[tuple[str, str, int]] = []
+        self.others: list[tuple[Change, dict[str, str], int]] = []
+        self.biases: list[tuple[str, int]] = []
+        for change, file in weights:
+            index = len(self.pairs) + len(self.others)
+            if self.is_additive and change.factors is not None:
+                up, down, scale = change.factors
+                names = self._keep(index, {"up": up.flatten(1).float() * scale, "down": down.flatten(1)}, dtype, device)
+                self.pairs.append((names["up"], names["down"], file))
+            else:
+                self.others.append((change, self._keep(index, change.parts, dtype, device), file))
+        for number, (change, file) in enumerate(biases):
+            names = self._keep(number, {"bias": change.delta().flatten()}, dtype, device)
+            self.biases.append((names["bias"], file))
+
+    def _keep(
+        self, index: int, parts: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device | str
+    ) -> dict[str, str]:
+        """Make parameters of tensors; returns their names."""
+        names = {part: f"{part}_{index}" for part in parts}
+        for part, name in names.items():
+            value = parts[part].detach().to(device, dtype).contiguous()
+            self.register_parameter(name, nn.Parameter(value, requires_grad=False))
+        return names
+
+    def forward(self, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+        """The output of the changed layer, given its input (... in) and its own output (... out)."""
+        strengths = self.strengths.tensor
+        if not self.is_additive:
+            output = self._with_weight(layer, x)
+        else:
+            for up, down, file in self.pairs:
+                low = functional.linear(x, self._part(down, x))
+                output = output + functional.linear(low * strengths[file].to(x.dtype), self._part(up, x))
+            for change, names, file in self.others:
+                delta = self._moved(change, names).delta(x.device).to(x.dtype).reshape(output.shape[-1], x.shape[-1])
+                output = output + functional.linear(x * strengths[file].to(x.dtype), delta)
+        for name, file in self.biases:
+            output = output + (strengths[file] * self.get_parameter(name).float()).to(output.dtype)
+        return output
+
+    def _with_weight(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """The output with the whole weight made anew."""
+        changes = ((self._moved(change, names), self.strengths.numbers[file]) for change, names, file in self.others)
+        weight = merged(dense_weight(layer), changes).to(x.dtype)
+        bias: Tensor | None = getattr(layer, "bias", None)
+        return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+    def _part(self, name: str, x: Tensor) -> Tensor:
+        part: Tensor = getattr(self, name)
+        return part.to(x.dtype)
+
+    def _moved(self, change: Change, names: Mapping[str, str]) -> Change:
+        """A change with its tensors where this module has them."""
+        return change.with_parts({part: getattr(self, name) for part, name in names.items()})
+
+
+class WithBeside(Wrapped):
+    """A linear layer, packed or not, and what is added to its output. (Compiled code would not notice a hook.)"""
+
+    def __init__(self, layer: nn.Module, beside: Beside) -> None:
+        super().__init__(layer)
+        self.add_module(BESIDE, beside)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(... in_features) -> (... out_features)."""
+        changed: Tensor = self.lora(self.block, x, self.block(x))
+        return changed
+
+
+def dense_weight(layer: nn.Module) -> Tensor:
+    """The weight (out in) of a linear layer, packed or not, float32."""
+    weight: Tensor = layer.dense_weight() if isinstance(layer, PackedLayer) else layer.weight  # type: ignore[assignment]
+    return weight.float()

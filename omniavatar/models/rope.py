@@ -14,9 +14,12 @@ from einops import rearrange
 from torch import Tensor
 
 
-def grid_positions(grid: tuple[int, int, int], device: torch.device | str | None = None) -> Tensor:
+def grid_positions(
+    grid: tuple[int, int, int], device: torch.device | str | None = None, first_frame: int = 0
+) -> Tensor:
     """(frame, row, column) of every token of a grid (f, h, w), frames outermost: (f*h*w, 3) int64."""
-    return torch.cartesian_prod(*(torch.arange(size, device=device) for size in grid))
+    frames, rows, columns = (torch.arange(size, device=device) for size in grid)
+    return torch.cartesian_prod(frames + first_frame, rows, columns)
 
 
 def axis_dims(head_dim: int) -> tuple[int, int, int]:

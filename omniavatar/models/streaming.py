@@ -15,7 +15,7 @@ import logging
 import math
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from omniavatar.models.wan_dit import BlockInputs
 from omniavatar.models.wrapped import Wrapped
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ class Parcel:
         memory = host_memory(self.layout.nbytes)
         for view, tensor in zip(self.layout.views(memory), self.tensors, strict=True):
             view.copy_(tensor.data)
-        self.park()
+            tensor.data = torch.empty(0, dtype=tensor.dtype, device=self.device)
         lock(memory, self.device)
         return memory
 
@@ -258,8 +259,11 @@ class BlockStream:
             blocks[index] = Streamed(block, self, index)
 
     @contextmanager
-    def present(self, index: int) -> Iterator[None]:
-        """Have the weights of a block on the device for the time of a with-block."""
+    def present(self, index: int, left_out: Container[int] = ()) -> Iterator[None]:
+        """Have the weights of a block on the device for the time of a with-block.
+
+        left_out: blocks that are not called before the first one is called again, so that they are not brought ahead.
+        """
         if not self.shared and not self.own:
             self._settle()
         place = self.own.get(index) or self._place_of(index) or self._free()
@@ -269,7 +273,7 @@ class BlockStream:
         parcel = self.source.parcels[index]
         parcel.point(place.memory)
         try:
-            self._prefetch_after(index, place)
+            self._prefetch_after(index, place, left_out)
             yield
         finally:
             parcel.park()
@@ -292,9 +296,10 @@ class BlockStream:
         places = [Place(piece, used=now) for piece in memory.split(sizes)]
         self.shared, self.own = places[:passing], dict(zip(kept, places[passing:], strict=True))
 
-    def _prefetch_after(self, index: int, busy: Place) -> None:
+    def _prefetch_after(self, index: int, busy: Place, left_out: Container[int]) -> None:
         """Begin to bring the next block that passes, unless it is here."""
-        following = next((other for other in self.passing if other > index), next(iter(self.passing), None))
+        later = (other for other in self.passing if other > index and other not in left_out)
+        following = next(later, next(iter(self.passing), None))
         if following is not None and self._place_of(following) is None:
             self._bring(following, self._free(busy))
 
@@ -355,15 +360,17 @@ class Streamed(Wrapped):
         self.stream, self.index = stream, index
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """What the block makes of its inputs."""
-        with self.stream.present(self.index):
+        """What the block makes of its inputs, which may say which blocks are left out."""
+        left_out = next((one.left_out for one in inputs if isinstance(one, BlockInputs)), frozenset[int]())
+        with self.stream.present(self.index, left_out):
             return self.block(*inputs, **named)
 
 
 class Visitor:
     """A network that is on the device only from `come` to `leave`; the blocks that `stream` brings come one by one.
 
-    It also comes when a part of it is called that is not there.
+    It also comes when a part of it is called that is not there. Leaving frees device memory and copies nothing, since
+    weights do not change: they lie in host memory all the time.
     """
 
     def __init__(self, network: nn.Module, device: torch.device, stream: BlockStream | None = None) -> None:
@@ -374,8 +381,8 @@ class Visitor:
         self.packed = self.parcel.pack()
         self.is_here = False
         held = {id(tensor) for tensor in tensors}
-        for module in network.modules():
-            if any(id(tensor) in held for tensor in module.parameters(recurse=False)):
+        for module, weights in callable_parts(network):
+            if any(id(weight) in held for weight in weights):
                 module.register_forward_pre_hook(self._called)
 
     def _called(self, module: nn.Module, inputs: Any) -> None:
@@ -394,6 +401,16 @@ class Visitor:
             if self.stream is not None:
                 self.stream.leave()
             self.is_here = False
+
+
+def callable_parts(network: nn.Module) -> Iterator[tuple[nn.Module, list[Tensor]]]:
+    """The modules of a network with their own weights, and its blocks as wholes: within them may be compiled code."""
+    blocks = list(dict.fromkeys(getattr(network, "blocks", ())))
+    within = {part for block in blocks for part in block.modules()}
+    yield from ((block, list(block.parameters())) for block in blocks)
+    for module in network.modules():
+        if module not in within:
+            yield module, list(module.parameters(recurse=False))
 
 
 def spread(count: int, total: int) -> list[int]:

@@ -10,15 +10,16 @@ Conditions that come as channels (reference latents, masks) are concatenated to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from omniavatar.models import kernels
-from omniavatar.models.attention import Attention, sdpa
+from omniavatar.models.attention import Address, Attention, sdpa, slot_of
 from omniavatar.models.norm import RMSNorm
 from omniavatar.models.rope import apply_rope, axis_dims, grid_positions, rope_table
 
@@ -51,6 +52,43 @@ TimeValue = Tensor | PerToken
 """What comes from the time step: one value for every sample (b ...), or one for every token."""
 
 
+@dataclass(eq=False)
+class BlockInputs:
+    """What a block is given beside its tokens; it takes what it knows.
+
+    t_mod: the time step's modulation (b 6 d), or one of few for every token. rope: rotary table (s, head_dim/2, 2).
+    conditions: what the tokens attend to or get otherwise, by name: "text" (b n d), "image" (b m d), and whatever units
+        and blocks agree on. The batch comes first in each, or 1 if all samples have the same. A name with a dot,
+        "nag.text", is private to the unit before the dot.
+    index: the number of the block in its network. left_out: the blocks that no sample of this call runs.
+    call: the engine's transformer call, if there is one. A network has no use for it; what wraps a slot may have.
+    beside: what attentions of this block have found beside their results, such as a map, by name.
+    """
+
+    t_mod: TimeValue
+    rope: Tensor
+    conditions: Mapping[str, Tensor]
+    index: int = 0
+    left_out: Set[int] = frozenset()
+    call: Any = None
+    beside: dict[str, Tensor] = field(default_factory=dict)
+
+    def samples(self, rows: Tensor) -> BlockInputs:
+        """The same for some samples of the batch, by their numbers (k) int64."""
+        return replace(
+            self,
+            t_mod=replace(self.t_mod, index=some(self.t_mod.index, rows))
+            if isinstance(self.t_mod, PerToken)
+            else some(self.t_mod, rows),
+            conditions={name: some(condition, rows) for name, condition in self.conditions.items()},
+        )
+
+
+def some(values: Tensor, rows: Tensor) -> Tensor:
+    """The values of some samples (b ...); (1 ...) if all samples have the same."""
+    return values if len(values) == 1 else values[rows]
+
+
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding in float64: (...) -> (..., dim), cosines first, frequencies 10000^(-2j/dim)."""
     exponents = torch.arange(dim // 2, dtype=torch.float64, device=timestep.device) / (dim // 2)
@@ -78,9 +116,10 @@ def each(part: TimeValue) -> Tensor:
 class AttentionLayer(nn.Module):
     """Projections of an attention; queries and keys pass an RMS norm over the full width before the split in heads."""
 
-    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+    def __init__(self, dim: int, num_heads: int, eps: float, attention: Attention = sdpa) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.attention = slot_of(attention)
         self.q = nn.Linear(dim, dim)
         self.k = nn.Linear(dim, dim)
         self.v = nn.Linear(dim, dim)
@@ -101,15 +140,11 @@ class AttentionLayer(nn.Module):
 class SelfAttention(AttentionLayer):
     """Attention among the video tokens, positions by rotary embedding, computed by the strategy it was given."""
 
-    def __init__(self, dim: int, num_heads: int, eps: float, attention: Attention) -> None:
-        super().__init__(dim, num_heads, eps)
-        self.attention = attention
-
-    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
-        """(b s d), rope table (s, head_dim/2, 2) -> (b s d)."""
-        q = self.turned(self.q(x), self.norm_q, rope)
-        k = self.turned(self.k(x), self.norm_k, rope)
-        return self.output(self.attention(q, k, self.split_heads(self.v(x))))
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """(b s d) -> (b s d)."""
+        q = self.turned(self.q(x), self.norm_q, inputs.rope)
+        k = self.turned(self.k(x), self.norm_k, inputs.rope)
+        return self.output(self.attention(q, k, self.split_heads(self.v(x)), Address(self, inputs)))
 
     def turned(self, x: Tensor, norm: RMSNorm, rope: Tensor) -> Tensor:
         """Queries or keys (b s (h d)), normed and turned by their positions -> (b s h d)."""
@@ -119,45 +154,76 @@ class SelfAttention(AttentionLayer):
 
 
 class CrossAttention(AttentionLayer):
-    """Attention of the video tokens on the context; no mask, so zero rows of the text take part."""
+    """Attention of the video tokens on the text; no mask, so its zero rows take part.
+
+    A subclass may attend to further conditions in `heads`, in front of the output projection.
+    """
 
     def project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of x (b s d), keys and values of context (b n d), each as (b, tokens, heads, head_dim)."""
-        q = self.split_heads(self.norm_q(self.q(x)))
-        k = self.split_heads(self.norm_k(self.k(context)))
-        v = self.split_heads(self.v(context))
-        return q, k, v
+        return self.split_heads(self.norm_q(self.q(x))), *self.keys_values(context)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """(b s d), (b n d) -> (b s d)."""
-        return self.output(sdpa(*self.project(x, context)))
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a text (b n d), each (b n heads head_dim)."""
+        return self.split_heads(self.norm_k(self.k(context))), self.split_heads(self.v(context))
+
+    def heads(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """What the heads make of the conditions, in front of the output projection: (b s d) -> (b s heads head_dim)."""
+        q, k, v = self.project(x, inputs.conditions["text"])
+        return self.attention.cross(q, k, v, Address(self, inputs, "text"))
+
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """(b s d) -> (b s d)."""
+        return self.output(self.heads(x, inputs))
 
 
 class WanBlock(nn.Module):
     """Self-attention, cross-attention and feed-forward; the first and the last are modulated by the time step.
 
-    A subclass may name another `cross_attention` class: constructor (dim, num_heads, eps), call (x, context).
+    A subclass may name another class for its cross-attention: constructor (dim, num_heads, eps, attention), call
+    (x, inputs). One that has a layer more between two parts overrides the part in front of it:
+
+        def attend_to_conditions(self, x, inputs):
+            x = super().attend_to_conditions(x, inputs)
+            return x + self.audio(x, inputs.conditions["audio"])
     """
 
     cross_attention: ClassVar[type[nn.Module]] = CrossAttention
 
-    def __init__(self, *, dim: int, ffn_dim: int, num_heads: int, eps: float, attention: Attention) -> None:
+    def __init__(self, *, dim: int, ffn_dim: int, num_heads: int, eps: float, attention: Attention = sdpa) -> None:
         super().__init__()
+        slot = slot_of(attention)
         self.norm1 = nn.LayerNorm(dim, eps, elementwise_affine=False)
-        self.self_attn = SelfAttention(dim, num_heads, eps, attention)
+        self.self_attn = SelfAttention(dim, num_heads, eps, slot)
         self.norm3 = nn.LayerNorm(dim, eps)
-        self.cross_attn = self.cross_attention(dim, num_heads, eps)
+        self.cross_attn = self.cross_attention(dim, num_heads, eps, slot)
         self.norm2 = nn.LayerNorm(dim, eps, elementwise_affine=False)
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU("tanh"), nn.Linear(ffn_dim, dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
-    def forward(self, x: Tensor, context: Tensor, t_mod: TimeValue, rope: Tensor) -> Tensor:
-        """x (b s d), context (b n d), t_mod (b 6 d) or per token, rope (s, head_dim/2, 2) -> (b s d)."""
-        shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = parts(self.modulation, t_mod)
-        x = x + self.self_attn(modulate(self.norm1(x), each(shift_attn), each(scale_attn)), rope) * each(gate_attn)
-        x = x + self.cross_attn(self.norm3(x), context)
-        residual: Tensor = self.ffn(modulate(self.norm2(x), each(shift_ffn), each(scale_ffn)))
-        return x + residual * each(gate_ffn)
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """x (b s d) -> (b s d)."""
+        times = parts(self.modulation, inputs.t_mod)
+        x = self.attend_to_tokens(x, inputs, times[:3])
+        x = self.attend_to_conditions(x, inputs)
+        return self.feed_forward(x, times[3:])
+
+    def attend_to_tokens(self, x: Tensor, inputs: BlockInputs, times: list[TimeValue]) -> Tensor:
+        """The tokens (b s d) and what self-attention adds; times: shift, scale and gate, each (b d) or per token."""
+        shift, scale, gate = times
+        attended: Tensor = self.self_attn(modulate(self.norm1(x), each(shift), each(scale)), inputs)
+        return x + attended * each(gate)
+
+    def attend_to_conditions(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """The tokens (b s d) and what cross-attention adds."""
+        attended: Tensor = self.cross_attn(self.norm3(x), inputs)
+        return x + attended
+
+    def feed_forward(self, x: Tensor, times: list[TimeValue]) -> Tensor:
+        """The tokens (b s d) and what the feed-forward adds; times: shift, scale and gate, each (b d) or per token."""
+        shift, scale, gate = times
+        residual: Tensor = self.ffn(modulate(self.norm2(x), each(shift), each(scale)))
+        return x + residual * each(gate)
 
 
 class Head(nn.Module):
@@ -179,7 +245,8 @@ class Head(nn.Module):
 class WanDiT(nn.Module):
     """Predicts the flow velocity of noisy latents. `forward` is the composition of the public methods.
 
-    Inputs of any floating type are cast to the type of the weights; `attention` computes every self-attention.
+    Inputs of any floating type are cast to the type of the weights; `attention` computes every self-attention, and
+    the cross-attentions too if it is an `AttentionSlot`.
     """
 
     block_class: ClassVar[type[WanBlock]] = WanBlock
@@ -212,8 +279,9 @@ class WanDiT(nn.Module):
         self.text_embedding = nn.Sequential(nn.Linear(text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
         self.time_embedding = nn.Sequential(nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        slot = slot_of(attention)
         self.blocks = nn.ModuleList(
-            self.block_class(dim=dim, ffn_dim=ffn_dim, num_heads=num_heads, eps=eps, attention=attention)
+            self.block_class(dim=dim, ffn_dim=ffn_dim, num_heads=num_heads, eps=eps, attention=slot)
             for _ in range(num_layers)
         )
         self.head = Head(dim, out_dim * patch_volume, eps)
@@ -260,9 +328,12 @@ class WanDiT(nn.Module):
         embedded: Tensor = self.text_embedding(context.to(self.dtype))
         return embedded
 
-    def rope(self, grid: Grid, device: torch.device | str | None = None) -> Tensor:
-        """Rotary table of all tokens of a grid, positions from 0: (s, head_dim/2, 2) float32."""
-        return rope_table(grid_positions(grid, device), self.head_dim)
+    def rope(self, grid: Grid, device: torch.device | str | None = None, first_frame: int = 0) -> Tensor:
+        """Rotary table of all tokens of a grid, (s, head_dim/2, 2) float32.
+
+        Positions count from 0, those of frames from `first_frame`.
+        """
+        return rope_table(grid_positions(grid, device, first_frame), self.head_dim)
 
     def unembed(self, x: Tensor, t_emb: TimeValue, grid: Grid) -> Tensor:
         """Tokens (b s d), t_emb (b d) or per token, grid (f, h, w) with s = f*h*w -> (b out t h w)."""
@@ -280,11 +351,14 @@ class WanDiT(nn.Module):
         x, grid = self.embed_patches(latents)
         embed = self.embed_time if timestep.ndim == 1 else self.embed_token_times
         t_emb, t_mod = embed(timestep)
-        context = self.embed_text(context)
-        rope = self.rope(grid, x.device)
-        for block in self.blocks:
-            x = block(x, context, t_mod, rope)
-        return self.unembed(x, t_emb, grid)
+        conditions = {"text": self.embed_text(context)}
+        return self.unembed(self.run_blocks(x, BlockInputs(t_mod, self.rope(grid, x.device), conditions)), t_emb, grid)
+
+    def run_blocks(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """All blocks one after the other: (b s d) -> (b s d)."""
+        for index, block in enumerate(self.blocks):
+            x = block(x, replace(inputs, index=index, beside={}))
+        return x
 
     def _check_latents(self, latents: Tensor) -> None:
         """A convolution would cut an odd row off silently."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from omniavatar.errors import CheckpointError
+from omniavatar.errors import CheckpointError, in_one_line
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 PREFIX = "wav2vec2."
+HEAD = 64
+"""Width of an attention head in all published models."""
+STRIDES = (5, 2, 2, 2, 2, 2, 2)
+"""Of the convolutions in all published models."""
 # Heads for training and transcription, and the vector that stands for masked features in training.
 UNUSED = ("lm_head.", "quantizer.", "project_q.", "project_hid.", "masked_spec_embed")
 # The positional convolution's weight norm has these names in older files.
@@ -104,13 +109,19 @@ class AudioEncoder(nn.Module):
         return encoder.eval()
 
     @classmethod
-    def from_config(cls, path: Path) -> AudioEncoder:
-        """The network of a Hugging Face folder without its weights, on the meta device."""
+    def from_checkpoint(cls, settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> AudioEncoder:
+        """The network without its weights, on the meta device, for a file with weights of these shapes.
+
+        settings: what the config.json beside the file holds; that of another model may lie there, and does not count.
+        Without them the numbers come from the shapes. Raises CheckpointError if no network has these.
+        """
         try:
+            is_ours = settings.get("model_type") == "wav2vec2"
+            config = Wav2Vec2Config.from_dict(dict(settings)) if is_ours else config_of_shapes(shapes)
             with torch.device("meta"):
-                return cls(read_config(path))
-        except CheckpointError as error:
-            raise CheckpointError(f"wav2vec2 folder {path}: {error}") from error
+                return cls(config)
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"no wav2vec2 has these numbers ({in_one_line(error)})") from error
 
     @classmethod
     def from_folder(
@@ -164,6 +175,40 @@ def read_config(path: Path) -> Wav2Vec2Config:
     if values.get("model_type") != "wav2vec2":
         raise CheckpointError(f"config.json describes a '{values.get('model_type')}' model; needed is 'wav2vec2'")
     return Wav2Vec2Config.from_dict(values)
+
+
+def config_of_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Wav2Vec2Config:
+    """The configuration of a network with weights of these shapes (names as in `AudioEncoder`).
+
+    Sizes are those of the shapes. What no shape tells is as in the published models: heads of 64, the strides of the
+    first convolutions, and layer norm in every convolution together with "stable" layer norms (large models), or group
+    norm in the first one alone (base models).
+    """
+    encoder = "model.encoder"
+    kernels = [shapes[name] for name in conv_weights(shapes)]
+    width = shapes[f"{encoder}.layer_norm.weight"][0]
+    position = shapes[f"{encoder}.pos_conv_embed.conv.parametrizations.weight.original1"]
+    is_large = len(kernels) > 1 and "model.feature_extractor.conv_layers.1.layer_norm.weight" in shapes
+    return Wav2Vec2Config(
+        hidden_size=width,
+        num_hidden_layers=sum(name.endswith(".attention.q_proj.weight") for name in shapes),
+        num_attention_heads=max(1, width // HEAD),
+        intermediate_size=shapes[f"{encoder}.layers.0.feed_forward.intermediate_dense.weight"][0],
+        conv_dim=tuple(kernel[0] for kernel in kernels),
+        conv_kernel=tuple(kernel[2] for kernel in kernels),
+        conv_stride=STRIDES[: len(kernels)],
+        conv_bias="model.feature_extractor.conv_layers.0.conv.bias" in shapes,
+        feat_extract_norm="layer" if is_large else "group",
+        do_stable_layer_norm=is_large,
+        num_conv_pos_embeddings=position[2],
+        num_conv_pos_embedding_groups=position[0] // position[1],
+    )
+
+
+def conv_weights(shapes: Collection[str]) -> list[str]:
+    """The names of the weights of the first convolutions, in order."""
+    names = (f"model.feature_extractor.conv_layers.{number}.conv.weight" for number in range(len(STRIDES)))
+    return [name for name in names if name in shapes]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -3,12 +3,21 @@
 from typing import TYPE_CHECKING, Any
 
 from omniavatar.testing.fakes import FakeAudioAdapter, FakeAudioEncoder, FakeDiT, FakeVAE
-from omniavatar.testing.models import GivenModels, LatentFormat
+from omniavatar.testing.models import GivenLora, GivenModels, LatentFormat
 
 if TYPE_CHECKING:
     from omniavatar.testing.check import check_unit
 
-__all__ = ["FakeAudioAdapter", "FakeAudioEncoder", "FakeDiT", "FakeVAE", "GivenModels", "LatentFormat", "check_unit"]
+__all__ = [
+    "FakeAudioAdapter",
+    "FakeAudioEncoder",
+    "FakeDiT",
+    "FakeVAE",
+    "GivenLora",
+    "GivenModels",
+    "LatentFormat",
+    "check_unit",
+]
 
 
 def __getattr__(name: str) -> Any:

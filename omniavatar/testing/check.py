@@ -384,12 +384,11 @@ def of_unit(unit_class: type[PipelineUnit], accesses: Iterable[Access]) -> Itera
 def roles_are_declared(subject: Subject) -> None:
     """It asks the engine for the models that it names, and for no others."""
     unit_class = subject.unit_class
-    known = {*unit_class.roles, *unit_class.optional_roles}
-    # Making a step asks for the transformer.
-    allowed = known | ({"dit"} if claims_hook(unit_class, "plan_steps") else set())
+    plan = subject.plan()
+    known = {*plan.roles_of(subject.unit_of(plan))}
     asked = list(of_unit(unit_class, subject.first[1].models))
     for access in asked:
-        assert access.name in allowed or unit_class.hosts(access.name), (
+        assert access.name in known or ALL in unit_class.optional_roles or unit_class.hosts(access.name), (
             f"its {access.hook} asks for the model '{access.name}', which neither roles nor optional_roles name"
         )
         assert access.hook in (*OUTSIDE_STEPS, "setup") or access.name not in unit_class.idle_in_steps, (

@@ -14,23 +14,25 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 from torch.nn import functional
 
+from omniavatar.models.wan_dit import BlockInputs
+
 CHANNELS = 4
 
 
 class FakeBlock(nn.Module):
-    """Adds the mean of the context to every token and counts its calls."""
+    """Adds the mean of the text to every token and counts its calls."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls = 0
 
-    def forward(self, x: Tensor, context: Tensor, t_mod: Tensor, rope: Tensor) -> Tensor:
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         self.calls += 1
-        return x + context.mean(dim=1, keepdim=True)
+        return x + inputs.conditions["text"].mean(dim=1, keepdim=True)
 
 
 class FakeDiT(nn.Module):
-    """One token a latent pixel: velocity = latents + num_layers * mean of the context (b n 1), without any weight.
+    """One token a latent pixel: velocity = latents + num_layers * mean of the text (b n 1), without any weight.
 
     condition_channels: channels behind the latents that it takes and ignores. `dtypes` keeps the type of every input.
     """
@@ -75,6 +77,7 @@ class FakeVAE(nn.Module):
     """Latents are the brightness of 8x8 pixels of every fourth frame, the same in all channels; decoding repeats it."""
 
     spatial_factor = 8
+    temporal_factor = 4
     z_dim = CHANNELS
 
     def encode(self, video: Tensor, **options: object) -> Tensor:

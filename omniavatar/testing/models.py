@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from omniavatar.checkpoints.lora import Lora, read_lora
+from omniavatar.engine.geometry import Geometry
+
+WAN = Geometry(channels=16, temporal_factor=4, spatial_factor=8, patch_size=(1, 2, 2))
+"""What latents and tokens of the Wan 2.1 models stand for."""
 
 
 class GivenModels:
@@ -39,13 +46,38 @@ class GivenModels:
         """The path as it is."""
         return path
 
+    def tokenizer(self, role: str) -> None:
+        """None lies in a file."""
+
     def adapters(self) -> Sequence[Any]:
         """No LoRA files."""
         return ()
+
+
+@dataclass(frozen=True)
+class GivenLora:
+    """A LoRA in memory, an `omniavatar.engine.engine.Adapter`: tensors under the names that a file would have.
+
+    alpha: that of adapter_config.json, for layers that have none of their own.
+    """
+
+    state: Mapping[str, Tensor]
+    name: str = "lora.safetensors"
+    target: str = "dit"
+    strength: float | tuple[tuple[float, float, float], ...] = 1.0
+    alpha: float | None = None
+    is_own: bool = False
+    branches: tuple[str, ...] = ()
+
+    def read(self) -> Lora:
+        """What the tensors mean."""
+        settings = {} if self.alpha is None else {"lora_alpha": self.alpha}
+        return read_lora(self.state, settings=settings, name=self.name)
 
 
 class LatentFormat(nn.Module):
     """What the engine asks of a VAE before it makes noise, for plans that neither encode nor decode."""
 
     spatial_factor = 8
+    temporal_factor = 4
     z_dim = 16

@@ -7,7 +7,6 @@ take = stage.player(plan).play(stage.request(plan))
 
 from __future__ import annotations
 
-import inspect
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from omniavatar.checkpoints.loading import parameter_names
 from omniavatar.distributed.groups import Group
 from omniavatar.distributed.sharding import Sharding
 from omniavatar.distributed.world import World
@@ -29,7 +29,7 @@ from omniavatar.engine.plan import Plan
 from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step
 from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
-from omniavatar.models.attention import Attention, sdpa
+from omniavatar.models.attention import Attention, AttentionSlot
 from omniavatar.models.audio_adapter import AudioAdapter
 from omniavatar.models.umt5 import UMT5Encoder
 from omniavatar.models.wan_dit import WanDiT
@@ -37,6 +37,7 @@ from omniavatar.models.wan_vae import WanVAE
 from omniavatar.models.wav2vec import AudioEncoder
 from omniavatar.resources import asset
 from omniavatar.testing import tiny
+from omniavatar.testing.models import GivenLora
 from omniavatar.testing.recorder import SeenWindow, WindowRecorder
 from omniavatar.testing.tiny import tiny_file
 from omniavatar.testing.weights import randomized, relative_error
@@ -49,8 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fixed-frames": {"window_frames": 9, "overlap": 5},
     "guidance": {"scale": 3.0, "audio_scale": 2.0},
     "compile": {"backend": "aot_eager"},
-    "euler": {"steps": 3},
-    "unipc": {"steps": 3},
+    "schedule": {"steps": 3},
     "teacache": {"threshold": 10.0},
     "magcache": {"ratios": [1.0], "retention": 0.0},
     "first-block-cache": {"threshold": 10.0},
@@ -83,28 +83,8 @@ NETWORKS: dict[str, Network] = {
 }
 
 
-class Place:
-    """Stands for the attention of an engine in networks that are to be copied."""
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
-PLACE = Place()
-
-
-@dataclass(frozen=True)
-class SmallLora:
-    """A LoRA for the transformer."""
-
-    pairs: Mapping[str, Tensor]
-    name: str = "small"
-    target: str = "dit"
-    alpha: float | None = None
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """The pairs, as in a file."""
-        return self.pairs
+PLACE = AttentionSlot()
+"""Stands for the attention of an engine in networks that are to be copied."""
 
 
 class StageModels:
@@ -122,14 +102,14 @@ class StageModels:
 
         Audio encoders always run in float32, as their rows of the checkpoint tables say.
         """
-        copy: nn.Module = deepcopy(self.original(role), {id(PLACE): constructor.get("attention", sdpa)})
+        copy: nn.Module = deepcopy(self.original(role), {id(PLACE): constructor.get("attention", AttentionSlot())})
         return copy.to(device, torch.float32 if isinstance(copy, AudioEncoder) else dtype)
 
     def original(self, role: str) -> nn.Module:
         """The network of which all engines have copies."""
         if role not in self._made:
             make, numbers = self.networks[role]
-            place = {"attention": PLACE} if "attention" in inspect.signature(make).parameters else {}
+            place = {"attention": PLACE} if "attention" in parameter_names(make) else {}
             network = randomized(make(**numbers, **place), seed=zlib.crc32(role.encode()))
             self._made[role] = network.requires_grad_(False)
         return self._made[role]
@@ -142,14 +122,17 @@ class StageModels:
         """The tokenizer of the test networks, whichever is asked for."""
         return tiny_file("tokenizer")
 
-    def adapters(self) -> Sequence[SmallLora]:
+    def tokenizer(self, role: str) -> None:
+        """None lies in a file."""
+
+    def adapters(self) -> Sequence[GivenLora]:
         """A LoRA of rank 2 for the transformer's first block, if it has linear layers."""
         generator, pairs = torch.Generator().manual_seed(0), {}
         for name, layer in self.original("dit").named_modules():
             if name.startswith("blocks.0.") and isinstance(layer, nn.Linear):
                 pairs[f"{name}.lora_A.weight"] = torch.randn(2, layer.in_features, generator=generator) / 10
                 pairs[f"{name}.lora_B.weight"] = torch.randn(layer.out_features, 2, generator=generator) / 10
-        return [SmallLora(pairs)] if pairs else []
+        return [GivenLora(pairs, name="small")] if pairs else []
 
 
 @dataclass

@@ -94,6 +94,9 @@ class WatchedModels:
         self._watch.note_model(role)
         return self._models.beside(role, path)
 
+    def tokenizer(self, role: str) -> Callable[[], Any] | None:
+        return self._models.tokenizer(role)
+
     def adapters(self) -> Sequence[Adapter]:
         return self._models.adapters()
 

@@ -26,7 +26,7 @@ from omniavatar.engine.loop import Loop
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.scopes import Request, Window
 from omniavatar.engine.unit import PipelineUnit
-from omniavatar.engine.windows import TEMPORAL_FACTOR, Span
+from omniavatar.engine.windows import Span
 from omniavatar.errors import InputError, nearest
 from omniavatar.media.paths import shown
 from omniavatar.training.data.clip import Limits
@@ -325,9 +325,9 @@ class DiffusionTask:
     def window(self, batch: Batch) -> Window:
         """A window of the samples, with what the live units make for it."""
         clean = batch[CLEAN]
-        frames = TEMPORAL_FACTOR * (clean.shape[2] - 1) + 1
-        given = batch.get("given_latents")
-        given_frames = 0 if given is None else TEMPORAL_FACTOR * (given.shape[2] - 1) + 1
+        given, geometry = batch.get("given_latents"), self.engine.geometry
+        frames = geometry.frames(clean.shape[2])
+        given_frames = 0 if given is None else geometry.frames(given.shape[2])
         job, span = self.loop.job, Span(0, frames, given_frames, given_frames, frames)
         job.frames, job.spans = frames, [span]
         values = {name: batch.get(name) for name in self.split.values}

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omniavatar.checkpoints import Bundle, Registry
-from omniavatar.checkpoints.bundle import LORA
-from omniavatar.checkpoints.registry import TRANSFORMER, Detection
+from omniavatar.checkpoints.registry import LORA, TRANSFORMER, Detection
 from omniavatar.config import ModelEntry
 from omniavatar.errors import CheckpointError
 from omniavatar.training.diffusion import DiffusionConfig
@@ -49,6 +48,6 @@ def is_replaced(detection: Detection, roles: Collection[str]) -> bool:
 
 def one_by_one(entry: ModelEntry, detections: Iterable[Detection]) -> list[dict[str, Any]]:
     """An entry for each of the checkpoints that one named together."""
-    role = {} if entry.role is None else {"role": entry.role}
+    fields = entry.model_dump(mode="json", include={"role", "strength"}, exclude_none=True)
     paths = ([str(Path(file).absolute()) for file in detection.files] for detection in detections)
-    return [{"path": files if len(files) > 1 else files[0], **role} for files in paths]
+    return [{"path": files if len(files) > 1 else files[0], **fields} for files in paths]

@@ -71,7 +71,7 @@ class LiveSamples:
 
     def draw(self, draw: torch.Generator, count: int) -> dict[str, Tensor]:
         """Raises InputError if the clips are so different that none of many has the shapes of the first."""
-        settings = self.settings.narrowed(draw)
+        settings = self.settings.fitted(self.preparation.engine.geometry).narrowed(draw)
         found: list[Sample] = []
         for _ in range(self.TRIES * count):
             sample = self.source.draw(settings, draw, self.preparation.sample)

@@ -10,7 +10,10 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import PlanError
 
 STEP_HOOKS = frozenset(
-    ("before_step", "predict", "call", "embed", "run_blocks", "before_block", "after_block", "unembed")
+    (
+        *("before_step", "predict", "call", "embed"),
+        *("run_blocks", "before_block", "run_block", "after_block", "unembed"),
+    )
 )
 """The hooks of a prediction; what only plans, guides, samples, decodes or writes is not part of training."""
 

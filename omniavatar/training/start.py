@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,6 +50,12 @@ class Starting:
     def __contains__(self, role: object) -> bool:
         return role in self.changes or role in self.models
 
+    def __getattr__(self, name: str) -> Any:
+        """What else may be asked of the models, such as the skeletons of networks that are as in their files."""
+        if name.startswith("_") or "models" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.models, name)
+
     def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
         change = self.changes.get(role)
         if change is None:
@@ -92,6 +98,9 @@ class Starting:
 
     def beside(self, role: str, path: Path) -> Path:
         return self.models.beside(role, path)
+
+    def tokenizer(self, role: str) -> Callable[[], Any] | None:
+        return self.models.tokenizer(role)
 
     def adapters(self) -> Sequence[Adapter]:
         return self.models.adapters()

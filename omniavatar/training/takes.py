@@ -20,9 +20,10 @@ from typing import Annotated, Protocol, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from omniavatar.engine.windows import TEMPORAL_FACTOR, frames_for_budget
+from omniavatar.engine.geometry import Geometry, rounded_down
+from omniavatar.errors import InputError
 from omniavatar.media.audio import load_waveform
 from omniavatar.training.data.clip import FRAME_SAMPLES, Clip, random_piece
 from omniavatar.training.data.clips import Clips
@@ -37,8 +38,10 @@ class TakeSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    frames: int = Field(81, ge=5, description="frames of a sample, 4n+1; shorter clips give what they have")
-    prefixes: tuple[int, ...] = Field((1, 5, 9, 13), min_length=1, description="given frames, one drawn, each 4n+1")
+    frames: int = Field(81, ge=2, description="frames of a sample, 4n+1; shorter clips give what they have")
+    prefixes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 5, 9, 13), min_length=1, description="given frames, one drawn, each 4n+1"
+    )
     no_prefix: float = Field(0.1, ge=0, le=1, description="how often nothing is given")
     no_reference: float = Field(0.0, ge=0, le=1, description="how often there is no reference picture either")
     again: tuple[Annotated[int, Field(ge=0, le=100)], ...] = Field(
@@ -49,19 +52,30 @@ class TakeSettings(BaseModel):
         None, ge=64, description="tokens of a sample at most; larger pictures have fewer frames"
     )
 
-    @field_validator("frames", "prefixes")
-    @classmethod
-    def _four_n_plus_one(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
-        for frames in value if isinstance(value, tuple) else (value,):
-            if frames < 1 or frames % TEMPORAL_FACTOR != 1:
-                raise ValueError(f"{frames} is not 4n+1 frames")
-        return value
+    _geometry: Geometry | None = PrivateAttr(None)
+
+    def fitted(self, geometry: Geometry) -> TakeSettings:
+        """The same for these networks, by which takes can be drawn. Raises InputError if the VAE takes other counts."""
+        factor = geometry.temporal_factor
+        for name, counts in (("frames", (self.frames,)), ("prefixes", self.prefixes)):
+            for count in counts:
+                if count != rounded_down(count, factor):
+                    raise InputError(f"samples.{name}: {count} is not {factor}n+1 frames, which the VAE takes")
+        fitted = self.model_copy()
+        fitted._geometry = geometry
+        return fitted
+
+    @property
+    def geometry(self) -> Geometry:
+        """The networks' that takes are for; `fitted` says it."""
+        assert self._geometry is not None, "takes are drawn for networks: settings.fitted(geometry)"
+        return self._geometry
 
     def at(self, height: int, width: int) -> TakeSettings:
         """The same for pictures of this size: no more frames than `max_tokens` allow."""
         if self.max_tokens is None:
             return self
-        most = max(1 + TEMPORAL_FACTOR, frames_for_budget(self.max_tokens, height, width))
+        most = max(1 + self.geometry.temporal_factor, self.geometry.frames_for(self.max_tokens, height, width))
         return self.model_copy(update={"frames": min(self.frames, most)})
 
     def narrowed(self, draw: torch.Generator) -> TakeSettings:
@@ -97,7 +111,8 @@ class Choice:
         def chance(probability: float) -> bool:
             return float(torch.rand((), generator=draw)) < probability
 
-        piece, reference = random_piece(frames, settings.frames, draw), number(frames)
+        factor = settings.geometry.temporal_factor
+        piece, reference = random_piece(frames, settings.frames, factor, draw), number(frames)
         start, count = piece.start, piece.count
         given = settings.prefixes[number(len(settings.prefixes))]
         nothing, without = chance(settings.no_prefix), chance(settings.no_reference)

@@ -24,7 +24,6 @@ from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.errors import InputError, OutputError, nearest
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.paths import shown
-from omniavatar.models.lora import lora_pairs
 from omniavatar.training import sharded
 from omniavatar.training.start import StartSettings
 
@@ -32,6 +31,8 @@ ADAPTER = "default"
 AUDIO_LAYERS = "audio_adapter"
 DELTA = "pytorch_model.pt"
 WHOLE = "transformer.safetensors"
+EXPORT = Path("comfyui") / "lora.safetensors"
+"""The LoRA for other programs, in a folder of its own: whoever opens the result's folder has it once."""
 
 
 class LoraSettings(BaseModel):
@@ -134,6 +135,7 @@ class Trained(PipelineUnit):
         `pytorch_model.pt`: what changes the model files, in the form of the published OmniAvatar.
         merged, or where that form does not do, such as for a transformer trained whole: `transformer.safetensors`, all
         weights of the transformer, of the audio layers and of what else is trained, with LoRA merged into them.
+        `comfyui/lora.safetensors`: the LoRA under the names of ComfyUI and most other programs, with the scale in it.
         `config.json`: what the tensors do not say. Raises OutputError if something cannot be written.
         """
         is_whole = self._needs_whole(weights, start)
@@ -145,6 +147,9 @@ class Trained(PipelineUnit):
         write(folder / "config.json", lambda path: path.write_text(description, encoding="utf-8"))
         if delta:
             write(folder / DELTA, lambda path: torch.save(delta, path))
+        export = self._export(delta)
+        if export:
+            write(folder / EXPORT, lambda path: save_file(export, path))
         if whole:
             write(folder / WHOLE, lambda path: save_file(whole, path))
 
@@ -188,9 +193,11 @@ class Trained(PipelineUnit):
         names = [name for name, _ in self.engine.model(role).named_parameters() if ".lora_" not in name]
         if all(f"{role}.{plain(name)}" in weights for name in names):
             return True
+        shapes = {name: tuple(weight.shape) for name, weight in self.engine.model(role).named_parameters()}
+        plain_shapes = {plain(name): shape for name, shape in shapes.items() if ".lora_" not in name}
         adapters = [adapter for adapter in self.engine.models.adapters() if adapter.target == role]
-        pairs = [pair for adapter in adapters for pair in lora_pairs(adapter.tensors(), adapter.alpha)]
-        return any(f"{role}.{pair.module}.weight" in weights for pair in pairs)
+        changed = (name for adapter in adapters for name in adapter.read().fit(plain_shapes).changes)
+        return any(f"{role}.{name}" in weights for name in changed)
 
     def _delta(
         self, weights: Mapping[str, Tensor], dtype: torch.dtype, start: Mapping[str, StartSettings]
@@ -208,6 +215,18 @@ class Trained(PipelineUnit):
         if AUDIO_LAYERS in changed and AUDIO_LAYERS in self.engine.models:
             delta |= self._network(AUDIO_LAYERS, weights, dtype)
         return delta
+
+    def _export(self, delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The LoRA of a delta as other programs read it: `diffusion_model.LAYER.lora_{A,B}.weight` and `.alpha`."""
+        if self.settings.lora is None:
+            return {}
+        export: dict[str, Tensor] = {}
+        for name, value in delta.items():
+            layer, found, side = name.removesuffix(f".{ADAPTER}.weight").rpartition(".lora_")
+            if found and name.endswith(f".{ADAPTER}.weight"):
+                export[f"diffusion_model.{layer}.lora_{side}.weight"] = value.contiguous()
+                export[f"diffusion_model.{layer}.alpha"] = torch.tensor(float(self.settings.lora.alpha))
+        return export
 
     def _whole(self, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         """The transformer, its audio layers, and what else is trained."""

@@ -34,6 +34,8 @@ from omniavatar.training.sharded import any_of, average, clip, local, mapped, sh
 
 STATE = "state.pt"
 LOG = "log.jsonl"
+RESULTS = "results"
+"""The folder of results on the way, each in one of its own."""
 MOST_SKIPPED = 20
 """Updates in a row whose gradients are no numbers, after which training ends."""
 
@@ -84,6 +86,11 @@ class Settings(BaseModel):
     )
     cuda_graph: bool = Field(False, description="on CUDA: launch all kernels of a micro-batch at once")
     save_every: int = Field(1000, ge=1, description="updates between checkpoints")
+    results_every: int | None = Field(
+        None,
+        ge=1,
+        description="updates between results that can be used, in results/step-NUMBER; none: at the end alone",
+    )
     log_every: int = Field(10, ge=1, description="updates between lines of the log")
     max_minutes: float | None = Field(None, gt=0, description="stop after this time, with a checkpoint to go on from")
     seed: int = Field(0, ge=0, description="of everything random")
@@ -178,6 +185,8 @@ class Trainer:
                     self.tell(report)
                 if self.step % self.settings.save_every == 0:
                     self.checkpoint()
+                if self.is_result_due():
+                    self.save_result(self.result_folder())
                 due = [visit for visit in self.visits if self.step % visit.every == 0]
                 if due and (self.is_late(deadline) or self.is_asked(asks_to_stop)):
                     break
@@ -191,8 +200,24 @@ class Trainer:
         self.checkpoint()
         is_done = self.step >= self.settings.steps
         if is_done:
-            self.task.save(self.folder, mapped(self.result(), whole))
+            self.save_result(self.folder)
         return is_done
+
+    def save_result(self, folder: Path) -> None:
+        """Write the weights as they are now for use. All ranks call it. Raises OutputError if it cannot be done."""
+        if self.world.is_main:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        self.task.save(folder, mapped(self.result(), whole))
+
+    def is_result_due(self) -> bool:
+        """Whether a result on the way is to be written after this step; that of the last step is the result itself."""
+        every = self.settings.results_every
+        return every is not None and self.step % every == 0 and self.step < self.settings.steps
+
+    def result_folder(self) -> Path:
+        """Where the result on the way of this step is written."""
+        return self.folder / RESULTS / f"step-{self.step:06}"
 
     @property
     def is_sharded(self) -> bool:

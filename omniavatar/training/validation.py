@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +24,9 @@ from torch.distributed.tensor import DTensor
 
 from omniavatar.engine.engine import Adapter, Engine, Models
 from omniavatar.engine.out_of_memory import Place, is_out_of_memory
-from omniavatar.engine.plan import Plan, make_unit
+from omniavatar.engine.plan import Plan, current_names, make_unit
 from omniavatar.engine.scopes import Request
+from omniavatar.engine.settings import Layer, Strength
 from omniavatar.errors import InputError, OmniError, PlanError, nearest
 from omniavatar.training.split import hooks
 from omniavatar.training.trainer import Trainer
@@ -52,10 +53,11 @@ class ValidationSettings(BaseModel):
 
 def plan_of_videos(plan: Plan, changes: Mapping[str, Mapping[str, Any]]) -> Plan:
     """The plan with some settings changed. Raises PlanError for a unit that it does not have."""
+    layer = Layer(Strength.FILE, "validation.settings", changes)
+    changes = current_names(layer, {unit.name: type(unit) for unit in plan.units}, plan.names)
     for name in changes:
         if name not in plan:
-            known = [unit.name for unit in plan.units]
-            raise PlanError(f"validation.settings: the plan has no unit '{name}'{nearest(name, known)}")
+            raise PlanError(f"validation.settings: the plan has no unit '{name}'{nearest(name, plan.names)}")
     return Plan(
         tuple(
             make_unit(type(unit), {**unit.settings.model_dump(exclude_unset=True), **changes.get(unit.name, {})})
@@ -223,5 +225,9 @@ class Lent:
     def beside(self, role: str, path: Path) -> Path:
         return self.models.beside(role, path)
 
+    def tokenizer(self, role: str) -> Callable[[], Any] | None:
+        return self.models.tokenizer(role)
+
     def adapters(self) -> Sequence[Adapter]:
-        return self.models.adapters()
+        """None: the networks that are lent have been changed by theirs."""
+        return ()

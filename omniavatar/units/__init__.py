@@ -7,6 +7,7 @@ from omniavatar.units.cfg_merge import CfgMerge
 from omniavatar.units.cfg_zero_star import CfgZeroStar
 from omniavatar.units.compile import Compile
 from omniavatar.units.disk_offload import DiskOffload
+from omniavatar.units.dpmpp_2m import DpmSolverMultistep
 from omniavatar.units.euler import Euler
 from omniavatar.units.first_block_cache import FirstBlockCache
 from omniavatar.units.fixed_frames import FixedFrames
@@ -16,12 +17,16 @@ from omniavatar.units.gradient_checkpointing import GradientCheckpointing
 from omniavatar.units.guidance import Guidance
 from omniavatar.units.guidance_interval import GuidanceInterval
 from omniavatar.units.guidance_parallel import GuidanceParallel
+from omniavatar.units.lcm import Lcm
 from omniavatar.units.lora import Lora
 from omniavatar.units.magcache import MagCache
+from omniavatar.units.nag import Nag
 from omniavatar.units.offload import Offload
 from omniavatar.units.prompt import Prompt
 from omniavatar.units.reference_image import ReferenceImage
+from omniavatar.units.schedule import Schedule
 from omniavatar.units.sequence_parallel import SequenceParallel
+from omniavatar.units.skip_layer_guidance import SkipLayerGuidance
 from omniavatar.units.sliding_window import SlidingWindow
 from omniavatar.units.smooth_borders import SmoothBorders
 from omniavatar.units.soundtrack import Soundtrack
@@ -30,6 +35,7 @@ from omniavatar.units.transformer import Transformer
 from omniavatar.units.unipc import UniPC
 from omniavatar.units.vae_decode import VaeDecode
 from omniavatar.units.vae_parallel import VaeParallel
+from omniavatar.units.video_to_video import VideoToVideo
 from omniavatar.units.write_video import WriteVideo
 
 BUILTIN = (
@@ -40,6 +46,7 @@ BUILTIN = (
     FixedFrames,
     Guidance,
     TeaCache,
+    Schedule,
     Euler,
     Transformer,
     Lora,
@@ -59,7 +66,12 @@ BUILTIN = (
     FirstBlockCache,
     CfgZeroStar,
     GuidanceInterval,
+    Nag,
+    SkipLayerGuidance,
     UniPC,
+    DpmSolverMultistep,
+    Lcm,
+    VideoToVideo,
     AttentionKernel,
     Offload,
     DiskOffload,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from omniavatar.engine.unit import PipelineUnit, UnitSettings
+from omniavatar.engine.unit import ALL, PipelineUnit, UnitSettings
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import torch
@@ -23,7 +23,7 @@ class AttentionKernel(PipelineUnit):
     """
 
     name = "attention"
-    roles = ("dit",)
+    optional_roles = (ALL,)
     claims = ("attention_kernel",)
 
     class Settings(UnitSettings):
@@ -40,7 +40,7 @@ class AttentionKernel(PipelineUnit):
         from omniavatar.models.attention_kernels import KERNELS
 
         kernel = KERNELS[self.settings.kernel]()
-        config = engine.models.config("dit")
+        config = engine.models.config(engine.plan.experts[0])
         heads = config["num_heads"]
         q = torch.zeros(1, 256, heads, config["dim"] // heads, dtype=engine.dtype, device=engine.device)
         try:

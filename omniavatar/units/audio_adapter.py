@@ -33,7 +33,7 @@ class AudioAdapter(PipelineUnit):
         silent = window.get("silent_rows")
         if silent is None:
             silent = torch.zeros(1, 1, adapter.audio_in_dim, device=engine.device, dtype=engine.dtype)
-        silence = framed(adapter(silent[:1]).expand(len(window.latents), -1, window.span.latent_frames, -1))
+        silence = framed(adapter(silent[:1]).expand(len(window.latents), -1, window.latent_frames, -1))
         window["audio_silence"] = silence
         window["audio_residuals"] = silence if rows is None else framed(adapter(rows))
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from omniavatar.engine.unit import PipelineUnit, UnitSettings
+from omniavatar.engine.unit import ALL, PipelineUnit, UnitSettings
 from omniavatar.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -22,10 +22,12 @@ class Compile(PipelineUnit):
 
     name = "compile"
     exact = True
-    roles = ("dit",)
+    optional_roles = (ALL,)
 
     class Settings(UnitSettings):
-        networks: tuple[str, ...] = Field(("dit", "dit2"), min_length=1, description="roles of the networks to compile")
+        networks: tuple[str, ...] | None = Field(
+            None, min_length=1, description="roles of the networks to compile; default: all that work in the steps"
+        )
         mode: Literal["default", "max-autotune-no-cudagraphs"] = Field(
             "default", description="how long to look for fast kernels"
         )
@@ -42,7 +44,8 @@ class Compile(PipelineUnit):
 
         backend = self.settings.backend
         mode = self.settings.mode if backend == "inductor" else None
+        wanted = engine.roles_in_steps if self.settings.networks is None else self.settings.networks
         for role in engine.roles:
-            blocks = getattr(engine.model(role), "blocks", None) if role in self.settings.networks else None
+            blocks = getattr(engine.model(role), "blocks", None) if role in wanted else None
             if blocks is not None:
                 compile_blocks(blocks, backend, mode)

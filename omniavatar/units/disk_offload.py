@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from omniavatar.engine.unit import ALL, Kept, PipelineUnit
 from omniavatar.hookspecs import hookimpl
-from omniavatar.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from omniavatar.engine.engine import Engine
-    from omniavatar.models.lora import LoraPair
+    from omniavatar.engine.plan import Plan
     from omniavatar.models.streaming import Parcel, ReadBlocks
 
 ONE_WAY = "both bring the blocks to the device; take the one for which there is memory"
@@ -25,21 +23,21 @@ class DiskOffload(PipelineUnit):
     """Little GPU memory and little host memory: each block is read from its file while the one before computes.
 
     Steps take as long as reading the transformer from the disk, unless the system keeps the file in memory it has left.
-    Every network is on the device only while a unit that works with it runs. LoRA is merged into each block when it has
-    come. Files other than safetensors are read as well, but take longer to open.
+    Every network is on the device only while a unit that works with it runs. What other units make of weights (LoRA is
+    merged, fp8 rounds) is made of each block anew when it has come; packed weights of files stay packed. Files other
+    than safetensors are read as well, but take longer to open.
     """
 
     name = "disk-offload"
     exact = True
     rehearses = False
     eases = ("load", "prepare", "denoise", "decode", "host")
-    roles = ("dit",)
+    optional_roles = (ALL,)
     host_roles = (ALL,)
     reads_blocks = True
     conflicts: ClassVar[Mapping[str, str]] = {
         "offload": ONE_WAY,
         "fsdp": "with sharded weights every GPU holds a part of each block already",
-        "fp8": "the weights would be rounded again with every block that comes; take offload",
     }
 
     @hookimpl(wrapper=True)
@@ -50,7 +48,7 @@ class DiskOffload(PipelineUnit):
 
         take_over(self, engine, partial(read_blocks, engine))
 
-    def keeps(self, role: str, blocks: int) -> Kept | None:
+    def keeps(self, role: str, blocks: int, plan: Plan) -> Kept | None:
         from omniavatar.models.streaming import BUFFERS, PLACES
 
         return Kept(on_device=min(PLACES, blocks), in_host=BUFFERS, copied=blocks if blocks > PLACES else 0)
@@ -63,7 +61,7 @@ def read_blocks(engine: Engine, role: str, network: nn.Module, parcels: Sequence
     if not parcels[0].is_unread:
         return ReadBlocks(parcels, engine.device, Lying(parcels).read)
     files = FileBlocks(engine, role, network)
-    return ReadBlocks(parcels, engine.device, files.read, files.merge)
+    return ReadBlocks(parcels, engine.device, files.read, files.finish)
 
 
 class Lying:
@@ -79,37 +77,30 @@ class Lying:
 
 
 class FileBlocks:
-    """Blocks whose weights lie in files, and what LoRA adds to them."""
+    """Blocks whose weights lie in files, and what the plan makes of them."""
 
     def __init__(self, engine: Engine, role: str, network: Any) -> None:
         self.models: Any = engine.models
         self.role = role
+        self.conversions = engine.conversions[role]
         names = {id(weight): name for name, weight in network.named_parameters()}
         self.names = [[names[id(weight)] for weight in block.parameters()] for block in network.blocks]
-        self.pairs: dict[str, list[tuple[LoraPair, float]]] = defaultdict(list)
-        for pair, scale in changes(engine, role):
-            self.pairs[f"{pair.module}.weight"].append((pair, scale))
+        made = {name: weight.data for name, weight in network.blocks.named_parameters() if weight.numel()}
+        self.made = {f"blocks.{name}": value for name, value in made.items()}
 
     def read(self, index: int, targets: Sequence[Tensor]) -> None:
-        """Read a block's weights."""
-        self.models.read_into(self.role, dict(zip(self.names[index], targets, strict=True)))
+        """Read those of a block's weights that stay as they are."""
+        self._read(index, targets, converted=False)
 
-    def merge(self, index: int, weights: Sequence[Tensor]) -> None:
-        """Add LoRA to a block's weights, as the lora unit does with others."""
-        from omniavatar.models.lora import merged
+    def finish(self, index: int, weights: Sequence[Tensor]) -> None:
+        """Read those of which the plan makes something, which happens on the device, into their place there."""
+        self._read(index, weights, converted=True)
 
-        with torch.inference_mode():
-            for name, weight in zip(self.names[index], weights, strict=True):
-                for pair, scale in self.pairs.get(name, ()):
-                    weight.copy_(merged(weight, pair, scale, weight.device))
-
-
-def changes(engine: Engine, role: str) -> Iterator[tuple[LoraPair, float]]:
-    """What the lora unit of the plan adds to a network, with its strength; nothing without that unit."""
-    from omniavatar.models.lora import lora_pairs
-
-    scales = [unit.settings.scale for unit in engine.plan.units if unit.name == "lora"]
-    for adapter in engine.models.adapters() if scales else ():
-        if adapter.target == role:
-            for pair in lora_pairs(adapter.tensors(), adapter.alpha):
-                yield pair, scales[0]
+    def _read(self, index: int, targets: Sequence[Tensor], *, converted: bool) -> None:
+        concern, owner = self.conversions.concern, self.conversions.owner
+        pairs = zip(self.names[index], targets, strict=True)
+        wanted = {name: target for name, target in pairs if concern(owner(name)) == converted}
+        for name in wanted.keys() & self.made.keys():  # what is in no file, such as LoRA that is added at run time
+            wanted.pop(name).copy_(self.made[name])
+        if wanted:
+            self.models.read_into(self.role, wanted, self.conversions)

@@ -5,12 +5,13 @@ From ParaAttention (Cheng 2024, github.com/chengzeyi/ParaAttention), known from 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from omniavatar.engine.step_cache import OTHER_CACHE
+from omniavatar.engine.step_cache import OTHER_CACHE, borders, changes_of_regimes, ranges, steps_by_role
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import torch
@@ -18,7 +19,7 @@ from omniavatar.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.scopes import Forward
+    from omniavatar.engine.scopes import Forward, Window
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,13 @@ class FirstBlockCache(PipelineUnit):
         )
 
     settings: Settings
+
+    def forecast(self, window: Window) -> Iterable[str]:
+        """Which steps are computed whatever they show, such as "dit: computed in any case: 1, 5; nag changes at 5"."""
+        for role, steps in steps_by_role(window):
+            computed = [steps[place].index + 1 for place in (0, *borders(steps))]
+            line = f"{role}: computed in any case: {ranges(computed)}"
+            yield "; ".join([line, *(f"{name} changes at {ranges(at)}" for name, at in changes_of_regimes(steps))])
 
     @hookimpl
     def run_blocks(self, forward: Forward) -> Tensor:

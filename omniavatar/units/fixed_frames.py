@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
+from omniavatar.engine.geometry import Geometry, Patch
 from omniavatar.engine.pictures import encode
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
-from omniavatar.engine.windows import TEMPORAL_FACTOR, check_windows, frames_for_budget, plan_spans
+from omniavatar.engine.windows import check_windows, plan_spans
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 
@@ -18,12 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from omniavatar.engine.draft import Draft
-    from omniavatar.engine.engine import Engine
     from omniavatar.engine.scopes import Job, Step, Window
     from omniavatar.engine.windows import Span
-
-Extent = tuple[int, int, int]
-"""Frames, and height and width in pixels."""
 
 
 class FixedFrames(PipelineUnit):
@@ -42,20 +39,12 @@ class FixedFrames(PipelineUnit):
     class Settings(UnitSettings):
         overlap: int = Field(13, ge=1, description="frames that a window takes over from the one before, 4n+1")
         max_tokens: int = Field(30_000, ge=64, description="tokens that fit one window; sets its length")
-        window_frames: int | None = Field(None, ge=5, description="frames of a window, 4n+1, instead of max_tokens")
+        window_frames: int | None = Field(None, ge=2, description="frames of a window, 4n+1, instead of max_tokens")
         full_windows: bool = Field(
             False, description="denoise the last window in full length, as the first OmniAvatar program does"
         )
 
         tiled: bool = Field(False, description="encode in overlapping tiles: less memory, twice the work")
-
-        @field_validator("overlap", "window_frames")
-        @classmethod
-        def _four_n_plus_one(cls, frames: int | None) -> int | None:
-            if frames is not None and frames % TEMPORAL_FACTOR != 1:
-                below = frames - (frames - 1) % TEMPORAL_FACTOR
-                raise ValueError(f"must be 4n+1 frames; the nearest are {below} and {below + TEMPORAL_FACTOR}")
-            return frames
 
     settings: Settings
 
@@ -64,27 +53,32 @@ class FixedFrames(PipelineUnit):
             return {"tiled": True}
         if work != "denoise" or window is None:
             return {}
-        frames = (window.span.frames * 2 // 3 - 1) // TEMPORAL_FACTOR * TEMPORAL_FACTOR + 1
+        geometry = window.engine.geometry
+        frames = geometry.rounded_down(window.span.frames * 2 // 3)
         if frames <= self.settings.overlap:
             return {}
         if self.settings.window_frames is not None:
             return {"window_frames": frames}
         height, width = window.job.size
-        return {"max_tokens": math.ceil(frames * height * width / math.prod(token_extent(window.engine)))}
+        return {"max_tokens": math.ceil(frames * height * width / math.prod(geometry.token))}
 
     @hookimpl(wrapper=True)
     def check_request(self, draft: Draft) -> Iterator[None]:
         """When the size is known."""
         yield
-        if self.settings.window_frames is not None:
-            check_windows(self.settings.window_frames, self.settings.overlap)
-        elif draft.size is not None and draft.latent_pixels is not None and draft.patch is not None:
-            self._frames_at(draft.size, extent(draft.patch, draft.latent_pixels))
+        geometry, settings = draft.geometry, self.settings
+        if geometry is None:
+            return
+        if settings.window_frames is not None:
+            check_windows(settings.window_frames, settings.overlap, geometry)
+        elif draft.size is not None:
+            check_windows(self._frames_at(draft.size, geometry), settings.overlap, geometry)
 
-    def _frames_at(self, size: tuple[int, int], token: Extent) -> int:
+    def _frames_at(self, size: tuple[int, int], geometry: Geometry) -> int:
         """How long the windows of a video of this height and width are. Raises PlanError if that is too short."""
-        tokens, shortest = self.settings.max_tokens, self.settings.overlap + TEMPORAL_FACTOR
-        frames = frames_for_budget(tokens, *size, math.prod(token))
+        tokens, token = self.settings.max_tokens, geometry.token
+        shortest = geometry.rounded_up(self.settings.overlap + 1)
+        frames = geometry.frames_for(tokens, *size)
         if frames < shortest:
             largest = largest_size(size, tokens * math.prod(token) // shortest, token)
             roomy = max(shortest, 2 * self.settings.overlap - 1)
@@ -97,10 +91,10 @@ class FixedFrames(PipelineUnit):
 
     @hookimpl
     def plan_windows(self, job: Job) -> Sequence[Span]:
-        settings = self.settings
-        length = settings.window_frames or self._frames_at(job.size, token_extent(job.engine))
+        settings, geometry = self.settings, job.engine.geometry
+        length = settings.window_frames or self._frames_at(job.size, geometry)
         first = 0 if job.get("image_latent") is None else 1
-        return plan_spans(job.length, length, settings.overlap, first_given=first, full=settings.full_windows)
+        return plan_spans(job.length, length, settings.overlap, geometry, first_given=first, full=settings.full_windows)
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
@@ -121,18 +115,7 @@ class FixedFrames(PipelineUnit):
             overwrite(step.window)
 
 
-def token_extent(engine: Engine) -> Extent:
-    """What a token of the transformer stands for."""
-    return extent(engine.models.config("dit")["patch_size"], engine.model("vae").spatial_factor)
-
-
-def extent(patch: Sequence[int], latent_pixels: int) -> Extent:
-    """What a patch (frames, rows, columns) of latents stands for, of which each covers so many pixels of a side."""
-    frames, rows, columns = patch
-    return TEMPORAL_FACTOR * frames, latent_pixels * rows, latent_pixels * columns
-
-
-def largest_size(size: tuple[int, int], pixels: int, token: Extent) -> tuple[int, int] | None:
+def largest_size(size: tuple[int, int], pixels: int, token: Patch) -> tuple[int, int] | None:
     """The largest height and width of about the shape of `size` with so many pixels; None if a token is too large."""
     scale = math.sqrt(pixels / math.prod(size))
     height, width = (math.floor(side * scale / step) * step for side, step in zip(size, token[1:], strict=True))

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from omniavatar.engine.unit import PipelineUnit, UnitSettings
+from omniavatar.engine.unit import ALL, PipelineUnit, UnitSettings
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import torch
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from omniavatar.engine.engine import Engine
+    from omniavatar.models.conversion import Conversion
 
 FIRST_CAPABILITY = (8, 9)
 """Ada; Hopper is 9.0."""
@@ -24,12 +27,13 @@ class Fp8(PipelineUnit):
 
     The linear layers of the blocks are stored as float8_e4m3fn with a scale for every output. mode=compute also rounds
     what goes in, token by token, and multiplies in 8 bits (compute capability 8.9 or later, bfloat16; the CPU imitates
-    that, with the same error). mode=storage brings weights back to full precision at each use, on any device. Without
-    offload the network is loaded in full precision first.
+    that, with the same error). mode=storage brings weights back to full precision at each use, on any device.
+    Weights are rounded one by one as they are loaded. Those that are fp8 in the file, with a scale for all or for every
+    output, are taken as they are; other packed weights, of 8 bits or fewer, stay packed.
     """
 
     name = "fp8"
-    roles = ("dit",)
+    optional_roles = (ALL,)
     eases = ("prepare", "denoise", "decode")
     conflicts: ClassVar[Mapping[str, str]] = {
         "fsdp": "the weights are sharded in the precision of their files",
@@ -42,27 +46,41 @@ class Fp8(PipelineUnit):
         scaling: Literal["row", "tensor"] = Field(
             "row", description="a scale for every output and token, or one for a whole matrix"
         )
-        networks: tuple[str, ...] = Field(
-            ("dit", "dit2", "vace", "vace2"), min_length=1, description="roles of the networks"
+        networks: tuple[str, ...] | None = Field(
+            None, min_length=1, description="roles of the networks; default: all that work in the steps"
         )
 
     settings: Settings
 
-    @hookimpl(trylast=True)
-    def setup(self, engine: Engine) -> None:
-        """Last, since LoRA must have been merged into the weights before they are rounded."""
-        from omniavatar.models.fp8 import replace_linears
+    def conversion(self, engine: Engine, role: str) -> Conversion | None:
+        """The weights of a role's blocks in 8 bits; see `engine.conversion`. Raises PlanError if the GPU cannot."""
+        from omniavatar.models.fp8 import Fp8Blocks
 
-        settings = self.settings
+        settings, unit = self.settings, self
+        if role not in self._wanted(engine):
+            return None
         if settings.mode == "compute" and engine.device.type == "cuda":
             check_device(engine)
-        for role in engine.roles:
-            if role not in settings.networks:
-                continue
-            network = engine.model(role)
-            engine.check_frozen(network, self)
-            for block in getattr(network, "blocks", ()):
-                replace_linears(block, settings.mode, settings.scaling, engine.device)
+
+        class Frozen(Fp8Blocks):
+            """Of a network that does not change any more."""
+
+            def begin(self, network: nn.Module) -> None:
+                engine.check_frozen(network, unit)
+                super().begin(network)
+
+        return Frozen(settings.mode, settings.scaling)
+
+    @hookimpl
+    def setup(self, engine: Engine) -> None:
+        """Have the networks loaded, and with them converted."""
+        for role in self._wanted(engine):
+            engine.model(role)
+
+    def _wanted(self, engine: Engine) -> list[str]:
+        """The roles of the networks that it is for."""
+        named = self.settings.networks
+        return engine.roles_in_steps if named is None else [role for role in engine.roles if role in named]
 
 
 def check_device(engine: Engine) -> None:

@@ -21,7 +21,7 @@ class Fsdp(PipelineUnit):
 
     name = "fsdp"
     exact = True
-    roles = ("dit",)
+    optional_roles = (ALL,)
     host_roles = (ALL,)
 
     @hookimpl(trylast=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from omniavatar.engine.unit import PipelineUnit
+from omniavatar.engine.unit import ALL, PipelineUnit
 from omniavatar.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ class GradientCheckpointing(PipelineUnit):
 
     name = "gradient-checkpointing"
     exact = True
-    roles = ("dit",)
+    optional_roles = (ALL,)
     rehearses = False
     eases = ("train",)
 
@@ -27,7 +27,9 @@ class GradientCheckpointing(PipelineUnit):
     def setup(self, engine: Engine) -> None:
         from omniavatar.models.checkpointed import checkpoint_blocks
 
-        networks = {"dit": engine.model("dit"), **engine.networks}
-        for network in networks.values():
+        for role in engine.plan.experts:
+            engine.model(role)
+        for role in engine.networks:
+            network = engine.model(role)
             if hasattr(network, "blocks"):
                 checkpoint_blocks(network.blocks)

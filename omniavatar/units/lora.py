@@ -1,48 +1,308 @@
-"""LoRA: weight changes merged into the transformer once, so that they cost nothing per step."""
+"""LoRA: weight changes merged into the networks as they are loaded, or added beside the weights as they run."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections import defaultdict
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
-from omniavatar.engine.unit import PipelineUnit, UnitSettings
-from omniavatar.errors import CheckpointError
+from omniavatar.engine.unit import ALL, PipelineUnit, UnitSettings
+from omniavatar.errors import CheckpointError, PlanError
 from omniavatar.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from omniavatar.engine.engine import Engine
+    from torch import Tensor, nn
+
+    from omniavatar.engine.engine import Adapter, Engine, LoraFit
+    from omniavatar.engine.scopes import Step, Window
+    from omniavatar.models.conversion import Conversion
+    from omniavatar.models.lora import Change, Strengths
 
 log = logging.getLogger(__name__)
 
+Numbered = tuple["Change", int]
+"""A change with the number of its file."""
+
 
 class Lora(PipelineUnit):
-    """LoRA files among the models (the OmniAvatar delta is one) are merged into the transformer's weights."""
+    """LoRA files among the models (the OmniAvatar delta has one) change the weights of their networks.
+
+    Each file has a strength of its own: --lora FILE=0.7, or `strength:` in the models of a configuration; `scale`
+    multiplies those that were added, and not what belongs to an avatar's checkpoint. They are merged into the weights
+    as these are loaded, and cost nothing then. Beside packed weights, and where strengths differ between steps, they
+    are added as the layers run, which costs two small products a layer.
+    """
 
     name = "lora"
-    roles = ("dit",)
-    optional_roles = ("lora",)
+    optional_roles = ("lora", ALL)
 
     class Settings(UnitSettings):
-        scale: float = Field(1.0, ge=-10, le=10, description="strength of the change; 0 switches it off")
+        scale: float = Field(
+            1.0,
+            ge=-10,
+            le=10,
+            description="multiplies the strength of every LoRA that was added to the avatar's own files; 0 leaves "
+            "them out",
+        )
+        merge: bool = Field(
+            True,
+            description="false: never change linear layers, but add what LoRA makes beside them, as is always done "
+            "with packed weights and with strengths by ranges of steps",
+        )
 
     settings: Settings
 
+    def conversion(self, engine: Engine, role: str) -> Conversion | None:
+        """What the files change in a role's network as it is loaded; see `engine.conversion`."""
+        return self._applied(engine).conversion(engine, role, merge=self.settings.merge)
+
     @hookimpl
     def setup(self, engine: Engine) -> None:
-        from omniavatar.models.lora import lora_pairs, merge_lora, unknown_modules
+        """Have the networks loaded, and with them changed; add beside their layers what could not be merged."""
+        applied = self._applied(engine)
+        for role in dict.fromkeys(role for file in applied.files for role in file.roles):
+            engine.model(role)
+        applied.report = [file.facts() for file in applied.files]
+        for role, late in applied.late.items():
+            if late:
+                check_is_for_videos(engine)
+                applied.add(engine, role, late)
 
-        for adapter in engine.models.adapters():
-            try:
-                pairs = lora_pairs(adapter.tensors(), adapter.alpha)
-                network = engine.model(adapter.target)
-                unknown = unknown_modules(network, pairs)
-                if unknown:
-                    raise ValueError(
-                        f"{len(unknown)} of its {len(pairs)} layers are not in the transformer, such as '{unknown[0]}'"
-                    )
-                merge_lora(network, pairs, self.settings.scale, engine.device)
-            except ValueError as error:
-                raise CheckpointError(f"LoRA {adapter.name}: {error}") from None
-            log.info("merged %d layers of %s", len(pairs), adapter.name)
+    def record(self, engine: Engine) -> Mapping[str, Any]:
+        """What became of each file."""
+        report = self._applied(engine).report
+        return {"loras": report} if report else {}
+
+    @hookimpl(wrapper=True)
+    def plan_steps(self, window: Window) -> Generator[None, Sequence[Step], Sequence[Step]]:
+        """Say where strengths change, so that caches compute there."""
+        steps = yield
+        for file in self._applied(window.engine).scheduled:
+            for index, step in enumerate(steps):
+                strength = file.strength_at(index / len(steps))
+                step.regimes.add(f"lora {Path(file.adapter.name).name} at {strength:g}")
+        return steps
+
+    @hookimpl(tryfirst=True)
+    def before_step(self, step: Step) -> None:
+        applied = self._applied(step.engine)
+        if applied.scheduled:
+            applied.change(step.index / max(1, step.window.step_count), step.engine)
+
+    def _applied(self, engine: Engine) -> Applied:
+        """What is done to the networks of an engine; asked for when the first is loaded, or steps are foretold."""
+        if engine not in APPLIED:
+            APPLIED[engine] = Applied.of(engine, self.settings)
+        return APPLIED[engine]
+
+
+@dataclass
+class File:
+    """One LoRA file, its strengths by ranges of the steps, and the roles of the networks that it may change."""
+
+    adapter: Adapter
+    ranges: tuple[tuple[float, float, float], ...]
+    roles: tuple[str, ...]
+    fits: dict[str, LoraFit] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, engine: Engine, adapter: Adapter, settings: Lora.Settings) -> File:
+        """Raises CheckpointError if there is no such network."""
+        if adapter.target not in engine.models:
+            raise CheckpointError(
+                f"LoRA {adapter.name}: it is for the network '{adapter.target}', which no model file has; there are "
+                f"{', '.join(engine.roles)}"
+            )
+        strength = adapter.strength
+        ranges = strength if isinstance(strength, tuple) else ((0.0, 1.0, strength),)
+        scale = 1.0 if adapter.is_own else settings.scale
+        roles = (adapter.target, *(role for role in adapter.branches if role in engine.roles))
+        return cls(adapter, tuple((begin, end, value * scale) for begin, end, value in ranges), roles)
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether its strength differs between steps."""
+        return self.ranges != ((0.0, 1.0, self.ranges[0][2]),)
+
+    def strength_at(self, part: float) -> float:
+        """Its strength in the step that begins after this part of all steps."""
+        return next((value for begin, end, value in self.ranges if begin <= part + 1e-9 < end), 0.0)
+
+    def fit(self, role: str, network: nn.Module) -> Mapping[str, Sequence[Change]]:
+        """What it changes in one network. Raises CheckpointError for what does not fit."""
+        shapes = dict(shapes_of(network))
+        fit = self.adapter.read().fit(shapes, partial=len(self.roles) > 1)
+        for name, changes in fit.changes.items():
+            wide = next((change for change in changes if hasattr(change, "shape")), None)
+            if wide is not None and tuple(wide.shape) != shapes[name]:
+                raise CheckpointError(
+                    f"LoRA {self.adapter.name}: it makes '{name}' {list(wide.shape)} instead of {list(shapes[name])}, "
+                    "for control channels that no unit of this plan brings; give a LoRA without them"
+                )
+        self.fits[role] = fit
+        return fit.changes
+
+    def facts(self) -> dict[str, Any]:
+        """The file, its strength, and how much of it is used, as JSON values. Raises CheckpointError if nothing is."""
+        fit: LoraFit = reduce(lambda one, other: one.beside(other), (self.fits[role] for role in self.roles))
+        fit.check()
+        log.info("LoRA %s: %s", self.adapter.name, fit)
+        return {
+            "file": self.adapter.name,
+            "role": self.adapter.target,
+            "strength": [list(part) for part in self.ranges] if self.is_scheduled else self.ranges[0][2],
+            **fit.facts(),
+        }
+
+
+@dataclass
+class Applied:
+    """What LoRA does to the networks of an engine.
+
+    late: by role, what is not merged while loading. rewritten: weights that are written anew when strengths change.
+    report: what became of each file, once all networks that they change are loaded.
+    """
+
+    files: Sequence[File]
+    strengths: Strengths
+    late: dict[str, dict[str, Sequence[Numbered]]] = field(default_factory=dict)
+    rewritten: list[Rewritten] = field(default_factory=list)
+    report: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, engine: Engine, settings: Lora.Settings) -> Applied:
+        """With all files of an engine; none is read yet."""
+        from omniavatar.models.lora import Strengths
+
+        files = [File.of(engine, adapter, settings) for adapter in engine.models.adapters()]
+        return cls(files, Strengths([file.strength_at(0.0) for file in files], engine.device))
+
+    @property
+    def scheduled(self) -> list[File]:
+        """The files whose strengths differ between steps."""
+        return [file for file in self.files if file.is_scheduled]
+
+    def conversion(self, engine: Engine, role: str, *, merge: bool) -> Conversion | None:
+        """What is merged into a role's network as it is loaded; None if no file is for it."""
+        from omniavatar.models.conversion import Merging
+        from omniavatar.models.packed import is_linear
+
+        files = [(number, file) for number, file in enumerate(self.files) if role in file.roles]
+        late: dict[str, Sequence[Numbered]] = self.late.setdefault(role, {})
+        strengths, is_scheduled = self.strengths, [file.is_scheduled for file in self.files]
+
+        class Files(Merging):
+            """Files that are read and checked when the network is known; all before anything is changed."""
+
+            def begin(self, network: nn.Module) -> None:
+                found: dict[str, list[Numbered]] = defaultdict(list)
+                for number, file in files:
+                    for name, changes in file.fit(role, network).items():
+                        found[name] += [(change, number) for change in changes]
+                for name, numbered in found.items():
+                    layer, _, own = name.rpartition(".")
+                    linear = own in ("weight", "bias") and is_linear(network.get_submodule(layer))
+                    if (linear and not merge) or any(is_scheduled[number] for _, number in numbered):
+                        late[name] = numbered
+                self.numbered = {name: numbered for name, numbered in found.items() if name not in late}
+                constant = {
+                    name: [(change, strengths.numbers[number]) for change, number in numbered]
+                    for name, numbered in self.numbered.items()
+                }
+                self.of = {name: some for name, some in constant.items() if any(strength for _, strength in some)}
+
+            def leaves(self, name: str) -> bool:
+                late[name] = self.numbered[name]
+                return True
+
+        return Files({}) if files else None
+
+    def add(self, engine: Engine, role: str, late: Mapping[str, Sequence[Numbered]]) -> None:
+        """Add what has not been merged beside the layers of a network, or write it into other weights."""
+        from omniavatar.models.lora import Beside, WithBeside
+        from omniavatar.models.packed import is_linear
+
+        network = engine.model(role)
+        beside: dict[str, dict[str, Sequence[Numbered]]] = defaultdict(dict)
+        for name, numbered in late.items():
+            layer, _, own = name.rpartition(".")
+            owner = network.get_submodule(layer)
+            if own in ("weight", "bias") and is_linear(owner):
+                beside[layer][own] = numbered
+            else:
+                check_stays(engine, role, name)
+                weight = Rewritten(owner, own, getattr(owner, own).detach().clone(), numbered)
+                weight.write(self.strengths, engine)
+                self.rewritten.append(weight)
+        for layer, parts in beside.items():
+            owner = network.get_submodule(layer)
+            place = next(weight.device for weight in owner.parameters(recurse=False))
+            device = engine.device if place.type == "meta" else place
+            added = Beside(parts.get("weight", ()), parts.get("bias", ()), self.strengths, engine.dtype, device)
+            network.set_submodule(layer, WithBeside(owner, added))
+
+    def change(self, part: float, engine: Engine) -> None:
+        """Work from now on with the strengths that hold after this part of the steps."""
+        if self.strengths.set([file.strength_at(part) for file in self.files]):
+            for weight in self.rewritten:
+                weight.write(self.strengths, engine)
+
+
+APPLIED: WeakKeyDictionary[Engine, Applied] = WeakKeyDictionary()
+"""By engine: networks are loaded, and so changed, whoever asks for them first."""
+
+
+@dataclass
+class Rewritten:
+    """A weight that is no linear layer's. before: without any change."""
+
+    owner: nn.Module
+    own: str
+    before: Tensor
+    changes: Sequence[Numbered]
+
+    def write(self, strengths: Strengths, engine: Engine) -> None:
+        """Give the weight its value at the strengths of the moment, rounded once to its precision."""
+        from omniavatar.models.lora import merged
+
+        weight: Tensor = getattr(self.owner, self.own)
+        now = [(change, strengths.numbers[number]) for change, number in self.changes]
+        weight.data = merged(self.before, now, engine.device).to(weight.device, weight.dtype)
+
+
+def shapes_of(network: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of a network's weights, packed ones with the shape that they have when they are dense."""
+    from omniavatar.models.packed import PackedLayer
+
+    for prefix, module in network.named_modules():
+        packed = isinstance(module, PackedLayer)
+        for own, weight in module.named_parameters(recurse=False):
+            if not packed or own == "bias":
+                yield f"{prefix}.{own}" if prefix else own, tuple(weight.shape)
+        if isinstance(module, PackedLayer):
+            yield f"{prefix}.weight", (module.out_features, module.in_features)
+
+
+def check_is_for_videos(engine: Engine) -> None:
+    """Raise PlanError in training, which saves weights by the names that they have in files."""
+    if any(unit.trains for unit in engine.plan.units):
+        raise PlanError(
+            "unit 'lora': in training every LoRA is merged; leave out merge=false and strengths by ranges of steps"
+        )
+
+
+def check_stays(engine: Engine, role: str, name: str) -> None:
+    """Raise PlanError for a weight that cannot be written between steps, since it is not there then."""
+    mover = next((unit.name for unit in engine.plan.units if unit.hosts(role)), None)
+    if mover is not None:
+        raise PlanError(
+            f"unit 'lora': '{name}' changes with the steps, and unit '{mover}' moves or shards it; give the LoRA one "
+            f"strength for all steps, or leave out {mover}"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from omniavatar.engine.engine import Engine
-
-TRANSFORMERS = ("dit", "dit2")
+    from omniavatar.engine.plan import Plan
 
 
 class Offload(PipelineUnit):
@@ -30,7 +30,7 @@ class Offload(PipelineUnit):
     exact = True
     rehearses = False
     eases = ("load", "prepare", "denoise", "decode")
-    roles = ("dit",)
+    optional_roles = (ALL,)
     host_roles = (ALL,)
     conflicts: ClassVar[Mapping[str, str]] = {
         "fsdp": "with sharded weights every GPU holds a part of each block already",
@@ -55,16 +55,16 @@ class Offload(PipelineUnit):
         from omniavatar.engine.streaming import take_over
         from omniavatar.models.streaming import Packed
 
-        take_over(self, engine, lambda role, network, parcels: Packed(parcels), self._resident)
+        take_over(self, engine, lambda role, network, parcels: Packed(parcels), partial(self._resident, engine.plan))
 
-    def _resident(self, role: str, network: Any) -> list[int]:
-        return resident_blocks(network, network.blocks, self.settings) if role in TRANSFORMERS else []
+    def _resident(self, plan: Plan, role: str, network: Any) -> list[int]:
+        return resident_blocks(network, network.blocks, self.settings) if role in plan.experts else []
 
-    def keeps(self, role: str, blocks: int) -> Kept | None:
+    def keeps(self, role: str, blocks: int, plan: Plan) -> Kept | None:
         """What `resident` says; what resident_params means depends on the network."""
         from omniavatar.models.streaming import PLACES
 
-        resident = min(self.settings.resident, blocks) if role in TRANSFORMERS else 0
+        resident = min(self.settings.resident, blocks) if role in plan.experts else 0
         passing = blocks - resident
         copied = passing if passing > PLACES else 0
         return Kept(on_device=resident + min(PLACES, passing), in_host=blocks, copied=copied)

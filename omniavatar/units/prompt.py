@@ -1,4 +1,4 @@
-"""The prompt: text to embeddings once per video, to the transformer's context once per window and branch."""
+"""The prompt: text to embeddings once per video, to the transformer's width once per window and branch."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ NEGATIVE_PROMPT = (
     "static picture, frozen face, blurred, low quality, compression artefacts, overexposed, subtitles, watermark, "
     "deformed hands, extra fingers, fused fingers, distorted face, crooked teeth, extra limbs, cluttered background"
 )
+USUAL_FOLDERS = (Path("../tokenizer"), Path())
+"""Where other programs put a text encoder's tokenizer, from its folder: diffusers beside it, transformers into it."""
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
 LONGEST = 100_000
 """Letters of a text that is looked at; 512 tokens are a few thousand, and tokenizers are slow on megabytes."""
 SHOWN = 200
@@ -55,7 +58,7 @@ class Prompt(PipelineUnit):
         length: int = Field(512, ge=8, le=512, description="tokens that the text is padded or cut to")
         tokenizer: Path = Field(
             Path("google/umt5-xxl"),
-            description="tokenizer folder; a relative path starts beside the text encoder's file",
+            description="tokenizer folder; a relative path starts beside the text encoder's file, whose own comes next",
         )
 
     class Inputs(UnitInputs):
@@ -88,17 +91,17 @@ class Prompt(PipelineUnit):
 
     @hookimpl
     def embed(self, forward: Forward) -> None:
-        forward.context = forward.memory.once("prompt.context", lambda: forward.stacked(self._context_of(forward)))
+        forward.conditions["text"] = forward.memory.once("prompt.text", lambda: forward.stacked(self._text_of(forward)))
 
-    def _context_of(self, forward: Forward) -> Any:
-        """For a branch, the transformer's context (b n d)."""
+    def _text_of(self, forward: Forward) -> Callable[[Branch], Tensor]:
+        """For a branch, the text as the blocks take it (b n d)."""
 
-        def context(branch: Branch) -> Tensor:
+        def text(branch: Branch) -> Tensor:
             embedding = branch["negative_embedding" if branch.drops("text") else "prompt_embedding"]
             result: Tensor = forward.network.embed_text(embedding)
             return result
 
-        return context
+        return text
 
     def encode(self, engine: Engine, text: str, what: str = "prompt") -> Tensor:
         """The embedding of one text (1 n text_dim); rows beyond its last token are zero.
@@ -124,8 +127,10 @@ class Prompt(PipelineUnit):
 
     def _tokenizer(self, engine: Engine) -> Any:
         """The tokenizer of an engine, loaded when it is first used."""
-        folder = engine.models.beside("text_encoder", self.settings.tokenizer)
-        return kept(engine, "prompt.tokenizer", folder, lambda: load_tokenizer(folder))
+        folders = [engine.models.beside("text_encoder", path) for path in (self.settings.tokenizer, *USUAL_FOLDERS)]
+        folder = next((folder for folder in folders if holds_tokenizer(folder)), folders[0])
+        inside = None if folder.is_dir() else engine.models.tokenizer("text_encoder")
+        return kept(engine, "prompt.tokenizer", folder, inside or (lambda: load_tokenizer(folder)))
 
 
 def kept(engine: Engine, name: str, key: Hashable, make: Callable[[], Any]) -> Any:
@@ -136,13 +141,19 @@ def kept(engine: Engine, name: str, key: Hashable, make: Callable[[], Any]) -> A
     return last[1]
 
 
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether a folder has one of the files that a tokenizer consists of."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder, of which no code is run. Raises CheckpointError if there is none."""
     from transformers import AutoTokenizer
 
     if not folder.is_dir():
         raise CheckpointError(
-            f"no tokenizer folder at {folder}; put it there or name one with prompt(tokenizer=FOLDER)"
+            f"no tokenizer folder at {folder}, and none lies in the text encoder's file; "
+            "put the folder google/umt5-xxl of Wan's repository there, or name one with prompt(tokenizer=FOLDER)"
         )
     unread = f"no tokenizer can be read from {folder}"
     with parsing(lambda reason: CheckpointError(f"{unread} ({reason}); download it again")):

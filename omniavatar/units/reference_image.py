@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from omniavatar.engine.pictures import encode, settle_size, usable_sizes
+from omniavatar.engine.pictures import check_sizes, encode, settle_size, usable_sizes
 from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import functional, torch
@@ -40,15 +40,16 @@ class ReferenceImage(PipelineUnit):
             min_length=1,
             description="sizes to choose from, [height, width] in pixels",
         )
+
+        @field_validator("sizes")
+        @classmethod
+        def _positive(cls, sizes: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+            return usable_sizes(sizes, 1)
+
         fit: Literal["cover", "original"] = Field(
             "cover", description="'original' rounds as the first OmniAvatar program did, which can leave one black line"
         )
         tiled: bool = Field(False, description="encode in overlapping tiles: less memory, twice the work")
-
-        @field_validator("sizes")
-        @classmethod
-        def _usable(cls, sizes: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-            return usable_sizes(sizes)
 
     class Inputs(UnitInputs):
         image: ImageFile | None = Field(None, description="who talks: a portrait, in any format that Pillow reads")
@@ -61,6 +62,7 @@ class ReferenceImage(PipelineUnit):
     @hookimpl
     def check_request(self, draft: Draft) -> None:
         source, channels = draft.inputs(self).image, draft.latent_channels
+        check_sizes(draft, self.name, self.settings.sizes)
         settle_size(draft, lambda: self._size_for(None if source is None else picture_size(source)))
         draft.condition = None if channels is None else channels + MASK_CHANNELS
 
@@ -84,7 +86,7 @@ class ReferenceImage(PipelineUnit):
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
-        channels = condition(window.video_latents, window["image_latent"], window.span.given_latents)
+        channels = condition(window.video_latents, window["image_latent"], window.given_latent_frames)
         window["condition"] = behind_leading(channels, window.job.leading)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from omniavatar.engine.unit import PipelineUnit, UnitSettings
+from omniavatar.engine.unit import ALL, PipelineUnit, UnitSettings
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 
@@ -26,7 +26,7 @@ class SequenceParallel(PipelineUnit):
 
     name = "sequence-parallel"
     exact = True
-    roles = ("dit",)
+    optional_roles = (ALL,)
     fills_ranks = True
 
     class Settings(UnitSettings):
@@ -36,7 +36,7 @@ class SequenceParallel(PipelineUnit):
     settings: Settings
 
     def degrees(self, engine: Engine, ranks: int) -> dict[str, int]:
-        heads = engine.models.config("dit")["num_heads"]
+        heads = engine.models.config(engine.plan.experts[0])["num_heads"]
         # All-to-all is for the fast links inside a host.
         ulysses = self.settings.ulysses or (
             ranks // self.settings.ring if self.settings.ring else gcd(ranks, heads, engine.world.local_size)
@@ -57,11 +57,10 @@ class SequenceParallel(PipelineUnit):
 
     @hookimpl(wrapper=True, tryfirst=True)
     def run_blocks(self, forward: Forward) -> Iterator[None]:
-        from omniavatar.distributed.attention import sequence_attention
+        from omniavatar.distributed.attention import sequence_wrapper
 
-        groups, sharding = forward.engine.groups, forward.sharding
-        assert sharding is not None
-        with forward.engine.attention.wrapped(lambda inner: sequence_attention(inner, groups, sharding)):
+        assert forward.sharding is not None
+        with forward.engine.attention.wrapped(sequence_wrapper(forward.engine.groups, forward.sharding)):
             return (yield)
 
 

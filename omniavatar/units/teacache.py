@@ -39,10 +39,9 @@ class TeaCache(StepCache):
     """
 
     name = "teacache"
-    decisive: ClassVar = {"dit": TIME_WEIGHTS, "dit2": TIME_WEIGHTS}
+    decisive: ClassVar = {"dit": TIME_WEIGHTS}
     conflicts: ClassVar = {**StepCache.conflicts, "magcache": OTHER_CACHE}
     roles = ("dit",)
-    optional_roles = ("dit2",)
 
     class Settings(UnitSettings):
         threshold: float = Field(

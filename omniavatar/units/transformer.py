@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -26,15 +25,16 @@ class Transformer(PipelineUnit):
     needs = ("prompt_embedding",)
     uses = ("condition",)
     roles = ("dit",)
+    experts = ("dit",)
 
     @hookimpl(wrapper=True)
     def check_request(self, draft: Draft) -> Iterator[None]:
         """When size and channels are known."""
         yield
-        cell, patch, channels = draft.latent_pixels, draft.patch, draft.latent_channels
-        if draft.size is not None and cell is not None and patch is not None:
-            check_size(draft.size, cell * math.lcm(*patch[1:]))
-        taken = draft.config("dit").get("in_dim")
+        channels = draft.latent_channels
+        if draft.size is not None and draft.geometry is not None:
+            check_size(draft.size, draft.geometry.multiple)
+        taken = draft.config(self.experts[0]).get("in_dim")
         if taken is not None and channels is not None and draft.condition is not None:
             check_channels(taken, channels + draft.condition)
 
@@ -106,4 +106,5 @@ def positions(forward: Forward) -> tuple[Tensor, Tensor]:
 
     device = forward.latents.device
     frames = grid_positions(forward.grid, device)[:, 0] + forward.frames.start - forward.job.leading
-    return forward.network.rope(forward.grid, device), frames.clamp(min=-1)
+    later = {"first_frame": first} if (first := forward.window.span.first_latent) else {}  # most networks know none
+    return forward.network.rope(forward.grid, device, **later), frames.clamp(min=-1)

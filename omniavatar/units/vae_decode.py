@@ -26,6 +26,7 @@ class VaeDecode(PipelineUnit):
     name = "vae-decode"
     provides = ("frames",)
     roles = ("vae",)
+    autoencoder = "vae"
 
     class Settings(UnitSettings):
         tiled: bool = Field(False, description="decode in overlapping tiles: less memory, two to three times the work")
@@ -44,7 +45,7 @@ class VaeDecode(PipelineUnit):
 
     @hookimpl
     def decode_latents(self, window: Window) -> Iterator[Tensor]:
-        vae, latents = window.engine.model("vae"), window.video_latents.to(window.engine.dtype)
+        vae, latents = window.engine.model(self.autoencoder), window.video_latents.to(window.engine.dtype)
         if self.settings.tiled:
             per_pass = self.settings.latents_per_pass
             decoded = iter([vae.decode(latents, tiling=DECODE_TILING, latents_per_pass=per_pass)])

@@ -42,10 +42,10 @@ def test_a_matrix_that_makes_no_sense(units: tuple[str, ...], complaint: str) ->
 
 def test_a_suite_lists_combinations_before_its_matrix(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text('units = ["a", "b"]\nseeds = [3]\n[matrix]\nunits = ["c"]\n[settings.euler]\nsteps = 4\n')
+    path.write_text('units = ["a", "b"]\nseeds = [3]\n[matrix]\nunits = ["c"]\n[settings.schedule]\nsteps = 4\n')
     suite = read_suite(str(path))
     assert suite.expressions() == ["a", "b", "default", "default+c"]
-    assert (suite.seeds, suite.repeats, suite.settings) == ((3,), 3, {"euler": {"steps": 4}})
+    assert (suite.seeds, suite.repeats, suite.settings) == ((3,), 3, {"schedule": {"steps": 4}})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import torch
 
 from omniavatar.checkpoints import Bundle, Registry
 from omniavatar.errors import CheckpointError
-from omniavatar.models.lora import lora_pairs
 from tests.checkpoints.tiny import (
     DIT,
     adapter_state,
@@ -45,9 +44,12 @@ def test_adapters_fit_the_lora_reader(tmp_path: Path, registry: Registry) -> Non
     state = {f"{layer}.lora_down.weight": torch.ones(3, 24), f"{layer}.lora_up.weight": torch.ones(32, 3)}
     extra = write_safetensors(tmp_path / "extra" / "style.safetensors", state)
     first, second = Bundle.open([delta, extra], registry).adapters()
-    assert (first.name, first.rank, first.alpha) == (str(delta), 4, 2.0)
-    assert [pair.scale for pair in lora_pairs(first.tensors(), first.alpha)] == [0.5, 0.5]
-    assert [pair.module for pair in lora_pairs(second.tensors(), second.alpha)] == ["blocks.0.ffn.0"]
+    assert (first.name, first.settings, first.is_own) == (str(delta), {"lora_alpha": 2}, True)
+    assert [layer.scale for layer in first.read().layers] == [0.5, 0.5]
+    assert (second.settings, second.is_own) == ({}, False)
+    assert list(second.read().fit({"blocks.0.ffn.0.weight": (32, 24)}).changes) == ["blocks.0.ffn.0.weight"]
+    with pytest.raises(CheckpointError, match=r"has the shape \[32, 24\]"):
+        second.read(values=False).fit({"blocks.0.ffn.0.weight": (24, 32)})
     assert Bundle([]).adapters() == ()
 
 
@@ -143,3 +145,20 @@ def test_a_whole_transformer_with_audio_layers_is_loaded_as_two_networks(tmp_pat
     assert models.roles == {"dit", "audio_adapter"}
     assert len(models.load("dit").state_dict()) == len(dit_state())
     assert len(models.load("audio_adapter").state_dict()) == len(adapter_state())
+
+
+def test_networks_that_take_the_place_of_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With the settings of their row; LoRA and what else lay in those files stays."""
+    old = write_safetensors(tmp_path / "old.safetensors", dit_state(in_dim=33) | adapter_state())
+    new = write_safetensors(tmp_path / "new" / "new.safetensors", dit_state(1, in_dim=33))
+    lora = {
+        f"blocks.0.self_attn.q.lora_{side}.weight": torch.ones(size) for side, size in (("A", (3, 24)), ("B", (24, 3)))
+    }
+    files = [old, write_safetensors(tmp_path / "lora.safetensors", lora), new]
+    bundle = Bundle.open(files, Registry.builtin(), instead=[False, False, True])
+    assert [component.files for component in bundle.components("dit")] == [(new,)]
+    assert [component.files for component in bundle.components("audio_adapter")] == [(old,)]
+    assert len(bundle.adapters()) == 1
+    assert f"{new} takes the place of {old} as 'dit'" in caplog.text
+    with pytest.raises(CheckpointError, match="two models for the role 'dit'"):
+        Bundle.open([old, new], Registry.builtin(), instead=[True, True])

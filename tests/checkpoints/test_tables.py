@@ -33,8 +33,8 @@ def test_a_row(tmp_path: Path) -> None:
         (f"[[checkpoint]]\nname = 'x'\nhash = '{HASH}'\nmatch = ['a']\n[checkpoint.components.dit]", "exactly one of"),
         (
             f"[[checkpoint]]\nname = 'x'\nhash = '{HASH}'\n[checkpoint.components.dit]\n"
-            "overlay = true\nnetwork = 'a:B'",
-            "leave out 'network'",
+            "overlay = true\nnetwork = 'a:B'\nloader = 'folder'",
+            "leave out 'loader'",
         ),
         (
             f"[[checkpoint]]\nname = 'x'\nhash = '{HASH}'\n[checkpoint.components.dit]\n"

@@ -13,7 +13,7 @@ from omniavatar.cli import run_cli
 from omniavatar.testing.tiny import FILES, tiny_file
 
 SMALL = (
-    *("--size", "32x32", "--seconds", "0.52", "--euler.steps", "1", "--guidance.scale", "2"),
+    *("--size", "32x32", "--seconds", "0.52", "--schedule.steps", "1", "--guidance.scale", "2"),
     *("--fixed-frames.window-frames", "9", "--fixed-frames.overlap", "5"),
 )
 """Options that make a demo video of 13 frames in two windows in well under a second."""

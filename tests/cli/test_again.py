@@ -12,7 +12,7 @@ from omniavatar.errors import InputError
 from omniavatar.media.writer import read_metadata
 from tests.cli.conftest import Omni
 
-SHORT = ("--seconds", "0.24", "--euler.steps", "1")
+SHORT = ("--seconds", "0.24", "--schedule.steps", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def test_a_video_says_what_made_it(omni: Omni, folder: Path) -> None:
     first = (folder / "a.mp4").read_bytes()
     record = json.loads(read_metadata(folder / "a.mp4")["comment"])
     assert record["command"][:2] == ["--seconds", "0.24"]
-    assert "euler(steps=1" in " ".join(record["plan"])
+    assert "schedule(steps=1" in " ".join(record["plan"])
     assert omni("run", "--again", str(folder / "a.mp4")).code == 0
     second = json.loads(read_metadata(folder / "a.mp4")["comment"])
     assert second["seed"] == record["seed"]

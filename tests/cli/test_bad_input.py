@@ -31,7 +31,7 @@ def files(folder: Path) -> None:
     (folder / "wrong.yaml").write_text("fps: many\n")
     (folder / "unit.yaml").write_text("settings: {guidence: {scale: 3}}\n")
     (folder / "setting.yaml").write_text(
-        f"models_dir: {asset('tiny')}\nmodels: [vae.safetensors]\nsettings: {{euler: {{stepz: 3}}}}\n"
+        f"models_dir: {asset('tiny')}\nmodels: [vae.safetensors]\nsettings: {{schedule: {{stepz: 3}}}}\n"
     )
     (folder / "empty.txt").write_text("\n\n")
     (folder / "huge.safetensors").write_bytes((2**63 - 1).to_bytes(8, "little") + b"{}")
@@ -74,32 +74,37 @@ CASES = {
     "no plan": (["--units", ""], "the plan expression is empty; for example: default"),
     "broken plan": (["--units", "default+"], "plan expression 'default+': a unit or preset is missing"),
     "unknown setting": (
-        ["--euler.step", "3"],
-        "--euler.step: unit 'euler' has no setting 'step'; did you mean 'steps'?",
+        ["--schedule.step", "3"],
+        "--schedule.step: unit 'schedule' has no setting 'step'; did you mean 'steps'?",
     ),
-    "unknown setting in a plan": (["--units", "default+euler(stepz=3)"], "unit 'euler' has no setting 'stepz'"),
+    "unknown setting in a plan": (["--units", "default+schedule(stepz=3)"], "unit 'schedule' has no setting 'stepz'"),
     "setting of an absent unit": (
         ["--teacache.threshold", "1"],
         "--teacache.threshold: unit 'teacache' is not in the plan; add it with --units 'default+teacache'",
     ),
-    "setting of another sampler": (
-        ["--units", "default-euler+unipc", "--euler.steps", "1"],
-        "--euler.steps: unit 'euler' is not in the plan; 'unipc' is in its place: --unipc.steps",
+    "setting of another solver": (
+        ["--units", "default-euler+unipc", "--euler.order", "1"],
+        "--euler.order: unit 'euler' is not in the plan; 'unipc' is in its place: --unipc.order",
     ),
+    "old name of a setting": (["--euler.steps", "0"], "--euler.steps 0: at least 1"),
     "brackets without end": (
         ["--units", f"default+teacache(coefficients={'[' * 5000}{']' * 5000})"],
         f"setting 'coefficients={'[' * 87}...': cannot read the value: more than 40 lists or mappings",
     ),
     "nan in a list": (["--units", "default+teacache(coefficients=[.nan])"], "unit 'teacache': coefficients.0 = nan: "),
-    "overlap": (["--fixed-frames.overlap", "12"], "--fixed-frames.overlap 12: must be 4n+1 frames"),
+    "overlap": (["--fixed-frames.overlap", "12"], "overlap of 12 frames is not 4n+1; the nearest are 9 and 13"),
     "too many steps": (
-        ["--euler.steps", "1001"],
-        "--euler.steps 1001: at most 1000",
+        ["--schedule.steps", "1001"],
+        "--schedule.steps 1001: at most 1000",
     ),
     "not a number": (["--guidance.scale", "nan"], "--guidance.scale nan: not a number"),
-    "text for a number": (["--euler.steps", "many"], "--euler.steps many: not a whole number"),
-    "half a number": (["--euler.steps", "1.5"], "--euler.steps 1.5: not a whole number"),
-    "item of a list": (["--reference-image.sizes", "[[20, 32]]"], "--reference-image.sizes [[20, 32]]: "),
+    "text for a number": (["--schedule.steps", "many"], "--schedule.steps many: not a whole number"),
+    "half a number": (["--schedule.steps", "1.5"], "--schedule.steps 1.5: not a whole number"),
+    "item of a list": (["--reference-image.sizes", "[[0, 32]]"], "--reference-image.sizes [[0, 32]]: "),
+    "size of no tokens": (
+        ["--reference-image.sizes", "[[20, 32]]"],
+        "reference-image.sizes: [20, 32] is not made of positive multiples of 16",
+    ),
     "neither true nor false": (["--vae-decode.tiled", "maybe"], "--vae-decode.tiled maybe: give true or false"),
     "unmet need": (["--units", "default-vae-decode"], "unit 'fixed-frames' needs 'previous.frames', which no unit"),
     # output
@@ -128,11 +133,14 @@ CASES = {
     "settings of no unit": (["--config", "unit.yaml"], "file unit.yaml: unknown unit 'guidence'"),
     "no such setting": (
         ["--config", "setting.yaml"],
-        "file setting.yaml: unit 'euler' has no setting 'stepz'; did you mean 'steps'?",
+        "file setting.yaml: unit 'schedule' has no setting 'stepz'; did you mean 'steps'?",
     ),
     "unknown hparam": (["--hp", "num_step=3"], "--hp: unknown key 'num_step'; did you mean 'num_steps'?"),
     "broken hparam": (["--hp", "num_steps"], "--hp: 'num_steps' is not key=value"),
-    "hparam out of bounds": (["--hp", "num_steps=0"], "unit 'euler': steps = 0: input should be greater than or equal"),
+    "hparam out of bounds": (
+        ["--hp", "num_steps=0"],
+        "unit 'schedule': steps = 0: input should be greater than",
+    ),
     "no list": (["--input-file", "none.txt"], "cannot read the list none.txt: No such file or directory"),
     "empty list": (["--input-file", "empty.txt"], "the list empty.txt holds no line of the form prompt@@image@@audio"),
     "binary list": (["--input-file", IMAGE], f"cannot read the list {IMAGE}: it is not UTF-8 text"),

@@ -71,7 +71,7 @@ def test_what_is_measured_refused_and_broken(omni: Omni, folder: Path) -> None:
     assert (default.calls.made, merged.calls.made) == (2, 1)
     assert merged.quality is not None
     assert merged.quality.ssim.median > 0.999
-    assert record.asked.settings["euler"] == {"steps": 1}
+    assert record.asked.settings["schedule"] == {"steps": 1}
     assert record.asked.inputs == {"image": "portrait.png", "audio": "speech.flac"}
     assert record.command.startswith("omni bench --units default")
     assert {"out/bench/bench.html", "out/bench/videos/01-seed1.mp4", "out/bench/videos/02-seed1.mp4"} <= tree(folder)
@@ -104,7 +104,7 @@ def test_an_earlier_record_shows_what_is_worse(omni: Omni, folder: Path) -> None
 @pytest.mark.slow
 def test_a_suite_with_faces(omni: Omni, folder: Path) -> None:
     suite = 'title = "Mine"\nunits = ["default", "default+unheard-of"]\nfaces = true\nsize = "32x32"\nseconds = 0.24\n'
-    (folder / "mine.toml").write_text(suite + "repeats = 1\nwarmup = 0\n[settings.euler]\nsteps = 1\n")
+    (folder / "mine.toml").write_text(suite + "repeats = 1\nwarmup = 0\n[settings.schedule]\nsteps = 1\n")
     outcome = omni("bench", "--suite", "mine.toml", "--quiet", "--output", "here", "--no-interleave")
     assert outcome == Outcome(0, "", "")
     record = Record.read(folder / "here/bench.json")

@@ -199,7 +199,7 @@ def test_two_units_that_claim_one_slot_are_refused_in_one_plan_only(omni: Omni, 
     install("omniavatar_sampler", HEAD + sampler + UNITS.format("Sparkle"))
     both = omni("run", "--units", "default+sparkle", *SMALL)
     assert both.code == 2
-    assert both.error == "units 'euler' and 'sparkle' are both samplers; leave one out with -euler"
+    assert both.error == "units 'schedule' and 'sparkle' are both schedules; leave one out with -schedule"
     assert omni("units", "plan", "default").code == 0
 
 
@@ -242,6 +242,44 @@ def test_tables_that_are_no_list_of_paths_are_left_out(omni: Omni, install: Inst
     (said,) = outcome.err.splitlines()
     assert said.startswith("omni: plugin 'omniavatar_table': TypeError: omni_checkpoints gives ")
     assert said.endswith(" and no list of pathlib.Path or of files() of importlib")
+
+
+FORMAT = """
+from omniavatar.checkpoints.formats import Format
+
+class Mine(Format):
+    name, suffixes = "mine", (".mine",)
+    def read_header(self, file): ...
+    def read(self, file, names, device): ...
+
+@hookimpl
+def omni_formats():
+    return [{}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("3", "3 is no Format of omniavatar.checkpoints.formats; it was left out"),
+        ("Format()", "format Format has no name, but None; it was left out"),
+        (
+            "type('Bare', (Format,), dict(name='bare', suffixes=('.bare',)))()",
+            "format 'bare' has no read_header of",
+        ),
+        ("type('Odd', (Mine,), dict(suffixes='.odd'))()", "format 'mine' needs suffixes such as ('.gguf',) in small"),
+        ("type('Odd', (Mine,), dict(magic='MINE'))()", "format 'mine' needs bytes as its magic, not 'MINE'; it was"),
+        ("type('Odd', (Mine,), dict(suffixes=('.pt',)))()", "format 'mine' has a name or an ending of 'pickle', which"),
+        ("Mine(), Mine()", "format 'mine' has a name or an ending of 'mine', which exists already; it was left out"),
+    ],
+)
+def test_a_format_that_does_not_fit_is_left_out(omni: Omni, install: Install, answer: str, reason: str) -> None:
+    install("omniavatar_mine", HEAD + FORMAT.format(answer))
+    outcome = omni("models", "list")
+    assert outcome.code == 0
+    assert "Wan2.1" in outcome.out
+    (said,) = outcome.err.splitlines()
+    assert said.startswith(f"omni: plugin 'omniavatar_mine': {reason}")
 
 
 def test_a_command_that_is_none_is_left_out(omni: Omni, install: Install) -> None:

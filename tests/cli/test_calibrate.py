@@ -12,7 +12,7 @@ from omniavatar.testing.tiny import FILES, tiny_file
 from tests.cli.conftest import Omni, tree
 
 SMALL = (
-    *("--size", "32x32", "--seconds", "0.52", "--euler.steps", "7", "--guidance.scale", "2"),
+    *("--size", "32x32", "--seconds", "0.52", "--schedule.steps", "7", "--guidance.scale", "2"),
     *("--fixed-frames.window-frames", "9", "--fixed-frames.overlap", "5"),
 )
 
@@ -24,7 +24,7 @@ def test_a_table_is_made_and_used(cache: str, setting: str, count: int, omni: Om
     assert tree(folder) == {"new", "new/table.toml"}
     (tuned,) = tomllib.loads(Path("new/table.toml").read_text())["tuned"]
     assert len(tuned["settings"][cache][setting]) == count
-    shown = omni("units", "plan", f"default+{cache}+euler(steps=7)", "--table", "new/table.toml")
+    shown = omni("units", "plan", f"default+{cache}+schedule(steps=7)", "--table", "new/table.toml")
     assert (shown.code, shown.err) == (0, "")
     assert "of 7 steps skipped; computed: 1" in shown.out
     arguments = ("--units", f"default-write-video+{cache}(threshold=9)", "--table", "new/table.toml", *SMALL)
@@ -34,7 +34,7 @@ def test_a_table_is_made_and_used(cache: str, setting: str, count: int, omni: Om
 
 
 def test_it_says_where_the_table_is_and_how_good(omni: Omni, folder: Path) -> None:
-    outcome = omni("calibrate", "magcache", *SMALL[:-4], "--runs", "2", "--seconds", "0.24", "--euler.steps", "2")
+    outcome = omni("calibrate", "magcache", *SMALL[:-4], "--runs", "2", "--seconds", "0.24", "--schedule.steps", "2")
     assert outcome.code == 0, outcome.err
     (file,) = tree(folder)
     assert file.endswith("-magcache.toml")
@@ -75,7 +75,7 @@ def test_a_checkpoint_without_a_curve_is_told_to_measure_one(omni: Omni) -> None
 
 
 def test_too_few_steps_are_said(omni: Omni) -> None:
-    outcome = omni("calibrate", "teacache", *SMALL, "--euler.steps", "2", "--quiet", "--runs", "1")
+    outcome = omni("calibrate", "teacache", *SMALL, "--schedule.steps", "2", "--quiet", "--runs", "1")
     assert (outcome.code, outcome.error.partition(" fit")[0]) == (2, "2 steps are too few to")
 
 

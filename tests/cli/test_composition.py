@@ -9,7 +9,7 @@ import pytest
 from omniavatar.media.video import probe_video
 from tests.cli.conftest import Omni, tree
 
-SMALL = ("--seconds", "0.36", "--size", "32x32", "--euler.steps", "2")
+SMALL = ("--seconds", "0.36", "--size", "32x32", "--schedule.steps", "2")
 
 WORK = {
     "silence": "default-audio",
@@ -25,7 +25,7 @@ REFUSED = {
     "default-prompt": "unit 'transformer' needs 'prompt_embedding', which no unit of the plan provides",
     "default-guidance": "the plan has no guidance; add a rule such as +guidance",
     "default+teacache-transformer": "the plan has no network; add one such as +transformer",
-    "default-euler": "the plan has no sampler; add one such as +euler",
+    "default-euler": "the plan has no solver; add one such as +euler",
     "default-vae-decode": "unit 'fixed-frames' needs 'previous.frames', which no unit of the plan provides",
 }
 
@@ -53,7 +53,7 @@ def test_it_is_refused_before_loading(omni: Omni, folder: Path, expression: str,
 def test_a_plan_of_additions_alone_is_taken_for_one(omni: Omni) -> None:
     meant = "did you mean '+teacache+cfg-merge', which adds to the model's own plan?"
     for command in (("run", "--units", "teacache+cfg-merge"), ("units", "plan", "teacache+cfg-merge")):
-        assert omni(*command).error == f"the plan has no sampler; add one such as +euler; {meant}"
+        assert omni(*command).error == f"the plan has no schedule; add one such as +schedule; {meant}"
     outcome = omni("run", "--units", "teacache", "-o", "talk.mp4")
     assert outcome.error == ("-o: no unit of the plan takes it; add one that does with --units 'teacache+write-video'")
 

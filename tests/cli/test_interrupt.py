@@ -18,7 +18,7 @@ from tests.cli.conftest import SMALL, tree
 pytestmark = pytest.mark.usefixtures("interruptible")
 
 COMMAND = [
-    *(sys.executable, "-m", "omniavatar", "run", *SMALL, "--euler.steps", "200"),
+    *(sys.executable, "-m", "omniavatar", "run", *SMALL, "--schedule.steps", "200"),
     *("--audio", str(asset("demo", "speech.flac")), "-o", "talk.mp4"),
 ]
 

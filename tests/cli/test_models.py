@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from omniavatar.checkpoints import headers
+from omniavatar.checkpoints.formats import safetensors
 from omniavatar.cli.models import models
 from omniavatar.errors import CheckpointError
 from tests.checkpoints.tiny import write_delta, write_safetensors
@@ -86,14 +86,14 @@ def test_what_is_bad_does_not_end_it_for_the_others(tmp_path: Path, monkeypatch:
     assert [one["verdict"] for one in found] == ["damaged", "damaged", "damaged", "known"]
     (tmp_path / "deep.safetensors.index.json").unlink()
     (tmp_path / "panic.safetensors").write_bytes(b"?")
-    header = headers.read_safetensors_header
+    contents = safetensors.read_contents
 
     def read(file: Path) -> Any:
         if file.stem == "panic":
             raise type("PanicException", (BaseException,), {})("index out of bounds")
-        return header(file)
+        return contents(file)
 
-    monkeypatch.setattr(headers, "read_safetensors_header", read)
+    monkeypatch.setattr(safetensors, "read_contents", read)
     found = json.loads(omni("verify", "--json", tmp_path).output)
     verdicts = {Path(one["path"]).name: one["verdict"] for one in found}
     bad = dict.fromkeys(("circle.pt", "deep.safetensors", "panic.safetensors"), "damaged")
@@ -132,3 +132,24 @@ def test_names_of_files_are_shown_as_they_are(tmp_path: Path) -> None:
     output = omni("verify", tmp_path).output
     assert "[draft] x[/b].safetensors" in output.replace("\n", "")
     assert "1 known, 0 unknown, 1 damaged" in output
+
+
+LORAS = Path(__file__).parents[1] / "formats" / "public" / "lora"
+
+
+def test_inspect_says_how_a_lora_fits_a_model() -> None:
+    base = LORAS.parent / "base" / "t2v"
+    shown = omni("inspect", LORAS / "i2v_on_t2v.safetensors", "--on", base).output
+    assert "LoRA of 15 layers: 12 LoRA, 3 delta; ranks 6; alpha / rank 1" in shown
+    assert "21 of 42 tensors used; 21 left out: 20 x image branch: this network has no layer of this name; 1 x" in shown
+    (facts,) = json.loads(omni("inspect", LORAS / "peft_dora", "--on", base, "--json").output)
+    assert facts["lora"]["kinds"] == {"DoRA (LoRA)": 11}
+    assert (facts["lora"]["used"], facts["lora"]["tensors"], facts["lora"]["left_out"]) == (33, 33, {})
+
+
+def test_a_lora_for_another_model_is_refused_with_the_reason() -> None:
+    file = LORAS.parent / "broken" / "lora_for_flux.safetensors"
+    assert omni("inspect", file).exit_code == 0
+    refused = omni("inspect", file, "--on", LORAS.parent / "base" / "t2v")
+    assert isinstance(refused.exception, CheckpointError)
+    assert "none of its 6 keys names a layer of this network" in str(refused.exception)

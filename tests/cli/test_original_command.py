@@ -27,10 +27,10 @@ def test_the_original_command_writes_its_videos(omni: Omni, folder: Path, portra
     )
     assert outcome.code == 1
     assert f"omni: samples.txt, line 2: image '{folder}/none.png' does not exist" in outcome.err
-    assert "merged 60 layers" in outcome.err
+    assert "120 of 120" in outcome.err
     assert "patch_embedding" not in outcome.err, "the delta brings the whole patch embedding, so nothing is grown"
     first, second = (json.loads(line) for line in outcome.out.splitlines())
-    assert {"euler(steps=2)", "teacache"} <= {unit for unit in first["units"] if unit[:3] in ("eul", "tea")}
+    assert {"schedule(steps=2)", "teacache"} <= {unit for unit in first["units"] if unit[:3] in ("sch", "tea")}
     assert (first["windows"], first["frames"], first["dtype"]) == (2, 25, "float32")
     assert (first["height"], first["width"], second["height"], second["width"]) == (64, 64, 64, 96)
     for figures, index in ((first, 0), (second, 2)):

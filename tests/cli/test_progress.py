@@ -68,7 +68,7 @@ def test_calls_that_a_cache_skips_are_counted(tiny_models: Bundle, catalog: Cata
         catalog,
         "default+teacache-write-video-lora",
         observers=[watcher],
-        euler={"steps": 4},
+        schedule={"steps": 4},
         teacache={"threshold": 10, "coefficients": [0.0]},
     )
     engine.generate(request(seconds=0.24, inputs={"prompt": "x"}))

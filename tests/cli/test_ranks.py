@@ -138,7 +138,7 @@ def environment(site: Path | None = None) -> dict[str, str]:
 def run_command(*options: str) -> Sequence[str]:
     """The arguments for a video of two windows."""
     inputs = ("--image", str(asset("demo", "portrait.png")), "--audio", str(asset("demo", "speech.flac")))
-    return ["run", "--device", "cpu", *SMALL, "--euler.steps", "2", *inputs, "-o", "talk.mp4", *options]
+    return ["run", "--device", "cpu", *SMALL, "--schedule.steps", "2", *inputs, "-o", "talk.mp4", *options]
 
 
 def wait_for(folder: Path, pattern: str, process: subprocess.Popen[bytes]) -> Path:

@@ -59,7 +59,7 @@ def test_the_sound_starts_with_the_second_frame(omni: Omni, folder: Path, portra
 
 
 def test_the_demo_needs_no_arguments(omni: Omni, folder: Path) -> None:
-    short = ("--euler.steps", "1", "--reference-image.sizes", "[[32, 32]]", "--fixed-frames.window-frames", "49")
+    short = ("--schedule.steps", "1", "--reference-image.sizes", "[[32, 32]]", "--fixed-frames.window-frames", "49")
     outcome = omni("run", *short)
     assert outcome.code == 0
     said = r"4\.36 s of video, 32 pixels wide and 32 high, in [\d.]+ s"
@@ -72,7 +72,7 @@ def test_the_demo_needs_no_arguments(omni: Omni, folder: Path) -> None:
 
 
 def test_a_shorter_demo_talks_too(omni: Omni, folder: Path) -> None:
-    assert omni("run", "--seconds", "0.36", "--euler.steps", "1", "--reference-image.sizes", "[[32, 32]]").code == 0
+    assert omni("run", "--seconds", "0.36", "--schedule.steps", "1", "--reference-image.sizes", "[[32, 32]]").code == 0
     info = probe_video(folder / "out" / "demo.mp4")
     assert (info.frames, info.has_audio) == (9, True)
 
@@ -115,7 +115,7 @@ def test_without_a_sound_the_length_must_be_given(omni: Omni, folder: Path, port
 
 
 def test_what_the_built_in_avatar_lacks_comes_from_the_demo(omni: Omni, folder: Path, portrait: Path) -> None:
-    short = ("--euler.steps", "1", "--reference-image.sizes", "[[32, 32]]", "--fixed-frames.window-frames", "49")
+    short = ("--schedule.steps", "1", "--reference-image.sizes", "[[32, 32]]", "--fixed-frames.window-frames", "49")
     sound = write_wav(folder / "tone.wav", tone(0.3, 16000), 16000)
     heard = omni("run", "--audio", sound, *short, "-o", "a.mp4")
     assert (heard.code, notes(heard)) == (0, ["omni: no --image is given, so the demo's talks"])
@@ -151,11 +151,12 @@ def notes(outcome: Outcome) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("--steps 3", "unknown option '--steps'; did you mean '--euler.steps'?"),
+        ("--steps 3", "unknown option '--steps'; did you mean '--schedule.steps'?"),
         (
             "--num_inference_steps 3 --units default-euler+unipc",
-            "--num-inference-steps'; did you mean '--unipc.steps'?",
+            "--num-inference-steps'; did you mean '--schedule.steps'?",
         ),
+        ("--denoise 0.5", "unknown option '--denoise'; did you mean '--schedule.strength'?"),
         ("--cfg 3", "unknown option '--cfg'; did you mean '--guidance.scale'?"),
         ("--negative-prompt x", "unknown option '--negative-prompt'; did you mean '--prompt.negative'?"),
         ("--resolution 3", "unknown option '--resolution'; did you mean '--size'?"),
@@ -167,7 +168,7 @@ def notes(outcome: Outcome) -> list[str]:
         ("--preset x", "unknown option '--preset'; did you mean '--units'?"),
         ("--precision x", "unknown option '--precision'; did you mean '--dtype'?"),
         ("--offload", "unknown option '--offload'; did you mean --units 'default+offload'?"),
-        ("--scheduler x", "samplers are units, euler by default; for another one: --units default-euler+unipc"),
+        ("--scheduler x", "solvers are units, euler by default; for another one: --units default-euler+unipc"),
         ("--teacache-threshold 1", "did you mean '--teacache.threshold'? It wants --units 'default+teacache'"),
         ("--overwrite", "--output FILE replaces what is there without a question; without it names are numbered"),
         ("--width 33 --height 32", "--width is 33; give a positive multiple of 16"),
@@ -186,7 +187,7 @@ def test_options_of_other_programs_are_understood(omni: Omni, words: str, compla
 
 
 def test_every_synonym_leads_to_an_option_or_a_unit() -> None:
-    begin = start({"units": "default+teacache+attention", "config": None})
+    begin = start({"units": "default+teacache+attention+video-to-video", "config": None})
     known = {name for param in [*run.params, *unit_options(begin.units.values(), ())] for name in param.opts}
     assert {option for option in SYNONYMS if not option.startswith("*")} <= known
     assert set(UNITS) <= set(begin.catalog.units)
@@ -431,18 +432,19 @@ def test_help_has_the_core_the_inputs_and_a_section_for_each_unit(omni: Omni) ->
     titles = re.findall(r"^(\S+):$", out, re.MULTILINE)
     assert titles[:3] == ["Options", "Inputs", "prompt"]
     assert "teacache" not in titles
-    assert {"reference-image", "audio", "fixed-frames", "guidance", "euler", "write-video"} <= set(titles)
+    assert {"reference-image", "audio", "fixed-frames", "guidance", "schedule", "write-video"} <= set(titles)
     core, inputs = out.index("--config"), out.index("--prompt ")
     assert core < inputs < out.index("--prompt.negative")
     assert re.search(r"--image IMAGE +who talks: a portrait", out)
-    assert re.search(r"--euler.steps INTEGER +denoising steps  \[1 to 1000; default: 50\]", out)
+    assert re.search(r"--schedule.steps INTEGER +denoising steps  \[1 to 1000; default:\s+50\]", out)
 
 
 def test_help_follows_the_plan(omni: Omni) -> None:
-    out = omni("run", "--units", "default+teacache-euler", "--help").out
+    out = omni("run", "--units", "default+teacache-guidance", "--help").out
     assert "--teacache.threshold NUMBER" in out
     assert "Cache: reuse what the blocks added" in out
-    assert "--euler." not in out
+    assert "--guidance." not in out
+    assert "--euler.steps" not in out, "an old name works, and is not shown"
 
 
 def test_units_of_plugins_get_options_and_help(omni: Omni, folder: Path, install: Callable[[str, str], None]) -> None:

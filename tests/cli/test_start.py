@@ -40,13 +40,13 @@ def test_hp_wins_over_the_command_line_over_the_file_over_config_json(folder: Pa
     file = {key: value for key, value in INFERENCE.items() if key != "silence_duration_s"}
     (folder / "inference.yaml").write_text(yaml.safe_dump({**file, "num_steps": 2, "guidance_scale": 2, "seed": 2}))
     config = final(
-        *("--config", "inference.yaml", "--units", "default+euler(steps=3)+guidance(scale=3)"),
+        *("--config", "inference.yaml", "--units", "default+schedule(steps=3)+guidance(scale=3)"),
         *("--hp", "num_steps=5,seed=5"),
         flags={"seed": 4, "fps": 4},
-        settings={"euler": {"steps": 4}, "guidance": {"scale": 4}},
+        settings={"schedule": {"steps": 4}, "guidance": {"scale": 4}},
     )
     settings = settings_of(config, catalog)
-    assert settings["euler"]["steps"] == 5
+    assert settings["schedule"]["steps"] == 5
     assert settings["guidance"]["scale"] == 4
     assert settings["fixed-frames"]["max_tokens"] == 30000
     assert settings["audio"]["silence"] == 1
@@ -55,17 +55,17 @@ def test_hp_wins_over_the_command_line_over_the_file_over_config_json(folder: Pa
 
 def test_precedence_in_our_schema(folder: Path, catalog: Catalog) -> None:
     (folder / "mine.yaml").write_text(
-        "units: default+euler(steps=3, shift=3)\nsettings: {euler: {steps: 2, shift: 2}}\n"
+        "units: default+schedule(steps=3, shift=3)\nsettings: {schedule: {steps: 2, shift: 2}}\n"
     )
 
-    def euler(*arguments: str, **options: Any) -> dict[str, Any]:
-        return settings_of(final("--config", "mine.yaml", *arguments, **options), catalog)["euler"]
+    def schedule(*arguments: str, **options: Any) -> dict[str, Any]:
+        return settings_of(final("--config", "mine.yaml", *arguments, **options), catalog)["schedule"]
 
-    assert euler() == {"steps": 3, "shift": 3}
-    options: dict[str, dict[str, Any]] = {"euler": {"steps": 4}}
-    assert euler(settings=options) == {"steps": 4, "shift": 3}
-    assert euler("--hp", "num_steps=5", settings=options) == {"steps": 5, "shift": 3}
-    assert euler("--units", "default") == {"steps": 2, "shift": 2}
+    assert schedule() == {"steps": 3, "shift": 3}
+    options: dict[str, dict[str, Any]] = {"schedule": {"steps": 4}}
+    assert schedule(settings=options) == {"steps": 4, "shift": 3}
+    assert schedule("--hp", "num_steps=5", settings=options) == {"steps": 5, "shift": 3}
+    assert schedule("--units", "default") == {"steps": 2, "shift": 2}
 
 
 @pytest.mark.parametrize(
@@ -82,11 +82,11 @@ def test_hp_switches_teacache(folder: Path, catalog: Catalog, units: str, hp: st
     assert settings.get("teacache", {}).get("threshold") == (0.2 if "0.2" in hp else None)
 
 
-def test_hp_reaches_the_sampler_of_the_plan_and_is_refused_where_nothing_takes_it(
+def test_hp_reaches_the_schedule_whatever_the_solver_is_and_is_refused_where_nothing_takes_it(
     folder: Path, catalog: Catalog
 ) -> None:
     config = final("--units", "default-euler+unipc", "--hp", "num_steps=3")
-    assert settings_of(config, catalog)["unipc"] == {"steps": 3}
+    assert settings_of(config, catalog)["schedule"] == {"steps": 3, "sigma_max": 0.999}
     with pytest.raises(PlanError, match=r"--hp: nothing takes audio.silence: unit 'audio' is not in the plan; leave"):
         final("--units", "default-audio-audio-adapter", "--hp", "silence_duration_s=1")
     with pytest.raises(InputError, match="--hp: 'num_steps' is given twice"):

@@ -28,6 +28,7 @@ from omniavatar.engine.plan import Catalog, build_plan
 from omniavatar.media.video import read_video
 from omniavatar.models.audio_adapter import AudioAdapter
 from omniavatar.resources import asset
+from omniavatar.testing.models import WAN
 from omniavatar.testing.tiny import ADAPTER, write_original
 from omniavatar.training import trainer
 from omniavatar.training.diffusion import DiffusionConfig, DiffusionTask
@@ -130,7 +131,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_from_a_folder_of_clips_to_a_video(omni: Omni, studio: Path, folder: Path) -> None:
     """The last validation video is the one that `omni run` makes with the result, on top of released weights too."""
     video = {"image": str(PORTRAIT), "audio": str(studio / "speech.wav"), "prompt": "A man talks."}
-    shown = {"every": 2, "videos": [video], "seconds": 0.36, "settings": {"euler": {"steps": 1}}}
+    shown = {"every": 2, "videos": [video], "seconds": 0.36, "settings": {"schedule": {"steps": 1}}}
     models = [*MODELS, RELEASED]
     path = configuration(
         studio,
@@ -153,7 +154,7 @@ def test_from_a_folder_of_clips_to_a_video(omni: Omni, studio: Path, folder: Pat
     assert sorted(file.name for file in (folder / "out" / "validation").iterdir()) == made
 
     inputs = [f"--{name}={value}" for name, value in video.items()]
-    small = ("--seconds=0.36", "--euler.steps=1", "--audio.silence=0", "--output=talk.mp4")
+    small = ("--seconds=0.36", "--schedule.steps=1", "--audio.silence=0", "--output=talk.mp4")
     run = omni("run", "--config=out/run.yaml", *inputs, *small)
     assert run.code == 0, run.err
     ours, theirs = (
@@ -168,7 +169,7 @@ def test_from_a_folder_of_clips_to_a_video(omni: Omni, studio: Path, folder: Pat
 def test_validation_changes_nothing_but_time(omni: Omni, config: Path, studio: Path, folder: Path) -> None:
     assert omni("train", "--config", config, "--output", "without", "--quiet") == Outcome(0, "", "")
     video = {"image": str(PORTRAIT), "audio": str(studio / "speech.wav")}
-    shown = {"every": 1, "videos": [video], "seconds": 0.24, "settings": {"euler": {"steps": 1}}}
+    shown = {"every": 1, "videos": [video], "seconds": 0.24, "settings": {"schedule": {"steps": 1}}}
     change = f"validation={json.dumps(shown)}"
     assert omni("train", "--config", config, "--set", change, "--output", "with", "--quiet").code == 0
     assert log(folder / "with") == log(folder / "without")
@@ -179,7 +180,7 @@ def test_validation_changes_nothing_but_time(omni: Omni, config: Path, studio: P
 def test_a_video_that_cannot_be_made_does_not_end_the_training(omni: Omni, config: Path, folder: Path) -> None:
     (folder / "out").mkdir()
     (folder / "out" / "validation").write_text("I am in the way.")
-    shown = {"every": 4, "videos": [{"image": str(PORTRAIT)}], "seconds": 0.24, "settings": {"euler": {"steps": 1}}}
+    shown = {"every": 4, "videos": [{"image": str(PORTRAIT)}], "seconds": 0.24, "settings": {"schedule": {"steps": 1}}}
     done = omni("train", "--config", config, "--set", f"validation={json.dumps(shown)}")
     assert done.code == 0
     assert "omni: out/validation/step-000004-1.mp4 cannot be made: " in done.err
@@ -196,7 +197,10 @@ def test_a_video_that_cannot_be_made_does_not_end_the_training(omni: Omni, confi
         ({"videos": [{"imag": "a"}]}, "validation video 1: no unit of the plan takes an input 'imag'; did you mean"),
         ({"videos": [{}]}, "validation video 1 has no sound, so its length is unknown; give validation.seconds"),
         ({"videos": [{}], "settings": {"eular": {}}}, "validation.settings: the plan has no unit 'eular'; did you"),
-        ({"videos": [{}], "settings": {"euler": {"step": 1}}}, "unit 'euler' has no setting 'step'; did you mean"),
+        (
+            {"videos": [{}], "settings": {"schedule": {"step": 1}}},
+            "unit 'schedule' has no setting 'step'; did",
+        ),
         ({"videos": []}, "validation.videos = []: "),
     ],
 )
@@ -213,13 +217,15 @@ def test_what_was_trained_alone_is_used(omni: Omni, config: Path, studio: Path, 
     """A delta with the other model files, a whole transformer in place of one."""
     content = yaml.safe_load(config.read_text())
     config.write_text(yaml.safe_dump({**content, "train": train, "cache": None}))
-    trained = omni("train", "--config", config, "--set", "trainer.steps=1")
-    assert (trained.code, trained.out) == (0, f"out  (trained, 1 steps)\n{HINT}"), trained.err
+    steps = ("--set", "trainer.steps=2", "--set", "trainer.results_every=1")
+    trained = omni("train", "--config", config, *steps)
+    assert (trained.code, trained.out) == (0, f"out  (trained, 2 steps)\n{HINT}"), trained.err
     inputs = (f"--image={PORTRAIT}", f"--audio={studio / 'speech.wav'}", "--prompt=A man talks.")
-    small = ("--seconds=0.36", "--euler.steps=1", "--audio.silence=0", "--output=talk.mp4")
+    small = ("--seconds=0.36", "--schedule.steps=1", "--audio.silence=0", "--output=talk.mp4")
     Path("out").rename("moved")
-    run = omni("run", "--config=moved/run.yaml", *inputs, *small)
-    assert run.code == 0, run.err
+    for file in ("moved/run.yaml", "moved/results/step-000001/run.yaml"):
+        run = omni("run", f"--config={file}", *inputs, *small)
+        assert run.code == 0, run.err
 
 
 @pytest.mark.slow
@@ -654,7 +660,7 @@ def test_what_packaged_configurations_have_in_comments_is_sound(name: str, folde
     assert config.settings.keys() <= {unit.name for unit in plan.units}
     sizes = config.data.limits.sizes
     assert [list(size) for size in sizes] == config.settings["reference-image"]["sizes"]
-    frames = [config.samples.at(*size).frames for size in sizes]
+    frames = [config.samples.fitted(WAN).at(*size).frames for size in sizes]
     assert frames == [105, 57, 105]
     layers = AudioAdapter(**config.start["audio_adapter"].config)
     assert (layers.entry_blocks[0], layers.audio_proj.proj.in_features) == (2, 4 * 10752)

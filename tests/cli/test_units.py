@@ -101,17 +101,19 @@ def test_plan_shows_the_order_and_the_hooks(omni: Omni) -> None:
 
 
 def test_plan_shows_what_units_know_beforehand(omni: Omni) -> None:
-    out = omni("units", "plan", "default+teacache(threshold=9)+guidance-interval(low=0.9)+euler(steps=6, shift=5)").out
+    out = omni(
+        "units", "plan", "default+teacache(threshold=9)+guidance-interval(low=0.9)+schedule(steps=6, shift=5)"
+    ).out
     assert "will dit: 3 of 6 steps skipped; computed: 1, 4, 6; guidance-interval changes at 4" in out
     assert "will guidance in 3 of 6 steps: 1-3" in out
 
 
 def test_plan_of_a_configuration_whose_models_are_not_here(omni: Omni, folder: Path) -> None:
-    text = "units: default+teacache\nmodels: [no.safetensors]\nsettings: {euler: {steps: 7}}\n"
+    text = "units: default+teacache\nmodels: [no.safetensors]\nsettings: {schedule: {steps: 7}}\n"
     (folder / "my.yaml").write_text(text)
     outcome = omni("units", "plan", "--config", "my.yaml")
     assert (outcome.code, outcome.err) == (0, "")
-    assert "euler(steps=7)" in outcome.out
+    assert "schedule(steps=7)" in outcome.out
     assert "will depend on the models: no model at " in outcome.out
 
 
@@ -122,7 +124,7 @@ def test_plan_of_a_configuration_whose_models_are_not_here(omni: Omni, folder: P
         (("plan", "--config", "typo.yaml"), "the configuration: unknown unit 'eulr'; did you mean 'euler'?"),
         (("plan", "default+teacahe"), "unknown unit or preset 'teacahe'; did you mean 'teacache'?"),
         (("plan", "default-write-video-vae-decode-vae-decode"), "'-vae-decode': the plan has no unit 'vae-decode'"),
-        (("plan", "euler(steps=0)"), "unit 'euler': steps = 0: input should be greater than or equal to 1"),
+        (("plan", "schedule(steps=0)"), "unit 'schedule': steps = 0: input should be greater than or equal to 1"),
     ],
 )
 def test_bad_names_are_one_line(omni: Omni, folder: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -145,3 +147,12 @@ def test_units_of_plugins_are_shown_like_our_own(omni: Omni, install: Callable[[
     assert "Adds [red] stars." in shown
     assert "stars, [left, right]" in shown
     assert "sparkle(count=7)" in omni("units", "plan", "sparkling").out
+
+
+def test_show_says_what_a_solver_brings_and_suggests_and_what_it_once_had(omni: Omni) -> None:
+    out = " ".join(omni("units", "show", "unipc").out.split())
+    assert "brings schedule suggests schedule.steps=25, schedule.sigma_max=0.999" in out
+    assert "once had steps (now schedule.steps), shift (now schedule.shift)" in out
+    shown = json.loads(omni("units", "show", "unipc", "--json").out)
+    assert (shown["brings"], shown["suggests"]["schedule"]["steps"]) == (["schedule"], 25)
+    assert shown["moved"]["steps"] == "schedule.steps"

@@ -107,7 +107,7 @@ def union(first: str, second: str) -> Case:
 
 def preset_case(name: str) -> Case:
     """A preset with all that its units take, in few steps."""
-    written = parse(f"{name}+euler(steps=2)", catalog())
+    written = parse(f"{name}+schedule(steps=2)", catalog())
     return replace(scene(written, written, written), real=True)
 
 

@@ -94,8 +94,22 @@ class Scenario:
 
 OTHER_PICTURE = Change(inputs={"image": File("other.png")})
 NO_VOICE = Change(inputs={"audio": None})
-ATTENTION = AttentionSlot()
-"""Stands for the attention of an engine in networks that are made before it."""
+
+
+class Stand:
+    """Stands for the attention of an engine in networks that are made before it."""
+
+    slot = AttentionSlot()
+
+    def __call__(self, *attended: Any) -> Any:
+        return self.slot(*attended)
+
+    @property
+    def cross(self) -> Any:
+        return self.slot.cross
+
+
+ATTENTION = Stand()
 NUMBERS: dict[str, Any] = {"dim": 24, "ffn_dim": 32, "num_heads": 2, "num_layers": 4, "attention": ATTENTION}
 
 
@@ -175,7 +189,7 @@ NETWORKS: dict[str, Maker] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "prompt": {"length": 8},
     "fixed-frames": {"window_frames": 9, "overlap": 5},
-    "euler": {"steps": 2},
+    "schedule": {"steps": 2},
     "s2v-clips": {"clip_frames": 12},
 }
 
@@ -209,30 +223,46 @@ SCENARIOS: dict[str, dict[str, Scenario]] = {
         "fixed-frames": Scenario(BASE, changes=Change({"window_frames": 13})),
         "guidance": Scenario(BASE, changes=Change({"scale": 1.0})),
         "teacache": Scenario(
-            f"{BASE}+teacache(threshold=10)", settings={"euler": {"steps": 4}}, off=Change({"threshold": 1e-9})
+            f"{BASE}+teacache(threshold=10)", settings={"schedule": {"steps": 4}}, off=Change({"threshold": 1e-9})
         ),
         "magcache": Scenario(
             f"{BASE}+magcache(retention=0)",
-            settings={"euler": {"steps": 4}, "magcache": {"ratios": [1.0]}},
+            settings={"schedule": {"steps": 4}, "magcache": {"ratios": [1.0]}},
             off=Change({"threshold": 0.0}),
         ),
         "first-block-cache": Scenario(
-            f"{BASE}+first-block-cache(threshold=10)", settings={"euler": {"steps": 4}}, off=Change({"threshold": 0.0})
+            f"{BASE}+first-block-cache(threshold=10)",
+            settings={"schedule": {"steps": 4}},
+            off=Change({"threshold": 0.0}),
         ),
         "cfg-zero-star": Scenario(
             f"{BASE}+cfg-zero-star(zero_share=0.25)",
-            settings={"euler": {"steps": 4}},
+            settings={"schedule": {"steps": 4}},
             off=Change({"zero_share": 0.0, "optimized_scale": False}),
         ),
         "guidance-interval": Scenario(
             f"{BASE}+guidance-interval(low=0.7, high=0.95)",
-            settings={"euler": {"steps": 4}},
+            settings={"schedule": {"steps": 4}},
             off=Change({"low": 0.0, "high": 1.0}),
+        ),
+        "nag": Scenario(f"{BASE}+nag", settings={"schedule": {"steps": 4}}, off=Change({"scale": 1.0})),
+        "skip-layer-guidance": Scenario(
+            f"{BASE}+skip-layer-guidance(blocks=[1, 2])",
+            settings={"schedule": {"steps": 4}},
+            off=Change({"start": 0.9}),
         ),
         "cfg-merge": Scenario(f"{BASE}+cfg-merge"),
         "sliding-window": Scenario(f"{BASE}+sliding-window(size=2, stride=1)", off=Change({"size": 9})),
-        "euler": Scenario(BASE, changes=Change({"shift": 1.0})),
-        "unipc": Scenario(f"{BASE}-euler+unipc(steps=4)", changes=Change({"shift": 1.0})),
+        "schedule": Scenario(BASE, changes=Change({"shift": 1.0})),
+        "euler": Scenario(BASE),
+        "unipc": Scenario(f"{BASE}-euler+unipc", settings={"schedule": {"steps": 4}}),
+        "dpmpp-2m": Scenario(f"{BASE}-euler+dpmpp-2m", settings={"schedule": {"steps": 4}}),
+        "lcm": Scenario(f"{BASE}-euler+lcm"),
+        "video-to-video": Scenario(
+            f"{BASE}+video-to-video",
+            inputs={"video": File("control.mkv")},
+            changes=Change(inputs={"video": File("face.mkv")}),
+        ),
         "transformer": Scenario(BASE),
         "lora": Scenario(f"{BASE}+lora", alters=True, off=Change({"scale": 0.0})),
         "vae-decode": Scenario(BASE),
@@ -293,11 +323,15 @@ SCENARIOS: dict[str, dict[str, Scenario]] = {
     },
     "moe": {
         "moe": Scenario(
-            f"{BASE}+moe(boundary=0.95)", networks={"dit2": NETWORKS["dit"]}, off=Change({"boundary": 0.0})
+            f"{BASE}+moe(boundary=0.95)",
+            networks={"dit2": NETWORKS["dit"]},
+            alters=True,
+            off=Change({"boundary": 0.0}),
         ),
         "moe-guidance": Scenario(
-            f"{BASE}-guidance+moe(boundary=0.95, offload=false)+moe-guidance(scale=4, low_scale=1)",
+            f"{BASE}-guidance+moe(boundary=0.95)+moe-guidance(scale=4, low_scale=1)",
             networks={"dit2": NETWORKS["dit"]},
+            alters=True,
             off=Change({"scale": 3.0, "low_scale": 3.0}),
             instead={"guidance": {"scale": 3.0}},
         ),

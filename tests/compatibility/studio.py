@@ -23,6 +23,7 @@ from omniavatar.engine.run import Result
 from omniavatar.engine.scopes import Request
 from omniavatar.media import ffmpeg
 from omniavatar.media.video import probe_video
+from omniavatar.testing import GivenLora
 from omniavatar.testing.recorder import WindowRecorder, video_of
 from omniavatar.testing.tiny import tiny_file
 from tests.compatibility.cases import FRAMES, UNITS, Case, catalog
@@ -158,7 +159,7 @@ class Models:
         attention = constructor["attention"]
         if self.copies:
             return copy.deepcopy(self.network(role), {id(ATTENTION): attention})
-        ATTENTION.strategy = attention
+        ATTENTION.slot = attention
         return self.network(role)
 
     def config(self, role: str) -> Mapping[str, Any]:
@@ -167,24 +168,18 @@ class Models:
     def beside(self, role: str, path: Path) -> Path:
         return tiny_file("tokenizer")
 
+    def tokenizer(self, role: str) -> None:
+        """None lies in a file."""
+
     def adapters(self) -> Sequence[Any]:
-        return [Adapter(self.network("dit"))]
+        return [queries(self.network("dit"))]
 
 
-class Adapter:
+def queries(dit: Any) -> GivenLora:
     """A LoRA for the queries of the first block."""
-
-    name, target, alpha = "queries", "dit", None
-
-    def __init__(self, dit: Any) -> None:
-        self.dim: int = dit.dim
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        layer = "blocks.0.self_attn.q"
-        return {
-            f"{layer}.lora_A.weight": noise(2, self.dim, seed=1),
-            f"{layer}.lora_B.weight": noise(self.dim, 2, seed=2),
-        }
+    layer = "blocks.0.self_attn.q"
+    down, up = noise(2, dit.dim, seed=1), noise(dit.dim, 2, seed=2)
+    return GivenLora({f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}, name="queries")
 
 
 # Files --------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,10 @@ from omniavatar.distributed.world import World, common
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.unit import PipelineUnit
+from omniavatar.models.conversion import Conversion
+from omniavatar.models.fp8 import Fp8Blocks
+from omniavatar.models.packed import PackedLinear
+from omniavatar.models.packed_tensor import PackedTensor
 from omniavatar.models.tiling import Tiling
 from omniavatar.resources import asset
 from omniavatar.units import (
@@ -25,12 +29,14 @@ from omniavatar.units import (
     Fsdp,
     GuidanceInterval,
     GuidanceParallel,
+    Lora,
     SequenceParallel,
     TeaCache,
     VaeParallel,
 )
 from tests.distributed.scenes import (
     LAYERS,
+    Causal,
     Hints,
     Merged,
     RandomModels,
@@ -106,6 +112,13 @@ def what_all_have_found(world: World) -> float:
 @check(2, 4, quick=True)
 def ulysses(world: World) -> float:
     return shares(world, Video(), SequenceParallel(ulysses=world.size))
+
+
+@check(2, quick=True)
+def a_mask_by_address(world: World) -> float:
+    video = Video(frames=13, units=[Texts(), Causal()])
+    assert worst_error(made_alone(world, video).results, made_alone(world, Video(frames=13)).results) > 1e-4
+    return shares(world, video, SequenceParallel(ulysses=world.size))
 
 
 @check(2, 4, quick=True)
@@ -247,6 +260,12 @@ def branches_that_come_and_go_with_a_cache_and_sharded_weights(world: World) -> 
 
 
 @check(2)
+def lora_beside_sharded_weights(world: World) -> float:
+    """What it adds is sharded as well, and its strength changes with the steps on all ranks at once."""
+    return compare(world, Video(units=[Texts(), Lora()]), SequenceParallel(), Fsdp())[0]
+
+
+@check(2)
 def scaled_branches_on_ranks(world: World) -> float:
     units = [CfgZeroStar(zero_share=0.2)]
     return compare(world, Video(audio_scale=5.0, steps=5, units=[Texts(), *units]), GuidanceParallel(), Fsdp())[0]
@@ -334,6 +353,32 @@ def sharded_weights(world: World) -> float:
         assert (
             local_share(engine.model(role)) < 1.05 / world.size
         )  # what does not divide leaves some ranks a little more
+    return worst_error(together.results, alone.results)
+
+
+class Packs(PipelineUnit):
+    """Keeps the weights of the transformer's blocks packed, as a quantised file has them."""
+
+    name = "packs"
+
+    def conversion(self, engine: Engine, role: str) -> Conversion | None:
+        return PackedBlocks("storage", "tensor") if role == "dit" else None
+
+
+class PackedBlocks(Fp8Blocks):
+    """fp8 numbers with one scale, in layers that know no more of them than of any packed weight."""
+
+    def layer(self, name: str, packed: PackedTensor, bias: torch.Tensor | None) -> PackedLinear:
+        return PackedLinear(packed, bias)
+
+
+@check(2, quick=True)
+def sharded_packed_weights(world: World) -> float:
+    video = odd_video(units=[Texts(), Packs()])
+    alone = made_alone(world, video)
+    engine, together = video.made(SequenceParallel(), Fsdp(), world=world, ahead=True)
+    assert isinstance(engine.model("dit").blocks[0].ffn[0], PackedLinear)
+    assert local_share(engine.model("dit")) < 1.1 / world.size
     return worst_error(together.results, alone.results)
 
 

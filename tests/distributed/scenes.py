@@ -17,12 +17,23 @@ from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models import audio_adapter
+from omniavatar.models.attention import Address, Attention, sdpa
 from omniavatar.models.umt5 import UMT5Encoder
 from omniavatar.models.wan_dit import WanBlock, WanDiT
 from omniavatar.models.wan_vae import WanVAE
-from omniavatar.testing import tiny
+from omniavatar.testing import GivenLora, tiny
 from omniavatar.testing.recorder import WindowRecorder
-from omniavatar.units import Audio, AudioAdapter, Euler, FixedFrames, Guidance, ReferenceImage, Transformer, VaeDecode
+from omniavatar.units import (
+    Audio,
+    AudioAdapter,
+    Euler,
+    FixedFrames,
+    Guidance,
+    ReferenceImage,
+    Schedule,
+    Transformer,
+    VaeDecode,
+)
 from tests.models.networks import noise, randomized, relative_error
 
 HEADS = 4
@@ -40,7 +51,7 @@ class RandomModels:
 
     def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
         """A new network; the transformer takes the engine's attention."""
-        network: nn.Module = build(role, **(constructor if role == "dit" else {}))
+        network: nn.Module = build(role, **({"attention": constructor["attention"]} if role == "dit" else {}))
         return network
 
     def config(self, role: str) -> dict[str, Any]:
@@ -50,8 +61,15 @@ class RandomModels:
     def beside(self, role: str, path: Any) -> Any:
         return path
 
+    def tokenizer(self, role: str) -> None:
+        """None lies in a file."""
+
     def adapters(self) -> Sequence[Any]:
-        return ()
+        """A LoRA that is stronger in the first half of the steps, for plans with the unit for it."""
+        dim, layers = tiny.DIT["dim"], ("blocks.0.self_attn.q", "blocks.2.cross_attn.v")
+        state = {f"{layer}.lora_A.weight": noise(3, dim, seed=21) for layer in layers}
+        state |= {f"{layer}.lora_B.weight": noise(dim, 3, seed=22) for layer in layers}
+        return [GivenLora(state, strength=((0.0, 0.5, 1.0), (0.5, 1.0, -0.5)))]
 
 
 def build(role: str, **constructor: Any) -> Any:
@@ -86,7 +104,9 @@ class Texts(PipelineUnit):
 
     @hookimpl
     def embed(self, forward: Forward) -> None:
-        forward.context = forward.stacked(lambda branch: forward.network.embed_text(branch[f"text.{branch.name}"]))
+        forward.conditions["text"] = forward.stacked(
+            lambda branch: forward.network.embed_text(branch[f"text.{branch.name}"])
+        )
 
 
 class Voice(Audio):
@@ -126,7 +146,7 @@ class Hints(PipelineUnit):
         if index == 0:
             frames, rows, columns = forward.grid
             control = forward.shard(noise(1, frames * rows * columns, tiny.DIT["dim"], seed=13))
-            forward["hint"] = self.block(control + forward.x, forward.context, forward.t_mod, forward.rope)
+            forward["hint"] = self.block(control + forward.x, forward.block_inputs(0))
 
     @hookimpl
     def after_block(self, forward: Forward, index: int) -> None:
@@ -142,6 +162,22 @@ class TokenTimes(PipelineUnit):
     def embed(self, forward: Forward) -> None:
         times = forward.step.timestep * (1 + forward.frame_index.double()) / 4
         forward.time, forward.t_mod = forward.network.embed_token_times(times[None])
+
+
+class Causal(PipelineUnit):
+    """In the block `index` a token sees none behind it; where heads are shared, the mask is over all tokens still."""
+
+    name = "causal"
+    index = 1
+
+    @hookimpl
+    def setup(self, engine: Engine) -> None:
+        engine.attention.wrap_at(self.masked)
+
+    def masked(self, inner: Attention, at: Address) -> Attention:
+        if at.index != self.index:
+            return inner
+        return lambda q, k, v: sdpa(q, k, v, mask=torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril())
 
 
 class Merged(PipelineUnit):
@@ -219,7 +255,7 @@ class Video:
         windows = [FixedFrames(window_frames=9, overlap=5)] if self.windows else []
         guidance = Guidance(scale=self.scale, audio_scale=self.audio_scale)
         conditions = [ReferenceImage(), voice, AudioAdapter(), *windows]
-        denoising = [guidance, Euler(steps=self.steps), Transformer(), VaeDecode()]
+        denoising = [guidance, Schedule(steps=self.steps), Euler(), Transformer(), VaeDecode()]
         return Plan((*self.units, *conditions, *denoising, *more))
 
     def made(self, *more: PipelineUnit, world: World = ALONE, ahead: bool = False) -> tuple[Engine, Recorder]:

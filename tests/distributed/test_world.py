@@ -163,7 +163,7 @@ def test_one_process_needs_no_process_group_nor_libraries_for_many(tmp_path: Pat
 import sys
 from omniavatar.cli import run_cli
 code = run_cli(["run", "--device", "cpu", "--quiet", "--size", "32x32", "--seconds", "0.24", "--prompt", "a face",
-                "--euler.steps", "1", "-o", sys.argv[1]])
+                "--schedule.steps", "1", "-o", sys.argv[1]])
 from torch import distributed
 print(code, distributed.is_initialized(), sorted({"xfuser", "yunchang"} & set(sys.modules)))
 """

@@ -34,15 +34,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class OnlyHeaders(TinyModels):
-    """Models that must not be loaded; `tokenizer` is another folder for it."""
+    """Models that must not be loaded; `tokenizer_folder` is another folder for it."""
 
-    tokenizer: Path | None = None
+    tokenizer_folder: Path | None = None
 
     def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
         raise AssertionError(f"{role} was loaded")
 
     def beside(self, role: str, path: Path) -> Path:
-        return self.tokenizer or super().beside(role, path)
+        return self.tokenizer_folder or super().beside(role, path)
 
 
 def engine(catalog: Catalog, units: str = "default-write-video", models: OnlyHeaders | None = None) -> Engine:
@@ -89,7 +89,7 @@ def test_settings_of_a_run_count(catalog: Catalog) -> None:
     maker = engine(catalog)
     maker.check_request(asked(size=(256, 256)), settings={"fixed-frames": {"max_tokens": 1600}})
     with pytest.raises(PlanError, match="64 tokens hold 61 frames a chunk, 69 are"):
-        maker.start(asked(), settings={"fixed-frames": {"max_tokens": 64, "overlap": 65}, "euler": {"steps": 1}})
+        maker.start(asked(), settings={"fixed-frames": {"max_tokens": 64, "overlap": 65}, "schedule": {"steps": 1}})
 
 
 def test_what_an_error_proposes_is_accepted(catalog: Catalog) -> None:
@@ -106,11 +106,11 @@ def test_what_an_error_proposes_is_accepted(catalog: Catalog) -> None:
 @pytest.mark.parametrize("content", [None, "{}", "[" * 100_000, "\0"])
 def test_a_tokenizer_that_cannot_be_read(content: str | None, catalog: Catalog, tmp_path: Path) -> None:
     models = OnlyHeaders()
-    models.tokenizer = tmp_path / "tokenizer"
+    models.tokenizer_folder = tmp_path / "tokenizer"
     message = "no tokenizer folder at"
     if content is not None:
-        models.tokenizer.mkdir()
-        (models.tokenizer / "tokenizer.json").write_text(content)
+        models.tokenizer_folder.mkdir()
+        (models.tokenizer_folder / "tokenizer.json").write_text(content)
         message = "no tokenizer can be read from"
     with pytest.raises(CheckpointError, match=message) as caught:
         engine(catalog, models=models).start(asked())

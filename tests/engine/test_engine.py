@@ -20,7 +20,7 @@ from omniavatar.engine.windows import Span
 from omniavatar.errors import CheckpointError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import GivenModels, recorder
-from omniavatar.units import Euler, Guidance, Transformer
+from omniavatar.units import Euler, Guidance, Schedule, Transformer
 from tests.scenes import Scene, denoising_units, fake_engine, fake_models, recorded, request, tiny_engine, video_of
 
 SILENT_PLAN = "default+teacache-write-video"
@@ -106,7 +106,7 @@ def test_without_a_unit_for_windows_the_video_is_one() -> None:
 def test_one_euler_step_by_hand() -> None:
     """FakeDiT's velocity is latents + 4 * text, and one step leads from sigma 1 to 0: what is left is -4 * text."""
     scene = Scene(frames=5, texts=(0.125, 0.0))
-    fake_engine([scene, Guidance(scale=1), Euler(steps=1), Transformer()]).generate(request())
+    fake_engine([scene, Guidance(scale=1), Schedule(steps=1), Euler(), Transformer()]).generate(request())
     torch.testing.assert_close(scene.windows[0].latents, torch.full((1, 4, 2, 2, 2), -0.5))
 
 
@@ -204,7 +204,8 @@ def test_a_role_without_a_model_is_named_with_the_ways_out() -> None:
         Engine(Plan((Transformer(),)), GivenModels())
     assert str(caught.value) == (
         "unit 'transformer' needs a model for the role 'dit' and no given file has one; "
-        "add the file with --model, or leave the unit out with -transformer"
+        "add the file with --model, beside a configuration that has the others (--config NAME), "
+        "or leave the unit out with -transformer"
     )
 
 
@@ -298,6 +299,6 @@ def test_resources_are_closed_on_every_kind_of_end(error: BaseException) -> None
     assert opening.closed == [type(error)]
 
 
-def test_a_plan_without_a_sampler_says_so() -> None:
-    with pytest.raises(PlanError, match="the plan has no sampler; add one such as"):
+def test_a_plan_without_a_schedule_says_so() -> None:
+    with pytest.raises(PlanError, match="the plan has no schedule; add one such as"):
         fake_engine([Scene(frames=5), Guidance(), Transformer()]).generate(request())

@@ -63,7 +63,7 @@ class Text(PipelineUnit):
 
     @hookimpl(trylast=True)
     def embed(self, forward: Forward) -> None:
-        forward.context = forward.stacked(lambda branch: branch["prompt_embedding"])
+        forward.conditions["text"] = forward.stacked(lambda branch: branch["prompt_embedding"])
 
 
 def scene() -> Scene:

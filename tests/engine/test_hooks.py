@@ -88,6 +88,10 @@ class Recorder(PipelineUnit):
         self.log.append(f"before_block {index}")
 
     @hookimpl
+    def run_block(self, forward: Forward, index: int) -> None:
+        self.log.append(f"run_block {index}")
+
+    @hookimpl
     def after_block(self, forward: Forward, index: int) -> None:
         self.log.append(f"after_block {index}")
 
@@ -158,8 +162,10 @@ outer run_blocks (
 inner run_blocks (
 run_blocks
 before_block 0
+run_block 0
 after_block 0
 before_block 1
+run_block 1
 after_block 1
 ) inner run_blocks
 ) outer run_blocks

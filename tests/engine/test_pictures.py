@@ -23,8 +23,8 @@ def test_a_size_is_chosen_only_if_there_is_none() -> None:
 
 
 def test_a_size_that_the_patches_do_not_divide_is_refused() -> None:
-    with pytest.raises(InputError, match="the size 40x32 is not made of positive multiples of 16"):
-        settle_size(job(32, 40), lambda: (32, 32))
+    with pytest.raises(InputError, match="the size 36x32 is not made of positive multiples of 8"):
+        settle_size(job(32, 36), lambda: (32, 32))
     with pytest.raises(InputError, match="multiples of 64"):
         settle_size(job(), lambda: (32, 64), multiple=64)
     assert not is_usable((0, 16))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import Field
@@ -23,6 +23,7 @@ from omniavatar.engine.plan import (
     make_unit,
     order,
     parse,
+    tell_of_moved,
     with_settings,
 )
 from omniavatar.engine.scopes import Job, Step
@@ -246,7 +247,7 @@ def test_names_in_settings_are_checked_for_absent_units_too(settings: Any, messa
 
 
 class First(Knob):
-    """A sampler."""
+    """A schedule."""
 
     name = "first"
 
@@ -261,7 +262,7 @@ class Second(First):
 
 
 class Third(PipelineUnit):
-    """A sampler without settings of these names."""
+    """A schedule without settings of these names."""
 
     name = "third"
 
@@ -295,6 +296,130 @@ def test_what_nobody_takes_is_said(caplog: pytest.LogCaptureFixture) -> None:
     override = Layer(Strength.OVERRIDE, "--hp", {"first": {"level": 0.25}})
     assert error_of("third", SAMPLERS, override).startswith("--hp: nothing takes first.level: unit 'first' is not in")
     assert error_of("a", SAMPLERS, override).startswith("--hp: nothing takes first.level: unit 'first' is not in")
+
+
+class Grid(PipelineUnit):
+    """A schedule."""
+
+    name = "grid"
+
+    class Settings(UnitSettings):
+        steps: int = Field(50, ge=1, le=1000, description="steps")
+        rho: float = Field(1.0, ge=0, le=9, description="spacing")
+
+    @hookimpl
+    def plan_steps(self) -> None: ...
+
+
+class Old(PipelineUnit):
+    """A solver that had the steps once."""
+
+    name = "old"
+    brings = ("grid",)
+    moved: ClassVar = {"steps": "grid.steps", "spacing": "grid.rho"}
+
+    @hookimpl
+    def advance(self) -> None: ...
+
+
+class New(Old):
+    """Another one, which suggests how many."""
+
+    name = "new"
+    suggests: ClassVar = {"grid": {"steps": 25}, "absent": {"x": 1}}
+
+
+class Own(Grid):
+    """A schedule and a solver in one, from before they were apart."""
+
+    name = "own"
+
+    @hookimpl
+    def advance(self) -> None: ...
+
+
+MOVED = catalog_of(A, Grid, Old, New, Own, early="a+old(steps=40, spacing=2)", late="a+grid+old")
+
+
+def grid(expression: str, *layers: Layer) -> tuple[int, float]:
+    (found,) = [unit for unit in build_plan(expression, MOVED, *layers).units if unit.name in ("grid", "own")]
+    return found.settings.steps, found.settings.rho
+
+
+@pytest.mark.parametrize(
+    ("expression", "units", "settings"),
+    [
+        ("old", "grid+old", (50, 1)),
+        ("a+old(steps=3)", "a+grid+old", (3, 1)),
+        ("early", "a+grid+old", (40, 2)),
+        ("early-old+new", "a+grid+new", (25, 1)),
+        ("late+old(steps=3)-old+new", "a+grid+new", (3, 1)),
+        ("late-old+new", "a+grid+new", (25, 1)),
+        ("late-old+new(steps=4)", "a+grid+new", (4, 1)),
+        ("late+grid(steps=5)+old(steps=6)", "a+grid+old", (6, 1)),
+        ("old(steps=6)+grid(steps=5)", "old+grid", (5, 1)),
+        ("early+grid(steps=5)", "a+old+grid", (5, 2)),
+        ("own(steps=7)", "own", (7, 1)),
+    ],
+)
+def test_a_solver_brings_its_schedule_and_old_names_reach_it(
+    expression: str, units: str, settings: tuple[int, float]
+) -> None:
+    assert "+".join(names(build_plan(expression, MOVED))) == units
+    assert grid(expression) == settings
+
+
+@pytest.mark.parametrize("strength", [Strength.CHECKPOINT, Strength.FILE, Strength.EXPLICIT, Strength.OVERRIDE])
+def test_old_names_are_read_in_every_layer(strength: Strength) -> None:
+    assert grid("late", Layer(strength, "x", {"old": {"steps": 3, "spacing": 2}})) == (3, 2)
+    assert grid("late-old+new", Layer(strength, "x", {"old": {"steps": 3}})) == (3, 1), "whichever solver it is about"
+    both = {"new": {"steps": 6}, "old": {"steps": 3}}
+    assert (grid("late", Layer(strength, "x", both)), grid("late-old+new", Layer(strength, "x", both))) == (
+        (3, 1),
+        (6, 1),
+    )
+    for first, last, expected in (("grid", "old", 3), ("old", "grid", 3), ("new", "grid", 3), ("grid", "new", 3)):
+        layer = Layer(strength, "x", {first: {"steps": 9}, last: {"steps": expected}})
+        assert grid("late", layer) == (expected, 1), "the last of several names counts"
+    assert grid("own", Layer(strength, "x", {"old": {"steps": 3}})) == (3, 1), "as grid.steps would be"
+
+
+def test_what_a_unit_suggests_is_weaker_than_all_that_is_said() -> None:
+    plan = build_plan("new", MOVED)
+    assert plan.origins["grid"] == {"steps": "unit new", "rho": "default"}
+    assert grid("grid(steps=3)+new") == (3, 1)
+    for strength in Strength:
+        if strength > Strength.SUGGESTED:
+            assert grid("new", Layer(strength, "x", {"grid": {"steps": 4}})) == (4, 1)
+
+
+def test_an_old_name_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    tell_of_moved.cache_clear()
+    for _ in range(2):
+        grid("late", file_layer("y", {"old": {"steps": 3}}), Layer(Strength.CHECKPOINT, "x", {"old": {"steps": 4}}))
+    assert caplog.messages == ["file y: old.steps is grid.steps now; the old name still works"]
+
+
+def test_old_names_are_checked_as_those_of_today() -> None:
+    check_names(file_layer("y", {"old": {"steps": 3}}), MOVED)
+    with pytest.raises(PlanError, match="file y: unit 'old' has no setting 'step'"):
+        check_names(file_layer("y", {"old": {"step": 3}}), MOVED)
+    assert error_of("old(steps=0)", MOVED) == "unit 'grid': steps = 0: input should be greater than or equal to 1"
+    without = catalog_of(Old)
+    assert error_of("old(steps=1)", without) == (
+        "unit 'old' has no setting 'steps': it is grid.steps now, and the plan has no unit that takes it"
+    )
+
+
+def test_old_names_change_a_plan_that_stands() -> None:
+    changed = with_settings(build_plan("late", MOVED), {"old": {"steps": 3}})
+    assert (changed.units[1].settings.steps, changed.origins["grid"]["steps"]) == (3, "settings")
+
+
+def test_two_schedules_or_solvers_are_refused() -> None:
+    assert error_of("late+own", MOVED) == "units 'grid' and 'own' are both schedules; leave one out with -grid"
+    assert error_of("late+own-grid", MOVED) == "units 'old' and 'own' are both solvers; leave one out with -old"
+    assert names(build_plan("late+own-grid-old", MOVED)) == ["a", "own"]
 
 
 def test_explicit_settings_of_an_absent_unit_are_refused() -> None:
@@ -368,7 +493,7 @@ def answering(name: str, *hooks: str, passes_on: bool = False, first: bool = Fal
     return unit(name, passes_on=hooks if passes_on else (), **{hook: answer(hook) for hook in hooks})
 
 
-@pytest.mark.parametrize("hook", ["run_blocks", "predict", "substitute", "call"])
+@pytest.mark.parametrize("hook", ["run_blocks", "run_block", "predict", "substitute", "call"])
 def test_an_answer_that_would_never_be_asked_for_is_refused(hook: str) -> None:
     one, two, some = answering("one", hook), answering("two", hook), answering("some", hook, passes_on=True)
     early = answering("early", hook, passes_on=True, first=True)

@@ -190,14 +190,14 @@ def test_without_visitors_nothing_moves() -> None:
 
 
 def test_roles_in_steps() -> None:
-    assert roles_in_steps(Reader()) == set()
-    assert roles_in_steps(Painter()) == {"brush", "absent"}
-    assert roles_in_steps(Counter()) == set()
+    assert roles_in_steps(Reader(), Plan()) == set()
+    assert roles_in_steps(Painter(), Plan()) == {"brush", "absent"}
+    assert roles_in_steps(Counter(), Plan()) == set()
 
 
 def test_who_is_admitted_comes_after_all_others_have_gone() -> None:
     log: list[str] = []
-    residency = Residency(())
+    residency = Residency(Plan())
     for role in ("a", "b", "c"):
         residency.visitors[role] = Network(log, role)
     for roles in ({"b"}, {"c", "a"}, {"a"}, set[str]()):

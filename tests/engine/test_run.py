@@ -27,7 +27,7 @@ from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Request, Step
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.errors import Cancelled, EngineBusy, InputError, PlanError
 from omniavatar.hookspecs import hookimpl
-from omniavatar.units import FirstBlockCache, SmoothBorders
+from omniavatar.units import FirstBlockCache, Guidance, SmoothBorders
 from tests.scenes import denoising_units, fake_engine, fake_models, request
 
 
@@ -51,7 +51,9 @@ class Quiet(PipelineUnit):
 
     @hookimpl
     def embed(self, forward: Forward) -> None:
-        forward.context = forward.stacked(lambda branch: torch.full((1, 1, 1), -0.05 if branch.drops("text") else 0.05))
+        forward.conditions["text"] = forward.stacked(
+            lambda branch: torch.full((1, 1, 1), -0.05 if branch.drops("text") else 0.05)
+        )
 
 
 def scene(frames: int | None = 26) -> Quiet:
@@ -170,7 +172,7 @@ def test_the_callers_own_code_is_not_in_inference_mode() -> None:
 
 def test_settings_hold_for_one_run() -> None:
     maker = engine()
-    assert maker.generate(request(), settings={"euler": {"steps": 2}}).timings.steps == 12
+    assert maker.generate(request(), settings={"schedule": {"steps": 2}}).timings.steps == 12
     assert maker.generate(request()).timings.steps == 18
     assert maker.plan.units[3].settings.steps == 3
 
@@ -203,8 +205,8 @@ class Tuned(PipelineUnit):
     [
         ({"tuned": {"strength": 2}}, "unit 'tuned' used its settings when the engine was set up; open another engine"),
         ({"eulr": {"steps": 2}}, "settings: unit 'eulr' is not in the plan; did you mean 'euler'"),
-        ({"euler": {"stps": 2}}, "unit 'euler' has no setting 'stps'; did you mean 'steps'"),
-        ({"euler": {"steps": 0}}, "unit 'euler': steps = 0: input should be greater than or equal to 1"),
+        ({"schedule": {"stps": 2}}, "unit 'schedule' has no setting 'stps'; did you mean 'steps'"),
+        ({"schedule": {"steps": 0}}, "unit 'schedule': steps = 0: input should be greater than or equal to 1"),
         ({"euler": 5}, "settings: those of 'euler' are 5 and not a mapping"),
     ],
 )
@@ -620,6 +622,44 @@ def test_a_state_holds_what_the_next_window_reads_and_nothing_else() -> None:
         state = run.state()
     assert set(state) == {"run.window", "run.start", "run.request", "previous.frames"}
     assert state["previous.frames"].shape == (1, 3, 5, 16, 16)
+
+
+class Recollection(PipelineUnit):
+    """Adds to the tokens of every branch what the calls for it have come to in all windows before."""
+
+    name = "recollection"
+
+    @hookimpl
+    def run_block(self, forward: Forward, index: int) -> torch.Tensor | None:
+        if index:
+            return None
+        before = forward.lasting.get("recollection.sum", torch.zeros(()))
+        if forward.step.is_last:
+            forward.lasting["recollection.sum"] = before + forward.x.mean() / 10
+        return forward.x + before
+
+
+def test_what_calls_leave_for_those_of_later_windows_is_part_of_the_state() -> None:
+    units = Recollection(), Guidance(scale=3.0)
+    maker = fake_engine([scene(), *[unit for unit in denoising_units() if unit.name != "guidance"], *units])
+    with maker.start(request()) as run:
+        states, frames = [], []
+        for chunk in run:
+            frames.append(chunk.frames)
+            states.append(run.state())
+            job = run.loop.job
+    assert not job.memories, "a run that is over holds nothing"
+    name = "recollection.sum"
+    assert {key for key in states[1] if key.startswith("memory.")} == {
+        f"memory.dit/positive/{name}",
+        f"memory.dit/negative/{name}",
+    }
+    assert not states[1][f"memory.dit/positive/{name}"].equal(states[2][f"memory.dit/positive/{name}"])
+    with maker.start(request(), resume=states[2]) as run:
+        assert all(np.array_equal(chunk.frames, frames[chunk.index]) for chunk in run)
+    without = {key: value for key, value in states[2].items() if not key.startswith("memory.")}
+    with maker.start(request(), resume=without) as run:
+        assert not all(np.array_equal(chunk.frames, frames[chunk.index]) for chunk in run)
 
 
 @pytest.mark.parametrize(

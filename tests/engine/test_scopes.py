@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from omniavatar.distributed.groups import Group
+from omniavatar.distributed.sharding import Sharding
 from omniavatar.engine.scopes import Branch, Forward, Job, Previous, Request, Scope, Step, Window
 from omniavatar.engine.windows import Span
 from omniavatar.errors import InputError
@@ -119,6 +121,24 @@ def test_memory_is_one_per_window_network_and_branches(job: Job, window: Window)
     assert [window.memory(network, branches)["x"] for network, branches in groups] == [0, 1, 2, 3]
     window["of window"] = 7
     assert memories[0]["of window"] == 7
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_tokens_of_latent_frames_among_those_of_a_rank(window: Window, ranks: int) -> None:
+    """All ranks together have every token of every frame, and count the frames alike."""
+    whole = torch.tensor([-1, 0, 0, 0, 1, 1, 1, 2, 2, 2, -1])
+    found: dict[int, set[int]] = {}
+    for rank in range(ranks):
+        forward = Forward(Step(window, 0, 1000.0, 1.0, 0.0), [window.branch(f"rank {rank}")])
+        sharding = Sharding(Group(rank, ranks), len(whole))
+        forward.frame_index = sharding.shard(whole, dim=0, fill=-1)
+        here = forward.frame_tokens(first=1)
+        if here is None:
+            assert (forward.frame_index < 1).all()
+            continue
+        for frame, places in zip(here.frames.tolist(), here.tokens.tolist(), strict=True):
+            found.setdefault(frame, set()).update(place + rank * sharding.shard_length for place in places)
+    assert found == {0: {4, 5, 6}, 1: {7, 8, 9}}
 
 
 def test_only_the_window_before_is_kept_and_older_ones_go_at_once() -> None:

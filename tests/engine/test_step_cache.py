@@ -12,7 +12,7 @@ from omniavatar.engine.loop import Loop
 from omniavatar.engine.scopes import Forward, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
-from omniavatar.units import CfgMerge, Euler, FirstBlockCache, Guidance, GuidanceInterval, MagCache, TeaCache
+from omniavatar.units import CfgMerge, Euler, FirstBlockCache, Guidance, GuidanceInterval, MagCache, Schedule, TeaCache
 from tests.scenes import Scene, denoising_units, fake_engine, request
 
 STEPS = 8
@@ -77,7 +77,7 @@ def test_a_range_of_steps_beside_branches_in_one_batch(cache: str) -> None:
 @pytest.mark.parametrize("cache", ["teacache", "magcache"])
 def test_the_borders_of_a_range_are_foretold(cache: str) -> None:
     unit = CACHES[cache]()
-    engine = fake_engine([unit, WeakBlocks(2, 4), GuidanceInterval(low=0.9), Euler(steps=STEPS, shift=1.0)])
+    engine = fake_engine([unit, WeakBlocks(2, 4), GuidanceInterval(low=0.9), Schedule(steps=STEPS, shift=1.0), Euler()])
     (line,) = unit.forecast(Loop(engine, engine.plan, request()).plan_window())
     last = ", 8" if cache == "teacache" else ""
     skipped = STEPS - (5 if last else 4)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from omniavatar.engine.engine import Engine
-from omniavatar.engine.plan import build_plan
+from omniavatar.engine.plan import Plan, build_plan
 from omniavatar.engine.progress import Progress
 from omniavatar.engine.scopes import Request, Window
 from omniavatar.engine.unit import Kept, PipelineUnit
@@ -24,6 +24,7 @@ from omniavatar.estimate.rehearsal import Memory, Rehearsal, Stand
 from omniavatar.estimate.report import Estimate, Phase
 from omniavatar.estimate.timing import FEWEST_CALLS, Clock, Seconds
 from omniavatar.hookspecs import hookimpl
+from omniavatar.models.attention import sdpa
 from omniavatar.models.umt5 import UMT5Encoder
 from omniavatar.models.wan_dit import PerToken, WanDiT
 from omniavatar.plugins import discover
@@ -61,7 +62,7 @@ class SketchedModels(TinyModels):
         network = self.networks[role]
         if isinstance(network, WanDiT):
             with torch.device("meta"):
-                return WanDiT(**DIT, **constructor).to(dtype)
+                return WanDiT(**DIT, attention=constructor.get("attention", sdpa)).to(dtype)
         if isinstance(network, UMT5Encoder):
             with torch.device("meta"):
                 return UMT5Encoder(**TEXT).to(dtype)
@@ -77,7 +78,7 @@ class SketchedModels(TinyModels):
 
 
 def engine_of(expression: str, models: SketchedModels, observers: Sequence[Any] = (), steps: int = 2) -> Engine:
-    settings = {**TINY_SETTINGS, "euler": {"steps": steps}}
+    settings = {**TINY_SETTINGS, "schedule": {"steps": steps}}
     plan = build_plan(f"default-write-video{expression}", discover().catalog(), settings)
     return Engine(plan, models, observers=observers)
 
@@ -264,7 +265,7 @@ def test_a_unit_says_where_blocks_are() -> None:
         name = "elsewhere"
         rehearses = False
 
-        def keeps(self, role: str, blocks: int) -> Kept | None:
+        def keeps(self, role: str, blocks: int, plan: Plan) -> Kept | None:
             return Kept(on_device=2, in_host=blocks, copied=blocks) if role == "dit" else None
 
     models = SketchedModels()

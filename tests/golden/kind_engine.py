@@ -16,17 +16,19 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config
 
+from omniavatar.checkpoints.lora import read_lora
 from omniavatar.engine import flow_match
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.scopes import Job, Request, Step, Window
 from omniavatar.engine.unit import PipelineUnit
-from omniavatar.engine.windows import Span, audio_rows, frames_for_budget, plan_spans
+from omniavatar.engine.windows import Span, audio_rows, plan_spans
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.image import fit_image
-from omniavatar.models.lora import lora_pairs, merge_lora, unknown_modules
+from omniavatar.models.lora import merged
 from omniavatar.models.wav2vec import AudioEncoder
 from omniavatar.testing import GivenModels, LatentFormat
+from omniavatar.testing.models import WAN
 from omniavatar.testing.recorder import SeenWindow, WindowRecorder, video_of
 from omniavatar.units import (
     Audio,
@@ -36,6 +38,7 @@ from omniavatar.units import (
     Guidance,
     Prompt,
     ReferenceImage,
+    Schedule,
     TeaCache,
     Transformer,
     VaeDecode,
@@ -112,16 +115,16 @@ def scheduler_tensors(case: Case, name: str, inputs: dict[str, Any], expected: d
 def windows(case: Case) -> None:
     for index, record in enumerate(case.records):
         inputs, expected = record["inputs"], record["expected"]
-        length = frames_for_budget(inputs["max_tokens"], inputs["height"], inputs["width"])
+        length = WAN.frames_for(inputs["max_tokens"], inputs["height"], inputs["width"])
         rows = audio_rows(inputs["samples"], inputs["sample_rate"], inputs["fps"], float_ceil=True)
         overlap = inputs["overlap_frame"] if inputs["random_prefix_frames"] else 1
-        spans = plan_spans(rows + 1, length, overlap, full=True)
+        spans = plan_spans(rows + 1, length, overlap, WAN, full=True)
         padded = spans[-1].stop - 1
         case.equal(
             f"{index}",
             {
                 "frames_per_chunk": length,
-                "latent_frames": spans[0].latent_frames,
+                "latent_frames": WAN.latent_frames(spans[0].frames),
                 "audio_frames": rows,
                 "padded_audio_frames": padded,
                 "padded_samples": padded * int(inputs["sample_rate"] / inputs["fps"]),
@@ -140,8 +143,8 @@ def chunk(span: Span, number: int, length: int) -> dict[str, Any]:
         "zero_rows": zero_rows,
         "audio_rows": [span.start - 1 + zero_rows, span.stop - 1],
         "prefix_rows": span.given,
-        "prefix_latent_frames": span.given_latents,
-        "mask_zero_latent_frames": span.given_latents,
+        "prefix_latent_frames": WAN.latent_frames(span.given),
+        "mask_zero_latent_frames": WAN.latent_frames(span.given),
         "prefix_from_previous_frames": "image" if number == 0 else [length - span.given, length],
         "kept_frames": [span.keep.start, span.keep.stop],
     }
@@ -226,6 +229,15 @@ def guidance_of(scale: float, audio_scale: float) -> Guidance:
     return Guidance(scale=scale, audio_scale=None if scale == 1 else audio_scale)
 
 
+class GivenSchedule(Schedule):
+    """The schedule unit for a start that is given, also where its strength is below 1 and there is no footage.
+
+    The original's loop always starts from noise; its strength says of which level.
+    """
+
+    check_request = None  # type: ignore[assignment]
+
+
 class HeldLatents(FixedFrames):
     """The fixed-frames unit with given latents in place of an image."""
 
@@ -259,7 +271,10 @@ def denoising_units(call: dict[str, Any]) -> list[PipelineUnit]:
     """Guidance, sampler, transformer and, if it is on, the cache."""
     units: list[PipelineUnit] = [
         guidance_of(call["cfg_scale"], call["audio_cfg_scale"]),
-        Euler(steps=call["num_inference_steps"], shift=call["sigma_shift"]),
+        GivenSchedule(
+            steps=call["num_inference_steps"], shift=call["sigma_shift"], strength=call.get("denoising_strength", 1.0)
+        ),
+        Euler(),
         Transformer(),
     ]
     if call.get("tea_cache_l1_thresh"):
@@ -302,7 +317,7 @@ def whole_program(case: Case) -> None:
         FixedFrames(
             overlap=call["overlap_frame"] if call["random_prefix_frames"] else 1,
             max_tokens=64,
-            window_frames=frames_for_budget(call["max_tokens"], *case.config["derived"]["selected"]),
+            window_frames=WAN.frames_for(call["max_tokens"], *case.config["derived"]["selected"]),
             full_windows=True,
             tiled=call["tiled"],
         ),
@@ -360,15 +375,15 @@ def wav_float32(wave: Any) -> bytes:
 def lora(case: Case) -> None:
     config = case.config["dit"]
     for scheme in case.config["call"]["schemes"]:
+        if scheme == "unknown_prefix":
+            continue  # `transformer.`, which the original leaves out; here it is read, as trainers of today write it
         dit = wan_dit(config, case.weights)
-        pairs = lora_pairs(group(case.inputs, f"lora/{scheme}"))
-        unknown = set(unknown_modules(dit, pairs))
-        known = [pair for pair in pairs if pair.module not in unknown]
-        merge_lora(dit, known, case.config["call"]["alpha"])
+        weights = dit.state_dict()
+        fit = read_lora(group(case.inputs, f"lora/{scheme}")).fit({key: value.shape for key, value in weights.items()})
+        alpha = case.config["call"]["alpha"]
         changed = {
-            f"fused/{scheme}/{key}": value
-            for key, value in dit.state_dict().items()
-            if not value.equal(case.weights[key])
+            f"fused/{scheme}/{key}": merged(weights[key], [(change, alpha) for change in changes])
+            for key, changes in fit.changes.items()
         }
         case.equal(f"changed/{scheme}", len(changed), int(case.expected[f"changed/{scheme}"]))
         for name, weight in changed.items():

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from omniavatar_i2v.clip import ClipImageEncoder
-from omniavatar_i2v.image_dit import ImageContext, ImageDiT
+from omniavatar_i2v.image_dit import ImageDiT
 from omniavatar_i2v.unit import ImageToVideo
 from PIL import Image
 from torch import Tensor, nn
 
 from omniavatar.engine.scopes import Request
 from omniavatar.engine.unit import PipelineUnit
+from omniavatar.models.wan_dit import BlockInputs
 from omniavatar.models.wan_vae import WanVAE
 from omniavatar.testing import GivenModels
 from tests.golden.calls import first_window, one_call
@@ -75,9 +76,8 @@ def with_image_tokens(dit: ImageDiT, case: Case, image_tokens: int) -> Tensor:
     x, grid = dit.embed_patches(torch.cat([inputs["latents"], inputs["y"]], dim=1))
     t_emb, t_mod = dit.embed_time(inputs["timestep"])
     tokens = torch.cat([dit.embed_image(inputs["clip_feature"]), dit.embed_text(inputs["context"])], dim=1)
-    context = ImageContext(text=tokens[:, image_tokens:], image=tokens[:, :image_tokens])
-    for block in dit.blocks:
-        x = block(x, context, t_mod, dit.rope(grid))
+    conditions = {"text": tokens[:, image_tokens:], "image": tokens[:, :image_tokens]}
+    x = dit.run_blocks(x, BlockInputs(t_mod, dit.rope(grid), conditions))
     return dit.unembed(x, t_emb, grid)
 
 

@@ -11,12 +11,11 @@ from torch import Tensor
 from omniavatar.engine.scopes import Request, Step
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
+from omniavatar.roles import companion_of
 from omniavatar.testing import FakeDiT, FakeVAE
-from omniavatar.units import Euler, Transformer
+from omniavatar.units import Euler, Schedule, Transformer
 from tests.golden.cases import Case, kind
 from tests.golden.kind_engine import Given, generate
-
-BRANCHES = {"dit": "vace", "dit2": "vace2"}
 
 
 class Roles(PipelineUnit):
@@ -27,13 +26,12 @@ class Roles(PipelineUnit):
     def __init__(self) -> None:
         super().__init__()
         self.timesteps: list[float] = []
-        self.experts: list[str] = []
+        self.worked: list[str] = []
 
     @hookimpl
     def guide(self, step: Step) -> Tensor:
-        is_second = step.network is not step.engine.model("dit")
         self.timesteps.append(float(step.timestep))
-        self.experts.append("dit2" if is_second else "dit")
+        self.worked.append(step.expert)
         return torch.zeros_like(step.window.latents)
 
 
@@ -42,13 +40,12 @@ def run_moe(case: Case) -> None:
     for index, record in enumerate(case.records):
         inputs, expected = record["inputs"], record["expected"]
         roles = experts_of(inputs)
-        experts, timesteps = roles.experts, torch.tensor(roles.timesteps)
+        experts, timesteps = roles.worked, torch.tensor(roles.timesteps)
         case.close(f"{index}.timesteps", timesteps, torch.tensor(expected["timesteps"]), atol=1e-3)
         case.equal(f"{index}.expert", experts, expected["expert"])
         first = experts.index("dit2") if "dit2" in experts else None
         case.equal(f"{index}.first_step_of_second_expert", first, expected["first_step_of_second_expert"])
-        # A VACE branch goes with its transformer; see omniavatar_vace.unit.branch_for.
-        branches = [BRANCHES[expert] if inputs["has_vace"] else None for expert in experts]
+        branches = [companion_of("vace", "dit", expert) if inputs["has_vace"] else None for expert in experts]
         case.equal(f"{index}.vace", branches, expected["vace"])
 
 
@@ -56,7 +53,12 @@ def experts_of(inputs: dict[str, Any]) -> Roles:
     """Denoise nothing on the schedule of a record."""
     roles, noise = Roles(), torch.zeros(1, 4, 1, 2, 2)
     text = {"prompt_embedding": None, "negative_embedding": None}
-    units = [Given([noise], 1, **text), roles, Euler(steps=inputs["num_inference_steps"], shift=inputs["sigma_shift"])]
+    units = [
+        Given([noise], 1, **text),
+        roles,
+        Schedule(steps=inputs["num_inference_steps"], shift=inputs["sigma_shift"]),
+        Euler(),
+    ]
     networks = {"dit": FakeDiT(), "vae": FakeVAE()}
     if inputs["has_second_expert"]:
         units.append(Moe(boundary=inputs["boundary"]))

@@ -12,7 +12,7 @@ from transformers import Wav2Vec2Config
 
 from omniavatar.models.audio_adapter import AudioAdapter, AudioPack
 from omniavatar.models.umt5 import UMT5Encoder
-from omniavatar.models.wan_dit import WanDiT
+from omniavatar.models.wan_dit import BlockInputs, WanDiT
 from omniavatar.models.wav2vec import AudioEncoder, normalize
 from tests.golden.cases import Case, kind
 
@@ -44,12 +44,12 @@ def run_dit_audio(case: Case) -> None:
     dit, adapter = wan_dit(case.config, case.weights), audio_adapter(case.config, case.weights)
     x, grid = dit.embed_patches(torch.cat([case.inputs["x"], case.inputs["y"]], dim=1))
     t_emb, t_mod = dit.embed_time(case.inputs["timestep"])
-    context, rope = dit.embed_text(case.inputs["context"]), dit.rope(grid)
+    inputs = BlockInputs(t_mod, dit.rope(grid), {"text": dit.embed_text(case.inputs["context"])})
     residuals = dict(zip(adapter.entry_blocks, adapter(case.inputs["audio_emb"]).unbind(1), strict=True))
     for index, block in enumerate(dit.blocks):
         if index in residuals:
             x = x + repeat(residuals[index], "b f d -> b (f n) d", n=grid[1] * grid[2])
-        x = block(x, context, t_mod, rope)
+        x = block(x, inputs)
     case.compare("out", dit.unembed(x, t_emb, grid), atol=2e-5)
 
 
@@ -60,10 +60,11 @@ def run_dit_t2v(case: Case) -> None:
     latents, timestep, context = (case.inputs[name] for name in ("latents", "timestep", "context"))
     x, grid = dit.embed_patches(latents)
     t_emb, t_mod = dit.embed_time(timestep)
-    text, rope = dit.embed_text(context), dit.rope(grid)
+    text = dit.embed_text(context)
+    inputs = BlockInputs(t_mod, dit.rope(grid), {"text": text})
     taps = {"after_patch": x, "t_emb": t_emb, "t_proj": t_mod.flatten(-2), "context_emb": text}
     for index, block in enumerate(dit.blocks):
-        x = block(x, text, t_mod, rope)
+        x = block(x, inputs)
         taps[f"after_block_{index}"] = x
     taps["noise_pred"] = dit(latents, timestep, context)
     case.equal("taps", sorted(taps), sorted(case.expected))

@@ -17,7 +17,7 @@ from omniavatar.models.wan_dit import PerToken
 from omniavatar.plugins import discover
 from omniavatar.testing import LatentFormat
 from omniavatar.testing.recorder import SeenWindow
-from omniavatar.units import Euler, FixedFrames, Guidance, Transformer
+from omniavatar.units import Euler, FixedFrames, Guidance, Schedule, Transformer
 from tests.golden.cases import Case, kind
 from tests.golden.kind_engine import Given, GivenPrompt, generate
 from tests.golden.kind_networks import loaded, wan_dit
@@ -150,7 +150,11 @@ def run_ti2v_loop(case: Case) -> None:
         image_latent=inputs["first_frame_latents"],
     )
     look = denoised(
-        case, given, Guidance(scale=call["cfg_scale"]), Euler(steps=call["steps"], shift=call["sigma_shift"])
+        case,
+        given,
+        Guidance(scale=call["cfg_scale"]),
+        Schedule(steps=call["steps"], shift=call["sigma_shift"]),
+        Euler(),
     )
     case.compare("timesteps", torch.tensor([step.timestep for step in look.steps]), rtol=1e-6)
     case.compare("sigmas", torch.tensor([step.sigma for step in look.steps]), rtol=1e-6)

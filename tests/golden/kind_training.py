@@ -11,7 +11,7 @@ from omniavatar.engine.scopes import Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
 from omniavatar.training.objective import FlowMatching, distillation_loss
-from omniavatar.units import Euler, FixedFrames, Guidance
+from omniavatar.units import Euler, FixedFrames, Guidance, Schedule
 from tests.golden.calls import one_window
 from tests.golden.cases import Case, kind
 from tests.golden.kind_networks import wan_dit
@@ -99,12 +99,12 @@ def loss(case: Case) -> None:
 @kind("distill")
 def distill(case: Case) -> None:
     """A few steps from noise, all of them part of the loss."""
-    sampler = Euler(steps=case.config["call"]["num_inference_steps"])
+    schedule = Schedule(steps=case.config["call"]["num_inference_steps"])
     seen: list[Tensor] = []
     networks = {"dit": wan_dit(case.config["dit"], case.weights)}
-    units = [Guidance(scale=1.0), sampler, Steps(seen)]
+    units = [Guidance(scale=1.0), schedule, Euler(), Steps(seen)]
     window = one_window(case, units, networks, latents=case.inputs["latents"])
-    window.steps = sampler.plan_steps(window)
+    window.steps = schedule.plan_steps(window)
     case.compare("loss", distillation_loss(window, case.inputs["input_latents"])[None], rtol=1e-4)
     case.compare("latents_after_step", torch.stack(seen), rtol=1e-4)
     case.compare("timesteps", torch.tensor([step.timestep for step in window.steps]), rtol=1e-4)

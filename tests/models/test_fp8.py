@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from omniavatar.models.fp8 import E4M3, LARGEST, Fp8Linear, Mode, Scaling, quantized, replace_linears, scale_of
+from omniavatar.models.conversion import Conversions
+from omniavatar.models.fp8 import E4M3, LARGEST, Fp8Blocks, Fp8Linear, Mode, Scaling, quantized, scale_of
 from omniavatar.models.wan_dit import WanDiT
 from omniavatar.testing.tiny import DIT
 from tests.models.networks import noise, randomized, relative_error
@@ -80,9 +81,7 @@ def test_the_error_of_a_whole_network(mode: Mode, bound: float) -> None:
     dit = randomized(WanDiT(**DIT)).requires_grad_(False)
     inputs = noise(1, DIT["in_dim"], 2, 4, 4, seed=4), torch.tensor([500.0]), noise(1, 5, DIT["text_dim"], seed=5)
     expected = dit(*inputs)
-    for block in dit.blocks:
-        assert replace_linears(block, mode) == LAYERS_OF_A_BLOCK
-        assert replace_linears(block, mode) == 0
+    Conversions([Fp8Blocks(mode, "row")]).convert(dit)
     error = relative_error(dit(*inputs), expected)
     assert bound / 10 < error < bound
     stored = {name for name, weight in dit.named_parameters() if weight.dtype == E4M3}

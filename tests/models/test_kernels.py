@@ -15,7 +15,7 @@ from torch.nn import functional
 from omniavatar.models import gpu, kernels
 from omniavatar.models.attention import sdpa
 from omniavatar.models.rope import apply_rope
-from omniavatar.models.wan_dit import SelfAttention
+from omniavatar.models.wan_dit import BlockInputs, SelfAttention
 from omniavatar.models.wan_vae import WanVAE
 from tests.models.test_wan_vae import settings
 
@@ -124,9 +124,10 @@ def test_a_transformer_attends_as_without_them(monkeypatch: pytest.MonkeyPatch, 
     layer = SelfAttention(24, 2, 1e-6, sdpa).to(DEVICE, DTYPE)
     layer.norm_k.weight.mul_(2)
     x, table = random(2, 5, 24), torch.randn(*tables, 5, 6, 2).to(DEVICE)
-    plain = layer(x, table)
+    inputs = BlockInputs(table, table, {})
+    plain = layer(x, inputs)
     monkeypatch.setattr(kernels, "fit", lambda x: True)
-    torch.testing.assert_close(layer(x, table), plain, rtol=0.02, atol=0.002)
+    torch.testing.assert_close(layer(x, inputs), plain, rtol=0.02, atol=0.002)
 
 
 def test_they_are_for_gpus_without_gradients_alone() -> None:

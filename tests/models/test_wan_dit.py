@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from omniavatar.models.attention import sdpa
-from omniavatar.models.wan_dit import CrossAttention, PerToken, WanBlock, WanDiT
+from omniavatar.models.attention import Attention, sdpa
+from omniavatar.models.wan_dit import BlockInputs, CrossAttention, PerToken, WanBlock, WanDiT
 from tests.models.networks import checkpoint_hash, noise, randomized, relative_error
 
 TINY: dict[str, Any] = {
@@ -134,8 +134,9 @@ def test_equal_time_steps_for_all_tokens_are_one_time_step(dit: WanDiT) -> None:
 def written_out(block: Any, x: Tensor, context: Tensor, t_mod: Tensor, rope: Tensor) -> Tensor:
     """A block's arithmetic with the modulation of all tokens written out (b s 6 d)."""
     shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (block.modulation + t_mod).unbind(-2)
-    x = x + gate * block.self_attn(block.norm1(x) * (1 + scale) + shift, rope)
-    x = x + block.cross_attn(block.norm3(x), context)
+    inputs = BlockInputs(t_mod, rope, {"text": context})
+    x = x + gate * block.self_attn(block.norm1(x) * (1 + scale) + shift, inputs)
+    x = x + block.cross_attn(block.norm3(x), inputs)
     residual: Tensor = block.ffn(block.norm2(x) * (1 + ffn_scale) + ffn_shift)
     made: Tensor = x + ffn_gate * residual
     return made
@@ -154,7 +155,9 @@ def test_tokens_may_have_time_steps_of_their_own(dit: WanDiT) -> None:
         t_emb, t_mod = own_times(dit)
         assert (t_emb.rows.shape, t_mod.rows.shape, t_mod.index.shape) == ((2, 48), (2, 6, 48), (2, TOKENS))
         block, text, rope = dit.blocks[0], dit.embed_text(context), dit.rope(grid)
-        assert torch.equal(block(x, text, t_mod, rope), written_out(block, x, text, t_mod.values, rope))
+        assert torch.equal(
+            block(x, BlockInputs(t_mod, rope, {"text": text})), written_out(block, x, text, t_mod.values, rope)
+        )
         shift, scale = (dit.head.modulation + t_emb.values[:, :, None]).unbind(-2)
         assert torch.equal(dit.head(x, t_emb), dit.head.head(dit.head.norm(x) * (1 + scale) + shift))
 
@@ -183,7 +186,7 @@ def test_modulations_of_their_own_take_no_memory() -> None:
         x, text, rope = torch.empty(1, 1000, 48), torch.empty(1, 1, 48), torch.empty(1000, 6, 2)
         t_mod = PerToken(torch.empty(2, 6, 48), torch.empty(1, 1000, dtype=torch.int64))
         with torch.no_grad(), Largest() as largest:
-            dit.blocks[0](x, text, t_mod, rope)
+            dit.blocks[0](x, BlockInputs(t_mod, rope, {"text": text}))
     assert largest.numbers == 1000 * 4 * 48
 
 
@@ -194,9 +197,9 @@ def test_forward_is_the_composition_of_the_public_methods(dit: WanDiT) -> None:
         assert (x.shape, grid, x.is_contiguous()) == ((2, TOKENS, 48), GRID, True)
         t_emb, t_mod = dit.embed_time(timestep)
         assert (t_emb.shape, t_mod.shape) == ((2, 48), (2, 6, 48))
-        text, rope = dit.embed_text(context), dit.rope(grid)
+        inputs = BlockInputs(t_mod, dit.rope(grid), {"text": dit.embed_text(context)})
         for block in dit.blocks:
-            x = block(x, text, t_mod, rope)
+            x = block(x, inputs)
         assert torch.equal(dit.unembed(x, t_emb, grid), dit(latents, timestep, context))
 
 
@@ -241,13 +244,13 @@ def test_the_strategy_computes_every_self_attention_and_nothing_else() -> None:
 class PlainTextAttention(CrossAttention):
     """A cross-attention that a third party brings along: one more projection, added to the output."""
 
-    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
-        super().__init__(dim, num_heads, eps)
+    def __init__(self, dim: int, num_heads: int, eps: float, attention: Attention = sdpa) -> None:
+        super().__init__(dim, num_heads, eps, attention)
         self.extra = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
         extra: Tensor = self.extra(x)
-        return super().forward(x, context) + extra
+        return super().forward(x, inputs) + extra
 
 
 class OtherBlock(WanBlock):
@@ -283,11 +286,12 @@ def test_a_block_compiles_into_one_graph_for_all_blocks(dit: WanDiT, *, per_toke
     with torch.no_grad():
         x, grid = dit.embed_patches(latents)
         t_mod = own_times(dit)[1] if per_token else dit.embed_time(timestep)[1]
-        rest = dit.embed_text(context), t_mod, dit.rope(grid)
+        conditions, rope = {"text": dit.embed_text(context)}, dit.rope(grid)
         expected = x
-        for block in dit.blocks:
+        for index, block in enumerate(dit.blocks):
+            inputs = BlockInputs(t_mod, rope, conditions, index, call=object())
             compiled = torch.compile(block, fullgraph=True, backend=backend)
-            x, expected = compiled(x, *rest), block(expected, *rest)
+            x, expected = compiled(x, inputs), block(expected, inputs)
     assert torch.equal(x, expected)
     assert len(graphs) == 1
 

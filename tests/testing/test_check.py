@@ -28,7 +28,7 @@ NETWORKS: Mapping[str, Network] = {
     "vae": (FakeVAE, {}),
     "spare": (torch.nn.Identity, {}),
 }
-PLAN = "prompt+fixed-frames+guidance+euler+transformer+vae-decode"
+PLAN = "prompt+fixed-frames+guidance+schedule+euler+transformer+vae-decode"
 WAVE = torch.linspace(-1, 1, DIT["dim"])
 """Something for a token that no norm takes away."""
 
@@ -386,7 +386,7 @@ class Partial(Broken):
 
     @hookimpl
     def embed(self, forward: Forward) -> None:
-        forward.context = forward.step.once("broken.context", lambda: forward.context)
+        forward.conditions = forward.step.once("broken.conditions", lambda: forward.conditions)
 
 
 class Loner(Broken):

@@ -11,6 +11,7 @@ import torch
 
 from omniavatar.engine.flow_match import TIMESTEPS, velocity_target
 from omniavatar.errors import InputError
+from omniavatar.models.wan_dit import BlockInputs
 from omniavatar.training.diffusion import DiffusionTask
 from omniavatar.training.preparation import CLEAN
 from omniavatar.training.samples import CachedSamples, CacheWriter, write_origin
@@ -53,7 +54,7 @@ def test_the_loss_is_the_weighted_error_behind_the_given_frames(tmp_path: Path) 
             if index in adapter.entry_blocks:
                 heard = residuals[:, adapter.entry_blocks.index(index)]
                 x = x + heard.repeat_interleave(grid[1] * grid[2], dim=1)
-            x = block(x, context, t_mod, rope)
+            x = block(x, BlockInputs(t_mod, rope, {"text": context}))
         velocity = dit.unembed(x, time, grid)
         error = (velocity - velocity_target(clean, noise))[:, :, given:].square().flatten(1).mean(1)
         expected = (error * batch["weight"]).mean()

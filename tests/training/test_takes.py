@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from omniavatar.errors import InputError
+from omniavatar.testing.models import WAN
 from omniavatar.training.faces.clips import write_wave
 from omniavatar.training.takes import Choice, DrawnSource, Share, Take, TakeSettings
 from omniavatar.training.trainer import generator
@@ -17,7 +20,7 @@ from tests.training.scenes import Striped, take
 
 
 def choices(count: int = 400, frames: int = 60, **settings: object) -> list[Choice]:
-    wanted = TakeSettings(**{"frames": 17, **settings})
+    wanted = TakeSettings(**{"frames": 17, **settings}).fitted(WAN)
     return [Choice.draw(frames, wanted, generator(n)) for n in range(count)]
 
 
@@ -62,7 +65,7 @@ def test_without_reference_nothing_is_given() -> None:
 
 
 def test_what_decides_the_shape_can_be_settled_for_a_batch() -> None:
-    settings = TakeSettings(frames=17, no_reference=0.2)
+    settings = TakeSettings(frames=17, no_reference=0.2).fitted(WAN)
     seen = set()
     for seed in range(60):
         narrow = settings.narrowed(generator(seed))
@@ -72,10 +75,19 @@ def test_what_decides_the_shape_can_be_settled_for_a_batch() -> None:
     assert seen == {0, 1, 5, 9, 13}
 
 
-@pytest.mark.parametrize("wrong", [{"frames": 16}, {"prefixes": (1, 4)}, {"prefixes": ()}])
-def test_frames_are_4n_plus_1(wrong: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "reason"), [({"frames": 16}, "frames: 16 is not 4n"), ({"prefixes": (1, 4)}, "prefixes: 4 is not 4n")]
+)
+def test_frames_are_those_of_whole_latents(wrong: dict[str, object], reason: str) -> None:
+    settings = TakeSettings(**wrong)
+    with pytest.raises(InputError, match=reason):
+        settings.fitted(WAN)
+    settings.fitted(replace(WAN, temporal_factor=1))
+
+
+def test_some_frames_are_given() -> None:
     with pytest.raises(ValidationError):
-        TakeSettings(**wrong)
+        TakeSettings(prefixes=())
 
 
 def test_a_take_reads_its_frames_and_the_sound_from_frame_1_on() -> None:
@@ -95,7 +107,7 @@ def test_procedural_clips_of_a_sound(tmp_path: Path) -> None:
     times = np.arange(32000) / 16000
     write_wave(path, (0.5 * np.sin(2 * np.pi * 500 * times)).astype(np.float32))
     source = DrawnSource(range(7, 9), frames=25, side=32, sounds=(path,))
-    settings = TakeSettings(frames=9, prefixes=(1, 5))
+    settings = TakeSettings(frames=9, prefixes=(1, 5)).fitted(WAN)
     one, again = (dict(source.each(settings, Share(2), lambda take: take)) for _ in range(2))
     assert set(one) == {"0/0", "0/1", "1/0", "1/1"}
     assert all(np.array_equal(one[key].pictures, again[key].pictures) for key in one)

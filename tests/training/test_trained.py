@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from omniavatar.checkpoints import Bundle, Registry, UnknownCheckpoint
@@ -22,7 +23,7 @@ from omniavatar.testing.tiny import ADAPTER, DIT, TinyModels, weights, write_ori
 from omniavatar.training.diffusion import Diffusion, DiffusionTask
 from omniavatar.training.result import models_with_result
 from omniavatar.training.samples import Samples
-from omniavatar.training.trained import DELTA, WHOLE, Trained
+from omniavatar.training.trained import DELTA, EXPORT, WHOLE, Trained
 from omniavatar.units.lora import Lora
 from tests.training.scenes import config, plan
 
@@ -95,7 +96,7 @@ SUBSETS: dict[str, tuple[dict[str, Any], str]] = {
     "layers with LoRA": ({"weights": ["dit.blocks.*.self_attn.*"]}, WHOLE_ROW),
     "LoRA, audio layers": ({"lora": LORA, "weights": ["audio_adapter.*"]}, "OmniAvatar-part"),
     "LoRA, patch embedding": ({"lora": LORA, "weights": ["dit.patch_embedding.*"]}, "OmniAvatar-part"),
-    "LoRA elsewhere": ({"lora": {**LORA, "targets": ["head.head", "o"]}}, "OmniAvatar-part"),
+    "LoRA elsewhere": ({"lora": {**LORA, "targets": ["head.head", "o"]}}, "LoRA"),
     "LoRA of the audio layers": (
         {"lora": {**LORA, "role": "audio_adapter", "targets": ["proj", "0"]}},
         "OmniAvatar-part",
@@ -176,7 +177,7 @@ def test_the_saved_delta_makes_the_same_network(
 def test_lora_alone_keeps_its_strength(published: Path, tmp_path: Path) -> None:
     task = saved(published, tmp_path, train={"lora": {"rank": 4}}, **ON_RELEASED)
     (adapter,) = Bundle.open([task.config.output / DELTA], REGISTRY).adapters()
-    assert (adapter.rank, adapter.alpha) == (4, 64)
+    assert {layer.scale for layer in adapter.read().layers} == {64 / 4}
 
 
 def test_the_released_form(published: Path, tmp_path: Path) -> None:
@@ -185,12 +186,30 @@ def test_the_released_form(published: Path, tmp_path: Path) -> None:
     released = torch.load(published / "OmniAvatar-tiny" / DELTA, weights_only=True)
     ours = torch.load(folder / DELTA, weights_only=True)
     assert {name: value.shape for name, value in ours.items()} == {name: v.shape for name, v in released.items()}
-    assert {path.name for path in folder.iterdir()} == {DELTA, "config.json"}
+    assert {path.name for path in folder.iterdir()} == {DELTA, "config.json", EXPORT.parent.name}
     assert json.loads((folder / "config.json").read_text()) == {
         "train_architecture": "lora",
         "lora_rank": 4,
         "lora_alpha": 2,
     }
+
+
+def test_the_lora_for_other_programs(published: Path, tmp_path: Path) -> None:
+    """Every pair under ComfyUI's names, with its alpha, and nothing else."""
+    folder = saved(
+        published, tmp_path, train={"lora": LORA, "weights": ["audio_adapter.*"]}, **ON_RELEASED
+    ).config.output
+    export = load_file(folder / EXPORT)
+    delta = torch.load(folder / DELTA, weights_only=True)
+    pairs = {name.removesuffix(".lora_A.default.weight") for name in delta if name.endswith(".lora_A.default.weight")}
+    parts = ("alpha", "lora_A.weight", "lora_B.weight")
+    assert pairs
+    assert export.keys() == {f"diffusion_model.{layer}.{part}" for layer in pairs for part in parts}
+    for layer in pairs:
+        assert float(export[f"diffusion_model.{layer}.alpha"]) == LORA["alpha"]
+        for side in "AB":
+            ours = export[f"diffusion_model.{layer}.lora_{side}.weight"]
+            assert torch.equal(ours, delta[f"{layer}.lora_{side}.default.weight"])
 
 
 @pytest.mark.parametrize("train", [{"lora": LORA}, {"weights": ["audio_adapter.*"]}], ids=str)

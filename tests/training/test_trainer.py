@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from omniavatar.errors import InputError, OutputError
 from omniavatar.training.gradients import Batch
-from omniavatar.training.trainer import LOG, STATE, Report, Settings, Trainer, Visit, generator, learning_rate
+from omniavatar.training.trainer import LOG, RESULTS, STATE, Report, Settings, Trainer, Visit, generator, learning_rate
 
 
 class Line:
@@ -57,6 +57,16 @@ def test_it_learns(tmp_path: Path) -> None:
     task = Line()
     assert Trainer(task, settings(steps=300), tmp_path).run()
     assert sum(task.seen[-20:]) < 0.02 * sum(task.seen[:20])
+
+
+def test_results_on_the_way_are_those_of_shorter_runs(tmp_path: Path) -> None:
+    """Of every n-th step but the last, whose result is the run's."""
+    Trainer(Line(), settings(steps=6, schedule="constant", results_every=2), tmp_path / "long").run()
+    assert sorted(path.name for path in (tmp_path / "long" / RESULTS).iterdir()) == ["step-000002", "step-000004"]
+    for steps in (2, 4):
+        Trainer(Line(), settings(steps=steps, schedule="constant"), tmp_path / str(steps)).run()
+        found = result(tmp_path / "long" / RESULTS / f"step-{steps:06}")
+        assert all(value.equal(found[name]) for name, value in result(tmp_path / str(steps)).items())
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -29,7 +29,7 @@ SHOWN: dict[str, Any] = {
     "every": 2,
     "videos": [{"image": asset("demo", "portrait.png"), "prompt": "A man."}],
     "seconds": 0.24,
-    "settings": {"euler": {"steps": 1}},
+    "settings": {"schedule": {"steps": 1}},
 }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from omniavatar.engine.scopes import Branch, Step
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
-from omniavatar.units import CfgMerge, CfgZeroStar, Euler, Guidance, Transformer
+from omniavatar.units import CfgMerge, CfgZeroStar, Euler, Guidance, Schedule, Transformer
 from omniavatar.units.cfg_zero_star import fitted
 from tests.scenes import Scene, fake_engine, request
 
@@ -41,7 +41,7 @@ class Look:
 
 def run(*units: PipelineUnit, steps: int = 3, **guidance: Any) -> Look:
     look = Look()
-    plan = [Scene(frames=5, **TEXTS), Guidance(**guidance), Euler(steps=steps), Transformer(), *units]
+    plan = [Scene(frames=5, **TEXTS), Guidance(**guidance), Schedule(steps=steps), Euler(), Transformer(), *units]
     fake_engine(plan, observers=[look]).generate(request())
     return look
 

@@ -21,7 +21,7 @@ from omniavatar.units import Compile
 from tests.scenes import Frames
 from tests.training.scenes import SETTINGS, catalog
 
-SMALL = {**SETTINGS, "euler": {"steps": 2}, "fixed-frames": {"window_frames": 9, "overlap": 5}}
+SMALL = {**SETTINGS, "schedule": {"steps": 2}, "fixed-frames": {"window_frames": 9, "overlap": 5}}
 
 
 def video(expression: str) -> Tensor:

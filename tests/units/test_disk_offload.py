@@ -12,16 +12,17 @@ from torch import Tensor
 
 from omniavatar.checkpoints import Bundle, Registry
 from omniavatar.engine.engine import Engine
-from omniavatar.engine.plan import build_plan
+from omniavatar.engine.plan import Plan, build_plan
 from omniavatar.engine.scopes import Request
 from omniavatar.engine.unit import Kept
 from omniavatar.models.streaming import ReadBlocks
+from omniavatar.testing import GivenLora
 from omniavatar.testing.tiny import write_original
 from omniavatar.units import DiskOffload
 from tests.scenes import Frames
 from tests.training.scenes import SETTINGS, catalog
 
-SMALL = {**SETTINGS, "euler": {"steps": 2}, "fixed-frames": {"window_frames": 9, "overlap": 5}}
+SMALL = {**SETTINGS, "schedule": {"steps": 2}, "fixed-frames": {"window_frames": 9, "overlap": 5}}
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +62,9 @@ def test_blocks_are_not_loaded_before_they_run(folder: Path, monkeypatch: pytest
     names: list[set[str]] = []
     read_into = Bundle.read_into
 
-    def noting(models: Bundle, role: str, targets: dict[str, Tensor]) -> None:
+    def noting(models: Bundle, role: str, targets: dict[str, Tensor], *rest: Any) -> None:
         names.append({name.partition(".self_attn")[0] for name in targets if ".self_attn.q.weight" in name})
-        read_into(models, role, targets)
+        read_into(models, role, targets, *rest)
 
     monkeypatch.setattr(Bundle, "read_into", noting)
     engine = Engine(build_plan("default-write-video+disk-offload", catalog(), SMALL), opened(folder))
@@ -77,19 +78,14 @@ def test_blocks_are_not_loaded_before_they_run(folder: Path, monkeypatch: pytest
 
 
 def test_several_loras_on_one_layer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Adapter:
-        target, alpha = "dit", 1.0
-
-        def __init__(self, seed: int) -> None:
-            self.name, self.seed = f"lora{seed}", seed
-
-        def tensors(self) -> dict[str, Tensor]:
-            torch.manual_seed(self.seed)
-            layer = "blocks.1.ffn.0"
-            return {f"{layer}.lora_A.weight": torch.randn(2, 96), f"{layer}.lora_B.weight": torch.randn(256, 2)}
+    def lora(seed: int) -> GivenLora:
+        torch.manual_seed(seed)
+        layer = "blocks.1.ffn.0"
+        halves = (("lora_A", torch.randn(2, 96)), ("lora_B", torch.randn(256, 2)))
+        return GivenLora({f"{layer}.{name}.weight": value for name, value in halves}, f"lora{seed}", alpha=1.0)
 
     def adapters(models: Any) -> Sequence[Any]:
-        return [Adapter(1), Adapter(2)]
+        return [lora(1), lora(2)]
 
     monkeypatch.setattr(Bundle, "adapters", adapters)
     expression = "default-write-video+lora(scale=0.5)"
@@ -98,4 +94,4 @@ def test_several_loras_on_one_layer(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_estimates_are_told() -> None:
-    assert DiskOffload().keeps("dit", 40) == Kept(on_device=2, in_host=2, copied=40)
+    assert DiskOffload().keeps("dit", 40, Plan()) == Kept(on_device=2, in_host=2, copied=40)

@@ -16,7 +16,7 @@ from omniavatar.engine.plan import Catalog
 from omniavatar.engine.scopes import Branch, Forward, Request
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
-from omniavatar.units import CfgMerge, FirstBlockCache
+from omniavatar.units import CfgMerge, FirstBlockCache, SkipLayerGuidance
 from tests.scenes import Scene, denoising_units, fake_engine, fake_models, request, tiny_engine, video_of
 
 
@@ -123,7 +123,7 @@ def test_the_rule_of_diffusers(
     """Each output is first block + residual of the last computed call, or a new one if that changes too much."""
     shapes, look = Shapes(), Ran()
     expression = f"default-write-video-vae-decode-fixed-frames+first-block-cache(threshold={threshold})"
-    settings: dict[str, Any] = {"euler": {"steps": 8}, "guidance": {"scale": 1.0}}
+    settings: dict[str, Any] = {"schedule": {"steps": 8}, "guidance": {"scale": 1.0}}
     engine = tiny_engine(tiny_models, catalog, expression, observers=[shapes, look], **settings)
     engine.generate(Request(inputs={"image": portrait, "audio": speech}, seconds=0.24))
     last, residual, computed = shapes.first[0], shapes.output[0][1] - shapes.output[0][0], [True]
@@ -148,6 +148,14 @@ class Ran:
             self.computed.append(False)
         if index == 1:
             self.computed[-1] = True
+
+
+def test_it_says_where_it_computes_in_any_case() -> None:
+    skips = SkipLayerGuidance(blocks=(1,), start=0.34, end=0.67)
+    engine = fake_engine([Drift(frames=5), *denoising_units(steps=6, scale=3.0), skips, FirstBlockCache()])
+    with engine.start(request()) as run_:
+        said = list(FirstBlockCache().forecast(run_.loop.plan_window()))
+    assert said == ["dit: computed in any case: 1, 3, 5; skip-layer-guidance changes at 3, 5"]
 
 
 def test_a_threshold_of_0_changes_nothing() -> None:

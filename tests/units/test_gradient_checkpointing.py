@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 
 from omniavatar.engine.engine import Engine
+from omniavatar.models.wan_dit import BlockInputs
 from omniavatar.testing.tiny import TinyModels
 from tests.training.scenes import diffusion, plan
 
@@ -27,7 +28,9 @@ def test_blocks_run_again_on_the_way_back() -> None:
     block, calls = dit.blocks[0], []
     block.norm1.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     x = torch.randn(1, 4, dit.dim, requires_grad=True)
-    output = block(x, torch.randn(1, 3, dit.dim), torch.randn(1, 6, dit.dim), dit.rope((1, 2, 2)))
+    output = block(
+        x, BlockInputs(torch.randn(1, 6, dit.dim), dit.rope((1, 2, 2)), {"text": torch.randn(1, 3, dit.dim)})
+    )
     assert len(calls) == 1
     output.sum().backward()
     assert len(calls) == 2

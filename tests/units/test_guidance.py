@@ -13,7 +13,7 @@ from omniavatar.engine.plan import Catalog, build_plan
 from omniavatar.engine.scopes import Branch, Step
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
-from omniavatar.units import Euler, Guidance, Transformer
+from omniavatar.units import Euler, Guidance, Schedule, Transformer
 from tests.scenes import Scene, fake_engine, request
 
 TEXTS: dict[str, Any] = {"positive": 0.5, "no_audio": 0.25, "negative": -1.0}
@@ -42,7 +42,7 @@ class Look:
 
 def run(**settings: Any) -> tuple[Look, int]:
     look = Look()
-    units = [Scene(frames=5, **TEXTS), Guidance(**settings), Euler(steps=3), Transformer()]
+    units = [Scene(frames=5, **TEXTS), Guidance(**settings), Schedule(steps=3), Euler(), Transformer()]
     engine = fake_engine(units, observers=[look])
     engine.generate(request())
     return look, engine.model("dit").calls

@@ -14,7 +14,7 @@ from omniavatar.engine.scopes import Branch, Forward, Step
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
-from omniavatar.units import CfgMerge, CfgZeroStar, Euler, Guidance, GuidanceInterval, TeaCache, Transformer
+from omniavatar.units import CfgMerge, CfgZeroStar, Euler, Guidance, GuidanceInterval, Schedule, TeaCache, Transformer
 from tests.scenes import Scene, fake_engine, request
 
 TEXTS: dict[str, Any] = {"positive": 0.5, "no_audio": 0.25, "negative": -1.0}
@@ -45,7 +45,14 @@ class Look:
 def run(*units: PipelineUnit, **guidance: Any) -> Look:
     """Five steps at noise levels 1, 0.8, 0.6, 0.4, 0.2."""
     look = Look()
-    plan = [Scene(frames=5, **TEXTS), Guidance(**guidance), Euler(steps=5, shift=1.0), Transformer(), *units]
+    plan = [
+        Scene(frames=5, **TEXTS),
+        Guidance(**guidance),
+        Schedule(steps=5, shift=1.0),
+        Euler(),
+        Transformer(),
+        *units,
+    ]
     fake_engine(plan, observers=[look]).generate(request())
     return look
 
@@ -126,7 +133,7 @@ class Ran:
 
 def test_a_cache_computes_a_branch_that_comes_late() -> None:
     ran = Ran()
-    plan = [Scene(frames=5, **TEXTS), Guidance(scale=3), Euler(steps=8, shift=1.0), Transformer()]
+    plan = [Scene(frames=5, **TEXTS), Guidance(scale=3), Schedule(steps=8, shift=1.0), Euler(), Transformer()]
     units = [GuidanceInterval(low=0.3, high=0.7), TeaCache(threshold=10)]
     fake_engine([*plan, *units], observers=[ran]).generate(request())
     assert ran.steps == {"positive": [0, 3, 6, 7], "negative": [3]}

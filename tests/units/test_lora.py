@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from omniavatar.errors import CheckpointError
-from omniavatar.testing import GivenModels
+from omniavatar.testing import GivenLora, GivenModels
 from omniavatar.units import Lora
 from tests.models.networks import noise, randomized
 from tests.scenes import fake_engine
@@ -21,23 +20,10 @@ State = dict[str, Tensor]
 DOWN, UP = noise(2, 6, seed=1), noise(5, 2, seed=2)
 
 
-@dataclass
-class File:
-    """A LoRA file in memory."""
-
-    state: State
-    name: str = "lora.safetensors"
-    alpha: float | None = None
-    target: str = "dit"
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return self.state
-
-
 class WithFiles(GivenModels):
     """A transformer of two layers and some LoRA files."""
 
-    def __init__(self, *files: File) -> None:
+    def __init__(self, *files: GivenLora) -> None:
         self.dit: Any = randomized(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 6)))
         super().__init__(dit=self.dit)
         self.files = files
@@ -50,7 +36,7 @@ def pair(layer: str, down: Tensor = DOWN, up: Tensor = UP, **extra: Tensor) -> S
     return {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up, **extra}
 
 
-def merged(*files: File, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> tuple[WithFiles, State]:
+def merged(*files: GivenLora, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> tuple[WithFiles, State]:
     """The models after the set-up, and the weights from before."""
     models = WithFiles(*files)
     before = {name: value.clone() for name, value in models.dit.state_dict().items()}
@@ -63,7 +49,7 @@ def merged(*files: File, scale: float = 1.0, dtype: torch.dtype = torch.float32)
 )
 def test_the_merged_layer_computes_the_unmerged_formula(alpha: float | None, scale: float, factor: float) -> None:
     """y = W x + b + scale alpha / rank B A x."""
-    models, before = merged(File(pair("0"), alpha=alpha), scale=scale)
+    models, before = merged(GivenLora(pair("0"), alpha=alpha), scale=scale)
     x = noise(3, 6, seed=3)
     expected = functional.linear(x, before["0.weight"], before["0.bias"]) + factor * (x @ DOWN.T) @ UP.T
     torch.testing.assert_close(models.dit[0](x), expected, atol=1e-5, rtol=1e-5)
@@ -72,24 +58,24 @@ def test_the_merged_layer_computes_the_unmerged_formula(alpha: float | None, sca
 
 def test_an_alpha_in_the_file_is_that_of_its_layer() -> None:
     state = {**pair("0", **{"0.alpha": torch.tensor(1.0)}), **pair("1", noise(2, 5, seed=4), noise(6, 2, seed=5))}
-    models, before = merged(File(state, alpha=4.0))
+    models, before = merged(GivenLora(state, alpha=4.0))
     torch.testing.assert_close(models.dit[0].weight - before["0.weight"], 0.5 * UP @ DOWN)
     change = noise(6, 2, seed=5) @ noise(2, 5, seed=4)
     torch.testing.assert_close(models.dit[1].weight - before["1.weight"], 2.0 * change)
 
 
 def test_several_files_add_up() -> None:
-    models, before = merged(File(pair("0")), File(pair("0", up=3 * UP)))
+    models, before = merged(GivenLora(pair("0")), GivenLora(pair("0", up=3 * UP)))
     torch.testing.assert_close(models.dit[0].weight, before["0.weight"] + 4 * UP @ DOWN, atol=1e-5, rtol=1e-5)
 
 
 def test_scale_0_and_no_files_change_nothing() -> None:
-    for models, before in (merged(File(pair("0")), scale=0), merged()):
+    for models, before in (merged(GivenLora(pair("0")), scale=0), merged()):
         assert all(value.equal(before[name]) for name, value in models.dit.state_dict().items())
 
 
 def test_the_sum_is_made_in_float32_whatever_the_type_of_the_weights() -> None:
-    models, before = merged(File(pair("0")), dtype=torch.bfloat16)
+    models, before = merged(GivenLora(pair("0")), dtype=torch.bfloat16)
     weight = before["0.weight"].bfloat16().float()
     assert models.dit[0].weight.dtype == torch.bfloat16
     assert models.dit[0].weight.equal((weight + UP @ DOWN).bfloat16())
@@ -98,13 +84,19 @@ def test_the_sum_is_made_in_float32_whatever_the_type_of_the_weights() -> None:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({**pair("0"), **pair("5")}, "1 of its 2 layers are not in the transformer, such as '5'"),
-        ({**pair("0"), **pair("1")}, "the LoRA of '1' makes (5, 6), the layer has (6, 5)"),
-        ({**pair("0"), "1.lora_A.weight": DOWN}, "the layer '1' has only one half of its LoRA pair"),
+        (
+            {**pair("0"), **pair("1")},
+            "the change of the layer '1' has the shape [5, 6], the network's weight '1.weight' has [6, 5]; "
+            "the LoRA is made for another base model",
+        ),
+        (
+            {**pair("0"), "1.lora_A.weight": DOWN},
+            "the layer '1' has no lora_up (lora_B), only '1.lora_A.weight'; the file is incomplete",
+        ),
     ],
 )
 def test_a_file_that_does_not_fit_changes_nothing(state: State, message: str) -> None:
-    models = WithFiles(File(state, name="mine.safetensors"))
+    models = WithFiles(GivenLora(state, name="mine.safetensors"))
     before = {name: value.clone() for name, value in models.dit.state_dict().items()}
     with pytest.raises(CheckpointError) as caught:
         fake_engine([Lora()], models=models).set_up()
@@ -113,7 +105,7 @@ def test_a_file_that_does_not_fit_changes_nothing(state: State, message: str) ->
 
 
 def test_a_file_changes_the_transformer_that_it_is_for() -> None:
-    models = WithFiles(File(pair("0"), target="dit2"))
+    models = WithFiles(GivenLora(pair("0"), target="dit2"))
     models.networks["dit2"] = randomized(nn.Sequential(nn.Linear(6, 5)))
     before = {role: network.state_dict()["0.weight"].clone() for role, network in models.networks.items()}
     fake_engine([Lora()], models=models).set_up()

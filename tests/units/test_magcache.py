@@ -15,7 +15,7 @@ from omniavatar.engine.windows import Span
 from omniavatar.errors import CheckpointError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import FakeDiT
-from omniavatar.units import Euler, MagCache
+from omniavatar.units import MagCache, Schedule
 from omniavatar.units.magcache import decide, nearest
 from tests.scenes import Scene, SecondExpert, bare_job, denoising_units, fake_engine, fake_models, request, video_of
 
@@ -68,7 +68,8 @@ def test_published_ratios_begin_with_1_and_are_of_50_steps() -> None:
 
 
 def run(*units: PipelineUnit, steps: int = 8) -> tuple[Scene, Any]:
-    scene, models = Scene(frames=13, positive=0.03, negative=-0.01), fake_models()
+    second = {role: unit.network for unit in units if isinstance(unit, SecondExpert) for role in unit.experts[1:]}
+    scene, models = Scene(frames=13, positive=0.03, negative=-0.01), fake_models(**second)
     fake_engine([scene, *denoising_units(steps=steps, scale=3.0), *units], models=models).generate(request())
     return scene, models.networks["dit"]
 
@@ -94,9 +95,9 @@ def test_what_is_foreseen_for_two_networks() -> None:
     networks = {"dit": FakeDiT(), "dit2": FakeDiT()}
     engine = fake_engine([unit], models=fake_models(**networks))
     window = Window(bare_job(engine), 0, Span(0, 5, 0, 0, 5))
-    window.steps = Euler(steps=9).plan_steps(window)
+    window.steps = Schedule(steps=9).plan_steps(window)
     for step in window.steps[5:]:
-        step.network = engine.model("dit2")
+        step.expert = "dit2"
     assert list(unit.forecast(window)) == [
         "dit: 3 of 5 steps skipped; computed: 1, 4",
         "dit2: 2 of 4 steps skipped; computed: 6, 9",

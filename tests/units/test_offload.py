@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from omniavatar.engine.engine import Engine
-from omniavatar.engine.plan import build_plan
+from omniavatar.engine.plan import Plan, build_plan
 from omniavatar.engine.scopes import Forward, Request, Step, Window
 from omniavatar.engine.unit import Kept
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.compiled import Compiled
 from omniavatar.models.streaming import Streamed
+from omniavatar.testing import GivenLora
 from omniavatar.testing.tiny import DIT, TinyModels
 from omniavatar.units import Offload
 from omniavatar.units.offload import resident_blocks
@@ -24,7 +25,7 @@ from tests.scenes import Frames
 from tests.training.scenes import SETTINGS, catalog, diffusion
 
 LAYERS = DIT["num_layers"]
-SMALL = {**SETTINGS, "euler": {"steps": 3}, "fixed-frames": {"window_frames": 9, "overlap": 5}}
+SMALL = {**SETTINGS, "schedule": {"steps": 3}, "fixed-frames": {"window_frames": 9, "overlap": 5}}
 
 
 class Witness(Frames):
@@ -147,21 +148,16 @@ def test_parameters_that_stay_are_counted_as_in_the_original() -> None:
 
 
 def test_what_estimates_are_told() -> None:
-    assert Offload(resident=4).keeps("dit", 40) == Kept(on_device=6, in_host=40, copied=36)
-    assert Offload(resident=4).keeps("text_encoder", 24) == Kept(on_device=2, in_host=24, copied=24)
-    assert Offload(resident=39).keeps("dit", 40) == Kept(on_device=40, in_host=40, copied=0)
+    assert Offload(resident=4).keeps("dit", 40, Plan()) == Kept(on_device=6, in_host=40, copied=36)
+    assert Offload(resident=4).keeps("text_encoder", 24, Plan()) == Kept(on_device=2, in_host=24, copied=24)
+    assert Offload(resident=39).keeps("dit", 40, Plan()) == Kept(on_device=40, in_host=40, copied=0)
 
 
 def test_lora_is_merged_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Adapter:
-        name, target, alpha = "queries", "dit", None
-
-        def tensors(self) -> dict[str, Tensor]:
-            torch.manual_seed(5)
-            names = ("lora_A", torch.randn(2, 96)), ("lora_B", torch.randn(96, 2))
-            return {f"blocks.3.self_attn.q.{name}.weight": value for name, value in names}
-
-    monkeypatch.setattr(TinyModels, "adapters", lambda models: [Adapter()])
+    torch.manual_seed(5)
+    halves = ("lora_A", torch.randn(2, 96)), ("lora_B", torch.randn(96, 2))
+    lora = GivenLora({f"blocks.3.self_attn.q.{name}.weight": value for name, value in halves})
+    monkeypatch.setattr(TinyModels, "adapters", lambda models: [lora])
     merged, _, _ = play("default-write-video")
     without, _, _ = play("default-write-video-lora")
     for order in ("offload+lora", "lora+offload", "lora+disk-offload"):

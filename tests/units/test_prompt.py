@@ -225,7 +225,10 @@ def test_a_text_of_megabytes_is_refused_before_it_is_looked_at(catalog: Catalog)
 def test_a_missing_tokenizer_says_where_it_was_looked_for(tmp_path: Path) -> None:
     unit = prompt_unit(tokenizer=tmp_path / "none")
     engine = fake_engine([unit], models=fake_models(text_encoder=FakeTextEncoder()))
-    with pytest.raises(CheckpointError, match=r"no tokenizer folder at .*none; put it there or name one with prompt\("):
+    with pytest.raises(
+        CheckpointError,
+        match=r"no tokenizer folder at .*none, and none lies in .*; put .* there, or name one with prompt\(",
+    ):
         unit.encode(engine, "a")
 
 

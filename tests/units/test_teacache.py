@@ -51,7 +51,8 @@ class Look:
 
 def run(*units: Any, steps: int = 8, frames: int = 13, audio_scale: float | None = None) -> tuple[Scene, Look, Any]:
     """A job of the fake networks, whose blocks add the same at every step, so that skipping them is exact."""
-    scene, look, models = Scene(frames=frames, **TEXTS), Look(), fake_models()
+    second = {role: unit.network for unit in units if isinstance(unit, SecondExpert) for role in unit.experts[1:]}
+    scene, look, models = Scene(frames=frames, **TEXTS), Look(), fake_models(**second)
     windows, _, *others = denoising_units(steps=steps)
     plan = [scene, windows, Guidance(scale=3.0, audio_scale=audio_scale), *others, *units]
     fake_engine(plan, models=models, observers=[look]).generate(request())
@@ -110,7 +111,7 @@ def test_a_threshold_that_nothing_stays_below_changes_nothing(
 ) -> None:
     videos: dict[str, Tensor] = {}
     for expression in ("default", "default+teacache(threshold=1e-9)", "default+teacache(threshold=5)"):
-        engine = tiny_engine(tiny_models, catalog, f"{expression}-write-video", euler={"steps": 4})
+        engine = tiny_engine(tiny_models, catalog, f"{expression}-write-video", schedule={"steps": 4})
         (window,) = recorded(engine, Request(inputs={"image": portrait, "audio": speech}, seconds=0.24))
         videos[expression] = window["frames"]
     off, computed, skipped = videos.values()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,14 +12,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from omniavatar.engine.loop import Loop
-from omniavatar.engine.scopes import Forward, Step, Window
+from omniavatar.engine.scopes import Forward, Job, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import Span
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.wan_dit import PerToken, WanDiT
 from omniavatar.testing import FakeDiT
-from omniavatar.units import CfgMerge, Euler, Guidance, Transformer
+from omniavatar.units import CfgMerge, Euler, Guidance, Schedule, Transformer
 from omniavatar.units.transformer import model_input, tell_noise
 from tests.models.networks import noise, randomized
 from tests.scenes import Scene, bare_job, fake_engine, fake_models, request
@@ -34,7 +36,7 @@ class Text(PipelineUnit):
 
     @hookimpl
     def embed(self, forward: Forward) -> None:
-        forward.context = forward.network.embed_text(noise(1, 3, 6, seed=6))
+        forward.conditions["text"] = forward.network.embed_text(noise(1, 3, 6, seed=6))
 
 
 def small_dit() -> WanDiT:
@@ -54,6 +56,33 @@ def small_dit() -> WanDiT:
     )
 
 
+def test_a_window_may_go_on_in_the_latents_of_the_one_before() -> None:
+    """Its positions go on too, and all its latent frames stand for four frames."""
+    dit, seen = small_dit(), []
+
+    class Chunks(PipelineUnit):
+        """As block-causal models have them: 9 frames, then 12 and 12, of 3 latent frames each."""
+
+        name = "chunks"
+
+        @hookimpl
+        def plan_windows(self, job: Job) -> Sequence[Span]:
+            ends = [0, 9, 21, 33]
+            return [Span(start, stop, 0, start, stop, (start + 3) // 4) for start, stop in pairwise(ends)]
+
+    class Look:
+        @hookimpl(trylast=True)
+        def embed(self, forward: Forward) -> None:
+            seen.append((forward.latents.shape[2], forward.rope, forward.frame_index.tolist()))
+
+    units = [Scene(frames=33), Chunks(), Text(), Guidance(scale=1), Schedule(steps=1), Euler(), Transformer()]
+    fake_engine(units, models=fake_models(dit=dit), observers=[Look()]).generate(request(height=32))
+    whole = dit.rope((9, 2, 1))
+    assert [latents for latents, _, _ in seen] == [3, 3, 3]
+    assert torch.cat([rope for _, rope, _ in seen]).equal(whole)
+    assert all(index == [0, 0, 1, 1, 2, 2] for _, _, index in seen)
+
+
 def test_hooks_compose_to_the_plain_forward() -> None:
     dit, seen = small_dit(), []
 
@@ -62,7 +91,7 @@ def test_hooks_compose_to_the_plain_forward() -> None:
         def unembed(self, forward: Forward) -> None:
             seen.append((forward, forward["condition"], forward.frame_index, forward.grid))
 
-    units = [Scene(frames=9), Text(), Guidance(scale=1), Euler(steps=2), Transformer()]
+    units = [Scene(frames=9), Text(), Guidance(scale=1), Schedule(steps=2), Euler(), Transformer()]
     fake_engine(units, models=fake_models(dit=dit), observers=[Look()]).generate(request(height=32))
     assert len(seen) == 2
     for forward, condition, frame_index, grid in seen:
@@ -83,7 +112,7 @@ def test_positions_are_made_once_per_window() -> None:
         return inner(grid, device)
 
     dit.rope = counted  # type: ignore[method-assign]
-    units = [Scene(frames=9), Guidance(scale=4), Euler(steps=3), Transformer()]
+    units = [Scene(frames=9), Guidance(scale=4), Schedule(steps=3), Euler(), Transformer()]
     fake_engine(units, models=fake_models(dit=dit)).generate(request())
     assert (dit.calls, tables) == (6, [(3, 2, 2)])
 
@@ -145,7 +174,7 @@ class ClearFrames(PipelineUnit):
 
 @pytest.mark.parametrize("together", [False, True])
 def test_tokens_without_noise_are_told_time_step_0(together: bool) -> None:
-    dit, units = small_dit(), [Scene(frames=9), Text(), Guidance(scale=2), Euler(steps=3), Transformer()]
+    dit, units = small_dit(), [Scene(frames=9), Text(), Guidance(scale=2), Schedule(steps=3), Euler(), Transformer()]
     clear = ClearFrames(2)
     fake_engine([*units, clear, *([CfgMerge()] if together else [])], models=fake_models(dit=dit)).generate(request())
     assert len(clear.seen) == (3 if together else 6)
@@ -159,7 +188,7 @@ def test_tokens_without_noise_are_told_time_step_0(together: bool) -> None:
 
 def test_where_all_tokens_carry_noise_they_share_one_time_step() -> None:
     clear = ClearFrames(0)
-    units = [Scene(frames=9), Text(), Guidance(scale=1), Euler(steps=3), Transformer()]
+    units = [Scene(frames=9), Text(), Guidance(scale=1), Schedule(steps=3), Euler(), Transformer()]
     fake_engine([*units, clear], models=fake_models(dit=small_dit())).generate(request())
     assert all(isinstance(forward.time, Tensor) for forward in clear.seen)
 

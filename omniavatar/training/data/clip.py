@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from omniavatar.engine.geometry import rounded_down
 from omniavatar.engine.pictures import Size, usable_sizes
-from omniavatar.engine.windows import TEMPORAL_FACTOR
 from omniavatar.errors import InputError
 from omniavatar.media.audio import load_waveform
 from omniavatar.media.image import choose_size
@@ -173,9 +173,12 @@ def open_clip(entry: Entry, limits: Limits) -> Clip:
     return Clip(entry, timeline, frames, bucket, limits)
 
 
-def random_piece(frames: int, window: int, draw: torch.Generator) -> Piece:
-    """A piece of `window` frames (4n+1) somewhere in a clip, or the longest 4n+1 of a clip that is shorter."""
-    if window < 1 or window % TEMPORAL_FACTOR != 1:
-        raise ValueError(f"a window of {window} frames is not 4n+1")
-    count = min(window, frames - (frames - 1) % TEMPORAL_FACTOR)
+def random_piece(frames: int, window: int, factor: int, draw: torch.Generator) -> Piece:
+    """A piece of `window` frames somewhere in a clip, or the longest possible of a clip that is shorter.
+
+    factor: frames of a latent; a piece has 1 + factor n frames.
+    """
+    if window < 1 or window != rounded_down(window, factor):
+        raise ValueError(f"a window of {window} frames is not {factor}n+1")
+    count = min(window, rounded_down(frames, factor))
     return Piece(int(torch.randint(frames - count + 1, (), generator=draw)), count)

@@ -4,7 +4,7 @@ entries = read_entries(Path("clips.csv"))
 clips = Clips(entries, Limits(), Faults(entries, path=folder / SKIPPED))
 
 def read(clip: Clip, draw: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
-    piece = random_piece(clip.frames, 81, draw)
+    piece = random_piece(clip.frames, 81, 4, draw)
     return clip.pictures(piece.start, piece.count), clip.sound()[piece.samples]
 
 pictures, sound = clips.draw(draw, read)

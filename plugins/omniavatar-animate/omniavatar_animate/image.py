@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from omniavatar_i2v.condition import fold_frames, frame_mask
+from omniavatar_i2v.condition import TEMPORAL_FACTOR, fold_frames, frame_mask
 from omniavatar_i2v.unit import ImageToVideo, image_features
 from pydantic import Field
 
 from omniavatar.engine.pictures import settle_size
 from omniavatar.engine.unit import ImageFile, UnitInputs, VideoFile
-from omniavatar.engine.windows import TEMPORAL_FACTOR
 from omniavatar.errors import InputError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import functional, torch

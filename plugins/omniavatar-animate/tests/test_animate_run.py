@@ -21,7 +21,7 @@ from omniavatar.testing.tiny import tiny_file, weights
 from tests.media.samples import write_lossless
 from tests.models.networks import noise, randomized
 
-SMALL = ("--size", "32x32", "--euler.steps", "1", "--prompt.length", "16", "--quiet")
+SMALL = ("--size", "32x32", "--schedule.steps", "1", "--prompt.length", "16", "--quiet")
 WINDOWS = ("--fixed-frames.window-frames", "9", "--fixed-frames.overlap", "5")
 
 

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from omniavatar_animate.image import on_black
 from omniavatar_animate.motion import no_face
 from omniavatar_animate.testing import random_adapter, tiny_animate_models
-from omniavatar_i2v.image_dit import ImageContext, ImageDiT
+from omniavatar_i2v.image_dit import ImageDiT
 from omniavatar_i2v.testing import IMAGE_DIT
 from PIL import Image
 from torch import Tensor
@@ -34,7 +33,7 @@ from omniavatar.media.image import fit_image, load_image
 from omniavatar.media.video import decoder, read_video
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
-from omniavatar.testing import tiny
+from omniavatar.testing import GivenLora, tiny
 from omniavatar.testing.recorder import WindowRecorder, video_of
 from tests.media.samples import write_lossless
 from tests.models.networks import noise, randomized, relative_error
@@ -43,7 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "prompt": {"length": 16},
     "animate-image": {"sizes": [[32, 32], [32, 48]]},
     "fixed-frames": {"window_frames": 9, "overlap": 5},
-    "euler": {"steps": 2},
+    "schedule": {"steps": 2},
     "guidance": {"scale": 3.0},
 }
 TOKENS = 4
@@ -58,14 +57,14 @@ class Look(WindowRecorder):
         super().__init__()
         self.embedded: list[Tensor] = []
         self.after_first: list[Tensor] = []
-        self.contexts: list[Any] = []
+        self.conditions: list[dict[str, Tensor]] = []
         self.blocks = 0
         self.black: list[Tensor] = []
 
     @hookimpl(trylast=True)
     def embed(self, forward: Forward) -> None:
         self.embedded.append(forward.x)
-        self.contexts.append(forward.context)
+        self.conditions.append(forward.conditions)
 
     @hookimpl(trylast=True)
     def after_block(self, forward: Forward, index: int) -> None:
@@ -104,7 +103,8 @@ def _one_thread() -> Iterator[None]:
 @cache
 def networks() -> dict[str, Any]:
     """Tiny networks; weights that leave no default in place in the transformer and beside it."""
-    return tiny_animate_models(dit=randomized(ImageDiT(**IMAGE_DIT))).networks
+    made: dict[str, Any] = tiny_animate_models(dit=randomized(ImageDiT(**IMAGE_DIT))).networks
+    return made
 
 
 @cache
@@ -200,9 +200,8 @@ def test_behind_it_nothing_is_known(moved: Look) -> None:
 
 def test_the_blocks_see_its_tokens(files: dict[str, Path], moved: Look) -> None:
     features = networks()["image_encoder"](fitted(files))
-    for context in moved.contexts:
-        assert isinstance(context, ImageContext)
-        torch.testing.assert_close(context.image, networks()["dit"].embed_image(features))
+    for conditions in moved.conditions:
+        torch.testing.assert_close(conditions["image"], networks()["dit"].embed_image(features))
 
 
 def test_another_picture_makes_another_video(files: dict[str, Path], moved: Look) -> None:
@@ -395,7 +394,7 @@ def test_branches_share_a_call(files: dict[str, Path], moved: Look) -> None:
 
 
 def test_skipped_steps_keep_what_the_face_added(files: dict[str, Path]) -> None:
-    steps: dict[str, Any] = {"euler": {"steps": 6}, "frames": 13}
+    steps: dict[str, Any] = {"schedule": {"steps": 6}, "frames": 13}
     plan = "animate+teacache(threshold=10)"
     full, cached, faceless = (
         make(files, **steps),
@@ -414,7 +413,7 @@ class WithLora(tiny.TinyModels):
     def adapters(self) -> list[Any]:
         width = IMAGE_DIT["dim"]
         pairs = {f"{self.layer}.lora_A.weight": noise(2, width), f"{self.layer}.lora_B.weight": noise(width, 2, seed=1)}
-        return [SimpleNamespace(name="test", target="dit", alpha=2.0, tensors=lambda: pairs)]
+        return [GivenLora(pairs)]
 
 
 def test_a_lora_changes_the_video(files: dict[str, Path], moved: Look) -> None:
@@ -460,7 +459,7 @@ def test_tokens_of_every_rank_see_their_pose_and_face(
     tokens are no numbers."""
     monkeypatch.setattr(finite.Watch, "check", lambda *_: None)
     dit = randomized(ImageDiT(**IMAGE_DIT, attention=lambda q, k, v: v))
-    plain: dict[str, Any] = {"euler": {"steps": 1}, "given": models(dit=dit)}
+    plain: dict[str, Any] = {"schedule": {"steps": 1}, "given": models(dit=dit)}
     whole = make(files, **plain).latents[0]
     parts = [make(files, ("pose", "face"), "animate", Part(rank, size), **plain).latents[0] for rank in range(size)]
     known = torch.stack([part.isfinite() for part in parts])

@@ -14,7 +14,7 @@ from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import functional, torch
 from omniavatar.media.paths import input_file
-from omniavatar_fun.shared import OTHER_CHANNELS, check_width, picture_channels, role_for, tell_channels
+from omniavatar_fun.shared import OTHER_CHANNELS, check_width, picture_channels, tell_channels
 from omniavatar_fun.trajectory import (
     ENTRY,
     ORIGIN,
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from omniavatar.engine.draft import Draft
-    from omniavatar.engine.engine import Models
     from omniavatar.engine.scopes import Forward, Job, Window
 
 ROLE = "fun_camera"
@@ -53,7 +52,7 @@ class FunCamera(PipelineUnit):
         "fun-control": "no Fun model takes both a camera and a control video",
     }
     roles: ClassVar[tuple[str, ...]] = ("vae", "dit", ROLE)
-    optional_roles: ClassVar[tuple[str, ...]] = (f"{ROLE}2",)
+    companions = (ROLE,)
     idle_in_steps = ("vae",)
 
     class Settings(UnitSettings):
@@ -79,11 +78,9 @@ class FunCamera(PipelineUnit):
 
     settings: Settings
 
-    def check_models(self, models: Models) -> None:
-        check_width(models, ROLE)
-
     @hookimpl
     def check_request(self, draft: Draft) -> None:
+        check_width(draft, ROLE)
         inputs = draft.inputs(self)
         if inputs.camera is not None and inputs.camera_trajectory is not None:
             raise InputError("a camera goes in a direction or along a trajectory; give --camera or --camera-trajectory")
@@ -115,7 +112,7 @@ class FunCamera(PipelineUnit):
     @hookimpl
     def embed(self, forward: Forward) -> None:
         if forward["fun-camera.entries"] is not None:
-            role = role_for(forward, ROLE)
+            role = forward.engine.companion_role(ROLE, forward)
             tokens = forward.window.once(f"fun-camera.tokens.{role}", lambda: camera_tokens(forward, role))
             _, rows, columns = forward.grid
             places = token_places(forward.frame_index, rows * columns, nowhere=tokens.shape[1] - 1)

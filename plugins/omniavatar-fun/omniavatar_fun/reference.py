@@ -13,12 +13,12 @@ from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSett
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import functional, torch
 from omniavatar.media.image import fit_image, load_image
-from omniavatar_fun.shared import check_width, role_for
+from omniavatar_fun.shared import check_width
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.engine import Models
+    from omniavatar.engine.draft import Draft
     from omniavatar.engine.scopes import Forward, Job
 
 ROLE = "fun_reference"
@@ -35,7 +35,8 @@ class FunReference(PipelineUnit):
     needs = ("image_features",)
     provides = ("image_features",)
     roles: ClassVar[tuple[str, ...]] = ("vae", "dit", ROLE)
-    optional_roles: ClassVar[tuple[str, ...]] = ("image_encoder", f"{ROLE}2")
+    optional_roles: ClassVar[tuple[str, ...]] = ("image_encoder",)
+    companions = (ROLE,)
     idle_in_steps = ("vae", "image_encoder")
 
     class Settings(UnitSettings):
@@ -46,12 +47,10 @@ class FunReference(PipelineUnit):
 
     settings: Settings
 
-    def check_models(self, models: Models) -> None:
-        check_width(models, ROLE)
-
     @hookimpl
-    def check_request(self) -> None:
+    def check_request(self, draft: Draft) -> None:
         """The picture is brought to the video's size, and stands in front of the tokens alone."""
+        check_width(draft, ROLE)
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
@@ -85,5 +84,5 @@ def reference_tokens(forward: Forward) -> Tensor:
     latent: Tensor | None = forward["fun-reference.latent"]
     if latent is None:
         latent = torch.zeros_like(forward.latents[:, :, :1])
-    tokens: Tensor = forward.engine.model(role_for(forward, ROLE))(latent)
+    tokens: Tensor = forward.engine.companion(ROLE, forward)(latent)
     return tokens

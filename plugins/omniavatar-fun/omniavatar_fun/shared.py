@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from omniavatar.engine.windows import TEMPORAL_FACTOR
+from omniavatar_i2v.condition import TEMPORAL_FACTOR
+
 from omniavatar.errors import CheckpointError, InputError, PlanError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from omniavatar.engine.draft import Draft
-    from omniavatar.engine.engine import Models
-    from omniavatar.engine.scopes import Forward, Window
+    from omniavatar.engine.scopes import Window
 
 OTHER_CHANNELS = "Fun models take the channels that image-to-video makes"
 """Why they go with no other unit for pictures."""
@@ -72,20 +72,11 @@ def known_latents(mask: Tensor, latents: Tensor) -> Tensor:
     return latents * known
 
 
-def role_for(forward: Forward, role: str) -> str:
-    """The role of the part that belongs to the transformer of a call: `role2`, if given, beside any but `dit`."""
-    second = f"{role}2"
-    is_second = second in forward.engine.models and forward.network is not forward.engine.model("dit")
-    return second if is_second else role
-
-
-def check_width(models: Models, role: str) -> None:
-    """Raise CheckpointError unless the parts `role` and `role2`, as far as given, have the transformer's width."""
-    width = models.config("dit")["dim"]
-    for part in (role, f"{role}2"):
-        if part not in models:
-            continue
-        made = models.config(part)["dim"]
+def check_width(draft: Draft, role: str) -> None:
+    """Raise CheckpointError unless the parts of this kind, of all experts, have the transformer's width."""
+    width = draft.config("dit").get("dim")
+    for part in draft.engine.companions(role):
+        made = draft.config(part).get("dim")
         if made != width:
             raise CheckpointError(
                 f"'{part}' makes tokens of width {made} and the transformer takes {width}; give both from one file"

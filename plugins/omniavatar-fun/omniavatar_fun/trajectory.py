@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from einops import rearrange
+from omniavatar_i2v.condition import TEMPORAL_FACTOR
 
-from omniavatar.engine.windows import TEMPORAL_FACTOR
 from omniavatar.errors import InputError
 from omniavatar.lazy import functional, torch
 from omniavatar.media.paths import shown

@@ -28,7 +28,7 @@ from tests.media.samples import write_lossless
 from tests.models.networks import randomized
 
 PORTRAIT, SPEECH = asset("demo", "portrait.png"), asset("demo", "speech.flac")
-SMALL = ("--size", "32x32", "--seconds", "0.36", "--euler.steps", "2", "--quiet")
+SMALL = ("--size", "32x32", "--seconds", "0.36", "--schedule.steps", "2", "--quiet")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -136,7 +136,7 @@ def test_an_avatar_that_follows_a_control_video(files: dict[str, str], tmp_path:
     video = made(tmp_path, plan, models, *common)
     assert video.shape == (9, 32, 32, 3)
     assert probe_video(tmp_path / "out.mp4").has_audio
-    assert not np.array_equal(video, made(tmp_path, plan, models, *common, "--lora.scale", "0"))
+    assert not np.array_equal(video, made(tmp_path, f"{plan}-lora", models, *common))
 
 
 def test_a_part_that_no_file_has_is_named(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

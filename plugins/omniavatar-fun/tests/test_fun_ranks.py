@@ -61,7 +61,7 @@ def made(expression: str, config: dict[str, Any], inputs: dict[str, Any], world:
     """A video of two windows; a call has 9 or 12 tokens."""
     settings: dict[str, dict[str, Any]] = {
         "fixed-frames": {"window_frames": 9, "overlap": 5},
-        "euler": {"steps": 2},
+        "schedule": {"steps": 2},
         "prompt": {"length": 16},
     }
     plan = build_plan(expression, discover().catalog(), settings)

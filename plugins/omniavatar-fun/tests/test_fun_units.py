@@ -14,7 +14,7 @@ from omniavatar_fun.camera import token_places
 from omniavatar_fun.networks import CameraAdapter, ReferenceEmbedding
 from omniavatar_fun.testing import CAMERA, CAMERA_DIT, CAMERA_DIT_22, CONTROL_DIT, CONTROL_DIT_22, REFERENCE
 from omniavatar_fun.trajectory import ORIGIN, directed, folded_rays
-from omniavatar_i2v.image_dit import ImageContext, ImageDiT
+from omniavatar_i2v.image_dit import ImageDiT
 from omniavatar_i2v.testing import tiny_image_models
 from PIL import Image
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, InputError, OmniError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.image import fit_image, load_image
-from omniavatar.models.wan_dit import WanDiT
+from omniavatar.models.wan_dit import BlockInputs, WanDiT
 from omniavatar.plugins import discover
 from omniavatar.testing.models import GivenModels
 from omniavatar.testing.recorder import WindowRecorder
@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "prompt": {"length": 16},
     "image-to-video": {"sizes": [[32, 32]]},
     "fixed-frames": {"window_frames": 9, "overlap": 5},
-    "euler": {"steps": 2},
+    "schedule": {"steps": 2},
     "guidance": {"scale": 3.0},
 }
 CONTROL, REFERENCED, CAMERA_VIDEO = "fun-control-video", "fun-reference-video", "fun-camera-video"
@@ -63,7 +63,7 @@ class Watch(WindowRecorder):
     def before_block(self, forward: Forward, index: int) -> None:
         self.blocks += 1
         if index == 0:
-            names = ("x", "context", "rope", "grid", "frame_index")
+            names = ("x", "conditions", "rope", "grid", "frame_index")
             self.calls.append({name: getattr(forward, name) for name in names})
 
     @property
@@ -185,11 +185,11 @@ class Experts(PipelineUnit):
     """The second step goes to another transformer."""
 
     name = "experts"
-    roles = ("dit2",)
+    experts = ("dit", "dit2")
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
-        window.steps[1].network = window.engine.model("dit2")
+        window.steps[1].expert = "dit2"
 
 
 # A control video
@@ -340,7 +340,7 @@ def test_the_velocity_is_that_of_the_frames_behind_the_reference(files: dict[str
             x = torch.cat([layer(forward["fun-reference.latent"]), x], dim=1)
             time, t_mod = dit.embed_time(torch.tensor([forward.step.timestep], dtype=torch.float64))
             for block in dit.blocks:
-                x = block(x, forward.context, t_mod, dit.rope((4, rows, columns)))
+                x = block(x, BlockInputs(t_mod, dit.rope((4, rows, columns)), forward.conditions))
             seen.append((forward.output, dit.unembed(x[:, PER_FRAME:], time, (3, rows, columns))))
 
     plan = build_plan(f"{REFERENCED}-write-video", catalog(), SETTINGS)
@@ -378,9 +378,8 @@ def test_clip_sees_the_reference_in_place_of_the_first_frame(files: dict[str, Pa
     encoder: Any = models.networks["image_encoder"]
     expected = encoder(fit_image(load_image(files["reference"]), (32, 32)))
     torch.testing.assert_close(watch["image_features"], expected)
-    context: ImageContext = watch.calls[0]["context"]
     dit: Any = models.networks["dit"]
-    torch.testing.assert_close(context.image, dit.embed_image(expected))
+    torch.testing.assert_close(watch.calls[0]["conditions"]["image"], dit.embed_image(expected))
     torch.testing.assert_close(watch.condition[:, 16:, :1], watch["image_latent"], atol=1e-5, rtol=1e-5)
 
 
@@ -432,7 +431,7 @@ def test_a_trajectory_is_the_same_as_its_direction_while_it_lasts(files: dict[st
 
 def test_every_window_is_told_the_way_from_its_first_frame(files: dict[str, Path]) -> None:
     """Going straight, both windows are told the same; along a trajectory that ends, the second one rests."""
-    settings = {"euler": {"steps": 1}, "guidance": {"scale": 1}}
+    settings = {"schedule": {"steps": 1}, "guidance": {"scale": 1}}
     options: dict[str, Any] = {"models": made_for(CAMERA_VIDEO), "image": files["first"], "frames": 13}
     plan = f"{CAMERA_VIDEO}+fixed-frames"
     _, still = make(plan, **options, settings=settings)
@@ -497,7 +496,7 @@ def test_units_that_only_spread_or_save_work_change_nothing(files: dict[str, Pat
 
 @pytest.mark.parametrize("plan", CASES)
 def test_skipped_steps_of_every_window_need_no_blocks(files: dict[str, Path], plan: str) -> None:
-    settings, inputs = {"euler": {"steps": 6}}, found(CASES[plan], files)
+    settings, inputs = {"schedule": {"steps": 6}}, found(CASES[plan], files)
     _, plain = make(f"{plan}+fixed-frames", frames=13, settings=settings, **inputs)
     _, cached = make(f"{plan}+fixed-frames+teacache(threshold=10)", frames=13, settings=settings, **inputs)
     assert len(cached.latents) == 2
@@ -552,7 +551,7 @@ def test_the_parts_of_all_ranks_are_the_whole(
     monkeypatch.setattr(finite.Watch, "check", lambda *_: None)
     config = CAMERA_DIT if plan == CAMERA_VIDEO else CONTROL_DIT
     models = made_for(plan, dit=randomized(ImageDiT(**config, attention=lambda q, k, v: v)))
-    options: dict[str, Any] = {"settings": {"euler": {"steps": 1}}, **found(CASES[plan], files)}
+    options: dict[str, Any] = {"settings": {"schedule": {"steps": 1}}, **found(CASES[plan], files)}
     whole = make(plan, models, **options)[1].latents[0]
     parts = [make(plan, models, extra=[Shard(rank, ranks)], **options)[1].latents[0] for rank in range(ranks)]
     known = torch.stack([part.isfinite() for part in parts])
@@ -593,9 +592,10 @@ def test_parts_must_be_there_and_fit(files: dict[str, Path], plan: str, role: st
     narrow = {"fun_reference": ReferenceEmbedding(**{**REFERENCE, "dim": 48})}.get(
         role, CameraAdapter(**{**CAMERA, "dim": 48})
     )
+    second = made_for(plan).networks["dit"]
     for name in (role, f"{role}2"):
         with pytest.raises(CheckpointError, match=f"'{name}' makes tokens of width 48 and the transformer takes 96"):
-            make(plan, made_for(plan, **{name: narrow}))
+            make(plan, made_for(plan, dit2=second, **{name: narrow}), extra=[Experts()])
     models = made_for(plan)
     del models.networks[role]
     with pytest.raises(CheckpointError, match=f"needs a model for the role '{role}'"):

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from einops import rearrange
 
-from omniavatar.engine.windows import TEMPORAL_FACTOR
 from omniavatar.lazy import functional, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from omniavatar.models.tiling import Tiling
+
+TEMPORAL_FACTOR = 4
+"""Frames of a latent of Wan's VAEs, which the masks of these networks are made for."""
 
 
 def fold_frames(frames: Tensor) -> Tensor:

@@ -3,58 +3,51 @@
     dit = ImageDiT(dim=5120, in_dim=36, ..., clip_dim=1280)
     velocity = dit(torch.cat([latents, condition], dim=1), timestep, text, features)
 
-It is `WanDiT` with a second context: tokens of one or two pictures, which every block attends to with keys and values
-of their own. Networks without such tokens (Wan 2.2 I2V, `in_dim` 36) are plain `WanDiT`s.
+It is `WanDiT` with a second condition, "image": tokens of one or two pictures, which every block attends to with keys
+and values of their own. Networks without such tokens (Wan 2.2 I2V, `in_dim` 36) are plain `WanDiT`s.
 Letters in shapes as in `omniavatar.models.wan_dit`; m image tokens.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from omniavatar.models.attention import Attention, sdpa
+from omniavatar.models.attention import Address, Attention, sdpa
 from omniavatar.models.norm import RMSNorm
-from omniavatar.models.wan_dit import CrossAttention, Grid, WanBlock, WanDiT
-
-
-class ImageContext(NamedTuple):
-    """What the blocks attend to: tokens of the text (b n d) and of the pictures (b m d).
-
-    Keeping them apart states how many image tokens there are. One program takes everything in front of the text for
-    them, another always the first 257; either is a matter of what is put where.
-    """
-
-    text: Tensor
-    image: Tensor
+from omniavatar.models.wan_dit import BlockInputs, CrossAttention, Grid, WanBlock, WanDiT
 
 
 class ImageCrossAttention(CrossAttention):
     """o(attention to the text + attention to the pictures), both from the same queries.
 
-    A plain tensor as context is text alone.
+    The condition "image" are the tokens of the pictures (b m d); without it there is text alone. One program takes
+    everything in front of the text for image tokens, another always the first 257; either is a matter of what is put
+    where.
     """
 
-    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
-        super().__init__(dim, num_heads, eps)
+    def __init__(self, dim: int, num_heads: int, eps: float, attention: Attention = sdpa) -> None:
+        super().__init__(dim, num_heads, eps, attention)
         self.k_img = nn.Linear(dim, dim)
         self.v_img = nn.Linear(dim, dim)
         self.norm_k_img = RMSNorm(dim, eps)
 
-    def forward(self, x: Tensor, context: ImageContext | Tensor) -> Tensor:
-        """(b s d), text (b n d) and image (b m d) -> (b s d)."""
-        if not isinstance(context, ImageContext):
-            return super().forward(x, context)
-        q, k, v = self.project(x, context.text)
-        k_img = self.split_heads(self.norm_k_img(self.k_img(context.image)))
-        v_img = self.split_heads(self.v_img(context.image))
-        return self.output(sdpa(q, k, v) + sdpa(q, k_img, v_img))
+    def heads(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        """Text (b n d) and pictures (b m d): (b s d) -> (b s heads head_dim)."""
+        text, image = inputs.conditions["text"], inputs.conditions.get("image")
+        q, k, v = self.project(x, text)
+        heads = self.attention.cross(q, k, v, Address(self, inputs, "text"))
+        if image is None:
+            return heads
+        k_img = self.split_heads(self.norm_k_img(self.k_img(image)))
+        v_img = self.split_heads(self.v_img(image))
+        return heads + self.attention.cross(q, k_img, v_img, Address(self, inputs, "image"))
 
 
 class ImageBlock(WanBlock):
-    """A block whose context may be an `ImageContext`."""
+    """A block that attends to pictures, too."""
 
     cross_attention: ClassVar[type[nn.Module]] = ImageCrossAttention
 
@@ -137,12 +130,10 @@ class ImageDiT(WanDiT):
         x, grid = self.embed_patches(latents)
         embed = self.embed_time if timestep.ndim == 1 else self.embed_token_times
         t_emb, t_mod = embed(timestep)
-        text = self.embed_text(context)
-        tokens = text if features is None else ImageContext(text, self.embed_image(features))
-        rope = self.rope(grid, x.device)
-        for block in self.blocks:
-            x = block(x, tokens, t_mod, rope)
-        return self.unembed(x, t_emb, grid)
+        conditions = {"text": self.embed_text(context)}
+        if features is not None:
+            conditions["image"] = self.embed_image(features)
+        return self.unembed(self.run_blocks(x, BlockInputs(t_mod, self.rope(grid, x.device), conditions)), t_emb, grid)
 
     def _check_features(self, features: Tensor) -> None:
         """One picture too few would otherwise be broadcast over the positions of two, or the like."""

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from omniavatar.engine.unit import ImageFile
-from omniavatar.engine.windows import TEMPORAL_FACTOR
 from omniavatar.errors import CheckpointError, InputError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import torch
 from omniavatar.media.image import load_image
 from omniavatar.models.tiling import ENCODE_TILING
 from omniavatar.units import ReferenceImage
-from omniavatar_i2v.condition import behind_leading, image_condition, no_condition
+from omniavatar_i2v.condition import TEMPORAL_FACTOR, behind_leading, image_condition, no_condition
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,11 +102,10 @@ class ImageToVideo(ReferenceImage):
     def embed(self, forward: Forward) -> None:
         features: Tensor | None = forward["image_features"]
         if features is not None:
-            from omniavatar_i2v.image_dit import ImageContext
-
             embedded = forward.network.embed_image
-            image = forward.memory.once("image-to-video.tokens", lambda: forward.repeated(embedded(features)))
-            forward.context = ImageContext(forward.context, image)
+            forward.conditions["image"] = forward.memory.once(
+                "image-to-video.tokens", lambda: forward.repeated(embedded(features))
+            )
 
 
 def clip_dim(models: Models) -> int | None:

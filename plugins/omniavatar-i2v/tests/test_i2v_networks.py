@@ -8,12 +8,12 @@ import pytest
 import torch
 from omniavatar_i2v.clip import MEAN, STD, ClipImageEncoder
 from omniavatar_i2v.condition import behind_leading, fold_frames, frame_mask, image_condition, no_condition
-from omniavatar_i2v.image_dit import ImageContext, ImageCrossAttention, ImageDiT
+from omniavatar_i2v.image_dit import ImageCrossAttention, ImageDiT
 from omniavatar_i2v.testing import CLIP, FLF2V_DIT, IMAGE_DIT
 
 from omniavatar.models.wan_dit import CrossAttention, WanDiT
 from omniavatar.testing import FakeVAE
-from tests.models.networks import noise, randomized, relative_error
+from tests.models.networks import given, noise, randomized, relative_error
 
 
 def test_image_tokens_have_keys_and_values_of_their_own() -> None:
@@ -21,19 +21,21 @@ def test_image_tokens_have_keys_and_values_of_their_own() -> None:
     x, text, image = noise(2, 5, 24, seed=1), noise(2, 3, 24, seed=2), noise(2, 4, 24, seed=3)
     plain = CrossAttention(24, 2, 1e-6)
     plain.load_state_dict({name: value for name, value in layer.state_dict().items() if "img" not in name})
-    assert layer(x, text).equal(plain(x, text)), "a plain context is text alone"
-    both = layer(x, ImageContext(text, image))
+    assert layer(x, given(text=text)).equal(plain(x, given(text=text))), "without pictures there is text alone"
+    both = layer(x, given(text=text, image=image))
     swapped = randomized(CrossAttention(24, 2, 1e-6))
     names = {"k": "k_img", "v": "v_img", "norm_k": "norm_k_img", "q": "q", "o": "o", "norm_q": "norm_q"}
     for mine, other in names.items():
         getattr(swapped, mine).load_state_dict(getattr(layer, other).state_dict())
-    torch.testing.assert_close(both, plain(x, text) + swapped(x, image) - layer.o.bias, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        both, plain(x, given(text=text)) + swapped(x, given(text=image)) - layer.o.bias, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_what_counts_as_image_is_what_is_put_there() -> None:
     layer = randomized(ImageCrossAttention(24, 2, 1e-6))
     x, tokens = noise(1, 5, 24, seed=1), noise(1, 7, 24, seed=2)
-    four, two = (layer(x, ImageContext(tokens[:, count:], tokens[:, :count])) for count in (4, 2))
+    four, two = (layer(x, given(text=tokens[:, count:], image=tokens[:, :count])) for count in (4, 2))
     assert relative_error(two, four) > 0.05
 
 

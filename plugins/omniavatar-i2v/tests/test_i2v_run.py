@@ -25,7 +25,7 @@ from omniavatar.resources import asset
 from omniavatar.testing.tiny import ADAPTER, tiny_file, weights
 
 PORTRAIT, SPEECH = asset("demo", "portrait.png"), asset("demo", "speech.flac")
-SMALL = ("--size", "32x32", "--seconds", "0.36", "--euler.steps", "1", "--quiet")
+SMALL = ("--size", "32x32", "--seconds", "0.36", "--schedule.steps", "1", "--quiet")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -120,7 +120,7 @@ def test_an_avatar_on_an_image_to_video_transformer(models: Models) -> None:
     short = ("--fixed-frames.window-frames", "5", "--fixed-frames.overlap", "1")
     video = models.video(files, *arguments, *short)
     assert video.shape == (9, 32, 32, 3)
-    without = models.video(files, *arguments, *short, "--lora.scale", "0")
+    without = models.video(files, *arguments, *short, "--units", "i2v-avatar-lora")
     assert (video - without).abs().max() > 2
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from omniavatar_i2v.clip import ClipImageEncoder
-from omniavatar_i2v.image_dit import ImageContext, ImageCrossAttention, ImageDiT
+from omniavatar_i2v.image_dit import ImageBlock, ImageCrossAttention, ImageDiT
 from omniavatar_i2v.testing import CLIP, FLF2V_DIT, IMAGE_DIT, tiny_image_models
 from PIL import Image
 from torch import Tensor
@@ -26,19 +26,20 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, InputError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.image import fit_image, load_image
-from omniavatar.models.wan_dit import WanDiT
+from omniavatar.models.attention import sdpa
+from omniavatar.models.wan_dit import BlockInputs, CrossAttention, WanDiT
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
 from omniavatar.testing.models import GivenModels
 from omniavatar.testing.recorder import WindowRecorder
 from omniavatar.testing.tiny import DIT
-from tests.models.networks import noise, randomized, relative_error
+from tests.models.networks import given, noise, randomized, relative_error
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "prompt": {"length": 16},
     "image-to-video": {"sizes": [[32, 32]]},
     "fixed-frames": {"window_frames": 9, "overlap": 5},
-    "euler": {"steps": 2},
+    "schedule": {"steps": 2},
     "guidance": {"scale": 3.0},
 }
 FAST = "-write-video"
@@ -49,12 +50,12 @@ class Watch(WindowRecorder):
 
     def __init__(self) -> None:
         super().__init__()
-        self.contexts: list[Any] = []
+        self.conditions: list[dict[str, Tensor]] = []
         self.blocks = 0
 
     @hookimpl(trylast=True)
     def embed(self, forward: Forward) -> None:
-        self.contexts.append(forward.context)
+        self.conditions.append(forward.conditions)
 
     @hookimpl
     def before_block(self, forward: Forward, index: int) -> None:
@@ -210,11 +211,10 @@ def test_the_blocks_see_the_tokens_of_the_first_picture(first: Path, last: Path)
     dit: Any = models.networks["dit"]
     assert watch["image_features"].shape == (1, CLIP["tokens"], CLIP["dim"])
     torch.testing.assert_close(watch["image_features"], encoder(fit_image(load_image(first), (32, 32))))
-    assert len(watch.contexts) == 4, "two steps, two branches"
-    for context in watch.contexts:
-        assert isinstance(context, ImageContext)
-        assert context.text.shape == (1, 16, 96)
-        assert context.image.equal(dit.embed_image(watch["image_features"]))
+    assert len(watch.conditions) == 4, "two steps, two branches"
+    for conditions in watch.conditions:
+        assert conditions["text"].shape == (1, 16, 96)
+        assert conditions["image"].equal(dit.embed_image(watch["image_features"]))
 
 
 def test_image_tokens_change_the_video(first: Path) -> None:
@@ -238,7 +238,7 @@ def test_first_and_last_picture_stand_side_by_side(first: Path, last: Path) -> N
     _, single = make(image=first)
     assert watch["image_features"].shape == (1, 10, 80)
     torch.testing.assert_close(watch["image_features"][:, :5], single["image_features"])
-    assert watch.contexts[0].image.shape == (1, 10, 96)
+    assert watch.conditions[0]["image"].shape == (1, 10, 96)
 
 
 @pytest.mark.parametrize(("config", "tokens"), [(IMAGE_DIT, 5), (FLF2V_DIT, 10)])
@@ -253,7 +253,7 @@ def test_a_network_without_image_tokens_needs_no_encoder(first: Path) -> None:
     del models.networks["image_encoder"]
     _, watch = make(models=models, image=first)
     assert watch["image_features"] is None
-    assert isinstance(watch.contexts[0], Tensor)
+    assert list(watch.conditions[0]) == ["text"]
 
 
 def test_the_hooks_compose_to_the_networks_own_forward(first: Path) -> None:
@@ -290,8 +290,8 @@ class Merged(PipelineUnit):
 
 def test_branches_may_share_a_call(first: Path) -> None:
     (_, apart), (_, joined) = make(image=first), make(image=first, extra=[Merged()])
-    assert len(joined.contexts) == 2
-    assert joined.contexts[0].image.shape[0] == 2
+    assert len(joined.conditions) == 2
+    assert joined.conditions[0]["image"].shape[0] == 2
     torch.testing.assert_close(joined.latents[0], apart.latents[0], atol=1e-4, rtol=1e-4)
 
 
@@ -303,7 +303,7 @@ def test_units_that_only_spread_or_save_work_change_nothing(first: Path, others:
 
 
 def test_skipped_steps_of_every_window_need_no_blocks(first: Path) -> None:
-    settings = {"euler": {"steps": 6}}
+    settings = {"schedule": {"steps": 6}}
     _, plain = make("i2v+fixed-frames", image=first, frames=13, settings=settings)
     _, cached = make("i2v+fixed-frames+teacache(threshold=10)", image=first, frames=13, settings=settings)
     assert cached.blocks == plain.blocks * 2 // 6
@@ -339,7 +339,7 @@ def test_each_rank_has_its_part_of_the_tokens_and_all_image_tokens(
     """Without exchange between tokens, each rank's part is that of one rank alone; the other tokens are no numbers."""
     monkeypatch.setattr(finite.Watch, "check", lambda *_: None)
     dit = randomized(ImageDiT(**IMAGE_DIT, attention=lambda q, k, v: v))
-    settings = {"euler": {"steps": 1}}
+    settings = {"schedule": {"steps": 1}}
     whole, *halves = (
         make(models=tiny_image_models(dit=dit), image=first, extra=units, settings=settings, frames=9)[1].latents[0]
         for units in ([], [Half(0)], [Half(1)])
@@ -377,9 +377,61 @@ def test_sound_and_an_end_picture(first: Path, last: Path) -> None:
 
 def test_tokens_of_a_part_attend_as_those_of_the_whole() -> None:
     layer = randomized(ImageCrossAttention(24, 2, 1e-6))
-    x, context = noise(1, 6, 24), ImageContext(noise(1, 3, 24, seed=1), noise(1, 4, 24, seed=2))
-    parts = torch.cat([layer(part, context) for part in x.chunk(2, dim=1)], dim=1)
-    torch.testing.assert_close(parts, layer(x, context))
+    x, inputs = noise(1, 6, 24), given(text=noise(1, 3, 24, seed=1), image=noise(1, 4, 24, seed=2))
+    parts = torch.cat([layer(part, inputs) for part in x.chunk(2, dim=1)], dim=1)
+    torch.testing.assert_close(parts, layer(x, inputs))
+
+
+class TalkBlock(ImageBlock):
+    """A block of another package: it also attends to a sound, between its cross-attention and its feed-forward."""
+
+    def __init__(self, **numbers: Any) -> None:
+        super().__init__(**numbers)
+        self.listen = CrossAttention(numbers["dim"], numbers["num_heads"], numbers["eps"])
+
+    def attend_to_conditions(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        x = super().attend_to_conditions(x, inputs)
+        if "sound" not in inputs.conditions:
+            return x
+        return x + self.listen.output(sdpa(*self.listen.project(x, inputs.conditions["sound"])))
+
+
+class TalkDiT(ImageDiT):
+    block_class = TalkBlock
+
+
+class Talk(PipelineUnit):
+    """The unit of that package."""
+
+    name = "talk"
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+
+    @hookimpl
+    def embed(self, forward: Forward) -> None:
+        forward.conditions["sound"] = forward.repeated(noise(1, 3, 96, seed=self.seed))
+
+
+def test_another_package_may_condition_the_same_block(first: Path, last: Path) -> None:
+    """Both conditions are seen, whoever comes first, and neither package knows the other's."""
+    models = random_models(dit=randomized(TalkDiT(**IMAGE_DIT)))
+    alone = make(models=models, image=first)[1].latents[0]
+    heard = make(models=models, image=first, extra=[Talk(1)])[1]
+    assert set(heard.conditions[0]) == {"text", "image", "sound"}
+    others = [
+        make(models=models, image=first, extra=[Talk(2)])[1].latents[0],
+        make(models=models, image=last, extra=[Talk(1)])[1].latents[0],
+        alone,
+    ]
+    for other in others:
+        assert relative_error(other, heard.latents[0]) > 1e-4
+    plan = build_plan("i2v-write-video", discover().catalog(), SETTINGS)
+    watch = Watch()
+    engine = Engine(Plan((Talk(1), *plan.units)), models, observers=[watch])
+    engine.generate(Request({"image": first}, seconds=9 / 25))
+    assert watch.latents[0].equal(heard.latents[0])
 
 
 # What is refused
@@ -430,7 +482,7 @@ def test_a_missing_file_is_named(tmp_path: Path, first: Path) -> None:
         make(image=first, end_image=tmp_path / "nowhere.png")
 
 
-@pytest.mark.parametrize("sizes", [[], [[33, 32]]])
+@pytest.mark.parametrize("sizes", [[], [[0, 32]]])
 def test_sizes_are_checked(sizes: list[list[int]]) -> None:
     with pytest.raises(PlanError, match="unit 'image-to-video': sizes"):
         build_plan("image-to-video", discover().catalog(), {"image-to-video": {"sizes": sizes}})

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # Steps, shift and scales as published with the model.
 WAN_T2V_A14B = (
-    "prompt+fixed-frames+moe+moe-guidance(scale=4, low_scale=3)+euler(steps=40, shift=12)"
+    "prompt+fixed-frames+moe+moe-guidance(scale=4, low_scale=3)+schedule(steps=40, shift=12)+euler"
     "+transformer+lora+vae-decode+soundtrack+write-video"
 )
 

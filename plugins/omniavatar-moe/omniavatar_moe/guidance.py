@@ -26,7 +26,6 @@ class MoeGuidance(PipelineUnit):
     """
 
     name = "moe-guidance"
-    roles = (LOW,)
 
     class Settings(UnitSettings):
         scale: float = Field(
@@ -55,5 +54,5 @@ class MoeGuidance(PipelineUnit):
 
     @hookimpl
     def guide(self, step: Step) -> Tensor:
-        rule = self.low if step.network is step.engine.model(LOW) else self.high
+        rule = self.low if step.expert == LOW else self.high
         return rule.guide(step)

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import dropwhile
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from omniavatar.engine.flow_match import TIMESTEPS
-from omniavatar.engine.unit import PipelineUnit, UnitSettings
+from omniavatar.engine.unit import Kept, PipelineUnit, UnitSettings
 from omniavatar.errors import CheckpointError, PlanError
 from omniavatar.hookspecs import hookimpl
-from omniavatar.lazy import torch
 
 if TYPE_CHECKING:
     from torch import nn
 
     from omniavatar.engine.draft import Draft
     from omniavatar.engine.engine import Engine
-    from omniavatar.engine.scopes import Job, Step, Window
+    from omniavatar.engine.plan import Plan
+    from omniavatar.engine.scopes import Step, Window
 
 HIGH, LOW = "dit", "dit2"
+SHARDED = "fsdp"
+"""The unit that shards weights, so that nothing of them can wait."""
 
 
 class Moe(PipelineUnit):
     """Two transformers for one video, as in Wan 2.2 A14B: --model FILE for high noise, --model dit2=FILE for low noise.
 
     The second takes over at the first step whose time is below the boundary, in every window anew. While one works the
-    other waits in host memory. A LoRA for the second is named in the same way: --model dit2=LORA.
+    other waits in page-locked host memory, or, beside offload and disk-offload, where that unit keeps it. A LoRA for
+    the second is named in the same way: --model dit2=LORA.
     """
 
     name = "moe"
-    roles = (HIGH, LOW)
-    host_roles = (LOW,)
+    experts = (HIGH, LOW)
+    host_roles = (HIGH, LOW)
+    eases = ("prepare", "denoise", "decode")
 
     class Settings(UnitSettings):
         boundary: float = Field(
@@ -47,43 +51,40 @@ class Moe(PipelineUnit):
 
     @hookimpl
     def check_request(self, draft: Draft) -> None:
-        placed = [unit.name for unit in draft.plan.units if unit is not self and unit.hosts(HIGH)]
-        if self.settings.offload and placed:
+        if self.settings.offload and SHARDED in draft.plan:
             raise PlanError(
-                f"units 'moe' and '{placed[0]}' both move the transformers between host memory and device; "
-                f"switch one off with moe(offload=false) or -{placed[0]}"
+                f"with '{SHARDED}' every GPU holds a part of both transformers, so that none can wait in host memory; "
+                f"switch that off with {self.name}(offload=false), or leave one of the units out with -{SHARDED}"
             )
 
-    @hookimpl(tryfirst=True)
-    def setup(self, engine: Engine) -> None:
-        check_alike(*(engine.model(role) for role in self.roles))
+    @hookimpl(wrapper=True, tryfirst=True)
+    def setup(self, engine: Engine) -> Iterator[None]:
+        """Before and after all other units: they may change weights, and bring networks to the device themselves."""
+        check_alike(*(engine.model(role) for role in self.experts))
+        yield
+        from omniavatar.engine.streaming import let_wait
 
-    @hookimpl(tryfirst=True)
-    def begin_job(self, job: Job) -> None:
-        self._bring(job.engine, job.engine.model(HIGH))
+        if self.settings.offload:
+            let_wait(self, engine, self.experts)
+            return
+        for role in self.experts:
+            if role not in engine.residency.visitors and SHARDED not in engine.plan:
+                engine.model(role).to(engine.device)
 
     @hookimpl(wrapper=True)
     def plan_steps(self, window: Window) -> Generator[None, Sequence[Step], Sequence[Step]]:
-        """Around the sampler, so that all other units find the right network in every step."""
+        """Around the schedule, so that all other units find the right network in every step."""
         steps = yield
         boundary = self.settings.boundary * TIMESTEPS
         for step in dropwhile(lambda step: step.timestep >= boundary, steps):
-            step.network = window.engine.model(LOW)
+            step.expert = LOW
         return steps
 
-    @hookimpl(tryfirst=True)
-    def begin_window(self, window: Window) -> None:
-        """First, so that other units find the first step's network on the device."""
-        self._bring(window.engine, window.steps[0].network)
-
-    @hookimpl(tryfirst=True)
-    def before_step(self, step: Step) -> None:
-        self._bring(step.engine, step.network)
-
-    def _bring(self, engine: Engine, network: nn.Module) -> None:
-        """Have this one of the networks on the device."""
-        waiting = [engine.model(role) for role in self.roles] if self.settings.offload else ()
-        place(waiting, network, engine.device)
+    def keeps(self, role: str, blocks: int, plan: Plan) -> Kept | None:
+        """All of one transformer at a time, if no other unit keeps less of it."""
+        if role not in self.experts or not self.settings.offload:
+            return None
+        return Kept(on_device=blocks, in_host=blocks, arriving=blocks)
 
 
 def check_alike(high: nn.Module, low: nn.Module) -> None:
@@ -99,17 +100,3 @@ def check_alike(high: nn.Module, low: nn.Module) -> None:
                 f"the transformers for high and low noise differ: '{name}' is {first} in '{HIGH}' and {second} in "
                 f"'{LOW}'; give two of one model"
             )
-
-
-def place(waiting: Iterable[nn.Module], working: nn.Module, device: torch.device) -> None:
-    """Put one network on the device, after the others have left it."""
-    for network in waiting:
-        if network is not working:
-            move(network, torch.device("cpu"))
-    move(working, device)
-
-
-def move(network: nn.Module, device: torch.device) -> None:
-    """Move a network, unless it is there: sharded weights refuse even that."""
-    if any(parameter.device.type != device.type for parameter in network.parameters()):
-        network.to(device)

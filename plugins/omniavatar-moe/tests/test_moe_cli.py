@@ -18,7 +18,18 @@ from omniavatar.testing.tiny import tiny_file
 from tests.models.networks import noise, randomized
 
 SMALL = (
-    *("--units", "wan-t2v-a14b", "--size", "32x32", "--seconds", "0.36", "--euler.steps", "4", "--euler.shift", "5"),
+    *(
+        "--units",
+        "wan-t2v-a14b",
+        "--size",
+        "32x32",
+        "--seconds",
+        "0.36",
+        "--schedule.steps",
+        "4",
+        "--schedule.shift",
+        "5",
+    ),
     *("--fixed-frames.window-frames", "9", "--fixed-frames.overlap", "5", "--quiet"),
 )
 

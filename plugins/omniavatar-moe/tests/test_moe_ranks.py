@@ -40,9 +40,9 @@ class Experts(RandomModels):
 
     def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
         if role != "dit2":
-            return super().load(role, device=device, dtype=dtype, **constructor)
-        network: nn.Module = randomized(build("dit", **constructor), seed=1)
-        return network
+            return super().load(role, device=device, dtype=dtype, **constructor).requires_grad_(False)
+        network: nn.Module = randomized(build("dit", attention=constructor["attention"]), seed=1)
+        return network.requires_grad_(False)
 
 
 def made(world: World, moe: Moe, *parallel: PipelineUnit) -> tuple[list[Tensor], Engine]:

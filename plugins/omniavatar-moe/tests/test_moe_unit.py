@@ -9,21 +9,22 @@ from typing import Any
 import pytest
 import torch
 from omniavatar_moe.guidance import MoeGuidance
-from omniavatar_moe.unit import Moe, place
+from omniavatar_moe.unit import Moe
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from omniavatar.checkpoints import Registry
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Plan, build_plan
-from omniavatar.engine.scopes import Forward, Request, Step, Window
-from omniavatar.engine.unit import PipelineUnit
+from omniavatar.engine.scopes import Forward, Request, Step
+from omniavatar.engine.unit import Kept, PipelineUnit
 from omniavatar.errors import CheckpointError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.wan_dit import WanDiT
 from omniavatar.plugins import discover
 from omniavatar.testing import FakeDiT, tiny
 from omniavatar.testing.tiny import tiny_file
-from omniavatar.units import Euler, FixedFrames, Fsdp, Guidance, TeaCache, Transformer, VaeDecode
+from omniavatar.units import Euler, FixedFrames, Fsdp, Guidance, Schedule, TeaCache, Transformer, VaeDecode
 from tests.golden import kind_moe
 from tests.golden.cases import read_case
 from tests.models.networks import randomized
@@ -31,6 +32,8 @@ from tests.scenes import Scene, fake_engine, fake_models, request
 
 CATALOG = discover().catalog()
 PRESET = "wan-t2v-a14b-write-video"
+ALIKE = f"{PRESET}-moe-guidance+guidance(scale=1)+schedule(steps=4, shift=5)"
+"""Two steps of each transformer, a call a step."""
 STEPS = 8
 SWITCH = 4
 """Of 8 steps with shift 5, the first whose time is below 875."""
@@ -65,7 +68,13 @@ class Look:
 def denoised(*units: PipelineUnit, guidance: PipelineUnit | None = None, frames: int = 5) -> tuple[Engine, Look]:
     """A video by two fake transformers: velocity = latents + blocks * context, with 4 blocks and with 2."""
     look, models = Look(), fake_models(dit=FakeDiT(num_layers=4), dit2=FakeDiT(num_layers=2))
-    others = [FixedFrames(window_frames=5, overlap=1), guidance or Guidance(scale=1), Euler(steps=STEPS), Transformer()]
+    others = [
+        FixedFrames(window_frames=5, overlap=1),
+        guidance or Guidance(scale=1),
+        Schedule(steps=STEPS),
+        Euler(),
+        Transformer(),
+    ]
     plan = [Scene(frames=frames, texts=(0.5, -0.5)), *units, *others, VaeDecode()]
     engine = fake_engine(plan, models=models, observers=[look])
     engine.generate(request())
@@ -142,15 +151,117 @@ def test_a_cache_has_a_schedule_for_each() -> None:
     assert blocks == [2, 2], "the first and last step of each"
 
 
-def test_the_one_that_waits_is_not_on_the_device() -> None:
-    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
-    place([first, second], second, torch.device("meta"))
-    assert (first.weight.device.type, second.weight.device.type) == ("cpu", "meta")
-    place([], first, torch.device("meta"))
-    assert first.weight.device.type == "meta"
+COPIES = (torch.ops.aten.to, torch.ops.aten._to_copy, torch.ops.aten.copy_, torch.ops.aten.clone)
 
 
-def test_only_the_first_is_loaded_on_the_device() -> None:
+class Traffic(TorchDispatchMode):
+    """Notes how many bytes each copy of something as large as a transformer has."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least = least
+        self.copied: list[int] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        kind = function.overloadpacket
+        if kind in COPIES and result.nbytes >= self.least and (result is not args[0] or kind is torch.ops.aten.copy_):
+            self.copied.append(result.nbytes)
+        return result
+
+
+def waiting(engine: Engine) -> dict[str, Tensor]:
+    """The host memory that the networks of an engine wait in, by role."""
+    visitors: dict[str, Any] = dict(engine.residency.visitors)
+    return {role: visitor.packed for role, visitor in visitors.items()}
+
+
+def test_a_switch_copies_one_transformer_once_and_nothing_back() -> None:
+    engine = Engine(build_plan(ALIKE, CATALOG, SETTINGS), models())
+    engine.load()
+    size = {role: memory.nbytes for role, memory in waiting(engine).items()}
+    traffic = Traffic(min(size.values()) // 2)
+    with traffic:
+        engine.generate(Request(height=32, width=32, seconds=0.52))
+    assert traffic.copied == [size["dit"], size["dit2"]] * 2, "in each of two windows one after the other"
+
+
+class Places(Look):
+    """Which transformers have their weights in every step, beside what it keeps anyway."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.present: list[list[str]] = []
+
+    @hookimpl
+    def embed(self, forward: Forward) -> None:
+        engine = forward.engine
+        held = {role: sum(weight.numel() for weight in engine.model(role).parameters()) for role in ("dit", "dit2")}
+        self.present.append([role for role, count in held.items() if count])
+
+
+def test_one_leaves_the_device_before_the_other_comes() -> None:
+    places = Places()
+    latents(ALIKE, models(), places)
+    assert places.present == [["dit"], ["dit"], ["dit2"], ["dit2"]]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_they_change_places() -> None:
+    kept = {}
+    for way in ("", "+moe(offload=False)", "+offload", "+offload(resident=1)", "+disk-offload"):
+        places = Places()
+        engine = Engine(build_plan(f"{ALIKE}{way}", CATALOG, SETTINGS), models(), device="cuda", observers=[places])
+        for _ in range(2):
+            engine.generate(Request(height=32, width=32, seconds=0.52))
+        assert all(memory.is_pinned() for memory in waiting(engine).values())
+        kept[way] = places
+        engine.close()
+    assert kept[""].present == 4 * [*[["dit"]] * 2, *[["dit2"]] * 2]
+    assert set(map(len, kept["+moe(offload=False)"].present)) == {2}
+    for places in kept.values():
+        assert places.latents[-1].equal(kept[""].latents[-1])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *("offload", "offload(resident=1)", "disk-offload", "moe(offload=false)", "moe(offload=false)+offload"),
+        "compile(backend=eager)",
+    ],
+)
+def test_how_they_wait_changes_no_bit(other: str) -> None:
+    places = Places()
+    assert latents(f"{ALIKE}+{other}", models(), places).equal(latents(ALIKE, models()))
+    both = other == "moe(offload=false)"
+    assert places.present == (4 * [["dit", "dit2"]] if both else [["dit"], ["dit"], ["dit2"], ["dit2"]])
+
+
+def test_beside_offload_only_blocks_of_the_one_at_work_are_there() -> None:
+    class Streams:
+        """Whether each of the transformers holds device memory for blocks, behind every block."""
+
+        def __init__(self) -> None:
+            self.seen: list[list[bool]] = []
+
+        @hookimpl
+        def after_block(self, forward: Forward, index: int) -> None:
+            networks = (forward.engine.model(role) for role in ("dit", "dit2"))
+            self.seen.append([bool(network.blocks[0].stream.shared) for network in networks])
+
+    streams = Streams()
+    latents(f"{ALIKE}+offload", models(), streams)
+    assert streams.seen == [[True, False]] * 4 + [[False, True]] * 4
+
+
+def test_what_changes_weights_comes_before_they_wait() -> None:
+    rounded = f"{ALIKE}+fp8(mode=storage)"
+    assert latents(rounded, models()).equal(latents(f"{rounded}+moe(offload=false)", models()))
+    assert not latents(rounded, models()).equal(latents(ALIKE, models()))
+
+
+def test_both_are_loaded_in_host_memory() -> None:
     devices = {}
 
     class Models(tiny.TinyModels):
@@ -161,85 +272,18 @@ def test_only_the_first_is_loaded_on_the_device() -> None:
     engine = Engine(Plan((Moe(),)), Models(dit2=WanDiT(**tiny.DIT)), device="meta")
     for role in ("dit", "dit2"):
         engine.model(role)
-    assert devices == {"dit": "meta", "dit2": "cpu"}
+    assert devices == {"dit": "cpu", "dit2": "cpu"}
 
 
-class Movable(FakeDiT):
-    """A transformer that keeps a list of where it and another one come to lie; nothing can be copied off 'meta'."""
-
-    def __init__(self, role: str, moves: list[tuple[str, str]]) -> None:
-        super().__init__()
-        self.role, self.moves = role, moves
-        self.weight = nn.Parameter(torch.zeros(1), requires_grad=False)
-
-    def to(self, device: Any, *_: Any, **__: Any) -> Any:  # type: ignore[override]
-        self.weight = nn.Parameter(torch.zeros(1, device=device), requires_grad=False)
-        self.moves.append((self.role, self.weight.device.type))
-        return self
-
-
-class TextHere:
-    """Puts the texts of a scene where the latents are."""
-
-    @hookimpl(trylast=True)
-    def embed(self, forward: Forward) -> None:
-        forward.context = forward.context.to(forward.x.device)
-
-
-class Grey(VaeDecode):
-    """Grey frames on the host, since none can come from 'meta'."""
-
-    @hookimpl
-    def decode_latents(self, window: Window) -> Iterator[Tensor]:
-        yield torch.full((1, 3, window.span.frames, *window.job.size), 0.5)
-
-
-def test_one_leaves_the_device_before_the_other_comes() -> None:
-    moves: list[tuple[str, str]] = []
-    networks = fake_models(dit=Movable("dit", moves), dit2=Movable("dit2", moves))
-    units = [Scene(frames=9), Moe(), FixedFrames(window_frames=5, overlap=1), Guidance(scale=1), Euler(steps=STEPS)]
-    engine = fake_engine([*units, Transformer(), Grey()], models=networks, device="meta", observers=[TextHere()])
-    engine.generate(request())
-    loaded = [("dit", "meta"), ("dit2", "cpu")]
-    second = [("dit", "cpu"), ("dit2", "meta")]
-    first = [("dit2", "cpu"), ("dit", "meta")]
-    assert moves == [*loaded, *second, *first, *second]
-
-
-class Places(Look):
-    """Where both transformers lie in every step, beside what it keeps anyway."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.devices: list[tuple[str, ...]] = []
-
-    @hookimpl
-    def embed(self, forward: Forward) -> None:
-        roles = (forward.engine.model(role) for role in ("dit", "dit2"))
-        self.devices.append(tuple(next(network.parameters()).device.type for network in roles))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_they_change_places() -> None:
-    kept = {}
-    for offload in (True, False):
-        places = Places()
-        plan = build_plan(
-            f"{PRESET}+moe(offload={offload})+euler(steps=4, shift=5)-moe-guidance+guidance(scale=1)", CATALOG, SETTINGS
-        )
-        engine = Engine(plan, models(), device="cuda", observers=[places])
-        for _ in range(2):
-            engine.generate(Request(height=32, width=32, seconds=0.52))
-        kept[offload] = places
-    assert kept[True].devices == 4 * [*[("cuda", "cpu")] * 2, *[("cpu", "cuda")] * 2]
-    assert set(kept[False].devices[-4:]) == {("cuda", "cuda")}
-    assert kept[True].latents[-1].equal(kept[False].latents[-1])
+def test_what_estimates_are_told() -> None:
+    assert Moe().keeps("dit2", 40, Plan()) == Kept(on_device=40, in_host=40, arriving=40)
+    assert Moe().keeps("vae", 0, Plan()) is None
+    assert Moe(offload=False).keeps("dit", 40, Plan()) is None
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "fixed-frames": {"window_frames": 9, "overlap": 5},
-    "euler": {"steps": 4, "shift": 5.0},
+    "schedule": {"steps": 4, "shift": 5.0},
     "prompt": {"length": 32, "tokenizer": tiny_file("tokenizer")},
 }
 
@@ -250,17 +294,17 @@ def models(seed: int = 1) -> tiny.TinyModels:
     return tiny.TinyModels(dit=randomized(WanDiT(**sizes)), dit2=randomized(WanDiT(**sizes), seed=seed))
 
 
-def latents(expression: str, networks: tiny.TinyModels) -> Tensor:
+def latents(expression: str, networks: tiny.TinyModels, *observers: Any) -> Tensor:
     """The final latents of a small video by this plan."""
     look = Look()
     plan = build_plan(expression, CATALOG, SETTINGS)
-    engine = Engine(plan, networks, observers=[look])
+    engine = Engine(plan, networks, observers=[look, *observers])
     engine.generate(Request(height=32, width=32, seconds=0.36))
     return look.latents[-1]
 
 
 def test_real_networks_take_turns() -> None:
-    rest = "+fixed-frames+guidance+euler(steps=4)+transformer+vae-decode"
+    rest = "+fixed-frames+guidance+schedule(steps=4)+euler+transformer+vae-decode"
     alone, twins = latents(f"prompt{rest}", models()), latents(f"prompt+moe{rest}", models(seed=0))
     assert alone.equal(twins), "an expert with the same weights"
     assert not torch.allclose(alone, latents(f"prompt+moe{rest}", models()), atol=1e-3)
@@ -295,9 +339,9 @@ def test_two_scales_without_two_transformers_are_refused() -> None:
         engine.check_request(Request(height=32, width=32, seconds=0.3))
 
 
-def test_sharded_weights_stay_where_they_are() -> None:
+def test_sharded_weights_cannot_wait() -> None:
     engine = Engine(Plan((Moe(), Fsdp())), fake_models(dit2=FakeDiT()))
-    with pytest.raises(PlanError, match=r"units 'moe' and 'fsdp' both move the transformers .* moe\(offload=false\)"):
+    with pytest.raises(PlanError, match=r"with 'fsdp' every GPU holds a part of both .* moe\(offload=false\)"):
         engine.check_request(request(seconds=0.3))
     Engine(Plan((Moe(offload=False), Fsdp())), fake_models(dit2=FakeDiT())).check_request(request(seconds=0.3))
 

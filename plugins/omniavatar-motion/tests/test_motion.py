@@ -208,7 +208,7 @@ def test_by_command(tmp_path: Path) -> None:
     """With the built-in avatar, LoRA and all."""
     width = 240  # of its transformer
     save(tmp_path / "speed.safetensors", weights(randomized(MotionController(**{**NUMBERS, "dim": width}))))
-    small = ("--size", "32x32", "--seconds", "0.24", "--euler.steps", "1", "--prompt", "hi", "--quiet")
+    small = ("--size", "32x32", "--seconds", "0.24", "--schedule.steps", "1", "--prompt", "hi", "--quiet")
     videos = []
     for bucket in ((), ("--motion-bucket-id", "5"), ("--motion-bucket-id", "95")):
         files = ("--config", "tiny", "--model", tmp_path / "speed.safetensors", "-o", tmp_path / "out.mp4")

@@ -12,7 +12,9 @@ from omniavatar.hookspecs import hookimpl
 if TYPE_CHECKING:
     from omniavatar.engine.unit import PipelineUnit
 
-S2V = "prompt+s2v-image+s2v-audio+s2v-pose+s2v-clips+guidance+euler+s2v-transformer+lora+vae-decode+write-video"
+S2V = (
+    "prompt+s2v-image+s2v-audio+s2v-pose+s2v-clips+guidance+schedule+euler+s2v-transformer+lora+vae-decode+write-video"
+)
 
 
 @hookimpl

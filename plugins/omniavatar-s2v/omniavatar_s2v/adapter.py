@@ -13,6 +13,7 @@ Letters in shapes: b batch, t latent frames, n tokens of a frame, h w latent row
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from omniavatar.errors import CheckpointError
+from omniavatar.models.attention import sdpa
 from omniavatar.models.wan_dit import CrossAttention, Grid, check_patch_size, modulate
 from omniavatar_s2v.shared import MOTION_FRAMES
 
@@ -184,7 +186,8 @@ class AudioInjector(nn.Module):
         batch = x.shape[0]
         normed = self.injector_adain_layers[entry](x, speech[:, :, -1:])
         queries, local = (rearrange(part, "b t n d -> (b t) n d") for part in (normed, speech[:, :, :-1]))
-        attended: Tensor = self.injector[entry](queries, local)
+        layer: Any = self.injector[entry]
+        attended: Tensor = layer.output(sdpa(*layer.project(queries, local)))
         return rearrange(attended, "(b t) n d -> b t n d", b=batch)
 
 

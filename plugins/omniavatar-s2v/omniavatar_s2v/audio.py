@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -104,7 +103,7 @@ class S2VAudio(PipelineUnit):
         adapter = forward.engine.model("s2v_adapter")
         if index in adapter.inject_layers:
             speech = forward.memory.once("s2v-audio.speech", lambda: forward.stacked(speech_of))
-            here = forward.memory.once("s2v-audio.frames", lambda: frame_tokens(forward))
+            here = forward.frame_tokens(forward.window.given_latent_frames)
             if here is not None:
                 x = forward.x[:, here.tokens]
                 x = x + adapter.heard(adapter.inject_layers.index(index), x, speech[:, here.frames])
@@ -115,31 +114,6 @@ def speech_of(branch: Branch) -> Tensor:
     """What the tokens of a branch hear (1 t k+2 d)."""
     speech: Tensor = branch["audio_silence" if branch.drops("audio") else "audio_speech"]
     return speech
-
-
-@dataclass(frozen=True)
-class FrameTokens:
-    """Where the tokens of the clip's frames are among those of this rank.
-
-    frames: latent frames of the clip (f). tokens: places of their tokens (f n); a frame of which this rank has fewer
-    than of others names its last one more than once.
-    """
-
-    frames: Tensor
-    tokens: Tensor
-
-
-def frame_tokens(forward: Forward) -> FrameTokens | None:
-    """The frames that this rank has tokens of; None if it has only others."""
-    frame_of = (forward.frame_index - forward.window.span.given_latents).cpu()
-    frames = frame_of[frame_of >= 0].unique()
-    if not len(frames):
-        return None
-    places = [(frame_of == frame).nonzero().flatten() for frame in frames]
-    longest = torch.arange(max(len(place) for place in places))
-    tokens = torch.stack([place[longest.clamp(max=len(place) - 1)] for place in places])
-    device = forward.frame_index.device
-    return FrameTokens(frames.to(device), tokens.to(device))
 
 
 def feature_row(frame: int, fps: int) -> int:

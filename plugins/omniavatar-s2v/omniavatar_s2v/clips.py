@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
-from omniavatar.engine.windows import TEMPORAL_FACTOR, Span
+from omniavatar.engine.windows import Span
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import functional
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from omniavatar.engine.draft import Draft
     from omniavatar.engine.scopes import Job, Step, Window
 
+TEMPORAL_FACTOR = 4
+"""Frames of a latent of Wan's VAE, which S2V is made for."""
 LEAD = TEMPORAL_FACTOR - 1
 """Frames that a video begins with and does not show: its first latent frame, the one behind the picture, holds them."""
 GREY = 0.5

@@ -43,7 +43,7 @@ class S2VTransformer(Transformer):
 
     @hookimpl(tryfirst=True)
     def embed(self, forward: Forward) -> None:
-        given = forward.window.span.given_latents
+        given = forward.window.given_latent_frames
         forward.latents = forward.latents[:, :, given:]
         super().embed(forward)
         pose = forward.memory.once("s2v-transformer.pose", lambda: pose_tokens(forward))
@@ -59,7 +59,7 @@ class S2VTransformer(Transformer):
         frames, rows, columns = forward.grid
         values = forward.gather(forward.network.head(forward.x, forward.time))[:, : frames * rows * columns]
         velocity = forward.network.unpatchify(values, forward.grid).float()
-        given = forward.window.span.given_latents
+        given = forward.window.given_latent_frames
         forward.output = functional.pad(velocity, (0, 0, 0, 0, given, 0))  # given frames do not move
 
 

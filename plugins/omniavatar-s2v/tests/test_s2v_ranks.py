@@ -51,7 +51,7 @@ class Models(tiny.TinyModels):
 
 def made(expression: str, world: World) -> list[Tensor]:
     """A talking video in two clips of two and of one latent frame: 48 and 56 tokens."""
-    settings = {"s2v-clips": {"clip_frames": 8}, "euler": {"steps": 2}, "prompt": {"length": 16}}
+    settings = {"s2v-clips": {"clip_frames": 8}, "schedule": {"steps": 2}, "prompt": {"length": 16}}
     plan = build_plan(expression, discover().catalog(), settings)
     recorder = Recorder()
     engine = Engine(plan, Models(), world=world, observers=[recorder])

@@ -32,7 +32,7 @@ from omniavatar.media.video import decoder, probe_video, read_video
 from omniavatar.models.wan_dit import PerToken, WanDiT
 from omniavatar.plugins import discover
 from omniavatar.resources import asset
-from omniavatar.testing import FakeVAE, tiny
+from omniavatar.testing import FakeVAE, GivenLora, tiny
 from omniavatar.testing.recorder import WindowRecorder, video_of
 from omniavatar.testing.tiny import tiny_file
 from tests.media.samples import convert, gradient_frames, noise_burst, write_lossless, write_wav
@@ -45,7 +45,7 @@ CHANNELS = {"in_dim": 4, "out_dim": 4}
 SETTINGS: dict[str, dict[str, Any]] = {
     "s2v-image": {"sizes": [[64, 64]]},
     "s2v-clips": {"clip_frames": 8},
-    "euler": {"steps": 2},
+    "schedule": {"steps": 2},
     "guidance": {"scale": 3.0},
     "prompt": {"length": 16},
 }
@@ -151,7 +151,7 @@ def test_a_clip_continues_the_frames_shown_before_it_and_grey_where_there_are_no
 
 
 def test_the_third_clip_continues_what_the_second_shows() -> None:
-    look = made(frames=20, euler={"steps": 1})
+    look = made(frames=20, schedule={"steps": 1})
     third = look.windows[2]
     before = torch.cat([torch.full((1, 3, 73 - 13, 64, 64), 0.5), video_of(look.windows[:2])], dim=2)
     # The last frames of the second window's own are those it shows.
@@ -268,7 +268,7 @@ def test_frame_n_hears_the_sound_at_n_over_fps(tmp_path: Path) -> None:
     burst = write_wav(tmp_path / "burst.wav", noise_burst(2, 16000, start=11 / 16, length=1 / 16), 16000)
     adapter = randomized(Hear())
     given = models(s2v_adapter=adapter, audio_encoder=Loudness())
-    look = made(frames=13, given=given, inputs={"audio": burst}, euler={"steps": 1})
+    look = made(frames=13, given=given, inputs={"audio": burst}, schedule={"steps": 1})
     assert [window.span.keep_start for window in look.windows] == [0, 5]
     _, first, _, second = (features.flatten() for features in adapter.heard_features)
     loudness = torch.cat([first, second])
@@ -332,12 +332,12 @@ def test_branches_in_one_call_are_as_good_as_one_call_each(talk: Look) -> None:
 
 def test_a_cache_skips_steps_and_keeps_what_the_sound_added() -> None:
     steps = {"steps": 6}
-    full = made(inputs={"audio": SPEECH}, euler=steps)
-    cached = made(f"{PLAN}+teacache(threshold=10)", inputs={"audio": SPEECH}, euler=steps)
-    careful = made(f"{PLAN}+teacache(threshold=1e-9)", inputs={"audio": SPEECH}, euler=steps)
+    full = made(inputs={"audio": SPEECH}, schedule=steps)
+    cached = made(f"{PLAN}+teacache(threshold=10)", inputs={"audio": SPEECH}, schedule=steps)
+    careful = made(f"{PLAN}+teacache(threshold=1e-9)", inputs={"audio": SPEECH}, schedule=steps)
     assert cached.blocks == full.blocks / 3, "the first and the last of six steps"
     assert careful.windows[0].latents.equal(full.windows[0].latents)
-    assert differ(cached, made(f"{PLAN}+teacache(threshold=10)", euler=steps))
+    assert differ(cached, made(f"{PLAN}+teacache(threshold=10)", schedule=steps))
 
 
 class WithLora(tiny.TinyModels):
@@ -346,7 +346,7 @@ class WithLora(tiny.TinyModels):
     def adapters(self) -> Sequence[Any]:
         width, layer = DIT["dim"], "blocks.1.self_attn.q"
         tensors = {f"{layer}.lora_A.weight": noise(2, width), f"{layer}.lora_B.weight": noise(width, 2, seed=1)}
-        return [SimpleNamespace(name="test", target="dit", alpha=2.0, tensors=lambda: tensors)]
+        return [GivenLora(tensors)]
 
 
 def test_a_lora_changes_the_video() -> None:
@@ -498,7 +498,7 @@ def test_the_command_makes_a_video_with_its_sound(
         dtype,
         "--seconds",
         "0.375",
-        "--euler.steps",
+        "--schedule.steps",
         "1",
         "--prompt.length",
         "16",

@@ -22,7 +22,8 @@ def omni_units() -> Sequence[type[PipelineUnit]]:
 
 @hookimpl
 def omni_presets() -> Mapping[str, str]:
-    return {"wan-ti2v": "prompt+ti2v+fixed-frames+guidance+euler+transformer+lora+vae-decode+soundtrack+write-video"}
+    units = "prompt+ti2v+fixed-frames+guidance+schedule+euler+transformer+lora+vae-decode+soundtrack+write-video"
+    return {"wan-ti2v": units}
 
 
 @hookimpl

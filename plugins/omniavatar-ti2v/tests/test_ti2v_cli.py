@@ -22,7 +22,16 @@ from omniavatar.testing import tiny
 from omniavatar.testing.tiny import tiny_file
 from tests.models.networks import randomized
 
-SMALL = ("--seconds", "0.52", "--euler.steps", "1", "--fixed-frames.window-frames", "9", "--fixed-frames.overlap", "5")
+SMALL = (
+    "--seconds",
+    "0.52",
+    "--schedule.steps",
+    "1",
+    "--fixed-frames.window-frames",
+    "9",
+    "--fixed-frames.overlap",
+    "5",
+)
 
 
 @pytest.fixture(autouse=True)

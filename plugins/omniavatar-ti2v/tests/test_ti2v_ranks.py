@@ -58,7 +58,7 @@ class Models(tiny.TinyModels):
 
 def made(expression: str, world: World) -> list[Tensor]:
     """A video of 13 frames in two windows; a call has 3 x 3 x 1 tokens, which two ranks do not divide."""
-    settings = {"fixed-frames": {"window_frames": 9, "overlap": 5}, "euler": {"steps": 2}, "prompt": {"length": 32}}
+    settings = {"fixed-frames": {"window_frames": 9, "overlap": 5}, "schedule": {"steps": 2}, "prompt": {"length": 32}}
     plan = build_plan(expression, discover().catalog(), settings)
     recorder = Recorder()
     engine = Engine(plan, Models(), world=world, observers=[recorder])

@@ -31,7 +31,7 @@ from tests.models.networks import randomized
 SETTINGS: dict[str, dict[str, Any]] = {
     "ti2v": {"sizes": [[32, 64], [64, 32]]},
     "fixed-frames": {"window_frames": 9, "overlap": 5},
-    "euler": {"steps": 2},
+    "schedule": {"steps": 2},
     "guidance": {"scale": 3.0},
     "prompt": {"length": 32},
 }
@@ -134,7 +134,7 @@ def test_without_a_picture_there_is_one_time_for_all_tokens() -> None:
     look = made(image=None)
     assert look.windows[0]["given_latents"] is None
     assert all(time.shape == (1, tiny.DIT["dim"]) for time in look.times)
-    plain = made("prompt+fixed-frames+guidance+euler+transformer+vae-decode", Size(), image=None)
+    plain = made("prompt+fixed-frames+guidance+schedule+euler+transformer+vae-decode", Size(), image=None)
     assert look.windows[0].latents.equal(plain.windows[0].latents)
 
 
@@ -163,7 +163,7 @@ def test_branches_in_one_call_are_as_good_as_one_call_each() -> None:
 
 
 def test_a_cache_skips_steps() -> None:
-    cached, full = (made(f"{PLAN}{cache}", euler={"steps": 6}) for cache in ("+teacache(threshold=10)", ""))
+    cached, full = (made(f"{PLAN}{cache}", schedule={"steps": 6}) for cache in ("+teacache(threshold=10)", ""))
     assert cached.blocks == full.blocks / 3, "the first and the last of six steps"
     picture = cached.windows[0]["image_latent"]
     assert cached.windows[0].latents[:, :, :1].equal(picture)
@@ -182,7 +182,7 @@ def test_the_size_is_that_of_the_table_whose_shape_is_nearest(
 ) -> None:
     path = tmp_path / "picture.png"
     Image.fromarray(np.zeros((*shape, 3), dtype=np.uint8)).save(path)
-    look = made(image=path, frames=5, euler={"steps": 1})
+    look = made(image=path, frames=5, schedule={"steps": 1})
     assert look.result.size == size
 
 

@@ -2,7 +2,7 @@
 
     vace = Vace(in_dim=96, dim=1536, ffn_dim=8960, num_heads=12, eps=1e-6, patch_size=(1, 2, 2), num_layers=15, every=2)
     control = vace.embed(vace_context)                                # (1 96 t h w) -> (1 s d)
-    for layer, hint in zip(vace.layers, vace.hints(control, x, context, t_mod, rope)): ...
+    for layer, hint in zip(vace.layers, vace.hints(control, x, inputs)): ...
 
 A hint is added to the output of the base block `layer`. State-dict keys as in the official files, where the branch and
 its base transformer share one name space. Letters in shapes as in `omniavatar.models.wan_dit`.
@@ -11,13 +11,14 @@ its base transformer share one name space. Letters in shapes as in `omniavatar.m
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from einops import rearrange
 from torch import Tensor, nn
 
 from omniavatar.models.attention import Attention, sdpa
-from omniavatar.models.wan_dit import Grid, TimeValue, WanBlock, check_patch_size
+from omniavatar.models.wan_dit import BlockInputs, Grid, WanBlock, check_patch_size
 
 
 class VaceBlock(WanBlock):
@@ -33,7 +34,7 @@ class VaceBlock(WanBlock):
         self.after_proj = nn.Linear(dim, dim)
 
     def forward(  # type: ignore[override]  # two results instead of one
-        self, control: Tensor, context: Tensor, t_mod: TimeValue, rope: Tensor, tokens: Tensor | None = None
+        self, control: Tensor, inputs: BlockInputs, tokens: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The control for the next block and the hint, each (b s d).
 
@@ -41,7 +42,7 @@ class VaceBlock(WanBlock):
         """
         if tokens is not None:
             control = self.before_proj(control) + tokens
-        control = super().forward(control, context, t_mod, rope)
+        control = super().forward(control, inputs)
         return control, self.after_proj(control)
 
 
@@ -85,11 +86,13 @@ class Vace(nn.Module):
         tokens: Tensor = self.vace_patch_embedding(vace_context.to(self.vace_patch_embedding.weight.dtype))
         return rearrange(tokens, "b d f h w -> b (f h w) d").contiguous()
 
-    def hints(self, control: Tensor, x: Tensor, context: Tensor, t_mod: TimeValue, rope: Tensor) -> Iterator[Tensor]:
+    def hints(self, control: Tensor, x: Tensor, inputs: BlockInputs) -> Iterator[Tensor]:
         """One hint (b s d) for each of `layers`, each made when it is asked for, so that one at a time is in memory.
 
-        control (1 s d) or (b s d) from `embed`; the rest is what the base transformer's first block gets.
+        control (1 s d) or (b s d) from `embed`; the rest is what the base transformer's first block gets. Of the
+        conditions the branch knows the text. Each of its blocks has the number of the base block that it runs beside.
         """
         for index, block in enumerate(self.vace_blocks):
-            control, hint = block(control, context, t_mod, rope, tokens=x if index == 0 else None)
+            mine = replace(inputs, index=self.layers[index], left_out=frozenset(), beside={})
+            control, hint = block(control, mine, tokens=x if index == 0 else None)
             yield hint

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from omniavatar.engine.draft import Draft
-    from omniavatar.engine.engine import Engine, Models
+    from omniavatar.engine.engine import Engine
     from omniavatar.engine.scopes import Forward, Job, Window
     from omniavatar.media.clip import Clip
 
@@ -44,7 +44,7 @@ class VaceUnit(PipelineUnit):
     uses = ("previous.frames",)
     provides = ("vace_context",)
     roles = ("dit", "vae", "vace")
-    optional_roles = ("vace2",)
+    companions = ("vace",)
     idle_in_steps = ("vae",)
 
     class Settings(UnitSettings):
@@ -71,9 +71,7 @@ class VaceUnit(PipelineUnit):
     def setup(self, engine: Engine) -> None:
         dit, vae = engine.model("dit"), engine.model("vae")
         channels = 2 * vae.z_dim + vae.spatial_factor**2
-        for role in ("vace", "vace2"):
-            if role not in engine.models:
-                continue
+        for role in engine.companions("vace"):
             branch = engine.model(role)
             if branch.layers[-1] >= len(dit.blocks):
                 raise CheckpointError(
@@ -82,16 +80,6 @@ class VaceUnit(PipelineUnit):
                 )
             check_channels(role, branch.in_dim, channels)
 
-    def check_models(self, models: Models) -> None:
-        width = models.config("dit").get("dim")
-        for role in ("vace", "vace2"):
-            own = models.config(role).get("dim") if role in models else None
-            if None not in (own, width) and own != width:
-                raise CheckpointError(
-                    f"the VACE branch '{role}' has width {own} and the transformer has width {width}; "
-                    "give the branch made for it"
-                )
-
     @hookimpl(trylast=True)
     def check_request(self, draft: Draft) -> None:
         """Last, since other units may set size and length."""
@@ -99,7 +87,8 @@ class VaceUnit(PipelineUnit):
         settle_size(draft, lambda: self._size_for(inputs))
         draft.has_length |= inputs.control_video is not None and not probe_video(inputs.control_video).is_still
         draft.leading += len(inputs.reference_images)
-        for role in ("vace", "vace2"):
+        for role in draft.engine.companions("vace"):
+            check_width(role, draft.config(role).get("dim"), draft.config("dit").get("dim"))
             taken = draft.config(role).get("in_dim")
             if taken is not None and channels is not None and cell is not None:
                 check_channels(role, taken, 2 * channels + cell**2)
@@ -178,6 +167,15 @@ class VaceUnit(PipelineUnit):
             forward.x = forward.x + self.settings.scale * next(forward["vace.hints"])
 
 
+def check_width(role: str, own: int | None, width: int | None) -> None:
+    """Raise CheckpointError if a branch has not the width of the transformer, as far as both are known."""
+    if None not in (own, width) and own != width:
+        raise CheckpointError(
+            f"the VACE branch '{role}' has width {own} and the transformer has width {width}; "
+            "give the branch made for it"
+        )
+
+
 def check_channels(role: str, taken: int, made: int) -> None:
     """Raise CheckpointError unless a branch takes as many channels as the VAE makes."""
     if taken != made:
@@ -219,10 +217,8 @@ def shown(frames: Tensor, window: Window, nothing: float) -> Tensor:
 
 
 def branch_for(forward: Forward) -> Any:
-    """The branch that belongs to the transformer of this call: `vace2`, if there is one, beside any but `dit`."""
-    engine = forward.engine
-    is_second = "vace2" in engine.models and forward.network is not engine.model("dit")
-    return engine.model("vace2" if is_second else "vace")
+    """The branch that belongs to the transformer of this call."""
+    return forward.engine.companion("vace", forward)
 
 
 def hints(forward: Forward) -> Iterator[Tensor]:
@@ -236,11 +232,5 @@ def hints(forward: Forward) -> Iterator[Tensor]:
             "leave out the unit that makes the call shorter"
         )
     control = forward.shard(functional.pad(control, (0, 0, 0, tokens - control.shape[1])))
-    made: Iterator[Tensor] = branch.hints(control, forward.x, text_of(forward), forward.t_mod, forward.rope)
+    made: Iterator[Tensor] = branch.hints(control, forward.x, forward.block_inputs(0))
     return made
-
-
-def text_of(forward: Forward) -> Tensor:
-    """The text (b n d), which is all that the branch attends to, also where the transformer's context holds more."""
-    text: Tensor = getattr(forward.context, "text", forward.context)
-    return text

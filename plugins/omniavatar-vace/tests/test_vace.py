@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 import torch
 from omniavatar_vace.context import folded_mask, on_white
 from omniavatar_vace.network import Vace
-from omniavatar_vace.unit import VaceUnit, text_of
+from omniavatar_vace.unit import VaceUnit
 from PIL import Image
 from torch import Tensor
 
@@ -29,7 +28,7 @@ from omniavatar.hookspecs import hookimpl
 from omniavatar.media.ffmpeg import Ffmpeg
 from omniavatar.media.image import load_image
 from omniavatar.media.video import decoder, read_video
-from omniavatar.models.wan_dit import WanDiT
+from omniavatar.models.wan_dit import BlockInputs, WanDiT
 from omniavatar.resources import asset
 from omniavatar.testing.recorder import WindowRecorder, video_of
 from omniavatar.testing.tiny import DIT, TinyModels
@@ -391,10 +390,17 @@ def test_a_piece_of_a_window_gets_its_part_of_the_context(
         torch.testing.assert_close(piece, context[:, :, start : start + 2])
 
 
-def test_the_branch_attends_to_the_text_of_a_context_that_holds_more() -> None:
-    text = torch.zeros(1, 2, 3)
-    for context in (text, SimpleNamespace(text=text, image=torch.zeros(1, 5, 3))):
-        assert text_of(SimpleNamespace(context=context)) is text  # type: ignore[arg-type]
+def test_the_branch_attends_to_the_text_where_there_is_more(networks: Networks) -> None:
+    dit: Any = networks["dit"]
+    branch: Any = networks["vace"]
+    x, control = noise(1, 4, 96), branch.embed(noise(1, 96, 1, 4, 4))
+    others: list[dict[str, Tensor]] = [{}, {"image": noise(1, 5, 96)}]
+    made = []
+    for more in others:
+        conditions = {"text": noise(1, 3, 96, seed=1), **more}
+        made.append(list(branch.hints(control, x, BlockInputs(noise(1, 6, 96), dit.rope((1, 2, 2)), conditions))))
+    for alone, beside in zip(*made, strict=True):
+        assert alone.equal(beside)
 
 
 def test_the_branch_rests_where_a_cache_skips_the_blocks(
@@ -411,7 +417,7 @@ def test_the_branch_rests_where_a_cache_skips_the_blocks(
     dit, vace = networks["dit"], networks["vace"]
     handles = [count("dit", dit.blocks[0]), count("vace", vace.vace_blocks[0])]
     inputs = {"control_video": files["video"]}
-    options: dict[str, Any] = {"inputs": inputs, "euler": {"steps": 6}}
+    options: dict[str, Any] = {"inputs": inputs, "schedule": {"steps": 6}}
     cached = make(catalog, networks, f"{TEXT_ONLY}+vace+teacache(threshold=10)", **options)
     for handle in handles:
         handle.remove()
@@ -423,11 +429,11 @@ class Experts(PipelineUnit):
     """The second step goes to another transformer."""
 
     name = "experts"
-    roles = ("dit2",)
+    experts = ("dit", "dit2")
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
-        window.steps[1].network = window.engine.model("dit2")
+        window.steps[1].expert = "dit2"
 
 
 def test_a_second_transformer_has_its_own_branch(catalog: Catalog, networks: Networks, files: dict[str, Path]) -> None:
@@ -498,7 +504,7 @@ def test_a_rank_gets_the_hints_of_its_tokens(catalog: Catalog, files: dict[str, 
         "vace": randomized(Vace(**BRANCH, attention=by_itself), seed=1),
     }
     inputs = {"control_video": files["video"], "reference_images": files["a"]}
-    options: dict[str, Any] = {"inputs": inputs, "euler": {"steps": 1}, "guidance": {"scale": 1}}
+    options: dict[str, Any] = {"inputs": inputs, "schedule": {"steps": 1}, "guidance": {"scale": 1}}
     plan = f"{TEXT_ONLY}+vace"
     whole = make(catalog, networks, plan, Ahead(), **options).tokens[0]
     shards = [make(catalog, networks, plan, Ahead(), Shard(rank, ranks), **options).tokens[0] for rank in range(ranks)]
@@ -520,7 +526,8 @@ def test_hints_come_one_at_a_time_for_evenly_spread_blocks(networks: Networks) -
     ]
     dit: Any = networks["dit"]
     x = noise(2, 4, 96)
-    made = branch.hints(branch.embed(noise(1, 96, 1, 4, 4)), x, noise(2, 5, 96), noise(2, 6, 96), dit.rope((1, 2, 2)))
+    inputs = BlockInputs(noise(2, 6, 96), dit.rope((1, 2, 2)), {"text": noise(2, 5, 96)})
+    made = branch.hints(branch.embed(noise(1, 96, 1, 4, 4)), x, inputs)
     assert next(made).shape == x.shape
     assert seen == [0]
     assert len(list(made)) == 2

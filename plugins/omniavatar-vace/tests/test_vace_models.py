@@ -37,7 +37,16 @@ BRANCH: dict[str, Any] = {
     "every": 3,
 }
 TINY = [part for name in ("vae", "text_encoder") for part in ("--model", tiny_file(f"{name}.safetensors"))]
-SMALL = ("--seconds", "0.36", "--euler.steps", "1", "--fixed-frames.window-frames", "9", "--fixed-frames.overlap", "5")
+SMALL = (
+    "--seconds",
+    "0.36",
+    "--schedule.steps",
+    "1",
+    "--fixed-frames.window-frames",
+    "9",
+    "--fixed-frames.overlap",
+    "5",
+)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.hash], ids=lambda row: row.name)

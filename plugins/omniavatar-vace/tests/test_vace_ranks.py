@@ -51,7 +51,7 @@ class Networks(RandomModels):
             return super().load(role, device=device, dtype=dtype, **constructor)
         numbers = {key: tiny.DIT[key] for key in ("dim", "ffn_dim", "eps", "patch_size")}
         layers: dict[str, Any] = {"in_dim": 96, "num_heads": HEADS, "num_layers": 2, "every": 2}
-        network: nn.Module = randomized(Vace(**numbers, **layers, **constructor), seed=1)
+        network: nn.Module = randomized(Vace(**numbers, **layers, attention=constructor["attention"]), seed=1)
         return network
 
 

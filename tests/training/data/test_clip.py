@@ -182,14 +182,14 @@ def test_sizes_that_no_network_takes() -> None:
 
 def test_random_pieces_fit() -> None:
     draw = torch.Generator().manual_seed(0)
-    starts = [random_piece(30, 21, draw) for _ in range(200)]
+    starts = [random_piece(30, 21, 4, draw) for _ in range(200)]
     assert {piece.start for piece in starts} == set(range(10))
     assert {piece.count for piece in starts} == {21}
-    assert {random_piece(frames, 21, draw).count for frames in (17, 18, 19, 20)} == {17}
-    assert random_piece(21, 21, draw).samples == slice(0, 21 * 640)
-    assert random_piece(1, 21, draw).count == 1
+    assert {random_piece(frames, 21, 4, draw).count for frames in (17, 18, 19, 20)} == {17}
+    assert random_piece(21, 21, 4, draw).samples == slice(0, 21 * 640)
+    assert random_piece(1, 21, 4, draw).count == 1
     with pytest.raises(ValueError, match="20 frames is not 4n"):
-        random_piece(30, 20, draw)
+        random_piece(30, 20, 4, draw)
 
 
 def test_opening_looks_at_the_ends_of_a_file_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

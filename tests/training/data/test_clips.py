@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from omniavatar.errors import CheckpointError, InputError, OutputError, PlanError
+from omniavatar.testing.models import WAN
 from omniavatar.training.data.clip import Clip, Limits, Unusable, random_piece
 from omniavatar.training.data.clips import Clips
 from omniavatar.training.data.faults import SKIPPED, Fault, Faults
@@ -80,7 +81,7 @@ def test_draws_are_repeated_whether_faults_are_known_or_found(mixed: list[Entry]
     usable = [entry for number, entry in enumerate(mixed) if number != 4]
 
     def read(clip: Clip, draw: torch.Generator) -> tuple[str, list[int]]:
-        piece = random_piece(clip.frames, 5, draw)
+        piece = random_piece(clip.frames, 5, 4, draw)
         return clip.entry.place, numbers_in(clip.pictures(piece.start, piece.count))
 
     clips = Clips(usable, LIMITS, Faults(usable, most=0.9))
@@ -219,7 +220,7 @@ def test_errors_behind_the_reading_are_faults_of_the_clip(mixed: list[Entry]) ->
             raise ValueError("odd")
         return take.prompt
 
-    settings, wanted = TakeSettings(frames=5, prefixes=(1,)), Limits(sizes=((32, 64),), no_sound="silence")
+    settings, wanted = TakeSettings(frames=5, prefixes=(1,)).fitted(WAN), Limits(sizes=((32, 64),), no_sound="silence")
     pair = [replace(mixed[0], prompt="fine"), replace(mixed[3], prompt="odd")]
     clips = Clips(pair, wanted, Faults(pair))
     assert list(FilmedSource(clips).each(settings, Share(2), make)) == [("0/0", "fine"), ("0/1", "fine")]
@@ -230,7 +231,7 @@ def test_errors_behind_the_reading_are_faults_of_the_clip(mixed: list[Entry]) ->
 
 
 def test_parts_take_the_same_of_a_clip_as_one_does_alone(mixed: list[Entry]) -> None:
-    settings = TakeSettings(frames=5, prefixes=(5,), no_prefix=0)
+    settings = TakeSettings(frames=5, prefixes=(5,), no_prefix=0).fitted(WAN)
     source = FilmedSource(Clips(mixed, LIMITS, Faults(mixed, most=1)))
 
     def starts(share: Share) -> dict[str, int]:

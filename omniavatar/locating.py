@@ -1,0 +1,255 @@
+"""Where the models of a configuration lie: at the paths that it names, or wherever a file lies that serves as well.
+
+    config = located(config, ARGUMENTS)    # its entries now name files that exist
+    finds = Places(config).finds()         # what was found for each entry, and what is missing
+
+An entry is looked for in this order: at its own path below each folder; in the cache of Hugging Face, as its repository
+was downloaded; then, if it says what serves, by content below each folder, the precision that is closest to the one
+asked for first. The folders are models_dir, those of `search` and of the variable OMNI_MODELS, and that cache.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from omniavatar.config import OPTIONS, PACKAGED, ModelEntry, RunConfig, Words, explain_missing, found
+from omniavatar.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from omniavatar.checkpoints import Registry
+    from omniavatar.checkpoints.library import Library, Model
+
+log = logging.getLogger(__name__)
+
+VARIABLE = "OMNI_MODELS"
+ASKED = {"fp32": "float32", "fp16": "float16"}
+"""torch's names of the precisions that are not bfloat16."""
+Config = TypeVar("Config", bound=RunConfig)
+
+
+@dataclass(frozen=True)
+class Find:
+    """What was found for an entry.
+
+    entry: as the configuration has it. source: what to open; None: nothing. folders: where things lie that belong
+    beside it, if not there; needless: what need not, since something else does. missing: what is absent, as paths.
+    model: what was recognised, if that is how it was found; others: further ones that fit. misnamed: what would serve
+    but for its name.
+    """
+
+    entry: ModelEntry
+    source: str | tuple[str, ...] | None
+    folders: tuple[Path, ...] = ()
+    needless: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    model: Model | None = None
+    others: tuple[Model, ...] = ()
+    misnamed: tuple[Model, ...] = ()
+
+    @property
+    def located(self) -> ModelEntry:
+        """The entry with the place in it."""
+        assert self.source is not None
+        beside = tuple(name for name in self.entry.beside if name not in self.needless)
+        folders = (*self.entry.folders, *map(str, self.folders))
+        return self.entry.model_copy(update={"path": self.source, "beside": beside, "folders": folders})
+
+
+class Places:
+    """The folders in which the models of a configuration are looked for. tell: takes a line about one of them.
+
+    registry: what models are recognised by; it is asked for when something has to be recognised.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        registry: Callable[[], Registry] | None = None,
+        *,
+        cache: Path | None = None,
+        library: Library | None = None,
+    ) -> None:
+        self.config = config
+        self.cache = cache or hub_cache()
+        self._registry = registry or (lambda: registry_of(config))
+        if library is not None:
+            self.library = library
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """Where relative paths of the configuration may start, in order."""
+        return (self.config.models_folder, *search_folders(self.config))
+
+    @cached_property
+    def library(self) -> Library:
+        """What lies in all of the folders, recognised by content."""
+        from omniavatar.checkpoints.library import Library
+
+        own = () if self.config.models_dir.startswith(PACKAGED) else (self.config.models_folder,)
+        folders = [*own, *search_folders(self.config), self.cache]
+        return Library([folder for folder in folders if folder.is_dir()], self._registry(), log.warning)
+
+    def finds(self) -> list[Find]:
+        """What was found for every entry, in order."""
+        return [self.find(entry) for entry in self.config.models]
+
+    def find(self, entry: ModelEntry) -> Find:
+        """What was found for an entry."""
+        at_paths = list(self.exact(entry))
+        exact = [find for find in at_paths if find.source is not None]
+        complete = next((find for find in exact if not find.missing), None)
+        if complete is not None:
+            return complete
+        if entry.serves is not None:
+            by_content = self.serving(entry)
+            if by_content is not None:
+                return by_content
+        for find in exact:
+            folders = self.completed(entry, Path(as_parts(find.source)[0]).parent)
+            if folders is not None and entry.serves is not None:
+                return Find(entry, find.source, folders)
+        return self.with_misnamed(exact[0] if exact else at_paths[0])
+
+    def exact(self, entry: ModelEntry) -> Iterator[Find]:
+        """An entry at its own path below each folder, and in the cache, as far as it is there."""
+        from omniavatar.checkpoints.library import snapshot
+
+        for root in self.roots:
+            yield self.at(entry, root, entry.parts, unchanged=root == self.config.models_folder)
+        folder = snapshot(self.cache, entry.repo) if entry.repo else None
+        if folder is not None:
+            yield self.at(entry, folder, entry.published_parts)
+
+    def at(self, entry: ModelEntry, root: Path, parts: Sequence[str], *, unchanged: bool = False) -> Find:
+        """An entry at these paths below a folder. unchanged: it stays as the user has written it."""
+        paths = [str(root / part) for part in parts]
+        if not all(found(Path(path)) for path in paths):
+            absent = [part for part, path in zip(parts, paths, strict=True) if not found(Path(path))]
+            return Find(entry, None, missing=(*absent, *self.absent_beside(entry, root / parts[0])))
+        source = paths[0] if isinstance(entry.path, str) else tuple(paths)
+        if unchanged:
+            source = entry.path
+        return Find(entry, source, missing=self.absent_beside(entry, root / parts[0]))
+
+    def absent_beside(self, entry: ModelEntry, place: Path) -> tuple[str, ...]:
+        """What does not lie beside a place, though it belongs there, as paths of the configuration."""
+        folders = [place.parent, *(Path(folder).expanduser() for folder in entry.folders)]
+        absent = [name for name in entry.beside if not any(found(folder / name) for folder in folders)]
+        return tuple(str(Path(entry.parts[0]).parent / name) for name in absent)
+
+    def serving(self, entry: ModelEntry) -> Find | None:
+        """The best model that serves an entry, by content, with all that belongs beside it."""
+        assert entry.serves is not None
+        asked = ASKED.get(self.config.dtype, "bfloat16")
+        models = self.library.serving(entry.serves, asked)
+        for index, model in enumerate(models):
+            needless = [name for name, ways in entry.serves.instead.items() if any(map(model.has, ways))]
+            folders = self.completed(entry, model.place.parent, needless)
+            if folders is not None:
+                others = (*models[:index], *models[index + 1 :])
+                return Find(entry, model.source, folders, tuple(needless), model=model, others=others)
+        return None
+
+    def completed(self, entry: ModelEntry, folder: Path, needless: Collection[str] = ()) -> tuple[Path, ...] | None:
+        """The folders where those things lie that belong beside a model and are not in its folder.
+
+        A folder's own file, such as a config.json, counts only there; None: something is nowhere.
+        """
+        folders = []
+        for name in entry.beside:
+            if name in needless or found(folder / name):
+                continue
+            elsewhere = self.library.beside(name) if "/" in name else None
+            if elsewhere is None:
+                return None
+            folders.append(elsewhere)
+        return tuple(dict.fromkeys(folders))
+
+    def with_misnamed(self, find: Find) -> Find:
+        """A find with what would serve but for its name."""
+        need = find.entry.serves
+        if need is None or find.source is not None or not (need.named or need.not_named):
+            return find
+        misnamed = tuple(self.library.serving(need, by_name=False))
+        return Find(find.entry, None, missing=find.missing, misnamed=misnamed)
+
+
+def located(config: Config, words: Words = OPTIONS, name: str = "") -> Config:
+    """The configuration with its models where they lie; what is taken for another file than it names is told.
+
+    words: how messages call the ways to say where models are. name: of the configuration, if it has one.
+    Raises CheckpointError that says what is missing, where it was looked for, and how to get it.
+    """
+    places = Places(config)
+    finds = places.finds()
+    missing = {find.entry: find.missing for find in finds if find.source is None or find.missing}
+    if missing:
+        folder = config.models_folder
+        hints = [line for find in finds if find.entry in missing for line in misnamed_lines(find, folder)]
+        raise CheckpointError(explain_missing(missing, searched(places), words, hints, name))
+    for find in finds:
+        if find.model is not None:
+            log.warning("%s", taken(find))
+    entries = [find.entry if find.source == find.entry.path else find.located for find in finds]
+    return config.model_copy(update={"models": tuple(entries)})
+
+
+def taken(find: Find) -> str:
+    """One line about a model that was found by content."""
+    assert find.model is not None
+    what = f"{find.model.place} ({find.model.dtype}) is used as {find.entry.parts[0]}"
+    if find.others:
+        names = ", ".join(str(other.place) for other in find.others[:2])
+        more = f" and {len(find.others) - 2} more" if len(find.others) > 2 else ""
+        what += f"; {names}{more} would serve too"
+    return what
+
+
+def misnamed_lines(find: Find, folder: Path) -> Iterator[str]:
+    """What to say of files that would serve but for their names."""
+    for model in find.misnamed[:2]:
+        yield (
+            f"{model.place} has the layout of {find.entry.parts[0]}, but is not named like it; if it is that model, "
+            f"link to it from {folder / find.entry.parts[0]}"
+        )
+
+
+def searched(places: Places) -> list[Path]:
+    """The folders that a message names."""
+    cache = [places.cache] if places.cache.is_dir() else []
+    return [*places.roots, *cache]
+
+
+def search_folders(config: RunConfig) -> list[Path]:
+    """The folders that are searched beside models_dir."""
+    return list(dict.fromkeys([*(Path(folder).expanduser() for folder in config.search), *folders_of_user()]))
+
+
+def folders_of_user(environment: Mapping[str, str] = os.environ) -> list[Path]:
+    """The folders that the variable OMNI_MODELS names."""
+    return [Path(folder).expanduser() for folder in environment.get(VARIABLE, "").split(os.pathsep) if folder]
+
+
+def hub_cache() -> Path:
+    """The cache of Hugging Face, which HF_HUB_CACHE or HF_HOME can move."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def registry_of(config: RunConfig) -> Registry:
+    """The tables of all packages, and those of the configuration."""
+    from omniavatar.plugins import discover
+
+    return discover().registry(map(Path, config.tables))
+
+
+def as_parts(source: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """One path or several, as several."""
+    return (source,) if isinstance(source, str) else source or ()

@@ -1,0 +1,78 @@
+"""The tokenizer in a text encoder's file: the ids are those of sentencepiece.
+
+sentencepiece.json: two models that sentencepiece 0.2.3 has trained on a few hundred lines, with and without bytes for
+unknown characters, and the ids that it gives for some texts, the end token behind them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from omniavatar_gguf.format import GgufFormat
+
+from omniavatar.errors import CheckpointError
+
+MODELS = json.loads(Path(__file__).with_name("sentencepiece.json").read_text(encoding="utf-8"))
+
+
+def text_encoder(path: Path, pieces: dict[str, Any], **changes: Any) -> Path:
+    """A file with a tokenizer, as llama.cpp's converter writes it, and one tensor."""
+    writer = gguf.GGUFWriter(path, "t5encoder")
+    writer.add_tokenizer_model(changes.get("model", "t5"))
+    writer.add_token_list(pieces["tokens"])
+    writer.add_token_scores(changes.get("scores", pieces["scores"]))
+    writer.add_token_types(pieces["types"])
+    writer.add_add_space_prefix(pieces["add"])
+    writer.add_remove_extra_whitespaces(pieces["rm"])
+    writer.add_precompiled_charsmap(changes.get("charsmap", base64.b64decode(pieces["charsmap"])))
+    writer.add_eos_token_id(changes.get("eos", 1))
+    writer.add_pad_token_id(0)
+    writer.add_tensor("enc.output_norm.weight", np.ones(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def tokenizer_of(file: Path) -> Any:
+    return GgufFormat().read_header(file).metadata["tokenizer"]()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ids_of_sentencepiece(name: str, tmp_path: Path) -> None:
+    model = MODELS[name]
+    tokenizer = tokenizer_of(text_encoder(tmp_path / "t5.gguf", model))
+    assert [tokenizer(text)["input_ids"] for text in model["texts"]] == model["ids"]
+
+
+def test_padding_as_the_prompt_unit_asks_for_it(tmp_path: Path) -> None:
+    model = MODELS["plain"]
+    tokenizer = tokenizer_of(text_encoder(tmp_path / "t5.gguf", model))
+    tokens = tokenizer("a person", padding="max_length", truncation=True, max_length=8, return_tensors="pt")
+    count = int(tokens["attention_mask"].sum())
+    assert tokens["input_ids"][0, count - 1] == 1
+    assert tokens["input_ids"][0, count:].tolist() == [0] * (8 - count)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "llama"},
+        {"scores": [0.0]},
+        {"eos": 100_000},
+        {"charsmap": b"\xff" * 9},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_bad_tokenizer_is_explained(tmp_path: Path, change: dict[str, Any]) -> None:
+    file = text_encoder(tmp_path / "t5.gguf", MODELS["plain"], **change)
+    with pytest.raises(CheckpointError, match=r"its tokenizer is (of the kind 'llama'|damaged)") as caught:
+        tokenizer_of(file)
+    assert "\n" not in str(caught.value)
