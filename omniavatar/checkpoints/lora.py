@@ -24,7 +24,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from omniavatar.checkpoints.lora_names import Key, Layers, parsed, unsupported, why_no_layer
+from omniavatar.checkpoints.lora_names import (
+    MAIN,
+    SECOND,
+    TEXT,
+    Key,
+    Layers,
+    elsewhere,
+    meaning,
+    parsed,
+    unsupported,
+    why_no_layer,
+)
 from omniavatar.errors import CheckpointError, parsing, shortened, shown
 
 Shape = tuple[int, ...]
@@ -32,6 +43,8 @@ State = Mapping[str, Tensor]
 Shapes = Mapping[str, Sequence[int]]
 METADATA = "lora_adapter_metadata"
 """Entry of a safetensors header in which diffusers writes what peft has in adapter_config.json."""
+PREFIX_OF = {MAIN: "transformer.", SECOND: "transformer_2.", TEXT: "text_encoder."}
+"""By network, what stands in front of the settings there."""
 LONGEST_METADATA = 10_000_000
 CHANNELS = "the file's patch embedding has other input channels than this network"
 PATCHES = "patch_embedding.weight"
@@ -269,9 +282,10 @@ class Used:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A key of a file that changes nothing, and why."""
+    """A key of a file that changes nothing, and why. is_elsewhere: it is for another network than the one changed."""
 
     reason: str
+    is_elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -295,9 +309,12 @@ class Fit:
 
     def beside(self, other: Fit) -> Fit:
         """What the same file does to this network and to another one with it: a key is left out if both lack it."""
-        report = {key: entry if isinstance(entry, Used) else other.report[key] for key, entry in self.report.items()}
-        reasons = {key: entry for key, entry in self.report.items() if isinstance(report[key], LeftOut)}
-        return Fit(self.name, {**other.changes, **self.changes}, {**report, **reasons}, self.notes)
+        report = {}
+        for key, entry in self.report.items():
+            also = other.report[key]
+            is_ours = isinstance(entry, Used) or (isinstance(also, LeftOut) and not entry.is_elsewhere)
+            report[key] = entry if is_ours else also
+        return Fit(self.name, {**other.changes, **self.changes}, report, self.notes)
 
     @property
     def reasons(self) -> Counter[str]:
@@ -338,6 +355,11 @@ class Layer:
     keys: dict[str, str] = field(default_factory=dict)
     scale: float = 1.0
 
+    @property
+    def part(self) -> str:
+        """The network that it is for, as the file says."""
+        return meaning(self.stem).part
+
 
 @dataclass(frozen=True)
 class Lora:
@@ -351,32 +373,37 @@ class Lora:
     others: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
-    def fit(self, shapes: Shapes, *, partial: bool = False) -> Fit:
+    def fit(self, shapes: Shapes, *, partial: bool = False, part: str = MAIN, is_named: bool = False) -> Fit:
         """What it changes in a network with weights of these (official) names and shapes.
 
-        partial: it may be for another network alone. Raises CheckpointError for a layer that exists and has another
-        shape, for two names of one layer, and unless `partial` if no key names a layer of the network.
+        partial: it may be for another network alone. part: which of the networks that its keys name this one is.
+        is_named: whether the file is given for this one alone. Raises CheckpointError for a layer that exists and has
+        another shape, for two names of one layer, and unless `partial` if no key names a layer of the network.
         """
         network = Layers(tuple(shapes))
         changes: dict[str, list[Change]] = defaultdict(list)
         report: dict[str, Used | LeftOut] = {key: LeftOut("no known kind of change") for key in self.others}
         owners: dict[tuple[str, str], str] = {}
         for layer in self.layers:
+            if layer.part != part:
+                reason = elsewhere(layer.part, is_named=is_named)
+                report |= dict.fromkeys(layer.keys.values(), LeftOut(reason, is_elsewhere=True))
+                continue
             name = network.find(layer.stem)
             if name is None:
                 report |= dict.fromkeys(layer.keys.values(), LeftOut(why_no_layer(layer.stem)))
                 continue
-            for part, key in layer.keys.items():
-                other = owners.setdefault((name, part), key)
+            for kind, key in layer.keys.items():
+                other = owners.setdefault((name, kind), key)
                 if other != key:
                     raise self._error(f"'{other}' and '{key}' both mean the layer '{name}'; remove one of them")
-            for weight, part, key, change in changes_of(layer, name, shapes):
+            for weight, kind, key, change in changes_of(layer, name, shapes):
                 if weight not in shapes:
                     report[key] = LeftOut(f"this network's layer has no {weight.rpartition('.')[2]}")
                 elif is_of_other_channels(weight, change, shapes[weight]) and isinstance(change, Delta):
                     report[key] = LeftOut(CHANNELS)
                 else:
-                    self._check(weight, part, change, changes[weight], shapes[weight])
+                    self._check(weight, kind, change, changes[weight], shapes[weight])
                     changes[weight].append(change)
                     report[key] = Used(weight)
             settle_rest(layer, name, report)
@@ -522,9 +549,10 @@ class Reader:
 
     def __init__(self, name: str, metadata: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         self.name = name
-        self.settings = settings or self._of_diffusers(metadata)
-        for key in ("rank_pattern", "alpha_pattern"):
-            self._check_patterns(key)
+        self.settings = dict.fromkeys(PREFIX_OF, settings) if settings else self._of_diffusers(metadata)
+        for of_part in self.settings.values():
+            for key in ("rank_pattern", "alpha_pattern"):
+                self._check_patterns(key, of_part)
 
     def error(self, reason: str) -> CheckpointError:
         return CheckpointError(f"LoRA {self.name}: {reason}")
@@ -645,34 +673,35 @@ class Reader:
         if "alpha" in layer.tensors:
             alpha = layer.tensors["alpha"]
             return 1.0 if alpha.is_meta else float(alpha.float().item()) / rank
-        given = self._setting(layer, "alpha_pattern", "lora_alpha")
+        settings = self.settings.get(layer.part, {})
+        given = self._setting(layer, "alpha_pattern", "lora_alpha", settings)
         if given is None:
             return 1.0
-        return given / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
+        return given / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
-    def _setting(self, layer: Layer, pattern: str, default: str) -> float | None:
+    def _setting(self, layer: Layer, pattern: str, default: str, settings: Mapping[str, Any]) -> float | None:
         """A number of the settings for a layer."""
-        patterns = self.settings.get(pattern) or {}
-        stem = layer.stem.removeprefix("base_model.model.").removeprefix("transformer.")
-        value = next((number for name, number in patterns.items() if fits_name(name, stem)), None)
+        names = meaning(layer.stem).names
+        patterns = (settings.get(pattern) or {}).items()
+        value = next((number for one, number in patterns if any(fits_name(one, name) for name in names)), None)
         if value is None:
-            value = self.settings.get(default)
+            value = settings.get(default)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self.error(f"its settings have {default} = {shown(value)}, which is no number")
         return float(value)
 
-    def _check_patterns(self, name: str) -> None:
-        patterns = self.settings.get(name) or {}
+    def _check_patterns(self, name: str, settings: Mapping[str, Any]) -> None:
+        patterns = settings.get(name) or {}
         if not isinstance(patterns, Mapping):
             raise self.error(f"its settings have {name} = {shown(patterns)}, which is no mapping of layers to numbers")
         strange = next((key for key in patterns if not LITERAL.fullmatch(str(key))), None)
         if strange is not None:
             raise self.error(f"its {name} has {shown(strange)}; only names of layers, or ends of them, are understood")
 
-    def _of_diffusers(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """What diffusers' entry of the header says of the transformer."""
+    def _of_diffusers(self, metadata: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        """What diffusers' entry of the header says of each network."""
         text = metadata.get(METADATA)
         if not text:
             return {}
@@ -682,13 +711,19 @@ class Reader:
             content = json.loads(text)
             if not isinstance(content, dict):
                 raise ValueError("no object")
-        prefix = "transformer."
-        return {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
+        return {
+            part: {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
+            for part, prefix in PREFIX_OF.items()
+        }
 
     def _notes(self, layers: Mapping[str, Layer]) -> tuple[str, ...]:
         """What a user should know of the strength."""
         bare = [layer for layer in layers.values() if "down" in layer.tensors and "alpha" not in layer.tensors]
-        if bare and any(layer.stem.startswith("base_model.") for layer in bare) and "lora_alpha" not in self.settings:
+        if (
+            bare
+            and any(layer.stem.startswith("base_model.") for layer in bare)
+            and "lora_alpha" not in self.settings.get(MAIN, {})
+        ):
             return (
                 "it says no alpha, so its scale is 1; if it was trained with another, keep adapter_config.json beside "
                 "adapter_model.safetensors, or give alpha / rank as its strength",

@@ -195,8 +195,13 @@ class Trained(PipelineUnit):
             return True
         shapes = {name: tuple(weight.shape) for name, weight in self.engine.model(role).named_parameters()}
         plain_shapes = {plain(name): shape for name, shape in shapes.items() if ".lora_" not in name}
-        adapters = [adapter for adapter in self.engine.models.adapters() if adapter.target == role]
-        changed = (name for adapter in adapters for name in adapter.read().fit(plain_shapes).changes)
+        adapters = [(one, one.places(self.engine.plan.experts)) for one in self.engine.models.adapters()]
+        changed = (
+            name
+            for adapter, places in adapters
+            if role in places
+            for name in adapter.read().fit(plain_shapes, partial=True, part=places[role]).changes
+        )
         return any(f"{role}.{name}" in weights for name in changed)
 
     def _delta(

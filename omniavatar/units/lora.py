@@ -105,26 +105,33 @@ class Lora(PipelineUnit):
 
 @dataclass
 class File:
-    """One LoRA file, its strengths by ranges of the steps, and the roles of the networks that it may change."""
+    """One LoRA file, its strengths by ranges of the steps, and the networks that it may change: part of it by role."""
 
     adapter: Adapter
     ranges: tuple[tuple[float, float, float], ...]
-    roles: tuple[str, ...]
+    places: Mapping[str, str]
     fits: dict[str, LoraFit] = field(default_factory=dict)
 
     @classmethod
     def of(cls, engine: Engine, adapter: Adapter, settings: Lora.Settings) -> File:
         """Raises CheckpointError if there is no such network."""
-        if adapter.target not in engine.models:
-            raise CheckpointError(
-                f"LoRA {adapter.name}: it is for the network '{adapter.target}', which no model file has; there are "
-                f"{', '.join(engine.roles)}"
-            )
         strength = adapter.strength
         ranges = strength if isinstance(strength, tuple) else ((0.0, 1.0, strength),)
         scale = 1.0 if adapter.is_own else settings.scale
-        roles = (adapter.target, *(role for role in adapter.branches if role in engine.roles))
-        return cls(adapter, tuple((begin, end, value * scale) for begin, end, value in ranges), roles)
+        wanted = adapter.places(engine.plan.experts)
+        given = {adapter.target} if adapter.target in engine.models else set()
+        places = {role: part for role, part in wanted.items() if role in given.union(engine.roles)}
+        if not places:
+            first, there = next(iter(wanted)), ", ".join(engine.roles)
+            raise CheckpointError(
+                f"LoRA {adapter.name}: it is for the network '{first}', which no model file has; there are {there}"
+            )
+        return cls(adapter, tuple((begin, end, value * scale) for begin, end, value in ranges), places)
+
+    @property
+    def roles(self) -> Sequence[str]:
+        """The roles of the networks that it may change."""
+        return tuple(self.places)
 
     @property
     def is_scheduled(self) -> bool:
@@ -138,7 +145,9 @@ class File:
     def fit(self, role: str, network: nn.Module) -> Mapping[str, Sequence[Change]]:
         """What it changes in one network. Raises CheckpointError for what does not fit."""
         shapes = dict(shapes_of(network))
-        fit = self.adapter.read().fit(shapes, partial=len(self.roles) > 1)
+        fit = self.adapter.read().fit(
+            shapes, partial=len(self.roles) > 1, part=self.places[role], is_named=self.adapter.is_named
+        )
         for name, changes in fit.changes.items():
             wide = next((change for change in changes if hasattr(change, "shape")), None)
             if wide is not None and tuple(wide.shape) != shapes[name]:
@@ -157,6 +166,7 @@ class File:
         return {
             "file": self.adapter.name,
             "role": self.adapter.target,
+            "networks": {role: len(fit.changes) for role, fit in self.fits.items()},
             "strength": [list(part) for part in self.ranges] if self.is_scheduled else self.ranges[0][2],
             **fit.facts(),
         }

@@ -198,7 +198,7 @@ def test_what_is_left_out_is_summed_up_by_reason() -> None:
     reasons = read_lora(state).fit(network).reasons
     assert sorted(reasons) == [
         "image branch: this network has no layer of this name",
-        "text encoder: this network has no layer of this name",
+        "text encoder: there is none that works here",
     ]
 
 
