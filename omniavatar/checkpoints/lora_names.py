@@ -61,7 +61,7 @@ PREFIXES = (
     "model.",
 )
 """What stands in front of a network's own names."""
-MAIN, SECOND, TEXT = "the network", "second transformer", "text encoder"
+MAIN, SECOND, TEXT = "transformer", "second transformer", "text encoder"
 """Which network a key is for: the one that the file is given for, or another that its name says."""
 OF_SECOND = ("transformer_2.", "pipe.dit2.", "dit2.", "low_noise_model.", "low_noise.")
 """What stands in front of names of a second transformer, such as that for low noise of Wan 2.2."""

@@ -180,7 +180,11 @@ def lora_facts(detection: Detection, base: Sequence[Detection]) -> dict[str, Any
             )
         fit = reduce(lambda one, other: one.beside(other), fits.values())
         fit.check()
-        facts |= {**fit.facts(), "networks": {role: len(one.changes) for role, one in fits.items()}, "fit": str(fit)}
+        facts |= {
+            **fit.facts(),
+            "networks": {role: len(one.changes) for role, one in fits.items() if one.changes},
+            "fit": str(fit),
+        }
     return {"lora": facts}
 
 

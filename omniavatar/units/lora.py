@@ -166,7 +166,7 @@ class File:
         return {
             "file": self.adapter.name,
             "role": self.adapter.target,
-            "networks": {role: len(fit.changes) for role, fit in self.fits.items()},
+            "networks": {role: len(fit.changes) for role, fit in self.fits.items() if fit.changes},
             "strength": [list(part) for part in self.ranges] if self.is_scheduled else self.ranges[0][2],
             **fit.facts(),
         }
