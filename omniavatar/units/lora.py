@@ -18,10 +18,10 @@ from omniavatar.errors import CheckpointError, PlanError
 from omniavatar.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from omniavatar.engine.engine import Adapter, Engine, LoraFit
-    from omniavatar.engine.scopes import Step, Window
+    from omniavatar.engine.scopes import Job, Step, Window
     from omniavatar.models.conversion import Conversion
     from omniavatar.models.lora import Change, Strengths
 
@@ -91,10 +91,17 @@ class Lora(PipelineUnit):
         return steps
 
     @hookimpl(tryfirst=True)
+    def begin_job(self, job: Job) -> None:
+        """What works before the steps, such as the text encoder, does so at the strengths of the first."""
+        self._applied(job.engine).change(0.0)
+
+    @hookimpl(tryfirst=True)
+    def begin_window(self, window: Window) -> None:
+        self._applied(window.engine).change(0.0)
+
+    @hookimpl(tryfirst=True)
     def before_step(self, step: Step) -> None:
-        applied = self._applied(step.engine)
-        if applied.scheduled:
-            applied.change(step.index / max(1, step.window.step_count), step.engine)
+        self._applied(step.engine).change(step.index / max(1, step.window.step_count))
 
     def _applied(self, engine: Engine) -> Applied:
         """What is done to the networks of an engine; asked for when the first is loaded, or steps are foretold."""
@@ -176,14 +183,13 @@ class File:
 class Applied:
     """What LoRA does to the networks of an engine.
 
-    late: by role, what is not merged while loading. rewritten: weights that are written anew when strengths change.
-    report: what became of each file, once all networks that they change are loaded.
+    late: by role, what is not merged while loading. report: what became of each file, once all networks that they
+    change are loaded.
     """
 
     files: Sequence[File]
     strengths: Strengths
     late: dict[str, dict[str, Sequence[Numbered]]] = field(default_factory=dict)
-    rewritten: list[Rewritten] = field(default_factory=list)
     report: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
@@ -235,56 +241,35 @@ class Applied:
         return Files({}) if files else None
 
     def add(self, engine: Engine, role: str, late: Mapping[str, Sequence[Numbered]]) -> None:
-        """Add what has not been merged beside the layers of a network, or write it into other weights."""
-        from omniavatar.models.lora import Beside, WithBeside
+        """Add what has not been merged beside the linear layers of a network, and to other weights when they are read.
+
+        What is added lies where the weights are, or on the device if they are in their files.
+        """
+        from omniavatar.models.lora import Beside, WithBeside, change_when_read
         from omniavatar.models.packed import is_linear
 
         network = engine.model(role)
-        beside: dict[str, dict[str, Sequence[Numbered]]] = defaultdict(dict)
+        layers: dict[str, dict[str, Sequence[Numbered]]] = defaultdict(dict)
         for name, numbered in late.items():
             layer, _, own = name.rpartition(".")
-            owner = network.get_submodule(layer)
-            if own in ("weight", "bias") and is_linear(owner):
-                beside[layer][own] = numbered
-            else:
-                check_stays(engine, role, name)
-                weight = Rewritten(owner, own, getattr(owner, own).detach().clone(), numbered)
-                weight.write(self.strengths, engine)
-                self.rewritten.append(weight)
-        for layer, parts in beside.items():
+            layers[layer][own] = numbered
+        for layer, parts in layers.items():
             owner = network.get_submodule(layer)
             place = next(weight.device for weight in owner.parameters(recurse=False))
             device = engine.device if place.type == "meta" else place
-            added = Beside(parts.get("weight", ()), parts.get("bias", ()), self.strengths, engine.dtype, device)
-            network.set_submodule(layer, WithBeside(owner, added))
+            if is_linear(owner):
+                added = Beside(parts.get("weight", ()), parts.get("bias", ()), self.strengths, engine.dtype, device)
+                network.set_submodule(layer, WithBeside(owner, added))
+            else:
+                change_when_read(owner, parts, self.strengths, device)
 
-    def change(self, part: float, engine: Engine) -> None:
+    def change(self, part: float) -> None:
         """Work from now on with the strengths that hold after this part of the steps."""
-        if self.strengths.set([file.strength_at(part) for file in self.files]):
-            for weight in self.rewritten:
-                weight.write(self.strengths, engine)
+        self.strengths.set([file.strength_at(part) for file in self.files])
 
 
 APPLIED: WeakKeyDictionary[Engine, Applied] = WeakKeyDictionary()
 """By engine: networks are loaded, and so changed, whoever asks for them first."""
-
-
-@dataclass
-class Rewritten:
-    """A weight that is no linear layer's. before: without any change."""
-
-    owner: nn.Module
-    own: str
-    before: Tensor
-    changes: Sequence[Numbered]
-
-    def write(self, strengths: Strengths, engine: Engine) -> None:
-        """Give the weight its value at the strengths of the moment, rounded once to its precision."""
-        from omniavatar.models.lora import merged
-
-        weight: Tensor = getattr(self.owner, self.own)
-        now = [(change, strengths.numbers[number]) for change, number in self.changes]
-        weight.data = merged(self.before, now, engine.device).to(weight.device, weight.dtype)
 
 
 def shapes_of(network: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -305,14 +290,4 @@ def check_is_for_videos(engine: Engine) -> None:
     if any(unit.trains for unit in engine.plan.units):
         raise PlanError(
             "unit 'lora': in training every LoRA is merged; leave out merge=false and strengths by ranges of steps"
-        )
-
-
-def check_stays(engine: Engine, role: str, name: str) -> None:
-    """Raise PlanError for a weight that cannot be written between steps, since it is not there then."""
-    mover = next((unit.name for unit in engine.plan.units if unit.hosts(role)), None)
-    if mover is not None:
-        raise PlanError(
-            f"unit 'lora': '{name}' changes with the steps, and unit '{mover}' moves or shards it; give the LoRA one "
-            f"strength for all steps, or leave out {mover}"
         )
