@@ -48,8 +48,12 @@ PREFIX_OF = {MAIN: "transformer.", SECOND: "transformer_2.", TEXT: "text_encoder
 LONGEST_METADATA = 10_000_000
 CHANNELS = "the file's patch embedding has other input channels than this network"
 PATCHES = "patch_embedding.weight"
+LARGEST = 1e9
+"""Of an alpha in settings."""
 LITERAL = re.compile(r"\^?[\w.\\-]+\$?")
 """A pattern of peft that is only a name, or the end of one."""
+DELTAS = ("diff", "diff_b", "diff_m")
+"""Parts that are a delta of a weight, of which there is one."""
 PAIR_RANKS = (("down", 0), ("up", 1))
 """The halves of a pair, and which of their sides is the rank."""
 MAX_CHANNELS = 4096
@@ -402,6 +406,10 @@ class Lora:
                     report[key] = LeftOut(f"this network's layer has no {weight.rpartition('.')[2]}")
                 elif is_of_other_channels(weight, change, shapes[weight]) and isinstance(change, Delta):
                     report[key] = LeftOut(CHANNELS)
+                elif kind in DELTAS and owners.setdefault((weight, "delta"), key) != key:
+                    raise self._error(
+                        f"'{owners[weight, 'delta']}' and '{key}' both are the delta of '{weight}'; remove one of them"
+                    )
                 else:
                     self._check(weight, kind, change, changes[weight], shapes[weight])
                     changes[weight].append(change)
@@ -430,11 +438,17 @@ class Lora:
         else:
             fits = made == (shape[0], math.prod(shape[1:])) if shape else False
         if fits and isinstance(change, Dora):
-            sides = ((shape[0],), (shape[0], 1), (1, math.prod(shape[1:])))
-            fits = squeezed(change.magnitude.shape) in map(squeezed, sides)
+            sides = ((shape[0], 1), (1, math.prod(shape[1:])))
+            if squeezed(change.magnitude.shape) not in map(squeezed, sides):
+                raise self._error(
+                    f"the magnitude (DoRA) of the layer '{weight.removesuffix('.weight')}' has the shape "
+                    f"{list(change.magnitude.shape)}, for this weight it is {list(sides[0])} or {list(sides[1])}"
+                )
         if not fits:
             layer = weight.removesuffix(".weight")
-            what = {"diff": "delta", "diff_b": "bias delta", "diff_m": "modulation delta"}.get(part, "change")
+            what = {"diff": "delta", "diff_b": "bias delta", "up_bias": "bias delta", "diff_m": "modulation delta"}.get(
+                part, "change"
+            )
             raise self._error(
                 f"the {what} of the layer '{layer}' has the shape {list(made)}, the network's weight '{weight}' has "
                 f"{list(shape)}; the LoRA is made for another base model"
@@ -570,7 +584,7 @@ class Reader:
             if found is None:
                 others.append(key)
                 continue
-            self._check_numbers(key, tensor)
+            self._check_numbers(found, tensor)
             self._add(layers, found, tensor)
         for layer in layers.values():
             self._check_complete(layer)
@@ -588,12 +602,17 @@ class Reader:
             raise self.error(f"'{layer.keys[key.part]}' and '{key.text}' both mean the layer '{key.stem}'; remove one")
         layer.tensors[key.part], layer.keys[key.part] = tensor, key.text
 
-    def _check_numbers(self, key: str, tensor: Tensor) -> None:
-        """Refuse what would make every frame black."""
+    def _check_numbers(self, key: Key, tensor: Tensor) -> None:
+        """Refuse what would make every frame black, and numbers that only stand for others."""
+        text = key.text
+        is_number = key.part in ("alpha", "reshape") and tensor.dtype != torch.bool
+        if tensor.is_complex() or not (tensor.is_floating_point() or is_number):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise self.error(f"the tensor '{text}' has {kind} numbers without a scale; take another file of this LoRA")
         if not tensor.is_meta and tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
-            if parsed(key) is not None and key.endswith(".alpha"):
-                raise self.error(f"the alpha '{key}' is no finite number; the file is damaged")
-            raise self.error(f"the tensor '{key}' holds values that are no finite numbers (NaN); the file is damaged")
+            if key.part == "alpha":
+                raise self.error(f"the alpha '{text}' is no finite number; the file is damaged")
+            raise self.error(f"the tensor '{text}' holds values that are no finite numbers (NaN); the file is damaged")
 
     def _check_complete(self, layer: Layer) -> None:
         """Halves and factors all there, of ranks that agree; numbers where one number is expected."""
@@ -620,6 +639,9 @@ class Reader:
                     f"{rank} in '{layer.keys[part]}'" for rank, part in ((down.shape[0], "down"), (up.shape[1], "up"))
                 ]
                 raise self.error(f"the pair of '{stem}' has two ranks: {' and '.join(ranks)}; the file is damaged")
+        if any(not tensor.numel() for tensor in found.values()):
+            empty = next(key for part, key in layer.keys.items() if part in found and not found[part].numel())
+            raise self.error(f"the tensor '{empty}' is empty; the file is damaged")
         if "alpha" in found and found["alpha"].numel() != 1:
             key = layer.keys["alpha"]
             raise self.error(f"the alpha '{key}' is no single number but has the shape {list(found['alpha'].shape)}")
@@ -632,6 +654,8 @@ class Reader:
             raise self.error(f"'{key}' is no list of sizes")
         if sizes.is_meta:
             del layer.tensors["reshape"]
+        elif not bool((sizes == sizes.round()).all()):
+            raise self.error(f"'{key}' is no list of whole numbers")
         elif any(not 1 <= size <= 1_000_000 for size in sizes_in(sizes)) or sizes_in(sizes)[-1:] > (MAX_CHANNELS * 64,):
             raise self.error(f"'{key}' asks for the shape {shown(list(sizes_in(sizes)))}")
 
@@ -688,11 +712,14 @@ class Reader:
             value = settings.get(default)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self.error(f"its settings have {default} = {shown(value)}, which is no number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+            raise self.error(f"its settings have {default} = {shown(value)}, which is no number that an alpha can be")
         return float(value)
 
     def _check_patterns(self, name: str, settings: Mapping[str, Any]) -> None:
+        is_stabilised = settings.get("use_rslora")
+        if not isinstance(is_stabilised, bool | None):
+            raise self.error(f"its settings have use_rslora = {shown(is_stabilised)}, which is neither true nor false")
         patterns = settings.get(name) or {}
         if not isinstance(patterns, Mapping):
             raise self.error(f"its settings have {name} = {shown(patterns)}, which is no mapping of layers to numbers")

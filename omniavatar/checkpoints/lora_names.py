@@ -49,6 +49,17 @@ LONGEST = 1000
 """Letters of a key; longer ones are no names of layers."""
 
 PREFIXES = (
+    *(
+        "state_dict.",
+        "model_state_dict.",
+        "model_state.",
+        "module.",
+        "lora.",
+        "lora_state_dict.",
+        "adapter.",
+        "network.",
+    ),
+    *("params.", "params_ema.", "ema.", "generator.", "generator_ema.", "weights.", "_orig_mod."),
     "model.diffusion_model.",
     "diffusion_model.",
     "pipe.dit.",
@@ -60,7 +71,7 @@ PREFIXES = (
     "unet.",
     "model.",
 )
-"""What stands in front of a network's own names."""
+"""What stands in front of a network's own names, entries around the state dict of a pickle included."""
 MAIN, SECOND, TEXT = "transformer", "second transformer", "text encoder"
 """Which network a key is for: the one that the file is given for, or another that its name says."""
 OF_SECOND = ("transformer_2.", "pipe.dit2.", "dit2.", "low_noise_model.", "low_noise.")

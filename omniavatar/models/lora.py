@@ -233,7 +233,13 @@ def changing(kind: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
 
     def reader(own: str) -> property:
         def read(module: Any) -> Tensor:
-            changed: Tensor = module._modules[BESIDE](own, module._parameters[own])
+            weight: Tensor = module._parameters[own]
+            if not weight.numel() or hasattr(weight, "full_tensor"):
+                return weight  # it is elsewhere, or a rank's part of a weight: nobody computes with it
+            try:
+                changed: Tensor = module._modules[BESIDE](own, weight)
+            except AttributeError as error:  # which would have `nn.Module.__getattr__` give the weight as it is
+                raise RuntimeError(f"'{own}' cannot be changed: {error}") from error
             return changed
 
         return property(read)

@@ -247,9 +247,7 @@ def test_every_kind_of_layer_of_the_text_encoder(name: str, official: str) -> No
         assert fit.report == {f"{stem}.diff": Used(f"{official}.weight")}
 
 
-@pytest.mark.parametrize(
-    "start", ["transformer_2.", "pipe.dit2.", "base_model.model.transformer_2.", "low_noise_model."]
-)
+@pytest.mark.parametrize("start", ["transformer_2.", "pipe.dit2.", "model.transformer_2.", "low_noise_model."])
 def test_names_of_a_second_transformer(start: str) -> None:
     state = {**pair(layer="blocks.0.x"), **pair(layer=f"{start}blocks.0.x")}
     shapes = {"blocks.0.x.weight": (5, 6)}
