@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from omniavatar.engine.engine import Adapter, Engine, LoraFit
-    from omniavatar.engine.scopes import Job, Step, Window
+    from omniavatar.engine.scopes import Step, Window
     from omniavatar.models.conversion import Conversion
     from omniavatar.models.lora import Change, Strengths
 
@@ -37,7 +37,11 @@ class Lora(PipelineUnit):
     Each file has a strength of its own: --lora FILE=0.7, or `strength:` in the models of a configuration; `scale`
     multiplies those that were added, and not what belongs to an avatar's checkpoint. They are merged into the weights
     as these are loaded, and cost nothing then. Beside packed weights, and where strengths differ between steps, they
-    are added as the layers run, which costs two small products a layer.
+    are added as the layers run, which costs two small products a layer. What works before the steps, such as the text
+    encoder, does so at the strengths of the first step.
+
+    Keys that name a second transformer or the text encoder change those. A file that is given for one network
+    (--lora dit2=FILE) changes no other one.
     """
 
     name = "lora"
@@ -82,8 +86,9 @@ class Lora(PipelineUnit):
 
     @hookimpl(wrapper=True)
     def plan_steps(self, window: Window) -> Generator[None, Sequence[Step], Sequence[Step]]:
-        """Say where strengths change, so that caches compute there."""
+        """Say where strengths change, so that caches compute there; begin with the first ones."""
         steps = yield
+        self._applied(window.engine).change(0.0)
         for file in self._applied(window.engine).scheduled:
             for index, step in enumerate(steps):
                 strength = file.strength_at(index / len(steps))
@@ -91,17 +96,14 @@ class Lora(PipelineUnit):
         return steps
 
     @hookimpl(tryfirst=True)
-    def begin_job(self, job: Job) -> None:
-        """What works before the steps, such as the text encoder, does so at the strengths of the first."""
-        self._applied(job.engine).change(0.0)
-
-    @hookimpl(tryfirst=True)
-    def begin_window(self, window: Window) -> None:
-        self._applied(window.engine).change(0.0)
-
-    @hookimpl(tryfirst=True)
     def before_step(self, step: Step) -> None:
         self._applied(step.engine).change(step.index / max(1, step.window.step_count))
+
+    @hookimpl(trylast=True)
+    def after_step(self, step: Step) -> None:
+        """What works before the steps of the next window, such as the audio layers, does so at the first strengths."""
+        if step.index + 1 >= step.window.step_count:
+            self._applied(step.engine).change(0.0)
 
     def _applied(self, engine: Engine) -> Applied:
         """What is done to the networks of an engine; asked for when the first is loaded, or steps are foretold."""

@@ -304,11 +304,43 @@ def test_a_bare_file_of_peft_says_that_its_scale_is_a_guess() -> None:
         ({**pair(), "0.lora_mid.weight": noise(2, 2)}, "Tucker decomposition"),
         ({**pair(), "0.reshape_weight": torch.tensor([10**9, 2])}, "asks for the shape"),
         ({"0.lora_A.weight": noise(2), "0.lora_B.weight": noise(5, 2)}, "the pair of '0' has the shapes"),
+        (pair({"0.alpha": torch.tensor(True)}), "the tensor '0.alpha' has bool numbers without a scale"),
+        ({"0.diff": torch.ones(5, 6, dtype=torch.int8)}, "the tensor '0.diff' has int8 numbers without a scale"),
+        ({"0.diff": torch.ones(5, 6, dtype=torch.complex64)}, "the tensor '0.diff' has complex64 numbers"),
+        ({"0.lora_A.weight": noise(0, 6), "0.lora_B.weight": noise(5, 0)}, "the tensor '0.lora_A.weight' is empty"),
+        (pair({"0.reshape_weight": torch.tensor([5.5, 6])}), "is no list of whole numbers"),
     ],
 )
 def test_what_is_refused(state: Tensors, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         read_lora(state, name="x")
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (pair({"0.dora_scale": noise(7, 1)}), r"the magnitude \(DoRA\) of the layer '0' has the shape \[7, 1\]"),
+        (pair({"0.lora_B.bias": noise(3)}), r"the bias delta of the layer '0.bias' has the shape \[3\]"),
+        ({"0.diff_m": noise(5), "0.modulation.diff": noise(5)}, "both are the delta of '0.modulation'; remove one"),
+    ],
+)
+def test_what_does_not_fit_is_said(state: Tensors, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read_lora(state).fit({"0.weight": (5, 6), "0.bias": (5,), "0.modulation": (5,)})
+
+
+@pytest.mark.parametrize("start", ["state_dict.", "module.", "model.state_dict.", "lora.", "params_ema.", "network."])
+def test_what_pickles_put_around_a_state_dict_is_no_part_of_names(start: str) -> None:
+    fit = read_lora(pair(layer=f"{start}diffusion_model.blocks.0.x")).fit({"blocks.0.x.weight": (5, 6)})
+    assert fit.used == 2
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lora_alpha": 10**400}, {"lora_alpha": 4, "use_rslora": "no"}, {"alpha_pattern": {"0": "x"}}]
+)
+def test_numbers_of_settings_that_cannot_be(settings: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="its settings have"):
+        read_lora(pair(), settings=settings)
 
 
 def test_files_are_told_by_the_endings_of_their_names() -> None:
