@@ -141,7 +141,7 @@ class Loop:
         return torch.randn(shape, generator=generator).roll(job.leading, dims=2).to(self.engine.device)
 
     def open_step(self, window: Window, timestep: float | Tensor, sigma: float | Tensor) -> Step:
-        """The only step of a window, ready for predictions at a noise level; in training one for each sample (b)."""
+        """The only step of a window, ready for predictions at a noise level, or one a sample (b) or frame (b t)."""
         step = Step(window, 0, timestep, sigma, 0.0)
         window.steps = [step]
         self.hooks.before_step(step)
