@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRANSFORMER = "dit"
+SECOND_TRANSFORMER = "dit2"
+"""What takes turns with it in models of two experts."""
 MAX_PREFIXES = 4
 """Prefixes in front of each other."""
 STEMS = ("model", "pytorch_model")
@@ -67,8 +69,9 @@ class Component:
     """What one checkpoint provides for one role, found in actual files.
 
     `tensors` goes from the network's name of a tensor to where it lies; `config` and `constants` are without formulas;
-    `target` is the role of the transformer that a LoRA changes, or that the component goes with; `strength` how strong
-    that LoRA is; `extras` are what the files hold beside weights.
+    `target` is the role of the network that a LoRA changes, or of the transformer that the component goes with, and
+    `is_named` whether somebody has said so; `strength` how strong that LoRA is; `extras` are what the files hold beside
+    weights.
     """
 
     role: str
@@ -80,6 +83,7 @@ class Component:
     constants: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo] = field(repr=False)
     target: str = TRANSFORMER
+    is_named: bool = False
     extras: Mapping[str, Any] = field(default_factory=dict, repr=False)
     strength: LoraStrength = 1.0
 
@@ -116,7 +120,7 @@ class Detection:
             moves = component.role == TRANSFORMER or component.spec.follows
             return companion_of(component.role, TRANSFORMER, role) if moves else component.role
 
-        components = tuple(replace(part, role=moved(part), target=role) for part in self.components)
+        components = tuple(replace(part, role=moved(part), target=role, is_named=True) for part in self.components)
         return replace(self, components=components)
 
     def with_strength(self, strength: LoraStrength) -> Detection:
