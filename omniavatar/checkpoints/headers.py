@@ -16,6 +16,7 @@ from omniavatar.checkpoints.formats import (
     MAX_HEADER_BYTES,
     MAX_TENSORS,
     FileHeader,
+    Format,
     Formats,
     TensorInfo,
     check_readable,
@@ -69,8 +70,9 @@ def read_header(files: Sequence[Path], formats: Formats = BUILTIN_FORMATS) -> He
     tensors: dict[str, TensorInfo] = {}
     entries: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
-    for file in files:
-        found = read_file_header(file, formats)
+    of = {file: formats.of(file) for file in files}
+    for file, known in of.items():
+        found = read_file_header(file, known.together([other for other in files if of[other] is known]))
         for name in found.entries:
             if name in entries:
                 raise CheckpointError(
@@ -82,9 +84,8 @@ def read_header(files: Sequence[Path], formats: Formats = BUILTIN_FORMATS) -> He
     return Header(tuple(files), tensors, entries, metadata)
 
 
-def read_file_header(file: Path, formats: Formats = BUILTIN_FORMATS) -> FileHeader:
+def read_file_header(file: Path, known: Format) -> FileHeader:
     """What one file holds; each of its tensors knows the format that reads it."""
-    known = formats.of(file)
     with parsing(lambda reason: CheckpointError(f"{file} cannot be examined ({reason}); download it again")):
         header = known.read_header(file)
     tensors = {name: replace(tensor, format=known) for name, tensor in header.tensors.items()}
