@@ -68,7 +68,8 @@ class Component:
 
     `tensors` goes from the network's name of a tensor to where it lies; `config` and `constants` are without formulas;
     `target` is the role of the transformer that a LoRA changes, or that the component goes with; `strength` how strong
-    that LoRA is; `extras` are what the files hold beside weights.
+    that LoRA is; `extras` are what the files hold beside weights; `lacks`, of a part of a network: names without which
+    it is no whole one, if it has nearly all.
     """
 
     role: str
@@ -82,6 +83,7 @@ class Component:
     target: str = TRANSFORMER
     extras: Mapping[str, Any] = field(default_factory=dict, repr=False)
     strength: LoraStrength = 1.0
+    lacks: tuple[str, ...] = ()
 
     @property
     def num_params(self) -> int:
@@ -254,9 +256,16 @@ class Registry:
         if row is not None:
             return [detection(row, self.names.official(header) or header, files[0].parent)]
         return [
-            detection(self._tuned_row(row, part), part, files[0].parent)
+            detection(self._tuned_row(row, part), part, files[0].parent, self._lacks(part) if row.partial else ())
             for row, part in self.readings(header, wanted, compare=compare)
         ]
+
+    def _lacks(self, header: Header) -> tuple[str, ...]:
+        """What a part of a network lacks of the patterns of the whole one that it comes nearest to."""
+        whole = [row for row in self.rows if row.match and not row.is_delta and row.claims(header.tensors)]
+        lacks = [row.unmet(header.tensors) for row in whole]
+        near = [unmet for unmet, row in zip(lacks, whole, strict=True) if 2 * len(unmet) < len(row.match)]
+        return tuple(min(near, key=len, default=()))
 
     def official(self, header: Header) -> Header:
         """The header under official names, without a prefix; one that is so already, or of several models, as it is."""
@@ -292,7 +301,9 @@ class Registry:
         parts = self.names.parts(header, wanted) if depth < MAX_PREFIXES else {}
         if not parts:
             unknown = header.files[0].name
-            if compare:
+            if not header.tensors:
+                unknown = f"{header.files[0]} holds no tensors; download it again"
+            elif compare:
                 unknown = self.names.strays(header) or self._neighbours.explain(official or header)
             raise UnknownCheckpoint(unknown)
         deeper = depth + 1
@@ -388,16 +399,15 @@ def examining(path: Path) -> AbstractContextManager[None]:
     return parsing(lambda reason: CheckpointError(f"{path} cannot be examined ({reason}); download it again"))
 
 
-def detection(row: Row, header: Header, folder: Path) -> Detection:
-    """Split the tensors of a recognised checkpoint among the components of its row."""
-    formulas = Formulas(header, folder)
+def detection(row: Row, header: Header, folder: Path, lacks: tuple[str, ...] = ()) -> Detection:
+    """Split the tensors of a recognised checkpoint among the components of its row. lacks: see `Component`."""
+    formulas = Formulas(header, folder, row.name)
     roles = {row.owner(name) for name in header.tensors} if row.partial else row.components
-    return Detection(
-        row, header, tuple(_component(row, role, header, formulas) for role in row.components if role in roles)
-    )
+    parts = (_component(row, role, header, formulas, lacks) for role in row.components if role in roles)
+    return Detection(row, header, tuple(parts))
 
 
-def _component(row: Row, role: str, header: Header, formulas: Formulas) -> Component:
+def _component(row: Row, role: str, header: Header, formulas: Formulas, lacks: tuple[str, ...]) -> Component:
     spec = row.components[role]
     return Component(
         role=role,
@@ -405,10 +415,11 @@ def _component(row: Row, role: str, header: Header, formulas: Formulas) -> Compo
         spec=spec,
         files=header.files,
         folder=formulas.folder,
-        config=formulas.evaluate(spec.config),
+        config={key: value for key, value in formulas.evaluate(spec.config).items() if value is not None},
         constants=formulas.evaluate(spec.constants),
         tensors=_renamed(row, role, header),
         extras={**header.metadata, **header.extras},
+        lacks=lacks,
     )
 
 
