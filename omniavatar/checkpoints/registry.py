@@ -113,12 +113,9 @@ class Detection:
 
         What follows the transformer goes along: `vace` to `vace2` where `dit` goes to `dit2`.
         """
-
-        def moved(component: Component) -> str:
-            moves = component.role == TRANSFORMER or component.spec.follows
-            return companion_of(component.role, TRANSFORMER, role) if moves else component.role
-
-        components = tuple(replace(part, role=moved(part), target=role) for part in self.components)
+        components = tuple(
+            replace(part, role=moved_role(part.role, part.spec, role), target=role) for part in self.components
+        )
         return replace(self, components=components)
 
     def with_strength(self, strength: LoraStrength) -> Detection:
@@ -265,7 +262,7 @@ class Registry:
         whole = [row for row in self.rows if row.match and not row.is_delta and row.claims(header.tensors)]
         lacks = [row.unmet(header.tensors) for row in whole]
         near = [unmet for unmet, row in zip(lacks, whole, strict=True) if 2 * len(unmet) < len(row.match)]
-        return tuple(min(near, key=len, default=()))
+        return min((tuple(unmet) for unmet in near), key=len, default=())
 
     def official(self, header: Header) -> Header:
         """The header under official names, without a prefix; one that is so already, or of several models, as it is."""
@@ -436,6 +433,12 @@ def _renamed(row: Row, role: str, header: Header) -> dict[str, TensorInfo]:
             )
         tensors[target] = tensor
     return tensors
+
+
+def moved_role(name: str, spec: ComponentSpec, role: str | None) -> str:
+    """The role of what a row provides as `name` where its transformer has another role; None: it has its own."""
+    moves = role is not None and (name == TRANSFORMER or spec.follows)
+    return companion_of(name, TRANSFORMER, str(role)) if moves else name
 
 
 def version(source: str | Path) -> tuple[Path, str | None]:
