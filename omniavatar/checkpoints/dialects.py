@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -161,8 +161,6 @@ class Dialect(BaseModel):
 
 def renamed(header: Header, tensors: Mapping[str, TensorInfo], extras: Mapping[str, Any]) -> Header:
     """A header of some of the tensors, under other names."""
-    from dataclasses import replace
-
     entries = {name: info.shape for name, info in tensors.items()}
     return replace(header, tensors=dict(tensors), entries=entries, extras=dict(extras))
 
@@ -177,19 +175,24 @@ class Names:
     def parts(self, header: Header, wanted: str | None = None) -> dict[str, Header]:
         """The checkpoints in a file, by the prefix of their names, each without it; nothing: it is no container.
 
-        wanted: which version is taken of a container that holds several.
+        wanted: which of them is taken; the prefix without the dot at its end, and behind it what is wanted of that one.
         """
         for container in self.containers:
             prefixes = container.parts(header.tensors)
             if prefixes is None:
                 continue
-            if container.choose and wanted is not None and f"{wanted}." not in prefixes:
+            fitting = [prefix for prefix in prefixes if f"{wanted}.".startswith(prefix)]
+            if not fitting and wanted is not None and len(prefixes) > 1:
                 there = ", ".join(prefix.removesuffix(".") for prefix in prefixes)
                 raise CheckpointError(f"{header.files[0]} has no '{wanted}'; it holds {there}")
-            if container.choose:
-                prefixes = [prefixes[0] if wanted is None else f"{wanted}."]
+            prefixes = fitting or (prefixes[:1] if container.choose else prefixes)
             return {prefix: part(header, prefix) for prefix in prefixes}
         return {}
+
+    def holds_several(self, text: bytes) -> bool:
+        """Whether a header with this text may be of a file of several models."""
+        several = (container.prefixes for container in self.containers if not container.choose)
+        return any(sum(f'"{prefix}'.encode() in text for prefix in prefixes) > 1 for prefixes in several)
 
     def strays(self, header: Header) -> str:
         """What to say of a file of which most names, and not all, have the prefixes of a container; else nothing."""
@@ -213,4 +216,12 @@ class Names:
 def part(header: Header, prefix: str) -> Header:
     """What lies under a prefix."""
     tensors = {name.removeprefix(prefix): info for name, info in header.tensors.items() if name.startswith(prefix)}
-    return renamed(header, tensors, header.extras)
+    inner = renamed(header, tensors, header.extras)
+    return replace(inner, prefix=header.prefix + prefix)
+
+
+def rest(wanted: str | None, prefix: str) -> str | None:
+    """What is still wanted of a part with this prefix."""
+    if wanted is None or not f"{wanted}.".startswith(prefix):
+        return wanted
+    return wanted[len(prefix) :] or None

@@ -47,7 +47,7 @@ class Header:
     """What the header of a checkpoint says.
 
     entries: what the hash is made from; also the nested dictionaries of pickled files. extras: what lies in the files
-    and is no weight, such as the "tokenizer" of a text encoder.
+    and is no weight, such as the "tokenizer" of a text encoder. prefix: what stood before these names in the files.
     """
 
     files: tuple[Path, ...]
@@ -55,6 +55,7 @@ class Header:
     entries: Entries = field(repr=False)
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
     extras: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    prefix: str = ""
 
     @cached_property
     def hash(self) -> str:

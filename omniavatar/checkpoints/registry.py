@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from omniavatar.checkpoints.dialects import Container, Dialect, Names
+from omniavatar.checkpoints.dialects import Container, Dialect, Names, rest
 from omniavatar.checkpoints.files import (
     Files,
     Source,
@@ -240,12 +240,13 @@ class Registry:
         return self.detect(files)
 
     def detect_parts(
-        self, files: Files, wanted: str | None = None, row: Row | None = None, *, compare: bool = True
+        self, files: Files, wanted: str | None = None, row: Row | None = None, *, searching: bool = False
     ) -> list[Detection]:
         """Recognise the checkpoints in files that belong together.
 
-        wanted: which version to take where the file holds several. row: what the folder says they are. compare: say of
-        unknown ones which known one they resemble, which takes its time.
+        wanted: which version is taken where the file holds several. row: what the folder says they are. searching: do
+        not say of unknown ones which known one they resemble, which takes its time, and pass over them in a file that
+        holds others too.
         """
         check_shards(files)
         check_index(files)
@@ -254,7 +255,7 @@ class Registry:
             return [detection(row, self.names.official(header) or header, files[0].parent)]
         return [
             detection(self._tuned_row(row, part), part, files[0].parent, self._lacks(part) if row.partial else ())
-            for row, part in self.readings(header, wanted, compare=compare)
+            for row, part in self.readings(header, wanted, searching=searching)
         ]
 
     def _lacks(self, header: Header) -> tuple[str, ...]:
@@ -282,29 +283,36 @@ class Registry:
         return None if row is None else (row, weights_of_folder(row, folder, self.formats.suffixes))
 
     def readings(
-        self, header: Header, wanted: str | None = None, depth: int = 0, *, compare: bool = True
+        self, header: Header, wanted: str | None = None, depth: int = 0, *, searching: bool = False
     ) -> list[tuple[Row, Header]]:
         """The rows of what lies in files: as it stands, under official names, or in parts with prefixes.
 
         Each comes with its part of the header, under the names that the row knows. An unknown part is an error.
         """
-        row = self._row(header)
+        row, known = self._row(header), header
+        official = self.names.official(header) if row is None else None
+        if official is not None:
+            row, known = self._row(official), official
         if row is not None:
-            return [(row, header)]
-        official = self.names.official(header)
-        row = None if official is None else self._row(official)
-        if row is not None and official is not None:
-            return [(row, official)]
+            if wanted is not None:
+                raise CheckpointError(f"{header.files[0]} has no '{wanted}'; it holds {row.name}")
+            return [(row, known)]
         parts = self.names.parts(header, wanted) if depth < MAX_PREFIXES else {}
         if not parts:
             unknown = header.files[0].name
             if not header.tensors:
                 unknown = f"{header.files[0]} holds no tensors; download it again"
-            elif compare:
+            elif not searching:
                 unknown = self.names.strays(header) or self._neighbours.explain(official or header)
             raise UnknownCheckpoint(unknown)
-        deeper = depth + 1
-        return [one for part in parts.values() for one in self.readings(part, wanted, deeper, compare=compare)]
+        found: list[tuple[Row, Header]] = []
+        for prefix, part in parts.items():
+            try:
+                found += self.readings(part, rest(wanted, prefix), depth + 1, searching=searching)
+            except UnknownCheckpoint:
+                if not searching or len(parts) == 1:
+                    raise
+        return found
 
     def _tuned_row(self, row: Row, header: Header) -> Row:
         """The row with what later tables say about files with this header."""
@@ -442,7 +450,7 @@ def moved_role(name: str, spec: ComponentSpec, role: str | None) -> str:
 
 
 def version(source: str | Path) -> tuple[Path, str | None]:
-    """The path of a source, and which version of the network is wanted: `file.pt::generator`."""
+    """The path of a source, and which version or model in it is wanted: `file.pt::generator`, `a.safetensors::vae`."""
     path = Path(source).expanduser()
     name, separator, wanted = path.name.rpartition("::")
     if not separator or path.exists():
