@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from omniavatar.checkpoints.derived import joined, reshaped, split
+from omniavatar.checkpoints.derived import cut_again, joined, reshaped, shaped_back, split
 from omniavatar.checkpoints.headers import Header, TensorInfo
 from omniavatar.checkpoints.names import Rename, alternatives, compiled, matches, occurs, specials
 from omniavatar.errors import CheckpointError
@@ -91,6 +91,27 @@ class Rule:
             put(result, target, joined([parts[number] for number in sorted(parts)], self.join or 0))
         return result
 
+    def undo(self, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+        """The tensors under the names, and in the forms, that this rule gives others: the reverse of `apply`."""
+        result: dict[str, TensorInfo] = {}
+        waiting: dict[str, dict[int, TensorInfo]] = defaultdict(dict)
+        for name, info in tensors.items():
+            numbers = [number for number, rule in enumerate(self.renames) if compiled(rule.network).fullmatch(name)]
+            if not numbers:
+                put(result, name, info)
+            elif self.join is not None:
+                for rule, piece in zip(self.renames, cut_again(info, self.join, len(self.renames)), strict=True):
+                    put(result, rule.inverse().apply(name), piece)
+            elif self.split is not None:
+                waiting[self.renames[numbers[0]].inverse().apply(name)][numbers[0]] = info
+            else:
+                is_shaped = self.turned or self.leading
+                back = shaped_back(info, turned=self.turned, leading=self.leading) if is_shaped else info
+                put(result, self.renames[0].inverse().apply(name), back)
+        for target, parts in waiting.items():
+            put(result, target, joined([parts[number] for number in sorted(parts)], self.split or 0))
+        return result
+
     def _targets(self, name: str) -> Iterator[tuple[int, str]]:
         """The names that a name of the file becomes, each with the number of its part."""
         for number, rule in enumerate(self.renames):
@@ -146,6 +167,18 @@ class Dialect(BaseModel):
     def fits(self, names: Collection[str]) -> bool:
         """Whether all required patterns occur among the names."""
         return all(occurs(pattern, names) for pattern in self.match)
+
+    def foreign(self, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+        """Weights by official names under the names of this dialect."""
+        result = dict(tensors)
+        for rule in reversed(self.rename):
+            if rule.network != "*":  # the others cut prefixes
+                result = rule.undo(result)
+        return result
+
+    def names(self, name: str) -> bool:
+        """Whether a rule is about an official name."""
+        return any(compiled(one.network).fullmatch(name) for rule in self.rename for one in rule.renames)
 
     def official(self, header: Header) -> Header:
         """The header under official names. Raises CheckpointError for two names that mean one, or a part that lacks."""
