@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omniavatar.checkpoints.bundle import check_sentencepiece
 from omniavatar.checkpoints.configs import folder_config
 from omniavatar.checkpoints.derived import Derived, parts_of
 from omniavatar.checkpoints.dialects import Dialect
@@ -95,8 +96,8 @@ class Conversion:
     """What is to be written.
 
     row: what the source is. role: of its network. tensors: by their names in the new file. dense: the dtype of what was
-    packed. metadata: entries of the new file's header. config: of a folder; None: it cannot be one. tokenizer: the model
-    of the tokenizer that goes along.
+    packed. metadata: entries of the new file's header. config: of a folder; None: it cannot be one. tokenizer: the
+    model of the tokenizer that goes along.
     """
 
     source: str
@@ -135,9 +136,7 @@ class Conversion:
         foreign = weights if dialect is None else dialect.foreign(weights)
         foreign = {PREFIXES.get((form, role), "") + name: info for name, info in foreign.items()}
         check_names(foreign, weights, header, registry, f"{source} ({found.row.name})", form)
-        tensors = {
-            name: Written(info, written_dtype(name, info, form, DENSE[dense])) for name, info in foreign.items()
-        }
+        tensors = {name: Written(info, written_dtype(name, info, form, DENSE[dense])) for name, info in foreign.items()}
         tokenizer = tokenizer_of(header) if role == "text_encoder" and form in ("comfy", "diffusers") else None
         if tokenizer is not None and form == "comfy":
             tensors[TOKENIZER] = Written(tokenizer, tokenizer.dtype)
@@ -272,9 +271,7 @@ class Layout:
     start: int = 0
 
     @classmethod
-    def of(
-        cls, stored: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
-    ) -> Layout:
+    def of(cls, stored: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None) -> Layout:
         """The layout of tensors of these dtypes and shapes, with further entries of the header."""
         entries: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
         position = 0
@@ -330,7 +327,7 @@ def network_in(found: Detection, source: Path, registry: Registry, form: str) ->
 
 
 def needed_weights(found: Detection, role: str, header: Header, dialect: Dialect | None) -> dict[str, TensorInfo]:
-    """The weights to write: without those of a file that its row ignores, and those that no rule names or network needs.
+    """The weights to write: without those that the row ignores, and those that no rule names and no network needs.
 
     Without a dialect all of them are written.
     """
@@ -390,10 +387,8 @@ def written_dtype(name: str, info: TensorInfo, form: str, dense: str) -> str:
 def tokenizer_of(header: Header) -> TensorInfo | None:
     """The tokenizer's model, in a text encoder's file or beside it; None: there is none.
 
-    Raises CheckpointError for one that cannot be read.
+    It is written as it is. Raises CheckpointError for what cannot be one.
     """
-    from omniavatar.checkpoints.bundle import sentencepiece_of
-
     found = header.extras.get("tokenizer")
     if not isinstance(found, TensorInfo):
         folder = header.files[0].parent
@@ -401,7 +396,7 @@ def tokenizer_of(header: Header) -> TensorInfo | None:
         if file is None:
             return None
         found = TensorInfo(TOKENIZER, (file.stat().st_size,), "uint8", file, format=Whole())
-    sentencepiece_of(found)
+    check_sentencepiece(found)
     return found
 
 

@@ -55,7 +55,9 @@ def renamed_lora(found: Detection, form: str, registry: Registry) -> tuple[dict[
     Raises CheckpointError for what has no name there, and for layers that no known network has.
     """
     if form not in PREFIXES:
-        raise CheckpointError(f"{found.files[0]} is a LoRA; it can be written as {', '.join(PREFIXES)}, not as '{form}'")
+        raise CheckpointError(
+            f"{found.files[0]} is a LoRA; it can be written as {', '.join(PREFIXES)}, not as '{form}'"
+        )
     (adapter,) = Bundle([found]).adapters()
     lora = adapter.read(values=False)
     if lora.others:
