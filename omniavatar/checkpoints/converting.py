@@ -63,7 +63,9 @@ ROLES = ("dit", "vae", "text_encoder", "image_encoder")
 TOKENIZER = "spiece_model"
 """The tensor of a text encoder's file that is the model of its tokenizer, as ComfyUI has it."""
 TOKENIZER_FILE = "spiece.model"
-TOKENIZER_PLACES = (f"google/umt5-xxl/{TOKENIZER_FILE}", TOKENIZER_FILE, f"../tokenizer/{TOKENIZER_FILE}")
+TOKENIZER_PLACES = tuple(
+    f"{folder}{TOKENIZER_FILE}" for folder in ("google/umt5-xxl/", "", "tokenizer/", "../tokenizer/")
+)
 """Where it lies beside other files."""
 CONFIG = "config.json"
 WEIGHTS = {"dit": "diffusion_pytorch_model.safetensors", "vae": "diffusion_pytorch_model.safetensors"}
