@@ -97,6 +97,8 @@ class Formulas:
         return sum(1 for name in self.header.tensors if compiled(pattern).fullmatch(name))
 
     def setting(self, file: str, key: str, default: Any) -> Any:
+        if Path(file).name != file:
+            raise ValueError(f"'{file}' is no plain file name beside the checkpoint")
         value: Any = read_settings(self.folder / file)
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None

@@ -22,7 +22,7 @@ from omniavatar.checkpoints.formats import (
     check_readable,
 )
 from omniavatar.checkpoints.hashing import Entries, fingerprint
-from omniavatar.errors import CheckpointError, parsing
+from omniavatar.errors import CheckpointError, parsing, shortened
 
 __all__ = [
     "BUILTIN_FORMATS",
@@ -38,6 +38,8 @@ __all__ = [
 
 WHOLE = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 """Types of whole numbers."""
+LONGEST_NAME = 500
+"""Letters of a tensor's name; patterns are matched with all names, which takes time with the square of this."""
 BUILTIN_FORMATS = Formats(BUILTIN)
 SUFFIXES = BUILTIN_FORMATS.suffixes
 
@@ -89,6 +91,12 @@ def read_file_header(file: Path, known: Format) -> FileHeader:
     """What one file holds; each of its tensors knows the format that reads it."""
     with parsing(lambda reason: CheckpointError(f"{file} cannot be examined ({reason}); download it again")):
         header = known.read_header(file)
+    long = next((name for name in header.tensors if len(name) > LONGEST_NAME), None)
+    if long is not None:
+        raise CheckpointError(
+            f"{file} has a tensor with a name of {len(long)} letters ('{shortened(long)}'), as no model does; "
+            "download it again"
+        )
     tensors = {name: replace(tensor, format=known) for name, tensor in header.tensors.items()}
     for name, tensor in tensors.items():
         if name.endswith(".weight") and len(tensor.shape) > 1 and tensor.packing is None:

@@ -429,7 +429,7 @@ def trees(root: Path) -> list[Path]:
 def comfy_folders(file: Path) -> list[Path]:
     """The folders that an extra_model_paths.yaml of ComfyUI names; none if it cannot be read."""
     try:
-        with file.open(encoding="utf-8") as stream:
+        with readable(file).open(encoding="utf-8") as stream:
             content = parse_yaml(stream.read(LONGEST + 1))
     except (OSError, ValueError):
         return []
@@ -444,6 +444,13 @@ def comfy_folders(file: Path) -> list[Path]:
     return list(dict.fromkeys(folders))
 
 
+def readable(file: Path) -> Path:
+    """The same file. Raises OSError for what is none, such as a pipe, which would be waited for."""
+    if not file.is_file():
+        raise FileNotFoundError(file)
+    return file
+
+
 def spelled(path: str) -> str:
     """A path of a user's file with `~` and variables filled in."""
     return os.path.expandvars(os.path.expanduser(path))
@@ -452,7 +459,7 @@ def spelled(path: str) -> str:
 def wan2gp_folders(root: Path) -> list[Path]:
     """The folders of checkpoints that Wan2GP's settings name beyond those below its own folder."""
     try:
-        with (root / WAN2GP_SETTINGS).open(encoding="utf-8") as stream:
+        with readable(root / WAN2GP_SETTINGS).open(encoding="utf-8") as stream:
             paths = json.loads(stream.read(LONGEST))["checkpoints_paths"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []
@@ -462,7 +469,7 @@ def wan2gp_folders(root: Path) -> list[Path]:
 def commit_of(repository: Path, branch: str = "main") -> str:
     """The commit of a branch in the cache of Hugging Face; empty if that is not known."""
     try:
-        with (repository / "refs" / branch).open(encoding="utf-8") as stream:
+        with readable(repository / "refs" / branch).open(encoding="utf-8") as stream:
             return stream.read(64).strip()
     except (OSError, ValueError):
         return ""

@@ -43,6 +43,8 @@ def test_values(formulas: Formulas, value: Any, expected: Any) -> None:
     "value",
     [
         "= 1 // 0",
+        "= setting('../config.json', 'alpha', 1)",
+        "= setting('/etc/passwd', 'alpha', 1)",
         "= __import__('os').getcwd()",
         "= open('x')",
         "= 2 ** 9999999",

@@ -231,6 +231,14 @@ def test_words_in_headers_rule_files_out_before_they_are_parsed(
     assert names(found.serving(Need(rows=("LoRA",)))) == ["lora.safetensors"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are Unix")
+def test_pipes_in_a_tree_are_not_waited_for(tmp_path: Path, registry: Registry) -> None:
+    write(tmp_path / "models" / "a.safetensors")
+    for name in ("extra_model_paths.yaml", "wgp_config.json", "b.safetensors", "config.json"):
+        os.mkfifo(tmp_path / "models" / name)
+    assert names(Library([tmp_path / "models"], registry).serving(NEED)) == ["a.safetensors"]
+
+
 # --- files that hold several models
 
 

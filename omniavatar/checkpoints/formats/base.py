@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 100_000
 """More than any published model has."""
+MAX_DIMENSIONS = 64
+"""More than torch has."""
 
 BITS = {
     "bool": 8,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from omniavatar.checkpoints.formats.base import (
     BITS,
+    MAX_DIMENSIONS,
     MAX_HEADER_BYTES,
     MAX_TENSORS,
     FileHeader,
@@ -238,7 +239,7 @@ def _checked_tensor(file: Path, name: str, entry: Any) -> tuple[TensorInfo, tupl
     if not torch_name:
         raise _damaged(file, f"tensor '{name[:80]}' has the unknown dtype {str(fields.get('dtype'))[:40]!r}")
     shape, offsets = _sizes(fields.get("shape")), _sizes(fields.get("data_offsets"))
-    if shape is None or offsets is None or len(offsets) != 2:
+    if shape is None or offsets is None or len(offsets) != 2 or len(shape) > MAX_DIMENSIONS:
         raise _damaged(file, f"tensor '{name[:80]}' has no valid shape and data_offsets")
     begin, end = offsets
     if end - begin != math.prod(shape) * BITS[torch_name] // 8:
