@@ -305,12 +305,17 @@ def sentencepiece_of(info: TensorInfo) -> Any:
     from omniavatar.checkpoints.loading import read_tensors
     from omniavatar.checkpoints.sentencepiece import tokenizer
 
+    check_sentencepiece(info)
+    (tensor,) = dict(read_tensors({"model": info}, device="cpu", dtype=None)).values()
+    return tokenizer(tensor.numpy().tobytes(), f"{info.file}: '{info.name}'")
+
+
+def check_sentencepiece(info: TensorInfo) -> None:
+    """Raise CheckpointError for a tensor that cannot be a sentencepiece model by its type and size."""
     if info.dtype not in ("uint8", "int8") or info.numel > MAX_SENTENCEPIECE_BYTES:
         raise CheckpointError(
             f"{info.file}: '{info.name}' is no sentencepiece model ({info.dtype}, {info.numel} numbers)"
         )
-    (tensor,) = dict(read_tensors({"model": info}, device="cpu", dtype=None)).values()
-    return tokenizer(tensor.numpy().tobytes(), f"{info.file}: '{info.name}'")
 
 
 def with_replaced(found: Iterable[tuple[Detection, bool]]) -> list[Detection]:
