@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from omniavatar.checkpoints.bundle import Bundle
 from omniavatar.checkpoints.formats import Format, TensorInfo
-from omniavatar.checkpoints.lora_names import DIFFUSERS, OF_TEXT_ENCODERS, UNDERSCORED, Layers, spellings
+from omniavatar.checkpoints.lora_names import DIFFUSERS, MAIN, OF_OTHER_ENCODERS, Layers, meaning
 from omniavatar.checkpoints.names import undo
 from omniavatar.checkpoints.nearest import few
 from omniavatar.checkpoints.registry import LORA, Detection, Registry
@@ -67,9 +67,15 @@ def renamed_lora(found: Detection, form: str, registry: Registry) -> tuple[dict[
     named: dict[str, TensorInfo] = {}
     alphas: dict[str, tuple[int, float]] = {}
     for layer in lora.layers:
+        found_in = meaning(layer.stem)
+        if found_in.part != MAIN:
+            raise CheckpointError(
+                f"LoRA {lora.name}: '{layer.stem}' is for the {found_in.part}, and a file for several networks has no "
+                "one name in other forms; split it first"
+            )
         name = known.find(layer.stem)
-        if name is None and not layer.stem.startswith((*UNDERSCORED, *OF_TEXT_ENCODERS)):
-            name = spellings(layer.stem)[-1]  # as in the network that it is for, which is not here
+        if name is None and found_in.names and not layer.stem.startswith(OF_OTHER_ENCODERS):
+            name = found_in.official  # as in the network that it is for, which is not here
         if name is None:
             raise CheckpointError(
                 f"LoRA {lora.name}: no known network has the layer '{layer.stem}', so it has no name in other forms"

@@ -195,11 +195,13 @@ class Meaning:
     """What a stem says: for which network it is, and the names that the layer may have there.
 
     names: as it is, and without what stands in front. underscored: without that, of a stem with underscores for dots.
+    official: the layer of a Wan transformer that it is, if it is of one.
     """
 
     part: str
     names: tuple[str, ...] = ()
     underscored: str = ""
+    official: str = ""
 
 
 @lru_cache(maxsize=65536)
@@ -224,9 +226,8 @@ def meaning(stem: str) -> Meaning:
         names.append(rest)
     if T5.search(rest):
         part = TEXT
-    return Meaning(
-        part, tuple(other for name in names for other in (name, rename(name, DIFFUSERS), rename(name, UMT5)))
-    )
+    spelled = tuple(other for name in names for other in (name, rename(name, DIFFUSERS), rename(name, UMT5)))
+    return Meaning(part, spelled, official=rename(rest, DIFFUSERS))
 
 
 def parts_in(keys: Iterable[str]) -> frozenset[str]:
