@@ -26,6 +26,8 @@ COMMANDS = {
     "units": "omniavatar.cli.units:units",
     "models": "omniavatar.cli.models:models",
     "plugins": "omniavatar.cli.plugins:plugins",
+    "docs": "omniavatar.cli.docs:docs",
+    "env": "omniavatar.cli.env:env",
 }
 UNPRINTED = 1
 BAD_INPUT = 2

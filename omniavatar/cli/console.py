@@ -78,13 +78,10 @@ class Page(io.StringIO):
 
 
 def table_of(*columns: str) -> Table:
-    """An empty table whose cells are never cut off."""
-    from rich.table import Table
+    """An empty table whose cells are never cut off, and which a narrow terminal shows as a block for each row."""
+    from omniavatar.cli.listing import Listing
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+    return Listing(*columns)
 
 
 def make_lenient(stream: TextIO | None) -> None:

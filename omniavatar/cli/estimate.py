@@ -41,7 +41,7 @@ def estimate_videos(maker: VideoMaker, videos: Sequence[Video]) -> int:
     from omniavatar.estimate.rehearsal import Rehearsal
 
     if maker.config.gpus > 1 or maker.world.size > 1:
-        raise InputError("an estimate is about one GPU; leave --gpus out (docs/scaling.md says what more of them give)")
+        raise InputError("an estimate is about one GPU; leave --gpus out (for more: omni docs scaling)")
     engine = maker.engine(maker.world, maker.device)
     suit_threads(engine)
     rehearsal = Rehearsal(engine, [maker.watcher])
