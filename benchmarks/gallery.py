@@ -86,9 +86,9 @@ class Video:
 
 
 PLAIN = Shot(settings={"schedule": {"steps": 20}})
-GUIDED = PLAIN.with_settings({"guidance": {"scale": 3.0}})
 FEW = PLAIN.with_settings({"schedule": {"steps": 6}})
-WORDS = replace(GUIDED, inputs={"image": None, "prompt": SAID})
+WORDS = replace(PLAIN, inputs={"image": None, "prompt": SAID})
+GUIDED = WORDS.with_settings({"guidance": {"scale": 2.0}})
 LONG = replace(PLAIN, seconds=3.4, units="default")
 MOVED = "default+smooth-borders+video-to-video"
 
@@ -123,37 +123,38 @@ ENTRIES = (
     Entry(
         "guidance",
         "Guidance",
-        f"A video from words alone, without a picture (`{SAID}`), at `--guidance.scale 1` and at 3: the prompt is "
-        "followed more closely.",
-        WORDS.with_settings({"guidance": {"scale": 1.0}}),
+        f"A video from words alone, without a picture (`{SAID}`), without guidance and at `--guidance.scale 2`, one "
+        "more call a step: the prompt is followed more closely.",
         WORDS,
+        GUIDED,
     ),
     Entry(
         "nag",
         "nag: a negative prompt without guidance",
         f"Words alone again, without guidance, against `+nag` that leads away from `{UNWANTED}`. No further call.",
-        WORDS.with_settings({"guidance": {"scale": 1.0}}),
-        plus(WORDS, "nag", {"nag": {"negative": UNWANTED}, "guidance": {"scale": 1.0}}),
+        WORDS,
+        plus(WORDS, "nag", {"nag": {"negative": UNWANTED}}),
     ),
     Entry(
         "skip-layer-guidance",
         "skip-layer-guidance",
-        "Guidance at 3 against `+skip-layer-guidance(blocks=[3])`: the negative prediction leaves out block 3, so the "
-        "result leads away from what fewer blocks predict.",
+        "Words alone, guidance at 2, against `+skip-layer-guidance(blocks=[3])`: the negative prediction leaves out "
+        "block 3, so the result leads away from what fewer blocks predict.",
         GUIDED,
         plus(GUIDED, "skip-layer-guidance", {"skip-layer-guidance": {"blocks": [3]}}),
     ),
     Entry(
         "cfg-zero-star",
         "cfg-zero-star",
-        "Guidance at 3 against `+cfg-zero-star`, which rescales the negative prediction and skips the first step.",
+        "Words alone, guidance at 2, against `+cfg-zero-star`, which rescales the negative prediction and skips the "
+        "first step.",
         GUIDED,
         plus(GUIDED, "cfg-zero-star"),
     ),
     Entry(
         "guidance-interval",
         "guidance-interval",
-        "Guidance at 3 in all steps against `+guidance-interval(low=0.5)`: one call a step at low noise.",
+        "Words alone, guidance at 2 in all steps, against `+guidance-interval(low=0.5)`: one call a step at low noise.",
         GUIDED,
         plus(GUIDED, "guidance-interval", {"guidance-interval": {"low": 0.5}}),
     ),
@@ -228,8 +229,8 @@ ENTRIES = (
     Entry(
         "cfg-merge",
         "cfg-merge: the same video",
-        "Guidance at 3, two calls a step, against `+cfg-merge`, both in one call. Exact units change what a "
-        "video costs and not what it shows: `cfg-merge`, `offload`, `disk-offload`, `compile`, those for several GPUs.",
+        "Words alone, guidance at 2, two calls a step, against `+cfg-merge`, both in one call. Exact units change "
+        "what a video costs, not what it shows: `cfg-merge`, `offload`, `disk-offload`, `compile`, those for several GPUs.",
         GUIDED,
         plus(GUIDED, "cfg-merge"),
     ),
@@ -333,28 +334,32 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gallery", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="make these pictures only; by default all")
+    parser.add_argument(
+        "names", nargs="*", help="make these pictures anew and keep the others; by default all are made"
+    )
+    parser.add_argument("--texts", action="store_true", help="make no picture, write the page of those that there are")
     parser.add_argument("--folder", type=Path, default=PICTURES, help="where pictures and figures.json are written")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page that shows them")
     options = parser.parse_args(given)
-    known = {entry.name for entry in ENTRIES}
-    if unknown := set(options.names) - known:
-        parser.error(f"no picture {', '.join(sorted(unknown))}; choices: {', '.join(sorted(known))}")
+    known = [entry.name for entry in ENTRIES]
+    if unknown := set(options.names) - set(known):
+        parser.error(f"no picture {', '.join(sorted(unknown))}; choices: {', '.join(known)}")
     options.folder.mkdir(parents=True, exist_ok=True)
     log = options.folder / "figures.json"
-    found: dict[str, Any] = json.loads(log.read_text()) if options.names and log.is_file() else {}
+    found: dict[str, Any] = json.loads(log.read_text()) if log.is_file() else {}
     studio = Studio()
-    for entry in ENTRIES:
+    for entry in [] if options.texts else ENTRIES:
         if options.names and entry.name not in options.names:
             continue
         without, made = studio.make(entry.without), studio.make(entry.shot)
         picture(entry, without, made).save(options.folder / f"{entry.name}.webp", quality=70, method=6)
         found[entry.name] = figures(without, made)
         print(f"{entry.name}: {caption(found[entry.name])}", file=sys.stderr)
-    ordered = {entry.name: found[entry.name] for entry in ENTRIES if entry.name in found}
-    log.write_text(json.dumps(ordered, indent=2) + "\n")
-    if known <= set(found):
-        options.page.write_text(page(found), encoding="utf-8")
+        log.write_text(json.dumps({name: found[name] for name in known if name in found}, indent=2) + "\n")
+    lacking = [name for name in known if name not in found]
+    if lacking:
+        parser.error(f"the page lacks {', '.join(lacking)}; make these pictures first")
+    options.page.write_text(page(found), encoding="utf-8")
     return 0
 
 

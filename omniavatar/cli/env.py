@@ -41,16 +41,16 @@ def env(plugins: Plugins, as_json: bool) -> None:
     if as_json:
         show_json(facts)
         return
-    from rich.table import Table
+    from omniavatar.cli.listing import pairs
 
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for title, value in facts.items():
-        if isinstance(value, dict):
-            text = ", ".join(f"{name} {number}" for name, number in value.items()) or "none"
-        else:
-            text = "none" if value is None else str(value)
-        table.add_row(title.replace("_", " "), text)
-    show(table)
+    show(pairs({name.replace("_", " "): in_words(value) for name, value in facts.items()}))
+
+
+def in_words(value: Any) -> str:
+    """A fact of the report; versions by name in one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {number}" for name, number in value.items()) or "none"
+    return "none" if value is None else str(value)
 
 
 def environment(plugins: Plugins) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
@@ -21,10 +21,13 @@ class Listing(Table):
     A table fits if no word is broken and no column of text is narrower than `READABLE`.
     """
 
-    def __init__(self, *headings: str) -> None:
+    def __init__(self, *headings: str, numbers: Iterable[str] = ()) -> None:
+        """numbers: headings of columns that come behind the others and whose cells stand on the right."""
         super().__init__(box=None, pad_edge=False, header_style="bold")
         for heading in headings:
             self.add_column(heading, overflow="fold")
+        for heading in numbers:
+            self.add_column(heading, overflow="fold", justify="right")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if self._fits(console, options):
@@ -48,11 +51,16 @@ class Listing(Table):
         headings = [str(column.header) for column in self.columns]
         for first, *others in zip(*(column.cells for column in self.columns), strict=True):
             yield Text(str(first), "bold")
-            block = Table(show_header=False, box=None, pad_edge=False)
-            block.add_column(overflow="fold")
-            block.add_column(overflow="fold")
-            for heading, cell in zip(headings[1:], others, strict=True):
-                if str(cell):
-                    block.add_row(heading, cell)
-            if block.row_count:
-                yield Padding(block, (0, 0, 0, 2))
+            named = {heading: cell for heading, cell in zip(headings[1:], others, strict=True) if str(cell)}
+            if named:
+                yield Padding(pairs(named), (0, 0, 0, 2))
+
+
+def pairs(named: Mapping[str, RenderableType]) -> Table:
+    """Values behind their names, which are never cut off."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for _ in range(2):
+        table.add_column(overflow="fold")
+    for name, value in named.items():
+        table.add_row(name, value)
+    return table

@@ -74,8 +74,9 @@ def show_unit(name: str, as_json: bool) -> None:
     if as_json:
         show_json(unit_facts(unit, package))
         return
-    from rich.table import Table
     from rich.text import Text
+
+    from omniavatar.cli.listing import pairs
 
     page = UnitPage.of(unit, package)
     show(Text.assemble((page.name, "bold"), f"  {page.text}"))
@@ -84,10 +85,7 @@ def show_unit(name: str, as_json: bool) -> None:
         for row in found.rows:
             table.add_row(*row)
         show("", table)
-    facts = Table(show_header=False, box=None, pad_edge=False)
-    for title, text in page.facts.items():
-        facts.add_row(title, text)
-    show("", facts)
+    show("", pairs(page.facts))
 
 
 @units.command(params=[option for option in EARLY if option.name in OF_PLANS])
