@@ -230,7 +230,7 @@ ENTRIES = (
         "cfg-merge",
         "cfg-merge: the same video",
         "Words alone, guidance at 2, two calls a step, against `+cfg-merge`, both in one call. Exact units change "
-        "what a video costs, not what it shows: `cfg-merge`, `offload`, `disk-offload`, `compile`, those for several GPUs.",
+        "what a video costs, not what it shows: `cfg-merge`, `offload`, `disk-offload`, `compile`, several GPUs.",
         GUIDED,
         plus(GUIDED, "cfg-merge"),
     ),
