@@ -35,7 +35,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.overhead
 
 docs: $(DOCS)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 gallery: $(READY)
 	$(BIN)/python -m benchmarks.gallery
