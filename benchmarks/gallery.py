@@ -138,10 +138,10 @@ ENTRIES = (
     Entry(
         "skip-layer-guidance",
         "skip-layer-guidance",
-        "Words alone, guidance at 2, against `+skip-layer-guidance(blocks=[3])`: the negative prediction leaves out "
-        "block 3, so the result leads away from what fewer blocks predict.",
+        "Words alone, guidance at 2, against `+skip-layer-guidance`: the negative prediction leaves out a block, "
+        "here block 5, so the result leads away from what fewer blocks predict.",
         GUIDED,
-        plus(GUIDED, "skip-layer-guidance", {"skip-layer-guidance": {"blocks": [3]}}),
+        plus(GUIDED, "skip-layer-guidance"),
     ),
     Entry(
         "cfg-zero-star",
@@ -315,8 +315,9 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
         "What units and settings do to a video of the built-in avatar. Every picture is of two runs on a CPU that",
         "differ in one thing, with the demo's portrait and speech. The first row is without it, the second with it,",
         f"and the third is the difference: grey where there is none, and {LARGER} times as large as it is.",
-        "`make gallery` makes the pictures and this page. The built-in avatar is small; with the real weights, effects",
-        "of the same kind may be weaker or stronger.",
+        "A video that begins with a given picture has it as its first frame, whatever changes. `make gallery` makes",
+        "pictures and page. The built-in avatar is small; with the real weights, effects of the same kind may be",
+        "weaker or stronger.",
     ]
     for entry in ENTRIES:
         lines += [
