@@ -190,8 +190,8 @@ ENTRIES = (
     Entry(
         "lcm",
         "lcm: a solver for few-step models",
-        "6 steps of `euler` against 6 steps of `lcm`. The built-in avatar is not distilled for few steps, so `lcm`, "
-        "which draws new noise in every step, is of no use to it.",
+        "6 steps of `euler` against 6 steps of `lcm`, which predicts the clean video in every step and adds new "
+        "noise, as models distilled for few steps want it. The built-in avatar is not one, and moves its head less.",
         FEW,
         replace(FEW, units="default+smooth-borders-euler+lcm"),
     ),
