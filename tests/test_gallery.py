@@ -101,5 +101,6 @@ def test_a_picture_comes_from_two_runs(tmp_path: Path, monkeypatch: pytest.Monke
     found = json.loads((tmp_path / "figures.json").read_text())["teacache"]
     assert (found["blocks_without"], found["blocks_asked_for"]) == (32, 32)
     assert found["blocks"] < 32
-    assert Image.open(tmp_path / "teacache.webp").size == (6 * SIDE + 5 * GAP, 3 * SIDE + 2 * GAP)
+    with Image.open(tmp_path / "teacache.webp") as made:
+        assert made.size == (6 * SIDE + 5 * GAP, 3 * SIDE + 2 * GAP)
     assert "## T" in (tmp_path / "page.md").read_text()
