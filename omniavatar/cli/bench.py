@@ -122,7 +122,7 @@ class BenchCommand(RunCommand):
 
     note = (
         "Inputs and settings of units hold for every combination that has the unit; what stands in a plan is stronger. "
-        "docs/benchmarks.md says how it is measured and what the report means."
+        "omni docs benchmarks says how it is measured and what the report means."
     )
     early = BENCH_EARLY
 
