@@ -1,15 +1,15 @@
-"""What quantised weights do to the pictures: `python -m benchmarks.quantised --output benchmarks/results/quantised-tiny.json`.
+"""What quantised weights do to the pictures: `python -m benchmarks.quantised --output FILE`.
 
 Writes the built-in avatar's transformer in every form that is read, and lets `omni bench --weights` make the same
 videos with each, of faces that it was not trained on. Of every form: bytes of the file and of the loaded network,
 likeness with the videos of the file as it is (PSNR, SSIM), and what the detector reads (mouth, identity). For the large
-transformers it computes how large they are in each form. `--table FILE` prints the pages' tables of a record.
+transformers it computes how large they are in each form. `--table FILE` prints the page's table of a record.
 
-Quantised are the matrices inside the blocks, as in published files, each number rounded to the nearest one that the form
-has, without calibration. Blocks of GGUF hold 32 or 256 numbers of a row, and rows of 240 are no multiple of either:
-such matrices are cut into rows of 256, as ComfyUI-GGUF's converter does it for networks of odd widths
-(`comfy.gguf.orig_shape`). The gguf package makes the simple types; the k and IQ types are made by ggml's own code from a
-shared library, `--ggml libggml-base.so`, which is in every build of llama.cpp or whisper.cpp, also in the wheel of
+Quantised are the matrices inside the blocks, as in published files, each number rounded to the nearest one that the
+form has, without calibration. Blocks of GGUF hold 32 or 256 numbers of a row, and rows of 240 are no multiple of
+either: such matrices are cut into rows of 256, as ComfyUI-GGUF's converter does it for networks of odd widths
+(`comfy.gguf.orig_shape`). The gguf package makes the simple types; the k and IQ types are made by ggml's own code from
+a shared library, `--ggml libggml-base.so`, which is in every build of llama.cpp or whisper.cpp, also in the wheel of
 pywhispercpp.
 
 JSON: {machine, command, work, rows: [{form, how, bits, file_mb, network_mb, identical, psnr_db, ssim, latent_error,
@@ -40,11 +40,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
-from benchmarks.memory import gigabytes
 from benchmarks.report import publish
 from benchmarks.synthetic import RandomModels
 from omniavatar.bench.machine import command, machine
-from omniavatar.bench.record import Combination, Record
+from omniavatar.bench.record import Combination, Record, Spread
 from omniavatar.checkpoints import Bundle
 from omniavatar.checkpoints.converting import QUANTISED
 from omniavatar.checkpoints.formats.packing import TILE, rotation
@@ -136,12 +135,14 @@ def scaled(
 
 def peak(weight: Tensor, *, rows: bool = True) -> Tensor:
     """The largest size of a number, of all or of each output (out 1); never zero."""
-    return (weight.abs().amax(dim=1, keepdim=True) if rows else weight.abs().max()).clamp(min=1e-12)
+    largest = weight.abs().amax(dim=1, keepdim=True) if rows else weight.abs().max()
+    return largest.clamp(min=1e-12)
 
 
 def rotated(weight: Tensor) -> Tensor:
     """Groups of inputs times H / sqrt(group) (see packing.rotation), which spreads numbers that stand out."""
-    return (weight.unflatten(1, (-1, ROTATED)) @ rotation(ROTATED, weight.device)).flatten(1)
+    groups: Tensor = weight.unflatten(1, (-1, ROTATED))
+    return (groups @ rotation(ROTATED, weight.device)).flatten(1)
 
 
 def mxfp8(weight: Tensor) -> Parts:
@@ -173,7 +174,7 @@ def int4(weight: Tensor) -> Parts:
 
 
 def asym4(weight: Tensor) -> Parts:
-    """Numbers of 4 bits with an fp8 scale for every 16 inputs, which make whole numbers with a scale for every output."""
+    """Numbers of 4 bits with fp8 scales for 16 inputs each; whole numbers with a scale for every output come of it."""
     weight = rotated(weight)
     channel = peak(weight) / 127
     groups = (weight / channel).unflatten(1, (-1, 16))
@@ -256,9 +257,9 @@ TYPES = (
 NOT_PRICED = {
     "quanto qint4 and qint2": "not read",
     "LightX2V's nvfp4": "the numbers of ComfyUI's nvfp4 in another order",
-    "GGUF IQ2_XS, IQ2_XXS, IQ1_S, IQ1_M": "made with an importance matrix only, which Wan has no tool to measure",
+    "GGUF IQ2_XS, IQ2_XXS, IQ1_S, IQ1_M": "ggml makes them with an importance matrix only, and there is none here",
     "GGUF TQ1_0, TQ2_0": "three values a number, for networks that were trained so",
-    "GGUF NVFP4": "the numbers of ComfyUI's nvfp4 without the scale of the whole",
+    "GGUF NVFP4": "not made here; its blocks are those of ComfyUI's nvfp4",
 }
 """What is read, or might be asked for, and has no row: why."""
 
@@ -357,10 +358,11 @@ def sizes(bits: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """GB of the large transformers in every form: matrices of the blocks in so many bits, the rest in bf16."""
     found = {}
     for size in SIZES:
-        shapes = {name: weight.shape for name, weight in RandomModels(size).skeleton("dit").named_parameters()}
+        skeleton = RandomModels(size).skeleton("dit", dtype=torch.bfloat16)
+        shapes = {name: weight.shape for name, weight in skeleton.named_parameters()}
         quantised = sum(shape.numel() for name, shape in shapes.items() if is_quantised(name, tuple(shape)))
         rest = sum(shape.numel() for shape in shapes.values()) - quantised
-        found[size] = {form: gigabytes(quantised * bit / 8 + rest * 2) for form, bit in bits.items()}
+        found[size] = {form: round((quantised * bit / 8 + rest * 2) / 1e9, 2) for form, bit in bits.items()}
     return found
 
 
@@ -379,12 +381,12 @@ def figures(one: Combination) -> dict[str, Any]:
     if one.status != "measured":
         return {"status": one.status, "reason": one.reason}
     quality, avatar = one.quality, one.avatar
-    spreads = {
-        "psnr_db": quality and quality.psnr_db,
-        "ssim": quality and quality.ssim,
-        "latent_error": quality and quality.latent_error,
-        "mouth": avatar and avatar.mouth_correlation,
-        "identity": avatar and avatar.identity_ssim,
+    spreads: dict[str, Spread | None] = {
+        "psnr_db": quality.psnr_db if quality else None,
+        "ssim": quality.ssim if quality else None,
+        "latent_error": quality.latent_error if quality else None,
+        "mouth": avatar.mouth_correlation if avatar else None,
+        "identity": avatar.identity_ssim if avatar else None,
     }
     return {
         "status": one.status,
@@ -417,15 +419,25 @@ def rows(
 # Tables ---------------------------------------------------------------------------------------------------------------
 
 
+COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("file", "how", ""),
+    ("bits a number", "bits", ".2f"),
+    ("in memory, MB", "network_mb", ".1f"),
+    ("PSNR, dB", "psnr_db", ".1f"),
+    ("latent error", "latent_error", ".3f"),
+    ("mouth", "mouth", ".3f"),
+    ("identity", "identity", ".3f"),
+)
+"""Heading, key of a row, and form."""
+
+
 def table(record: Mapping[str, Any]) -> list[str]:
     """The lines of a page's table: the largest first."""
-    lines = ["| file | bits | tiny avatar, MB | PSNR | mouth | identity | 1.3B, GB | 14B, GB |", "|---|" + "---|" * 7]
-    ordered = sorted(record["rows"], key=lambda row: -row["bits"])
-    for row in ordered:
-        psnr = "" if row["psnr_db"] is None else f"{row['psnr_db']:.1f}"
-        large = [f"{record['sizes_gb'][size][row['form']]:.2f}" for size in SIZES]
-        cells = [row["how"], f"{row['bits']:.2f}", f"{row['network_mb']:.1f}", psnr]
-        cells += [f"{row['mouth']:.3f}", f"{row['identity']:.3f}", *large]
+    headings = [*(heading for heading, _, _ in COLUMNS), *(f"{size.upper()}, GB" for size in SIZES)]
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    for row in sorted(record["rows"], key=lambda row: -row["bits"]):
+        cells = ["" if row.get(key) is None else format(row[key], form) for _, key, form in COLUMNS]
+        cells += [format(record["sizes_gb"][size][row["form"]], ".2f") for size in SIZES]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
