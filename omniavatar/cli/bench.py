@@ -31,7 +31,6 @@ from omniavatar.cli.start import EARLY, Start, start
 from omniavatar.config import DEFAULT_UNITS, changed_plan, merge_settings, parse_config
 from omniavatar.engine.settings import Chosen, file_layer
 from omniavatar.errors import InputError, OmniError, OutputError, PlanError, nearest
-from omniavatar.locating import located
 from omniavatar.opening import entry_from_here
 from omniavatar.threads import suit_threads
 
@@ -140,7 +139,9 @@ def label(expression: str, file: str | None) -> str:
 def with_weights(config: RunConfig, file: str) -> RunConfig:
     """A configuration with a model file in the place of the one of the same network. Raises InputError."""
     entry = {"instead": True, **entry_from_here(file)}
-    return located(parse_config({**dict(config), "models": (*config.models, entry)}, "--weights"))
+    if not Path(entry["path"]).exists():
+        raise InputError(f"--weights {file}: there is no file {entry['path']}; give one that is there")
+    return parse_config({**dict(config), "models": (*config.models, entry)}, "--weights")
 
 
 def typed_expressions(units: tuple[str, ...], matrix: tuple[str, ...]) -> list[str]:
