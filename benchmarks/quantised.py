@@ -3,7 +3,7 @@
 Writes the built-in avatar's transformer in every form that is read, and lets `omni bench --weights` make the same
 videos with each, of faces that it was not trained on. Of every form: bytes of the file and of the loaded network,
 likeness with the videos of the file as it is (PSNR, SSIM), and what the detector reads (mouth, identity). For the large
-transformers it computes how large they are in each form. `--table FILE` prints the page's table of a record.
+transformers it computes how large they are in each form. `--table FILE` prints the page's tables of a record.
 
 Quantised are the matrices inside the blocks, as in published files, each number rounded to the nearest one that the
 form has, without calibration. Blocks of GGUF hold 32 or 256 numbers of a row, and rows of 240 are no multiple of
@@ -51,6 +51,7 @@ from omniavatar.plugins import discover
 from omniavatar.resources import PACKAGE
 
 SOURCE = PACKAGE / "assets" / "tiny" / "transformer.safetensors"
+RESULTS = Path(__file__).parent / "results"
 ROLES = ("dit", "audio_adapter")
 """The networks of that file."""
 SIZES = ("1.3b", "14b")
@@ -146,11 +147,15 @@ def rotated(weight: Tensor) -> Tensor:
 
 
 def mxfp8(weight: Tensor) -> Parts:
-    """fp8 with a power of two for every 32 inputs (OCP Microscaling 1.0), rounded up so that nothing is cut off."""
+    """fp8 with a power of two for every 32 inputs (OCP Microscaling 1.0), rounded up so that nothing is cut off.
+
+    Where inputs are padded, factors of 1 for them tell how many they are.
+    """
     groups = padded(weight, 32).unflatten(1, (-1, 32))
     exponent = (groups.abs().amax(dim=2) / LARGEST[torch.float8_e4m3fn]).clamp(min=2.0**-127).log2().ceil()
     numbers = (groups / torch.exp2(exponent)[..., None]).flatten(1).to(torch.float8_e4m3fn)
-    return {"weight": numbers, "weight_scale": swizzled((exponent + 127).to(torch.uint8))}
+    parts = {"weight": numbers, "weight_scale": swizzled((exponent + 127).to(torch.uint8))}
+    return parts if weight.shape[1] % 32 == 0 else {**parts, "pre_quant_scale": torch.ones(weight.shape[1])}
 
 
 def nvfp4(weight: Tensor) -> Parts:
@@ -358,12 +363,16 @@ def sizes(bits: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """GB of the large transformers in every form: matrices of the blocks in so many bits, the rest in bf16."""
     found = {}
     for size in SIZES:
-        skeleton = RandomModels(size).skeleton("dit", dtype=torch.bfloat16)
-        shapes = {name: weight.shape for name, weight in skeleton.named_parameters()}
+        shapes = {name: weight.shape for name, weight in transformer(size).named_parameters()}
         quantised = sum(shape.numel() for name, shape in shapes.items() if is_quantised(name, tuple(shape)))
         rest = sum(shape.numel() for shape in shapes.values()) - quantised
         found[size] = {form: round((quantised * bit / 8 + rest * 2) / 1e9, 2) for form, bit in bits.items()}
     return found
+
+
+def transformer(size: str) -> torch.nn.Module:
+    """The shapes of a large one."""
+    return RandomModels(size).skeleton("dit", dtype=torch.bfloat16)
 
 
 def bench(files: list[Path], folder: Path, seeds: list[int], seconds: float) -> Record:
@@ -442,6 +451,47 @@ def table(record: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+CARDS = (
+    (8, "gguf-q4_k", 0),
+    (8, "fp8-scaled", 0),
+    (12, "fp8-scaled", 16),
+    (16, "gguf-q5_k", 38),
+    (16, "fp8-scaled", 28),
+    (24, "fp8-scaled", 38),
+    (24, "gguf-q8_0", 38),
+    (32, "fp16", 38),
+)
+"""GiB of a card, a file that suits it, the blocks that `offload` leaves on the GPU; 38 and two places are all 40."""
+LORA_RANK = 128
+"""Of OmniAvatar's own LoRA, which goes to every matrix of the blocks."""
+DENSE_LAYER = 0.4
+"""GB of a packed layer's weight while it is used: (13824 5120) in float32 and in bf16."""
+
+
+def card_table(record: Mapping[str, Any]) -> list[str]:
+    """The lines of the table of cards: what the 14B transformer takes while steps run, computed but for activations.
+
+    What it takes beside weights, at 720x400x105, is that of benchmarks/results/memory-14b.json, all on the GPU.
+    """
+    measured = json.loads((RESULTS / "memory-14b.json").read_text())["rows"][0]["steps_peak"]["allocated_gb"]
+    shapes = {name: weight.shape for name, weight in transformer("14b").named_parameters()}
+    blocks = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
+    outside = sum(shape.numel() for name, shape in shapes.items() if not name.startswith("blocks.")) * 2 / 1e9
+    lora = sum(LORA_RANK * sum(shape) * 2 for name, shape in shapes.items() if is_quantised(name, tuple(shape))) / 1e9
+    sizes_gb = record["sizes_gb"]["14b"]
+    hows = {row["form"]: row["how"] for row in record["rows"]}
+    lines = ["| card | file | plan | GPU memory | host memory |", "|---|---|---|---|---|"]
+    for card, form, resident in CARDS:
+        is_packed = form not in ("fp16", "bf16")
+        weights = sizes_gb[form] + (lora if is_packed else 0)
+        here = outside + (weights - outside) * (resident + 2) / blocks
+        total = here + measured - sizes_gb["fp16"] + (DENSE_LAYER if is_packed else 0)
+        how = hows[form] if is_packed else "bf16 or fp16"
+        plan = f"`+offload(resident={resident})`" if resident else "`+offload`"
+        lines.append(f"| {card} GB | {how} | {plan} | {total:.1f} GB | {weights:.1f} GB |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[""], help="forms whose names begin with one of these")
@@ -450,10 +500,13 @@ def main() -> None:
     parser.add_argument("--ggml", type=Path, help="ggml's shared library, for the k and IQ types of GGUF")
     parser.add_argument("--folder", type=Path, help="where files and videos are kept")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of this record and do nothing else")
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", help="print the tables of this record and do nothing else"
+    )
     arguments = parser.parse_args()
     if arguments.table:
-        print("\n".join(table(json.loads(arguments.table.read_text()))))
+        record = json.loads(arguments.table.read_text())
+        print("\n".join([*table(record), "", *card_table(record)]))
         return
     available = forms(Ggml.load(arguments.ggml) if arguments.ggml else None)
     made = {name: form for name, form in available.items() if name.startswith(tuple(arguments.only))}

@@ -1,4 +1,4 @@
-"""The forms that `benchmarks.quantised` writes are read as what was written; the page has the record's table."""
+"""The forms that `benchmarks.quantised` writes are read as what was written; the page has the record's tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from benchmarks.quantised import FORMS, TYPES, Ggml, GgufForm, forms, sizes, swizzled, table
+from benchmarks.quantised import FORMS, TYPES, Ggml, GgufForm, card_table, forms, sizes, swizzled, table
 from omniavatar.checkpoints.formats import PackedTensor
 from omniavatar.checkpoints.formats.packing import unswizzled
 from omniavatar.checkpoints.headers import read_header
@@ -95,8 +95,10 @@ def test_large_transformers_are_as_large_as_the_measured_ones() -> None:
     assert computed["1.3b"]["bf16"] == small["bf16"]["network_gb"]
 
 
-def test_the_page_has_the_table_of_the_record() -> None:
+def test_the_page_has_the_tables_of_the_record() -> None:
     record = json.loads(RECORD.read_text())
     assert {row["form"] for row in record["rows"]} == {"fp16", *FORMS, *(f"gguf-{name.lower()}" for name in TYPES)}
     assert [row["form"] for row in record["rows"] if row["status"] != "measured"] == []
-    assert "\n".join(table(record)) in (ROOT / "docs" / "memory.md").read_text()
+    page = (ROOT / "docs" / "memory.md").read_text()
+    assert "\n".join(table(record)) in page
+    assert "\n".join(card_table(record)) in page
