@@ -12,8 +12,8 @@ either: such matrices are cut into rows of 256, as ComfyUI-GGUF's converter does
 a shared library, `--ggml libggml-base.so`, which is in every build of llama.cpp or whisper.cpp, also in the wheel of
 pywhispercpp.
 
-JSON: {machine, command, work, rows: [{form, how, bits, file_mb, network_mb, identical, psnr_db, ssim, latent_error,
-mouth, identity}], not_priced: {form: why}, sizes_gb: {size: {form: GB of the transformer in memory}}}; mb and gb are
+JSON: {machine, command, work, rows: [{form, how, bits, file_mb, network_mb, psnr_db, ssim, latent_error, mouth,
+identity}], not_priced: {form: why}, sizes_gb: {size: {form: GB of the transformer in memory}}}; mb and gb are
 10^6 and 10^9 bytes, figures of videos medians over the seeds, and `bits` those of a number of a large matrix.
 """
 
@@ -26,7 +26,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -375,33 +375,37 @@ def transformer(size: str) -> torch.nn.Module:
     return RandomModels(size).skeleton("dit", dtype=torch.bfloat16)
 
 
-def bench(files: list[Path], folder: Path, seeds: list[int], seconds: float) -> Record:
-    """The same videos with each file."""
+def bench(files: list[Path], folder: Path, seeds: list[int], seconds: float) -> list[Record]:
+    """The same videos with each file; every seed in a process of its own, all at the same time."""
     call = [sys.executable, "-m", "omniavatar", "bench", "--config", "tiny", "--units", "default", "--faces"]
-    call += ["--repeats", "0", "--warmup", "0", "--seconds", str(seconds), "--output", str(folder)]
-    call += [argument for seed in seeds for argument in ("--seed", str(seed))]
+    call += ["--repeats", "0", "--warmup", "0", "--seconds", str(seconds)]
     call += [argument for file in files for argument in ("--weights", str(file))]
-    subprocess.run(call, check=True, stdout=sys.stderr)
-    return Record.read(folder / "bench.json")
+    folders = {seed: folder / f"seed-{seed}" for seed in seeds}
+    calls = [[*call, "--seed", str(seed), "--output", str(here)] for seed, here in folders.items()]
+    started = [subprocess.Popen(one, stdout=sys.stderr) for one in calls]
+    codes = [process.wait() for process in started]
+    if any(codes):
+        raise RuntimeError(f"omni bench ended with the codes {codes}; see above")
+    return [Record.read(here / "bench.json") for here in folders.values()]
 
 
-def figures(one: Combination) -> dict[str, Any]:
-    """Of the videos of a file."""
-    if one.status != "measured":
-        return {"status": one.status, "reason": one.reason}
-    quality, avatar = one.quality, one.avatar
-    spreads: dict[str, Spread | None] = {
-        "psnr_db": quality.psnr_db if quality else None,
-        "ssim": quality.ssim if quality else None,
-        "latent_error": quality.latent_error if quality else None,
-        "mouth": avatar.mouth_correlation if avatar else None,
-        "identity": avatar.identity_ssim if avatar else None,
-    }
+def figures(videos: Sequence[Combination]) -> dict[str, Any]:
+    """Of the videos of a file, one for each seed: medians."""
+    qualities = [one.quality for one in videos if one.quality is not None]
+    avatars = [one.avatar for one in videos if one.avatar is not None]
     return {
-        "status": one.status,
-        "identical": None if quality is None else quality.identical,
-        **{name: None if spread is None else round(spread.median, 4) for name, spread in spreads.items()},
+        "psnr_db": median(one.psnr_db for one in qualities),
+        "ssim": median(one.ssim for one in qualities),
+        "latent_error": median(one.latent_error for one in qualities),
+        "mouth": median(one.mouth_correlation for one in avatars),
+        "identity": median(one.identity_ssim for one in avatars),
     }
+
+
+def median(spreads: Iterable[Spread | None]) -> float | None:
+    """Of the values of all; None without any."""
+    values = [value for spread in spreads if spread is not None for value in spread.values]
+    return round(float(np.median(values)), 4) if values else None
 
 
 def rows(
@@ -410,10 +414,11 @@ def rows(
     """What each form costs; the file as it is comes first."""
     state = load_file(SOURCE)
     files = {name: form.write(folder, name, state) for name, form in made.items()}
-    record = bench(list(files.values()), folder / "bench", seeds, seconds)
+    records = bench(list(files.values()), folder / "bench", seeds, seconds)
     weight = torch.randn(LARGE, generator=torch.Generator().manual_seed(0)) / 50
     all_files = {"fp16": SOURCE, **files}
-    for (name, file), one in zip(all_files.items(), record.combinations, strict=True):
+    combinations = zip(*(record.combinations for record in records), strict=True)
+    for (name, file), videos in zip(all_files.items(), combinations, strict=True):
         form = made.get(name)
         yield {
             "form": name,
@@ -421,7 +426,7 @@ def rows(
             "bits": 16.0 if form is None else round(form.bits(weight), 3),
             "file_mb": round(file.stat().st_size / 1e6, 2),
             "network_mb": round(network_bytes(file) / 1e6, 2),
-            **figures(one),
+            **figures(videos),
         }
 
 

@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from benchmarks.quantised import FORMS, TYPES, Ggml, GgufForm, card_table, forms, sizes, swizzled, table
+from omniavatar.checkpoints import fingerprint
 from omniavatar.checkpoints.formats import PackedTensor
 from omniavatar.checkpoints.formats.packing import unswizzled
 from omniavatar.checkpoints.headers import read_header
@@ -45,10 +46,9 @@ def test_what_is_written_is_read(name: str, tmp_path: Path) -> None:
     file = forms(None)[name].write(tmp_path, "file", tensors)
     header = read_header([file], discover().formats())
     found = dict(stored_tensors(header.tensors, "cpu"))
-    assert found.keys() == tensors.keys()
+    assert fingerprint(header.entries) == fingerprint({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     weight = found[WEIGHT]
     dense = weight.dense() if isinstance(weight, PackedTensor) else weight.float()
-    dense = dense[:, : tensors[WEIGHT].shape[1]]  # blocks of 32 inputs are padded, and the network cuts them off
     error = (dense - tensors[WEIGHT].float()).norm() / tensors[WEIGHT].float().norm()
     assert 0 < error < ERRORS.get(name, 0.03)
     for other in OTHERS:
@@ -98,7 +98,7 @@ def test_large_transformers_are_as_large_as_the_measured_ones() -> None:
 def test_the_page_has_the_tables_of_the_record() -> None:
     record = json.loads(RECORD.read_text())
     assert {row["form"] for row in record["rows"]} == {"fp16", *FORMS, *(f"gguf-{name.lower()}" for name in TYPES)}
-    assert [row["form"] for row in record["rows"] if row["status"] != "measured"] == []
+    assert [row["form"] for row in record["rows"] if row["mouth"] is None] == []
     page = (ROOT / "docs" / "memory.md").read_text()
     assert "\n".join(table(record)) in page
     assert "\n".join(card_table(record)) in page
