@@ -233,7 +233,7 @@ FORMS: dict[str, Form] = {
         {"format": "int8_tensorwise"},
     ),
     "comfy-int8-convrot": Form(
-        "the same with a scale for each output and rotated inputs",
+        "ComfyUI's `int8_tensorwise`, a scale for each output, rotated (`convrot`)",
         partial(scaled, dtype=torch.int8, rows=True, rotate=True),
         {"format": "int8_tensorwise", **CONVROT},
     ),
