@@ -24,6 +24,7 @@ from einops import rearrange
 from torch import Tensor
 
 from omniavatar.engine.finite import Watch
+from omniavatar.engine.flow_match import START_LATENTS, add_noise
 from omniavatar.engine.plan import PREVIOUS, Plan
 from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Previous, Request, Step, Window
 from omniavatar.engine.windows import Span
@@ -121,6 +122,9 @@ class Loop:
         self._open, self._watch = window, Watch()
         window.values.update(values or {})
         self.hooks.begin_window(window, without)
+        start: Tensor | None = window.get(START_LATENTS)
+        if start is not None and window.steps:
+            window.video_latents[:] = add_noise(start, window.video_latents, window.steps[0].sigma)
         return window
 
     def plan_window(self) -> Window:
@@ -141,7 +145,7 @@ class Loop:
         return torch.randn(shape, generator=generator).roll(job.leading, dims=2).to(self.engine.device)
 
     def open_step(self, window: Window, timestep: float | Tensor, sigma: float | Tensor) -> Step:
-        """The only step of a window, ready for predictions at a noise level; in training one for each sample (b)."""
+        """The only step of a window, ready for predictions at a noise level, or one a sample (b) or frame (b t)."""
         step = Step(window, 0, timestep, sigma, 0.0)
         window.steps = [step]
         self.hooks.before_step(step)

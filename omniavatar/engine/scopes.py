@@ -373,7 +373,8 @@ class Step(Scope):
     """One denoising step from noise level `sigma` to `sigma_next`; `timestep` (0..1000) is what the network is told.
 
     `expert` is the role of the transformer that works in it; a unit with several changes it in a `plan_steps` wrapper.
-    In training every sample of the window's batch has a noise level of its own: (b) float64 each.
+    In training every sample of the window's batch may have a noise level of its own, (b) float64 each, and so may every
+    latent frame of a sample, (b t).
     `regimes` names what acts in this step and not in all others: a unit that acts in a range of steps adds its name in
     a `plan_steps` wrapper, so that caches compute where the regimes change.
     `evaluation` is 0, and for a further evaluation within a step its number; see `velocity_at`.
@@ -566,10 +567,10 @@ class Forward(Scope):
 
     @property
     def timesteps(self) -> Tensor:
-        """What the network is told about each sample of the batch (branches*b) float64."""
+        """What the network is told about each sample (branches*b) float64, or each of its frames (branches*b t)."""
         timestep = self.step.timestep
         if isinstance(timestep, torch.Tensor):
-            return self.repeated(timestep)
+            return self.repeated(timestep if timestep.ndim == 1 else timestep[:, self.frames])
         count = len(self.branches) * len(self.window.latents)
         return torch.full((count,), timestep, dtype=torch.float64, device=self.latents.device)
 

@@ -16,8 +16,9 @@ Architecture: Wan technical report, https://arxiv.org/abs/2503.20314, section 4.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -82,13 +83,28 @@ class CausalVAE(nn.Module):
         shift, scale = self._statistics(mean)
         return ((mean - shift) / scale).to(video.dtype)
 
-    def decode(self, latents: Tensor, tiling: Tiling | None = None, latents_per_pass: int = 1) -> Tensor:
-        """Normalised latents (b z 1+k h w) -> video (b 3 1+4k 8h 8w), clamped to [-1, 1] after blending."""
+    def decode(
+        self,
+        latents: Tensor,
+        tiling: Tiling | None = None,
+        latents_per_pass: int = 1,
+        history: MutableMapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Normalised latents (b z 1+k h w) -> video (b 3 1+4k 8h 8w), clamped to [-1, 1] after blending.
+
+        history: see `decode_frames`; every tile has its own.
+        """
         if tiling is None:
-            return torch.cat(list(self.decode_frames(latents, latents_per_pass)), dim=2)
+            return torch.cat(list(self.decode_frames(latents, latents_per_pass, history)), dim=2)
         self._check_latents(latents)
+        numbers = itertools.count()
+
+        def decode_tile(tile: Tensor) -> Tensor:
+            passes = self._decode_passes(tile, latents_per_pass, history, f"tile{next(numbers)}.")
+            return torch.cat(list(passes), dim=2)
+
         video = map_tiles(
-            lambda tile: torch.cat(list(self._decode_passes(tile, latents_per_pass)), dim=2),
+            decode_tile,
             latents,
             tiling,
             latent_size=(latents.shape[3], latents.shape[4]),
@@ -97,10 +113,17 @@ class CausalVAE(nn.Module):
         )
         return video.clamp_(-1, 1).to(latents.dtype)
 
-    def decode_frames(self, latents: Tensor, latents_per_pass: int = 1) -> Iterator[Tensor]:
-        """The video of `decode` without tiles, in order, group by group: frame 0, then 4 `latents_per_pass` frames."""
+    def decode_frames(
+        self, latents: Tensor, latents_per_pass: int = 1, history: MutableMapping[str, Tensor] | None = None
+    ) -> Iterator[Tensor]:
+        """The video of `decode` without tiles, in order, group by group: frame 0, then 4 `latents_per_pass` frames.
+
+        history: what the convolutions remember of the latents before these, by name; empty at the beginning of a video.
+            When the last group is made it holds what the latents after these need. With a past, every latent frame
+            stands for 4 frames, so that a video that is decoded in pieces is the one that is decoded at once.
+        """
         self._check_latents(latents)
-        passes = self._decode_passes(latents, latents_per_pass)
+        passes = self._decode_passes(latents, latents_per_pass, history)
         return (frames.clamp_(-1, 1).to(latents.dtype) for frames in passes)
 
     def moments(self, video: Tensor, latents_per_pass: int = 1) -> Tensor:
@@ -120,13 +143,23 @@ class CausalVAE(nn.Module):
         """Video -> posterior mean (b z 1+k h w), not normalised."""
         return self.moments(video, latents_per_pass)[:, : self.z_dim]
 
-    def _decode_passes(self, latents: Tensor, latents_per_pass: int) -> Iterator[Tensor]:
-        """Normalised latents -> groups of frames, neither clamped nor cast."""
+    def _decode_passes(
+        self,
+        latents: Tensor,
+        latents_per_pass: int,
+        history: MutableMapping[str, Tensor] | None = None,
+        prefix: str = "",
+    ) -> Iterator[Tensor]:
+        """Normalised latents -> groups of frames, neither clamped nor cast. prefix: of the names in the history."""
         shift, scale = self._statistics(latents)
         z = self.conv2((latents * scale + shift).to(self._dtype))
         cache = CausalCache()
-        for group in frame_groups(z.shape[2], latents_per_pass):
-            yield self.decoder(z[:, :, group], cache)
+        goes_on = history is not None and cache.restore(self.decoder, history, prefix)
+        for group in frame_groups(z.shape[2], latents_per_pass, first=0 if goes_on else 1):
+            frames = self.decoder(z[:, :, group], cache)
+            if history is not None and group.stop == z.shape[2]:
+                history.update(cache.named(self.decoder, prefix))
+            yield frames
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents, each (z 1 1 1), at least in float32."""
@@ -198,12 +231,13 @@ def check_levels(temporal_downsample: Sequence[bool], dim_mult: Sequence[int]) -
         )
 
 
-def frame_groups(length: int, group: int) -> Iterator[slice]:
-    """Frame 0 alone, then `group` frames at a time."""
+def frame_groups(length: int, group: int, first: int = 1) -> Iterator[slice]:
+    """Frame 0 alone, then `group` frames at a time. first: how many frames are alone, 0 if there is a past."""
     if group < 1:
         raise ValueError(f"latents_per_pass must be 1 or more, not {group}")
-    yield slice(0, 1)
-    for start in range(1, length, group):
+    if first:
+        yield slice(0, first)
+    for start in range(first, length, group):
         yield slice(start, min(start + group, length))
 
 
@@ -479,7 +513,7 @@ class CausalConv3d(nn.Conv3d):
 class CausalCache:
     """The last input frames of every causal convolution: all that the next group of frames needs of those before.
 
-    One object belongs to one pass over one video and is dropped with it.
+    One object belongs to one pass over one video and is dropped with it; `named` and `restore` hand its content on.
     """
 
     def __init__(self) -> None:
@@ -487,6 +521,18 @@ class CausalCache:
 
     def __contains__(self, conv: CausalConv3d) -> bool:
         return conv in self._past
+
+    def named(self, network: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+        """The past of the convolutions of a network, by their names in it with a prefix."""
+        convolutions = ((name, module) for name, module in network.named_modules() if module in self._past)
+        return {f"{prefix}{name}": self._past[module] for name, module in convolutions}
+
+    def restore(self, network: nn.Module, past: Mapping[str, Tensor], prefix: str = "") -> bool:
+        """Take up what `named` has given; False if there is nothing of this prefix."""
+        for name, module in network.named_modules():
+            if isinstance(module, CausalConv3d) and f"{prefix}{name}" in past:
+                self._past[module] = past[f"{prefix}{name}"]
+        return bool(self._past)
 
     def start(self, conv: CausalConv3d, frames: Tensor) -> None:
         """Let `frames` (b c t h w) be the past of `conv`; before them were zeros."""

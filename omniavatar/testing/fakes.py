@@ -62,7 +62,7 @@ class FakeDiT(nn.Module):
     def embed_text(self, context: Tensor) -> Tensor:
         return context
 
-    def rope(self, grid: tuple[int, int, int], device: torch.device) -> Tensor:
+    def rope(self, grid: tuple[int, int, int], device: torch.device, first_frame: int = 0) -> Tensor:
         return torch.zeros(grid[0] * grid[1] * grid[2], 1, 2, device=device)
 
     def head(self, x: Tensor, t_emb: Tensor) -> Tensor:

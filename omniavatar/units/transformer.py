@@ -43,7 +43,13 @@ class Transformer(PipelineUnit):
         network = forward.network
         latents = model_input(forward).to(forward.engine.dtype)
         forward.x, forward.grid = network.embed_patches(latents)
-        forward.time, forward.t_mod = network.embed_time(forward.timesteps)
+        timesteps = forward.timesteps
+        if timesteps.ndim == 1:
+            forward.time, forward.t_mod = network.embed_time(timesteps)
+        else:
+            name = f"transformer.time_rows.{tuple(timesteps.shape)}"
+            rows = forward.memory.once(name, lambda: time_rows(forward, forward.x.shape[1]))
+            forward.time, forward.t_mod = network.embed_times(timesteps.flatten(), rows)
         forward.rope, forward.frame_index = forward.window.once(
             f"transformer.positions.{forward.grid}.{forward.frames.start}", lambda: positions(forward)
         )
@@ -61,23 +67,42 @@ class Transformer(PipelineUnit):
 
 
 def tell_noise(unit: PipelineUnit, forward: Forward, which: Callable[[], Tensor]) -> None:
-    """Tell tokens that carry noise the time step of their sample, and all others 0. Call it in `embed`.
+    """Tell tokens that carry noise the time step of the call, and all others 0. Call it in `embed`.
 
     unit: the one that calls. which: makes a mask (s) bool of the former; it is asked once a window for these branches,
     and may not depend on the step.
     """
-    timestep = forward.step.timestep
-    timesteps = forward.timesteps if isinstance(timestep, torch.Tensor) else forward.timesteps[:1]
-    rows = forward.memory.once(f"{unit.name}.time_rows", lambda: time_rows(which(), len(timesteps)))
+
+    def make_rows() -> Tensor | None:
+        is_noisy = which()
+        return None if bool(is_noisy.all()) else is_noisy * (1 + time_rows(forward, len(is_noisy)))
+
+    rows = forward.memory.once(f"{unit.name}.time_rows.{tuple(forward.timesteps.shape)}", make_rows)
     if rows is not None:
-        forward.time, forward.t_mod = forward.network.embed_times(functional.pad(timesteps, (1, 0)), rows)
+        forward.time, forward.t_mod = forward.network.embed_times(functional.pad(times_told(forward), (1, 0)), rows)
 
 
-def time_rows(is_noisy: Tensor, samples: int) -> Tensor | None:
-    """Which of the time steps (0, that of sample 0, of sample 1, ...) each token is told (samples s), None: its own."""
-    if bool(is_noisy.all()):
-        return None
-    return is_noisy * torch.arange(1, samples + 1, device=is_noisy.device)[:, None]
+def times_told(forward: Forward) -> Tensor:
+    """The time steps (k) float64 that tokens of this call are told: one, one a sample, or one a frame of a sample."""
+    timesteps = forward.timesteps.flatten()
+    return timesteps if isinstance(forward.step.timestep, torch.Tensor) else timesteps[:1]
+
+
+def time_rows(forward: Forward, tokens: int) -> Tensor:
+    """Which of `times_told` so many tokens have (samples s) int64, (1 s) if all samples agree.
+
+    Where every frame has a time step, tokens behind those of the grid have that of frame 0.
+    """
+    per_sample = isinstance(forward.step.timestep, torch.Tensor)
+    samples = len(forward.timesteps) if per_sample else 1
+    frames = forward.timesteps.shape[1] if forward.timesteps.ndim == 2 else 1
+    device = forward.latents.device
+    frame = torch.zeros(tokens, dtype=torch.int64, device=device)
+    if frames > 1:
+        count, rows, columns = forward.grid
+        starts = torch.arange(count, device=device) * forward.network.patch_size[0]
+        frame[: count * rows * columns] = starts.repeat_interleave(rows * columns)
+    return frame + frames * torch.arange(samples, device=device)[:, None]
 
 
 def model_input(forward: Forward) -> Tensor:

@@ -21,7 +21,10 @@ GROUP = 16
 
 
 class VaeDecode(PipelineUnit):
-    """VAE decoding: the latents of a chunk to frames, group by group."""
+    """VAE decoding: the latents of a chunk to frames, group by group.
+
+    Where chunks go on in the latents of the one before (`Span.first_latent`), the decoder keeps what it remembers.
+    """
 
     name = "vae-decode"
     provides = ("frames",)
@@ -46,11 +49,26 @@ class VaeDecode(PipelineUnit):
     @hookimpl
     def decode_latents(self, window: Window) -> Iterator[Tensor]:
         vae, latents = window.engine.model(self.autoencoder), window.video_latents.to(window.engine.dtype)
+        per_pass, past = self.settings.latents_per_pass, history(window)
         if self.settings.tiled:
-            per_pass = self.settings.latents_per_pass
-            decoded = iter([vae.decode(latents, tiling=DECODE_TILING, latents_per_pass=per_pass)])
+            decoded = iter([vae.decode(latents, tiling=DECODE_TILING, latents_per_pass=per_pass, **past)])
         else:
-            decoded = vae.decode_frames(latents, self.settings.latents_per_pass)
+            decoded = vae.decode_frames(latents, per_pass, **past)
         for frames in decoded:
             for group in frames.split(GROUP, dim=2):
                 yield (group.float() + 1) / 2
+
+
+def history(window: Window) -> dict[str, Any]:
+    """What `decode_frames` gets beside the latents: the past of the decoder if the latents go on, none otherwise.
+
+    Without it any VAE will do, also one that cannot decode in pieces.
+    """
+    job = window.job
+    following = job.spans[window.index + 1 : window.index + 2]
+    if not any(span.first_latent for span in (window.span, *following)):
+        return {}
+    past = job.memory(VaeDecode.autoencoder, ())
+    if not window.span.first_latent:
+        past.clear()
+    return {"history": past}

@@ -1,9 +1,10 @@
-"""Kind `vae`: encode and decode of the Wan 2.1 VAE, whole and in tiles; the files are fed in several lengths."""
+"""Kinds of the Wan 2.1 VAE: `vae` (encode and decode, whole, in tiles, several lengths), `vae_stream` (in pieces)."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from omniavatar.models.tiling import Tiling
@@ -31,6 +32,18 @@ def run_vae(case: Case) -> None:
         for latents_per_pass in (1, 2):
             result = operation(tensor, tiling, latents_per_pass)
             case.compare(name.replace(source, target), result, atol=2e-5)
+
+
+@kind("vae_stream")
+def run_vae_stream(case: Case) -> None:
+    """A clip decoded block by block, the decoder's history kept between the calls."""
+    vae, latents = wan_vae(case.config, case.weights), case.inputs["latents"]
+    case.compare("video", vae.decode(latents), atol=2e-5)
+    for latents_per_pass in (1, 2, 4):
+        history: dict[str, Tensor] = {}
+        calls = [vae.decode(part, None, latents_per_pass, history) for part in latents.split(case.config["blocks"], 2)]
+        case.compare("frames_of_call", torch.tensor([call.shape[2] for call in calls]), atol=0)
+        case.compare("video_streamed", torch.cat(calls, dim=2), atol=2e-5)
 
 
 def wan_vae(config: dict[str, Any], weights: dict[str, Tensor]) -> WanVAE:

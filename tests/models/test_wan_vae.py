@@ -204,6 +204,25 @@ def test_decode_frames_yields_the_video_in_groups(vae: WanVAE) -> None:
     torch.testing.assert_close(torch.cat(groups, dim=2), vae.decode(latents(6), None, 2), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("tiling", [None, Tiling((2, 3), (1, 2))], ids=["whole", "tiles"])
+def test_a_video_decoded_in_pieces_is_the_one_decoded_at_once(vae: WanVAE, tiling: Tiling | None) -> None:
+    history: dict[str, Tensor] = {}
+    clip = latents(6, height=4, width=4)
+    pieces = [vae.decode(part, tiling, 2, history) for part in clip.split([2, 3, 1], dim=2)]
+    assert [piece.shape[2] for piece in pieces] == [5, 12, 4]
+    torch.testing.assert_close(torch.cat(pieces, dim=2), vae.decode(clip, tiling, 2), rtol=0, atol=1e-5)
+
+
+def test_a_history_holds_two_frames_of_every_convolution_whatever_the_length(vae: WanVAE) -> None:
+    sizes = []
+    for frames in (2, 5):
+        history: dict[str, Tensor] = {}
+        vae.decode(latents(frames), history=history)
+        sizes.append({name: tuple(past.shape) for name, past in history.items()})
+    assert sizes[0] == sizes[1]
+    assert sizes[0].keys() == {name for name, part in vae.decoder.named_modules() if isinstance(part, CausalConv3d)}
+
+
 def test_no_frame_depends_on_a_later_one(vae: WanVAE) -> None:
     changed = latents(4)
     changed[:, :, 3] += 1
@@ -291,7 +310,7 @@ def test_one_tile_is_no_tiling(vae: WanVAE) -> None:
 def test_the_video_is_clamped_after_blending(vae: WanVAE, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two tiles of value 3 and -1 share half their width; the 3 must enter the average as it is."""
     values = iter([3.0, -1.0])
-    monkeypatch.setattr(vae, "_decode_passes", lambda z, _: [torch.full((1, 3, 1, 16, z.shape[4] * 8), next(values))])
+    monkeypatch.setattr(vae, "_decode_passes", lambda z, *_: [torch.full((1, 3, 1, 16, z.shape[4] * 8), next(values))])
     decoded = vae.decode(latents(1, height=2, width=6), Tiling(size=(2, 4), stride=(2, 2)))
     shared = torch.arange(1, 17)
     expected = ((3 * (17 - shared) - shared) / 17).clamp(-1, 1)

@@ -39,7 +39,7 @@ class Text(PipelineUnit):
         forward.conditions["text"] = forward.network.embed_text(noise(1, 3, 6, seed=6))
 
 
-def small_dit() -> WanDiT:
+def small_dit(patch_size: tuple[int, int, int] = (1, 2, 2)) -> WanDiT:
     return randomized(
         WanDiT(
             dim=24,
@@ -49,7 +49,7 @@ def small_dit() -> WanDiT:
             text_dim=6,
             freq_dim=8,
             eps=1e-6,
-            patch_size=(1, 2, 2),
+            patch_size=patch_size,
             num_heads=2,
             num_layers=3,
         )
@@ -107,9 +107,9 @@ def test_positions_are_made_once_per_window() -> None:
     dit, tables = FakeDiT(), []
     inner = dit.rope
 
-    def counted(grid: tuple[int, int, int], device: torch.device) -> Tensor:
+    def counted(grid: tuple[int, int, int], device: torch.device, first_frame: int = 0) -> Tensor:
         tables.append(grid)
-        return inner(grid, device)
+        return inner(grid, device, first_frame)
 
     dit.rope = counted  # type: ignore[method-assign]
     units = [Scene(frames=9), Guidance(scale=4), Schedule(steps=3), Euler(), Transformer()]
@@ -206,3 +206,25 @@ def test_samples_of_a_batch_may_have_time_steps_of_their_own() -> None:
     time, _ = dit.embed_token_times(timestep[:, None] * mask)
     assert isinstance(forward.time, PerToken)
     torch.testing.assert_close(forward.time.values, time.values)
+
+
+@pytest.mark.parametrize("patch_frames", [1, 2])
+@pytest.mark.parametrize("clear", [0, 1])
+def test_every_latent_frame_may_have_a_time_step_of_its_own(patch_frames: int, clear: int) -> None:
+    """The network's own call with a time step for every token gives the same, for all frames and for some."""
+    dit = small_dit((patch_frames, 2, 2))
+    units = [Scene(frames=13), Text(), Transformer(), *([ClearFrames(clear)] if clear else [])]
+    engine = fake_engine(units, models=fake_models(dit=dit))
+    loop = Loop(engine, engine.plan, request())
+    window = Window(loop.job, 0, Span(0, 13, 0, 0, 13))
+    window["condition"] = noise(2, 2, 4, 4, 4, seed=5)
+    window.latents = noise(2, 4, 4, 4, 4)
+    timesteps = torch.tensor([[900.0, 500.0, 300.0, 100.0], [800.0, 400.0, 200.0, 50.0]], dtype=torch.float64)
+    timesteps = timesteps[:, ::patch_frames].repeat_interleave(patch_frames, dim=1)
+    step = loop.open_step(window, timesteps, timesteps / 1000)
+    for frames in (slice(0, 4), slice(2, 4)):
+        velocity = step.forward([window.branch("positive")], frames)
+        told = (timesteps[:, frames] * (torch.arange(4)[frames] >= clear * patch_frames))[:, ::patch_frames]
+        tokens = told.repeat_interleave(4, dim=1)
+        latents = torch.cat([window.latents, window["condition"]], dim=1)[:, :, frames]
+        torch.testing.assert_close(velocity, dit(latents, tokens, noise(1, 3, 6, seed=6)), rtol=0, atol=1e-5)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from omniavatar.engine.loop import to_bytes
 from omniavatar.engine.plan import Catalog, build_plan
-from omniavatar.engine.scopes import Window
+from omniavatar.engine.scopes import Job, Window
+from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import Span
 from omniavatar.errors import PlanError
+from omniavatar.hookspecs import hookimpl
 from omniavatar.models.tiling import DECODE_TILING
+from omniavatar.models.wan_vae import WanVAE
 from omniavatar.testing import FakeVAE
 from omniavatar.units import VaeDecode
 from tests.scenes import Scene, bare_job, denoising_units, fake_engine, fake_models, request
@@ -104,3 +110,57 @@ def test_what_takes_less_memory() -> None:
         for settings in ({}, {"latents_per_pass": 1}, {"tiled": True}, {"tiled": True, "latents_per_pass": 1})
     ]
     assert remedies == [{"latents_per_pass": 1}, {"tiled": True}, {"latents_per_pass": 1}, {}]
+
+
+class Blocks(Scene):
+    """Windows of three latent frames, each going on in the latents of the one before."""
+
+    @hookimpl
+    def plan_windows(self, job: Job) -> list[Span]:
+        bounds = [0, 9, 21, 33]
+        return [Span(a, b, 0, a, b, first_latent=(a + 3) // 4) for a, b in pairwise(bounds)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"tiled": True}, {"latents_per_pass": 1}])
+def test_where_latents_go_on_the_decoder_keeps_its_past(settings: dict[str, Any]) -> None:
+    """The frames are those of all latents decoded at once, also for a run that goes on from a state."""
+    seen: list[Tensor] = []
+
+    class Watch(PipelineUnit):
+        name = "watch"
+
+        @hookimpl(tryfirst=True)
+        def decode_latents(self, window: Window) -> None:
+            seen.append(window.video_latents.clone())
+
+    torch.manual_seed(0)
+    vae = small_vae()
+    units = [Blocks(frames=33), *denoising_units()[1:-1], Watch(), VaeDecode(**settings)]
+    engine = fake_engine(units, models=fake_models(vae=vae))
+    with engine.start(request()) as run:
+        frames, states = [], []
+        for chunk in run:
+            frames.append(chunk.frames)
+            states.append(run.state())
+    assert [len(part) for part in frames] == [9, 12, 12]
+    whole = vae.decode(torch.cat(seen, dim=2), DECODE_TILING if settings.get("tiled") else None)
+    expected = to_bytes((whole + 1) / 2)
+    assert np.abs(np.concatenate(frames).astype(int) - expected).max() <= 1
+    with engine.start(request(), resume=states[1]) as run:
+        (last,) = run
+    assert np.array_equal(last.frames, frames[2])
+    with engine.start(request()) as run:
+        assert np.array_equal(next(iter(run)).frames, frames[0]), "a new video has no past"
+
+
+def small_vae() -> WanVAE:
+    return WanVAE(
+        dim=4,
+        z_dim=4,
+        dim_mult=(1, 1, 1, 1),
+        num_res_blocks=1,
+        attn_scales=(),
+        temporal_downsample=(False, True, True),
+        latent_mean=[0.0] * 4,
+        latent_std=[1.0] * 4,
+    ).requires_grad_(False)
