@@ -58,7 +58,7 @@ def prepare(config: DiffusionConfig, workers: int, *, quiet: bool) -> int:
         if not quiet:
             tell(f"{folder}  (made before; remove it to make it anew)")
         return 0
-    config.data.check()
+    diffusion.check_clips()
     tell_of_slow(diffusion.dtype, diffusion.device, config.device)
     with claimed(folder, "cache"):
         begin(folder, origin)

@@ -324,6 +324,7 @@ def opened(config: DiffusionConfig, world: World) -> Diffusion:
     plugins = discover()
     with saying_faults(plugins):
         catalog, registry = plugins.catalog(), plugins.registry()
+        generators = plugins.clip_generators() if config.data.generated else {}
     modules = network_modules(registry.rows)
     for role, change in config.start.items():
         check_network(change.network, modules, f"start.{role}.network")
@@ -333,7 +334,7 @@ def opened(config: DiffusionConfig, world: World) -> Diffusion:
     plan = build_plan(config.units, catalog, *checkpoint_layers(bundle), OWN_SETTINGS, settings)
     device = torch_device(config.device, world.local_rank)
     dtype = torch_dtype(config.dtype, device)
-    diffusion = Diffusion.open(config, plan, bundle, device=device, dtype=dtype, world=world)
+    diffusion = Diffusion.open(config, plan, bundle, device=device, dtype=dtype, world=world, generators=generators)
     for number, request in enumerate(diffusion.requests(), start=1):
         try:
             check_media(plan, plan.parse_inputs(request.inputs))

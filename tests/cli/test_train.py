@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from omniavatar_drawn.faces.clips import Clip, write_clip
 from safetensors.torch import load_file, save_file
 
 from omniavatar.cli.train import read
@@ -32,7 +33,6 @@ from omniavatar.testing.models import WAN
 from omniavatar.testing.tiny import ADAPTER, write_original
 from omniavatar.training import trainer
 from omniavatar.training.diffusion import DiffusionConfig, DiffusionTask
-from omniavatar.training.faces.clips import Clip, write_clip
 from omniavatar.training.folder import claimed
 from omniavatar.training.preparation import Preparation
 from omniavatar.training.samples import read_shard
