@@ -191,7 +191,7 @@ def test_the_users_folder_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None
     content = {
         "output": "~/out",
         "cache": "~/cache",
-        "data": {"path": "~/clips", "prompt": "~/ is no path", "faces": {"clips": 1, "sounds": "~/sounds"}},
+        "data": {"path": "~/clips", "prompt": "~/ is no path", "generated": {}},
         "start": {"dit": {"weights": "~/w"}},
         "device": "cpu",
         "nonsense": ["~"],
@@ -202,7 +202,7 @@ def test_the_users_folder_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None
         "data": {
             "path": "/home/ada/clips",
             "prompt": "~/ is no path",
-            "faces": {"clips": 1, "sounds": "/home/ada/sounds"},
+            "generated": {},
         },
         "start": {"dit": {"weights": "/home/ada/w"}},
         "device": "cpu",

@@ -176,7 +176,10 @@ class Diffusion:
 
     def check_clips(self) -> None:
         """Raise InputError if there is no list of the clips, or they cannot be generated."""
-        _ = self.config.data.entries() if self.generator is None else self.generator.check()
+        if self.generator is None:
+            self.config.data.entries()
+        else:
+            self.generator.check()
 
     def source(self, folder: Path, report: Callable[[Fault], None] | None = None) -> Source:
         """The clips; bad ones are named in `folder`, new ones given to `report` instead if there is one."""

@@ -62,7 +62,7 @@ class ClipGenerator(ABC):
     def clip(self, number: int) -> Filmed:
         """Clip `number`, from 0 to below the length."""
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 (most have nothing to look at)
         """Raise InputError if the clips cannot be made, before any network is loaded."""
 
     def identity(self) -> dict[str, Any]:

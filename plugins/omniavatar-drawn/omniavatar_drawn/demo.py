@@ -1,8 +1,8 @@
-"""Draws `portrait.png`: `python omniavatar/assets/demo/make_demo.py`. The same picture every time."""
+"""Draws the portrait of the demo: `python -m omniavatar_drawn.demo FILE.png`. The same picture every time."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import sys
 
 from PIL import Image
 
@@ -19,4 +19,4 @@ def portrait() -> Image.Image:
 
 
 if __name__ == "__main__":
-    portrait().save(Path(__file__).with_name("portrait.png"), optimize=True)
+    portrait().save(sys.argv[1], optimize=True)

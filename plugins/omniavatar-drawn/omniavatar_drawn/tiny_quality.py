@@ -1,4 +1,6 @@
-"""How good the tiny avatar is: `python -m omniavatar_drawn.tiny_quality [--device cuda] [--output FILE] [--strip FILE]`.
+"""How good the tiny avatar is.
+
+    python -m omniavatar_drawn.tiny_quality [--device cuda] [--output FILE] [--strip FILE]
 
 Makes videos of identities and utterances that were never trained on, and measures their pixels with the detector that
 reads the renderer's own frames (`omniavatar_drawn.reading.quality`). The truth is that of the sound as the video

@@ -1,16 +1,18 @@
-"""Procedural heads as inputs, and what is read from videos of them."""
+"""What is read from videos of drawn faces."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from omniavatar.bench.avatar import UNSEEN, Readings, face_inputs
 from omniavatar_drawn.faces.clips import Clip
+from omniavatar_drawn.generator import NAME, UNSEEN, FaceClips
+from omniavatar_drawn.metrics import METRICS
 
-from omniavatar.bench.probe import Made
-from omniavatar.media.image import load_image
+from omniavatar.bench.measurements import heard, portrait
+from omniavatar.bench.metrics import MadeVideo
+from omniavatar.plugins import discover
 
 SIDE, SECONDS = 64, 2.1
 
@@ -33,65 +35,62 @@ def drawn(clip: Clip) -> np.ndarray:
     return clip.pictures(SIDE)
 
 
-def made(frames: np.ndarray | None) -> Made:
-    return Made(frames, [], (33,), 0.3, (SIDE, SIDE))
+Video = Callable[..., MadeVideo]
 
 
-def test_a_head_for_every_seed(tmp_path: Path, clip: Clip) -> None:
-    inputs = face_inputs(3, tmp_path / "new")
-    assert inputs["prompt"] == clip.caption
-    assert load_image(inputs["image"]).shape == (256, 256, 3)
-    other = face_inputs(4, tmp_path / "new")
-    assert not np.array_equal(load_image(other["image"]), load_image(inputs["image"]))
+@pytest.fixture(scope="module")
+def video() -> Video:
+    """`video(frames)`: one of the drawn face, with its portrait and sound; a chunk begins at frame 33."""
+    picture = portrait(FaceClips.unseen(3).pictures(0, 1)[0], (SIDE, SIDE))
+    voice = heard((sound(), 16000), 0.3 + 1 / 25)
+
+    def made(frames: np.ndarray, **changes: object) -> MadeVideo:
+        values = {"fps": 25, "portrait": picture, "sound": voice, "chunk_starts": (33,), "generator": NAME}
+        return MadeVideo(frames, **{**values, **changes})  # type: ignore[arg-type]
+
+    return made
 
 
-def test_the_renderers_own_video_is_good(tmp_path: Path, drawn: np.ndarray) -> None:
-    readings = Readings()
-    inputs = {**face_inputs(3, tmp_path), "audio": (sound(), 16000)}
-    readings.add(made(drawn), inputs, 25)
-    avatar = readings.avatar()
-    assert avatar is not None
-    assert avatar.mouth_correlation is not None
-    assert avatar.border_jump is not None
-    assert avatar.drift is not None
-    assert avatar.mouth_correlation.median > 0.85
-    assert abs(avatar.mouth_lag or 0) <= 1
-    assert avatar.identity_ssim.median > 0.8
-    assert avatar.border_jump.median < 2
-    assert avatar.drift.median < 0.05
+def figures(video: MadeVideo) -> dict[str, float]:
+    found = {metric.name: metric.of(video) for metric in METRICS}
+    return {name: number for name, number in found.items() if number is not None}
 
 
-def test_faults_show_in_their_own_figure(tmp_path: Path, drawn: np.ndarray) -> None:
-    inputs = {**face_inputs(3, tmp_path), "audio": (sound(), 16000)}
+def test_omni_bench_gets_them_by_discovery() -> None:
+    assert discover().metrics()["omniavatar-drawn"] == list(METRICS)
+
+
+def test_the_renderers_own_video_is_good(video: Video, drawn: np.ndarray) -> None:
+    found = figures(video(drawn))
+    assert set(found) == {metric.name for metric in METRICS}
+    assert found["mouth-correlation"] > 0.85
+    assert abs(found["mouth-lag"]) <= 1
+    assert found["identity-ssim"] > 0.8
+    assert found["border-jump"] < 2
+    assert found["drift"] < 0.05
+
+
+def test_faults_show_in_their_own_figure(video: Video, drawn: np.ndarray) -> None:
     jumping = drawn.copy()
     jumping[33:] = (jumping[33:] * 0.8).astype(np.uint8)
+    assert figures(video(jumping))["border-jump"] > 5
     frozen = np.repeat(drawn[:1], len(drawn), axis=0)
-    found = []
-    for faulty in (jumping, frozen):
-        readings = Readings()
-        readings.add(made(faulty), inputs, 25)
-        avatar = readings.avatar()
-        assert avatar is not None
-        found.append(avatar)
-    assert found[0].border_jump is not None
-    assert found[0].border_jump.median > 5
-    assert found[1].mouth_correlation is not None
-    assert abs(found[1].mouth_correlation.median) < 0.5
+    assert abs(figures(video(frozen))["mouth-correlation"]) < 0.5
 
 
-def test_what_cannot_be_read_is_nothing(tmp_path: Path, drawn: np.ndarray) -> None:
-    readings = Readings()
-    inputs = {**face_inputs(3, tmp_path), "audio": (sound(), 16000)}
-    readings.add(made(None), inputs, 25)
-    readings.add(made(drawn), inputs, 24)
-    readings.add(made(drawn), {"audio": (sound(), 16000)}, 25)
-    readings.add(Made(drawn[:, :, :48], [], (), 0.3, (64, 48)), inputs, 25)
-    assert readings.avatar() is None
+def test_a_video_is_read_once(video: Video, drawn: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = video(drawn[:20])
+    first = figures(made)
+    monkeypatch.setattr("omniavatar_drawn.metrics.Detector", None)
+    assert figures(made) == first
 
 
-def test_without_a_sound_the_face_is_read(tmp_path: Path, drawn: np.ndarray) -> None:
-    readings = Readings()
-    readings.add(Made(drawn[:20], [], (), 0.3, (SIDE, SIDE)), face_inputs(3, tmp_path), 25)
-    avatar = readings.avatar()
-    assert avatar is not None
-    assert (avatar.mouth_correlation, avatar.border_jump, avatar.drift) == (None, None, None)
+def test_what_cannot_be_read_is_nothing(video: Video, drawn: np.ndarray) -> None:
+    assert figures(video(drawn, fps=24)) == {}
+    assert figures(video(drawn, portrait=None)) == {}
+    assert figures(video(drawn[:, :, :48])) == {}
+    assert figures(video(drawn, generator=None)) == {}, "a user's own picture may be a photograph"
+
+
+def test_without_a_sound_the_face_is_read(video: Video, drawn: np.ndarray) -> None:
+    assert set(figures(video(drawn[:20], sound=None, chunk_starts=()))) == {"identity-ssim"}
