@@ -112,7 +112,7 @@ class Stripes(ClipGenerator):
 def write_clip(clip: Striped, path: Path, sound: np.ndarray) -> None:
     """As a file with a sound (n,) float32 at 16 kHz."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    track = Soundtrack(Samples(sound, 16000))
+    track = Soundtrack(Samples(sound[:, None], 16000), delay_seconds=1 / 25)
     with VideoWriter(path, width=clip.side, height=clip.side, fps=25, soundtrack=track) as video:
         video.write(clip.pictures(0, clip.frames))
 

@@ -79,7 +79,7 @@ def test_faults_show_in_their_own_figure(video: Video, drawn: np.ndarray) -> Non
 
 
 def test_a_video_is_read_once(video: Video, drawn: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = video(drawn[:20])
+    made = video(drawn[:20], chunk_starts=())
     first = figures(made)
     monkeypatch.setattr("omniavatar_drawn.metrics.Detector", None)
     assert figures(made) == first
