@@ -171,6 +171,5 @@ def test_without_a_reference_there_is_no_quality() -> None:
 
 def test_an_outcome_without_anything_is_written_down_too() -> None:
     outcome = Outcome("never begun")
-    assert outcome.combination(outcome).model_dump(
-        exclude={"name", "units", "hooks", "metrics"}, exclude_none=True
-    ) == {"status": "unfinished"}
+    written = outcome.combination(outcome).model_dump(exclude_none=True)
+    assert written == {"name": "never begun", "status": "unfinished", "units": (), "hooks": (), "metrics": ()}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from omniavatar.errors import InputError
-from omniavatar.plugins import discover
 from omniavatar.training.data.generated import ClipGenerator, generator_fault, generator_named
 from tests.training.scenes import Stripes
 
@@ -49,17 +47,3 @@ def test_the_one_that_a_configuration_names() -> None:
         generator_named({"stripe": {"clips": 3}}, {"stripes": Stripes})
     with pytest.raises(InputError, match=r"data\.generated\.stripes: clips = 0: "):
         generator_named({"stripes": {"clips": 0}}, {"stripes": Stripes})
-
-
-def test_a_generator_that_fits_no_more_is_left_out(install: Callable[[str, str], None]) -> None:
-    source = (
-        "from omniavatar.hookspecs import hookimpl\nfrom tests.training.scenes import Stripes\n"
-        "@hookimpl\ndef omni_clips():\n    return [Stripes, Stripes, 3]\n"
-    )
-    install("omniavatar_stripes", source)
-    plugins = discover()
-    assert plugins.clip_generators()["stripes"] is Stripes
-    assert [failure.reason for failure in plugins.failures] == [
-        "clip generator 'stripes' exists already; it was left out",
-        "3 is not a ClipGenerator; it was left out",
-    ]
