@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -201,6 +203,44 @@ def test_a_package_brings_metrics_and_portraits(omni: Omni, folder: Path, instal
     assert "Speed against grey" in page
     assert "grey: 1 for a grey portrait." in page
     assert "general measures" not in outcome.out
+
+
+INSIGHTFACE = """
+import numpy as np
+
+class Face:
+    def __init__(self, picture):
+        mean = picture.reshape(-1, 3).mean(axis=0)
+        self.normed_embedding = mean / np.linalg.norm(mean)
+
+class FaceAnalysis:
+    def __init__(self, allowed_modules):
+        assert allowed_modules == ["detection", "recognition"]
+    def prepare(self, ctx_id):
+        pass
+    def get(self, picture):
+        assert picture.flags.c_contiguous
+        return [Face(picture)]
+"""
+
+
+@pytest.mark.usefixtures("without_drawn")
+def test_the_metric_of_the_plugin_page_is_measured(
+    omni: Omni, folder: Path, install: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the network of faces: the mean colour of a picture."""
+    page = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text()
+    (block,) = (part for part in page.split("```python\n")[1:] if "insightface" in part)
+    install("omniavatar_arcface", block.partition("\n```")[0])
+    analysis = ModuleType("insightface.app")
+    exec(INSIGHTFACE, vars(analysis))
+    monkeypatch.setitem(sys.modules, "insightface", ModuleType("insightface"))
+    monkeypatch.setitem(sys.modules, "insightface.app", analysis)
+    outcome = omni("bench", "--units", "default-write-video", *QUICKLY, "--repeats", "0")
+    assert (outcome.code, outcome.err) == (0, "")
+    (metric,) = Record.read(folder / "out/bench/bench.json").combinations[0].metrics
+    assert (metric.name, metric.package) == ("arcface", "omniavatar_arcface")
+    assert 0 < metric.values.median < 1
 
 
 @pytest.mark.usefixtures("without_drawn")
