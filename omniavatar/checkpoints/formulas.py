@@ -4,8 +4,12 @@
                                 argument is the value if there is none
 `count(pattern)`                number of tensors whose names fit the pattern
 `setting(file, key, default)`   an entry (`a.b` nests) of the JSON file beside the checkpoint, or else `default`
+`quotient(number, divisor)`     what a division gives that leaves no rest, else 0: for what no shape confirms
+`evenly(count, total)`          `count` of the numbers 0 .. total - 1, from 0 on at equal distances: [0, 2, 4] for 3 of 6;
+                                null if they do not divide, since other numbers are as likely then
 
-They combine with `+ - * //`, lists and parentheses: `= dim('audio_proj.proj.weight', 1) // 4`.
+They combine with `+ - * //`, lists and parentheses: `= dim('audio_proj.proj.weight', 1) // 4`. A network refuses a number
+of 0 or null, which stands for one that is not known.
 """
 
 from __future__ import annotations
@@ -36,7 +40,8 @@ class Formulas:
     """The functions of the language, over one checkpoint."""
 
     header: Header
-    folder: Path
+    folder: Path | None
+    """Where the settings lie; None: there are none."""
 
     def evaluate(self, value: Any) -> Any:
         """Compute every formula inside a value of a table; everything else stays as it is."""
@@ -53,7 +58,7 @@ class Formulas:
             return self._node(ast.parse(text[1:].strip(), mode="eval").body)
         except (ArithmeticError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{self.folder}: '{text}' of the checkpoint table has no value here: {error}"
+                f"{self.folder or 'no file'}: '{text}' of the checkpoint table has no value here: {error}"
             ) from error
 
     def _node(self, node: ast.expr) -> Any:
@@ -69,9 +74,13 @@ class Formulas:
                 if not all(isinstance(number, int | float) for number in numbers):
                     raise ValueError(f"'{ast.unparse(node)}' is about other things than numbers")
                 return _OPERATORS[type(op)](*numbers)
-            case ast.Call(func=ast.Name(id="dim" | "count" | "setting" as name), args=arguments, keywords=[]):
+            case ast.Call(
+                func=ast.Name(id="dim" | "count" | "setting" | "quotient" | "evenly" as name),
+                args=arguments,
+                keywords=[],
+            ):
                 return getattr(self, name)(*(self._node(argument) for argument in arguments))
-        raise ValueError(f"'{ast.unparse(node)}' is not dim(), count(), setting(), a constant or + - * //")
+        raise ValueError(f"'{ast.unparse(node)}' is no function of formulas, no constant and none of + - * //")
 
     def dim(self, pattern: str, axis: int, *default: Any) -> Any:
         for name, tensor in self.header.tensors.items():
@@ -85,10 +94,18 @@ class Formulas:
         return sum(1 for name in self.header.tensors if compiled(pattern).fullmatch(name))
 
     def setting(self, file: str, key: str, default: Any) -> Any:
-        value: Any = read_settings(self.folder / file)
+        value: Any = {} if self.folder is None else read_settings(self.folder / file)
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return default if value is None else value
+
+    def quotient(self, number: int, divisor: int) -> int:
+        quotient, rest = divmod(number, divisor)
+        return 0 if rest else quotient
+
+    def evenly(self, count: int, total: int) -> list[int] | None:
+        distance = self.quotient(total, count)
+        return list(range(0, total, distance)) if distance else None
 
 
 def read_settings(file: Path) -> dict[str, Any]:

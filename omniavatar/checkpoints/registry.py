@@ -390,21 +390,20 @@ def examining(path: Path) -> AbstractContextManager[None]:
 
 def detection(row: Row, header: Header, folder: Path) -> Detection:
     """Split the tensors of a recognised checkpoint among the components of its row."""
-    formulas = Formulas(header, folder)
     roles = {row.owner(name) for name in header.tensors} if row.partial else row.components
     return Detection(
-        row, header, tuple(_component(row, role, header, formulas) for role in row.components if role in roles)
+        row, header, tuple(_component(row, role, header, folder) for role in row.components if role in roles)
     )
 
 
-def _component(row: Row, role: str, header: Header, formulas: Formulas) -> Component:
-    spec = row.components[role]
+def _component(row: Row, role: str, header: Header, folder: Path) -> Component:
+    spec, formulas = row.components[role], Formulas(header, folder)
     return Component(
         role=role,
         row=row,
         spec=spec,
         files=header.files,
-        folder=formulas.folder,
+        folder=folder,
         config=formulas.evaluate(spec.config),
         constants=formulas.evaluate(spec.constants),
         tensors=_renamed(row, role, header),

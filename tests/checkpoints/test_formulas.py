@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ def formulas(tmp_path: Path) -> Formulas:
         ("= setting('config.json', 'nothing', 7)", 7),
         ("= setting('config.json', 'alpha.beta', 7)", 7),
         ("= setting('absent.json', 'alpha', dim('proj.weight', 0))", 8),
+        ("= quotient(dim('proj.weight', 1), 4)", 3),
+        ("= quotient(dim('proj.weight', 1), 8)", 0),
+        ("= evenly(count('layers.*.weight'), 6)", [0, 3]),
+        ("= evenly(2, 5)", None),
+        ("= evenly(4, 2)", None),
     ],
 )
 def test_values(formulas: Formulas, value: Any, expected: Any) -> None:
@@ -44,6 +50,8 @@ def test_values(formulas: Formulas, value: Any, expected: Any) -> None:
         "= dim('absent', 0)",
         "= dim('proj.weight', 5)",
         "= 1 // 0",
+        "= quotient(8, 0)",
+        "= evenly(0, 4)",
         "= __import__('os').getcwd()",
         "= open('x')",
         "= 2 ** 9999999",
@@ -57,8 +65,14 @@ def test_anything_else_is_an_error(formulas: Formulas, value: str) -> None:
         formulas.evaluate(value)
 
 
+def test_without_a_folder_there_are_no_settings(formulas: Formulas, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert formulas.folder is not None
+    monkeypatch.chdir(formulas.folder)
+    assert replace(formulas, folder=None).evaluate("= setting('config.json', 'alpha', 1)") == 1
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000])
 def test_damaged_settings(formulas: Formulas, content: str) -> None:
-    (formulas.folder / "config.json").write_text(content)
+    (Path(str(formulas.folder)) / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         formulas.evaluate("= setting('config.json', 'alpha', 1)")

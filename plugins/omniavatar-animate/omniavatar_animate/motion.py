@@ -55,6 +55,11 @@ class AnimateMotion(PipelineUnit):
                 f"the layers of Animate go up to block {adapter.last_block} and the transformer has {len(dit.blocks)} "
                 "blocks; give both from one file"
             )
+        if adapter.face_layers * adapter.face_every < len(dit.blocks):
+            raise CheckpointError(
+                f"{adapter.face_layers} layers for the face behind every {adapter.face_every}th block do not reach all of "
+                f"{len(dit.blocks)} blocks; put the config.json of the checkpoint, with 'face_every', beside its file"
+            )
 
     @hookimpl
     def check_request(self, draft: Draft) -> None:

@@ -1,6 +1,6 @@
 """The VACE branch (Jiang et al. 2025, arXiv:2503.07598): blocks beside those of the Wan transformer.
 
-    vace = Vace(in_dim=96, dim=1536, ffn_dim=8960, num_heads=12, eps=1e-6, patch_size=(1, 2, 2), num_layers=15, every=2)
+    vace = Vace(in_dim=96, dim=1536, ffn_dim=8960, num_heads=12, eps=1e-6, patch_size=(1, 2, 2), layers=(0, 2, 4, ...))
     control = vace.embed(vace_context)                                # (1 96 t h w) -> (1 s d)
     for layer, hint in zip(vace.layers, vace.hints(control, x, inputs)): ...
 
@@ -10,13 +10,15 @@ its base transformer share one name space. Letters in shapes as in `omniavatar.m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from einops import rearrange
 from torch import Tensor, nn
 
+from omniavatar.errors import CheckpointError
 from omniavatar.models.attention import Attention, sdpa
 from omniavatar.models.wan_dit import BlockInputs, Grid, WanBlock, check_patch_size
 
@@ -47,9 +49,12 @@ class VaceBlock(WanBlock):
 
 
 class Vace(nn.Module):
-    """Turns control channels into hints: block k runs beside base block k * every, for `num_layers` blocks."""
+    """Turns control channels into hints: its block k runs beside block `layers[k]` of the transformer.
 
-    def __init__(  # noqa: PLR0913 - the numbers of a published configuration
+    Raises CheckpointError if the layers are not known, ValueError for numbers that are none of blocks in their order.
+    """
+
+    def __init__(
         self,
         *,
         in_dim: int,
@@ -58,22 +63,24 @@ class Vace(nn.Module):
         num_heads: int,
         eps: float,
         patch_size: Grid,
-        num_layers: int,
-        every: int,
+        layers: Sequence[int] | None,
         attention: Attention = sdpa,
     ) -> None:
         super().__init__()
-        if num_layers < 1 or every < 1:
-            raise ValueError(f"num_layers {num_layers} and every {every} must be 1 or more")
+        if not layers:
+            raise CheckpointError(
+                "which blocks of the transformer the VACE branch goes beside is not known, since they are not at equal "
+                "distances; put the config.json of the checkpoint, with 'vace_layers', beside its file"
+            )
+        self.layers = block_numbers(layers)
         patch_size = check_patch_size(patch_size)
         self.in_dim, self.dim = in_dim, dim
-        self.layers = range(0, num_layers * every, every)
         self.vace_patch_embedding = nn.Conv3d(in_dim, dim, kernel_size=patch_size, stride=patch_size)
         self.vace_blocks = nn.ModuleList(
             VaceBlock(
                 dim=dim, ffn_dim=ffn_dim, num_heads=num_heads, eps=eps, attention=attention, takes_tokens=index == 0
             )
-            for index in range(num_layers)
+            for index in range(len(self.layers))
         )
 
     @property
@@ -96,3 +103,11 @@ class Vace(nn.Module):
             mine = replace(inputs, index=self.layers[index], left_out=frozenset(), beside={})
             control, hint = block(control, mine, tokens=x if index == 0 else None)
             yield hint
+
+
+def block_numbers(layers: Sequence[int]) -> tuple[int, ...]:
+    """The numbers of blocks. Raises ValueError unless they are integers from 0 on, each larger than the one before."""
+    numbers = tuple(layers)
+    if not all(type(number) is int and number >= 0 for number in numbers) or any(b <= a for a, b in pairwise(numbers)):
+        raise ValueError(f"vace_layers {list(layers)} must be numbers of blocks, each larger than the one before")
+    return numbers
