@@ -5,11 +5,11 @@
 `count(pattern)`                number of tensors whose names fit the pattern
 `setting(file, key, default)`   an entry (`a.b` nests) of the JSON file beside the checkpoint, or else `default`
 `quotient(number, divisor)`     what a division gives that leaves no rest, else 0: for what no shape confirms
-`evenly(count, total)`          `count` of the numbers 0 .. total - 1, from 0 on at equal distances: [0, 2, 4] for 3 of 6;
+`evenly(count, total)`          `count` numbers below `total`, from 0 on at equal distances: [0, 2, 4] for 3 and 6;
                                 null if they do not divide, since other numbers are as likely then
 
-They combine with `+ - * //`, lists and parentheses: `= dim('audio_proj.proj.weight', 1) // 4`. A network refuses a number
-of 0 or null, which stands for one that is not known.
+They combine with `+ - * //`, lists and parentheses: `= dim('audio_proj.proj.weight', 1) // 4`. A network refuses 0 or
+null for a number that is not known.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Mult: operator.mul,
     ast.FloorDiv: operator.floordiv,
 }
+_FUNCTIONS = ("dim", "count", "setting", "quotient", "evenly")
 _MAX_SETTINGS_BYTES = 10_000_000
 
 
@@ -74,11 +75,7 @@ class Formulas:
                 if not all(isinstance(number, int | float) for number in numbers):
                     raise ValueError(f"'{ast.unparse(node)}' is about other things than numbers")
                 return _OPERATORS[type(op)](*numbers)
-            case ast.Call(
-                func=ast.Name(id="dim" | "count" | "setting" | "quotient" | "evenly" as name),
-                args=arguments,
-                keywords=[],
-            ):
+            case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
                 return getattr(self, name)(*(self._node(argument) for argument in arguments))
         raise ValueError(f"'{ast.unparse(node)}' is no function of formulas, no constant and none of + - * //")
 
