@@ -92,7 +92,7 @@ def call(
 ) -> dict[str, Tensor]:
     """What one call through the engine makes, and the tokens on the way."""
     taps = Taps()
-    units = [GivenImage(), AnimateMotion(), taps]
+    units: list[PipelineUnit] = [GivenImage(), AnimateMotion(), taps]
     forward = one_call(case, units, networks, **given, pose_latents=pose, face_tokens=faces)
     return {**taps.taps, "noise_pred": forward.output}
 

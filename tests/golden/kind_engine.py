@@ -289,7 +289,7 @@ def denoising_units(call: Mapping[str, Any]) -> list[PipelineUnit]:
         Transformer(),
     ]
     model, threshold = call.get("tea_cache_model_id"), call.get("tea_cache_l1_thresh", 0)
-    if threshold:
+    if model and threshold:
         units.append(teacache_settings(model, threshold))
     return units
 

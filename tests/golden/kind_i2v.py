@@ -81,7 +81,8 @@ def with_image_tokens(dit: ImageDiT, case: Case, image_tokens: int) -> Tensor:
     tokens = torch.cat([dit.embed_image(inputs["clip_feature"]), dit.embed_text(inputs["context"])], dim=1)
     conditions = {"text": tokens[:, image_tokens:], "image": tokens[:, :image_tokens]}
     x = dit.run_blocks(x, BlockInputs(t_mod, dit.rope(grid), conditions))
-    return dit.unembed(x, t_emb, grid)
+    velocity: Tensor = dit.unembed(x, t_emb, grid)
+    return velocity
 
 
 @kind("clip")

@@ -149,7 +149,8 @@ def compare_fixed_stride(case: Case, track: SpeechTrack, call: Mapping[str, Any]
 def side_by_side(track: SpeechTrack, groups: Sequence[Sequence[int]]) -> Tensor:
     """Rows in groups, those of a group joined: (groups layers width)."""
     rows = track.rows([row for group in groups for row in group])
-    return rearrange(rows, "(t m) l c -> t l (m c)", t=len(groups))
+    joined: Tensor = rearrange(rows, "(t m) l c -> t l (m c)", t=len(groups))
+    return joined
 
 
 def clips_of(rows: int, rows_of_clip: float) -> int:

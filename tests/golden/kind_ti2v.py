@@ -86,14 +86,14 @@ def denoised(case: Case, given: Given, *units: PipelineUnit, factor: int = 16) -
     look, latents, vae = Look(), given.noise[0], LatentFormat()
     vae.spatial_factor = factor
     height, width = (side * factor for side in latents.shape[-2:])
-    everything = [look, given, GivenPrompt(), GivenPicture(), FixedFrames(), *units, Transformer()]
+    everything: list[PipelineUnit] = [look, given, GivenPrompt(), GivenPicture(), FixedFrames(), *units, Transformer()]
     dit = networks_of(case, dit=case.config["dit"])["dit"]
     look.windows = generate(everything, Request(height=height, width=width), dit=dit, vae=vae)
     return look
 
 
 def is_fused(case: Case) -> bool:
-    """Whether a first frame is part of the latents, with a time step of its own: only where all that can say so does."""
+    """Whether a first frame is part of the latents, with a time step of its own; each of three keys can deny it."""
     key = "fuse_vae_embedding_in_latents"
     dit, call = case.config["dit"], case.config["call"]
     return all([dit.get(key, False), dit.get("seperated_timestep", False), call.get(key, True)])

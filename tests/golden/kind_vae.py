@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,10 +18,8 @@ from tests.golden.files import networks_of
 def run_vae(case: Case) -> None:
     vae = wan_vae(case, case.config)
     tiling = tiling_of(case)
-    source, target, operation = {
-        "encode": ("video", "latent", vae.encode),
-        "decode": ("latent", "video", vae.decode),
-    }[case.config["op"]]
+    operation = {"encode": vae.encode, "decode": vae.decode}[case.config["op"]]
+    source, target = ("video", "latent") if case.config["op"] == "encode" else ("latent", "video")
     for name, tensor in case.inputs.items():
         for latents_per_pass in (1, 2):
             result = operation(tensor, tiling, latents_per_pass)
@@ -47,9 +45,9 @@ def wan_vae(case: Case, config: Recorded, weights: Mapping[str, Tensor] | None =
 
 def encoder_only(case: Case) -> WanVAE:
     """The VAE of a case that holds the weights of its encoder alone; those of the decoder are zeros."""
-    config = case.config["vae"].plain()
+    config: dict[str, Any] = case.config["vae"].plain()
     numbers = {key: config[key] for key in ("dim", "z_dim", "dim_mult", "num_res_blocks", "attn_scales")}
-    statistics = {"latent_mean": [0.0] * config["z_dim"], "latent_std": [1.0] * config["z_dim"]}
+    statistics: dict[str, Any] = {name: [1.0] * config["z_dim"] for name in ("latent_mean", "latent_std")}
     whole = WanVAE(**numbers, **statistics, temporal_downsample=config["temperal_downsample"]).state_dict()
     others = {name: torch.zeros_like(whole[name]) for name in whole if name.startswith(("decoder.", "conv2."))}
     return wan_vae(case, case.config["vae"], {**others, **case.weights})

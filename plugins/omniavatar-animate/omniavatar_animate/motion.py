@@ -58,8 +58,8 @@ class AnimateMotion(PipelineUnit):
         if adapter.face_layers * adapter.face_every < len(dit.blocks):
             raise CheckpointError(
                 f"the {adapter.face_layers} layers for the face, one behind every {adapter.face_every}th block, do not "
-                f"reach the last of {len(dit.blocks)} blocks; put the config.json of the checkpoint, with 'face_every', "
-                "beside its file"
+                f"reach the last of {len(dit.blocks)} blocks; put the config.json of the checkpoint, with "
+                "'face_every', beside its file"
             )
 
     @hookimpl
