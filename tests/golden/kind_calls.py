@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+from omniavatar_fun.control import FunControl
+from omniavatar_fun.reference import FunReference
 from torch import Tensor
 
 from omniavatar.models.wan_dit import WanDiT
@@ -21,6 +23,9 @@ def cfg_merge(case: Case) -> None:
     """Two branches by one call, and by two."""
     networks = networks_of(case, dit=case.config["dit"])
     units, networks, values = given_image(case, networks)
+    if "fun_reference" in networks:
+        units += [FunControl(), FunReference()]
+        values["fun-reference.latent"] = case.inputs["reference_latents"]
     step = one_step(case, [*units, CfgMerge()], networks, **values)
     branches = [step.window.branch("positive"), step.window.branch("negative", drops=["text"])]
     dit = cast(WanDiT, networks["dit"])

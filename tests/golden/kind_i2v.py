@@ -63,7 +63,9 @@ def given_image(case: Case, networks: Networks) -> tuple[list[PipelineUnit], Net
     A transformer without image tokens makes nothing of the latter.
     """
     dit, features = networks["dit"], case.inputs.get("clip_feature")
-    values = {"condition": case.inputs.get("y"), "image_features": None}
+    if "y" not in case.inputs:
+        return [], networks, {}
+    values = {"condition": case.inputs["y"], "image_features": None}
     if isinstance(dit, ImageDiT):
         values["image_features"] = features
         encoder = ClipImageEncoder(

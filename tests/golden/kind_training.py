@@ -82,8 +82,10 @@ def loss(case: Case) -> None:
         call["max_timestep_boundary"],
     )
     clean, units = case.inputs["input_latents"], list[PipelineUnit]()
+    if "first_frame_latents" in case.inputs:
+        units = [Held(case.inputs["first_frame_latents"])]
     if is_fused(case):
-        units = [Held(case.inputs["first_frame_latents"]), TokenTimes()]
+        units.append(TokenTimes())
     indices = call["timestep_indices"]
     losses = []
     for number, index in enumerate(indices):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -18,7 +18,8 @@ from tests.golden.files import networks_of
 def run_vae(case: Case) -> None:
     vae = wan_vae(case, case.config)
     tiling = tiling_of(case)
-    operation = {"encode": vae.encode, "decode": vae.decode}[case.config["op"]]
+    operations: dict[str, Callable[..., Tensor]] = {"encode": vae.encode, "decode": vae.decode}
+    operation = operations[case.config["op"]]
     source, target = ("video", "latent") if case.config["op"] == "encode" else ("latent", "video")
     for name, tensor in case.inputs.items():
         for latents_per_pass in (1, 2):

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 from einops import rearrange
 from torch import Tensor, nn
 
-from omniavatar.errors import CheckpointError
 from omniavatar.models.attention import Attention, sdpa
 from omniavatar.models.wan_dit import BlockInputs, Grid, WanBlock, check_patch_size
+from omniavatar_vace.layers import known_layers
 
 
 class VaceBlock(WanBlock):
@@ -51,7 +50,7 @@ class VaceBlock(WanBlock):
 class Vace(nn.Module):
     """Turns control channels into hints: its block k runs beside block `layers[k]` of the transformer.
 
-    Raises CheckpointError if the layers are not known, ValueError for numbers that are none of blocks in their order.
+    Raises CheckpointError for layers as `known_layers` does.
     """
 
     def __init__(
@@ -67,12 +66,7 @@ class Vace(nn.Module):
         attention: Attention = sdpa,
     ) -> None:
         super().__init__()
-        if not layers:
-            raise CheckpointError(
-                "which blocks of the transformer the VACE branch goes beside is not known, since they are not at equal "
-                "distances; put the config.json of the checkpoint, with 'vace_layers', beside its file"
-            )
-        self.layers = block_numbers(layers)
+        self.layers = known_layers(layers)
         patch_size = check_patch_size(patch_size)
         self.in_dim, self.dim = in_dim, dim
         self.vace_patch_embedding = nn.Conv3d(in_dim, dim, kernel_size=patch_size, stride=patch_size)
@@ -103,11 +97,3 @@ class Vace(nn.Module):
             mine = replace(inputs, index=self.layers[index], left_out=frozenset(), beside={})
             control, hint = block(control, mine, tokens=x if index == 0 else None)
             yield hint
-
-
-def block_numbers(layers: Sequence[int]) -> tuple[int, ...]:
-    """The numbers of blocks. Raises ValueError unless they are integers from 0 on, each larger than the one before."""
-    numbers = tuple(layers)
-    if not all(type(number) is int and number >= 0 for number in numbers) or any(b <= a for a, b in pairwise(numbers)):
-        raise ValueError(f"vace_layers {list(layers)} must be numbers of blocks, each larger than the one before")
-    return numbers

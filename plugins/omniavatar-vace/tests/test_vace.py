@@ -609,5 +609,5 @@ def test_a_branch_that_does_not_know_its_layers(layers: list[int] | None) -> Non
 
 @pytest.mark.parametrize("layers", [[0, 2, 2], [2, 0], [-1, 0], [0, 1.5], [0, True], ["0"]])
 def test_layers_are_numbers_of_blocks_in_their_order(layers: list[Any]) -> None:
-    with pytest.raises(ValueError, match="must be numbers of blocks, each larger than the one before"):
+    with pytest.raises(CheckpointError, match="must be numbers of blocks, each larger than the one before"):
         Vace(**{**BRANCH, "layers": layers})

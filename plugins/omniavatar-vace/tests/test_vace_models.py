@@ -207,6 +207,23 @@ def test_what_to_follow_is_all_that_must_be_given(pretrained: Path, controls: Pa
     assert len(read_video(tmp_path / "o.mp4")) == 13
 
 
+def test_layers_that_are_not_known_are_named_before_anything_is_loaded(
+    pretrained: Path, controls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = vace_file(tmp_path, [0, 1, 3, 5])
+    plan = ["run", "--units", "vace-video", "--prompt", "hi", "--model", folder, *TINY, "--size", "32x32"]
+    words = [str(part) for part in (*plan, "--control-video", controls / "pose.mkv", "-o", tmp_path / "out.mp4")]
+    assert run_cli(words) == 2
+    error = capsys.readouterr().err
+    assert "which blocks of the transformer the VACE branch goes beside is not known" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out.mp4").exists()
+    settings = {"num_heads": DIT["num_heads"], "vace_layers": [0, 1, 3, 6]}
+    (folder / "config.json").write_text(json.dumps(settings))
+    assert run_cli([*words, "--quiet"]) == 2
+    assert "goes up to block 6 and the transformer has 6 blocks" in capsys.readouterr().err
+
+
 def test_bad_files_are_named_before_anything_is_loaded(
     pretrained: Path, controls: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
