@@ -120,6 +120,10 @@ def explain(error: ValidationError) -> str:
     message = message[:1].lower() + message[1:]
     if first["type"] == "missing":
         return f"'{where}' is required"
+    if first["type"] in ("tuple_type", "list_type"):
+        message = "give a list, such as [1, 2]"
+    elif first["type"] == "too_short":
+        message = f"give a list of {first['ctx']['min_length']} or more"
     return f"{where} = {shown(first['input'])}: {message}" if where else message
 
 

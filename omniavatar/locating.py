@@ -14,12 +14,12 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from omniavatar.config import OPTIONS, PACKAGED, ModelEntry, RunConfig, Words, explain_missing, found
-from omniavatar.errors import CheckpointError
+from omniavatar.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from omniavatar.checkpoints import Registry
@@ -227,13 +227,27 @@ def searched(places: Places) -> list[Path]:
 
 
 def search_folders(config: RunConfig) -> list[Path]:
-    """The folders that are searched beside models_dir."""
-    return list(dict.fromkeys([*(Path(folder).expanduser() for folder in config.search), *folders_of_user()]))
+    """The folders that are searched beside models_dir. Raises InputError for one that is asked for and is not there."""
+    asked = [Path(folder).expanduser() for folder in config.search]
+    for folder in asked:
+        if not folder.is_dir():
+            raise InputError(f"models are to be searched in {folder}, and there is no such folder")
+    return list(dict.fromkeys([*asked, *folders_of_user()]))
 
 
 def folders_of_user(environment: Mapping[str, str] = os.environ) -> list[Path]:
-    """The folders that the variable OMNI_MODELS names."""
-    return [Path(folder).expanduser() for folder in environment.get(VARIABLE, "").split(os.pathsep) if folder]
+    """The folders that the variable OMNI_MODELS names; those that are not there are named in the log."""
+    named = [Path(folder).expanduser() for folder in environment.get(VARIABLE, "").split(os.pathsep) if folder]
+    for folder in named:
+        if not folder.is_dir():
+            _tell_of_missing(folder)
+    return [folder for folder in named if folder.is_dir()]
+
+
+@cache
+def _tell_of_missing(folder: Path) -> None:
+    """Once for each folder: it is asked for often."""
+    log.warning("%s names %s, and there is no such folder", VARIABLE, folder)
 
 
 def hub_cache() -> Path:

@@ -14,7 +14,7 @@ import torch
 
 from omniavatar.checkpoints import Bundle, Registry
 from omniavatar.config import RunConfig, packaged_configs, read_config
-from omniavatar.errors import CheckpointError
+from omniavatar.errors import CheckpointError, InputError
 from omniavatar.locating import Places, folders_of_user, located
 from omniavatar.resources import registry_tables
 from tests.checkpoints.test_library import cached, write
@@ -77,8 +77,22 @@ def test_the_variable_names_folders_too(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("OMNI_MODELS", f"{tmp_path / 'none'}{os.pathsep}{tmp_path / 'x'}")
     file = write(tmp_path / "x" / "y" / "b.safetensors")
     assert path(located(config(tmp_path))) == str(file)
-    assert folders_of_user({"OMNI_MODELS": "~/a::/b"}) == [Path.home() / "a", Path("/b")]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "b").mkdir()
+    assert folders_of_user({"OMNI_MODELS": f"~/x::{tmp_path / 'b'}"}) == [tmp_path / "x", tmp_path / "b"]
     assert folders_of_user({}) == []
+
+
+def test_a_folder_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "pretrained" / "net" / "a.safetensors")
+    with pytest.raises(InputError, match=f"searched in {tmp_path / 'modles'}, and there is no such folder"):
+        located(config(tmp_path, search=(str(tmp_path / "modles"),)))
+    monkeypatch.setenv("OMNI_MODELS", str(tmp_path / "none"))
+    for _ in range(2):
+        located(config(tmp_path))
+    assert caplog.messages == [f"OMNI_MODELS names {tmp_path / 'none'}, and there is no such folder"]
 
 
 def test_what_belongs_beside_a_model_may_lie_elsewhere(tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def exponential_sigmas(steps: int, shift: float) -> Tensor:
     return torch.linspace(first, last, steps, dtype=torch.float64).exp()
 
 
+START_LATENTS = "start_latents"
+"""The value of a window from which denoising starts, with noise of the first level: clean latents (b c t h w)."""
 SPACINGS = {"diffusers": twice_shifted_sigmas, "karras": karras_sigmas, "exponential": exponential_sigmas}
 """How levels are spaced other than evenly before the shift, by name."""
 

@@ -24,6 +24,7 @@ from einops import rearrange
 from torch import Tensor
 
 from omniavatar.engine.finite import Watch
+from omniavatar.engine.flow_match import START_LATENTS, add_noise
 from omniavatar.engine.plan import PREVIOUS, Plan
 from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Previous, Request, Step, Window
 from omniavatar.engine.windows import Span
@@ -121,6 +122,9 @@ class Loop:
         self._open, self._watch = window, Watch()
         window.values.update(values or {})
         self.hooks.begin_window(window, without)
+        start: Tensor | None = window.get(START_LATENTS)
+        if start is not None and window.steps:
+            window.video_latents[:] = add_noise(start, window.video_latents, window.steps[0].sigma)
         return window
 
     def plan_window(self) -> Window:

@@ -34,6 +34,11 @@ def usable_sizes(sizes: tuple[Size, ...], multiple: int = MULTIPLE) -> tuple[Siz
     return sizes
 
 
+def multiple_of(job: Job | Draft) -> int:
+    """Of what both sides of the video are multiples: the pixels of a token, those of Wan 2.1 while none is known."""
+    return MULTIPLE if job.geometry is None else job.geometry.multiple
+
+
 def settle_size(job: Job | Draft, choose: Callable[[], Size], multiple: int | None = None) -> None:
     """Give the video the size (height, width) that `choose` says, unless it has one.
 

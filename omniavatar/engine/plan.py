@@ -30,6 +30,7 @@ from omniavatar.engine.settings import (
     Strength,
     explicit_layer,
     put,
+    without_replaced,
 )
 from omniavatar.engine.unit import ALL, InputKind, PipelineUnit, declaration_faults, has_setting
 from omniavatar.errors import InputError, PlanError, explain, nearest
@@ -354,8 +355,10 @@ def build_plan(expression: str | Chosen, catalog: Catalog, *layers: SettingsByUn
     units, origins = [], {}
     for name, found in settings.items():
         unit_class = catalog.units[name]
-        given = {key: setting.origin for key, setting in found.items()}
-        units.append(make_unit(unit_class, {key: setting.value for key, setting in found.items()}, given))
+        check_declarations(unit_class)
+        counting = without_replaced(unit_class.Settings, found)
+        given = {key: setting.origin for key, setting in counting.items()}
+        units.append(make_unit(unit_class, {key: setting.value for key, setting in counting.items()}, given))
         origins[name] = dict.fromkeys(unit_class.Settings.model_fields, DEFAULT) | given
     check_together(units)
     ordered = order(units)
@@ -493,7 +496,11 @@ def _changed(unit: PipelineUnit, values: Mapping[str, Any]) -> PipelineUnit:
     """The unit with some settings changed, or itself if that makes no difference."""
     if not values:
         return unit
-    changed = make_unit(type(unit), {**unit.settings.model_dump(exclude_unset=True), **values})
+    before = unit.settings.model_dump(exclude_unset=True)
+    for name, value in values.items():
+        for other in type(unit).Settings.replaced(name, value, by_user=True):
+            before.pop(other, None)
+    changed = make_unit(type(unit), {**before, **values})
     if changed.settings == unit.settings:
         return unit
     if implements(type(unit), "setup"):
@@ -511,15 +518,20 @@ def make_unit(
     origins: where each is from, to be said if it is wrong.
     Raises PlanError that names the unit and what its class says wrongly, or the setting and what it accepts.
     """
-    fault = next(declaration_faults(unit_class), "")
-    if fault:
-        raise PlanError(f"unit '{unit_class.name}': {fault}")
+    check_declarations(unit_class)
     check_fields(unit_class, settings, origins)
     try:
         return unit_class(**settings)
     except ValidationError as error:
         setting = next(iter(error.errors()[0]["loc"]), "")
         raise PlanError(f"unit '{unit_class.name}': {explain(error)}{_source(origins, setting)}") from None
+
+
+def check_declarations(unit_class: type[PipelineUnit]) -> None:
+    """Raise PlanError for what a class says wrongly about itself."""
+    fault = next(declaration_faults(unit_class), "")
+    if fault:
+        raise PlanError(f"unit '{unit_class.name}': {fault}")
 
 
 def check_fields(

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omniavatar.engine.unit import UnitSettings
 
 SettingsByUnit = Mapping[str, Mapping[str, Any]]
 
@@ -54,6 +57,17 @@ def put(settings: dict[str, Setting], name: str, setting: Setting) -> None:
     """Take a setting, unless there is a stronger one; of two that are as strong the later counts."""
     if name not in settings or setting.strength >= settings[name].strength:
         settings[name] = setting
+
+
+def without_replaced(settings_class: type[UnitSettings], settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """The settings of a unit without those that a stronger one leaves without a meaning."""
+    replaced = {
+        other
+        for name, setting in settings.items()
+        for other in settings_class.replaced(name, setting.value, by_user=setting.strength >= Strength.FILE)
+        if other in settings and settings[other].strength < setting.strength
+    }
+    return {name: setting for name, setting in settings.items() if name not in replaced}
 
 
 def file_layer(name: object, settings: SettingsByUnit) -> Layer:

@@ -96,6 +96,15 @@ class UnitSettings(Values):
 
     model_config = ConfigDict(validate_default=True)
 
+    @classmethod
+    def replaced(cls, name: str, value: Any, *, by_user: bool) -> tuple[str, ...]:
+        """Settings that this one leaves without a meaning, so that those of weaker sources do not count beside it.
+
+        A list of noise levels, say, replaces the number of steps that a checkpoint wants. What equally strong sources
+        say beside each other is for a validator to refuse. by_user: a user says it, not a unit, preset or checkpoint.
+        """
+        return ()
+
 
 class UnitInputs(Values):
     """Base of a unit's inputs: what changes from video to video. The command line makes an option of each."""

@@ -34,9 +34,12 @@ def compile_blocks(blocks: nn.ModuleList, backend: str | Callable[..., Any], mod
     """Have all these blocks run by one compiled function, once if several engines work with them.
 
     What else is around a block, such as what streams its weights, stays around the compiled one.
+    The code is for any number of tokens from the beginning (`dynamic`): else torch would make it for the first number
+    alone and anew when it meets another one, and use the new code for the first one too, so that the bits of a video
+    would depend on those made before. It is as fast.
     backend, mode: see `torch.compile`.
     """
-    run = torch.compile(with_own_code(call), backend=backend, mode=mode)
+    run = torch.compile(with_own_code(call), backend=backend, mode=mode, dynamic=True)
 
     def compiled(block: nn.Module) -> nn.Module:
         if is_wrapped(block, Compiled):

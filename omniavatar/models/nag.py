@@ -29,10 +29,12 @@ def normalized(positive: Tensor, negative: Tensor, *, scale: float, tau: float, 
     """
     guided = scale * positive - (scale - 1) * negative
     allowed, size = (
-        torch.linalg.vector_norm(heads, norm, dim=(-2, -1), keepdim=True, dtype=torch.float32)
+        torch.linalg.vector_norm(
+            heads, norm, dim=(-2, -1), keepdim=True, dtype=torch.promote_types(heads.dtype, torch.float32)
+        )
         for heads in (positive, guided)
     )
-    shrunk = (tau * allowed / size.clamp(min=torch.finfo(torch.float32).tiny)).clamp(max=1).to(guided.dtype)
+    shrunk = (tau * allowed / size.clamp(min=torch.finfo(size.dtype).tiny)).clamp(max=1).to(guided.dtype)
     return torch.lerp(positive, guided * shrunk, alpha)
 
 

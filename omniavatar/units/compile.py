@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Compile(PipelineUnit):
     """Faster steps: the blocks of the transformer are compiled, once for all of them, when the first video begins.
 
-    That takes from seconds to a minute, for every engine, and again for windows of another length. It needs what
+    That takes from seconds to a minute for every engine, once for videos and windows of any length. It needs what
     torch's compiler needs: Triton on a GPU, a C++ compiler on the CPU.
     """
 

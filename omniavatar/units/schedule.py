@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from omniavatar.engine.flow_match import (
     SPACINGS,
+    START_LATENTS,
     TIMESTEPS,
-    add_noise,
     shifted,
     shifted_sigmas,
     steps_along,
@@ -22,13 +23,16 @@ from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from omniavatar.engine.draft import Draft
     from omniavatar.engine.scopes import Step, Window
 
-START = "start_latents"
+LISTS = ("sigmas", "timesteps")
+SPACED = ("steps", "spacing", "sigma_max", "sigma_min")
 MOST_STEPS = 1000
+LEAST_START = 0.9
+"""Schedules that begin below this noise level, without footage, are warned of."""
+
+log = logging.getLogger(__name__)
 
 
 class Schedule(PipelineUnit):
@@ -37,11 +41,11 @@ class Schedule(PipelineUnit):
     `steps` levels are spaced evenly and shifted towards high noise; or a list gives them, and then decides how many
     there are. With a strength below 1 a video starts from given footage (unit video-to-video) with noise of the first
     level: evenly spaced levels then begin there, as in the first OmniAvatar program, and of others that share of the
-    steps is left, the last ones.
+    steps is left, the last ones, rounded down as in diffusers. A list that you give counts as it is, unless you give a
+    strength too.
     """
 
     name = "schedule"
-    uses = (START,)
 
     class Settings(UnitSettings):
         steps: int = Field(50, ge=1, le=MOST_STEPS, description="denoising steps")
@@ -79,10 +83,22 @@ class Schedule(PipelineUnit):
                     raise ValueError(f"levels must descend, and {level:g} follows {before:g}")
             return levels
 
+        @classmethod
+        def replaced(cls, name: str, value: Any, *, by_user: bool) -> tuple[str, ...]:
+            if name in LISTS and value is not None:
+                return (*LISTS, *SPACED, *(("strength",) if by_user else ()))
+            if name == "spacing" and value != "uniform":
+                return (*LISTS, "warp", "sigma_max", "sigma_min")
+            return (*LISTS, "warp") if name in SPACED else ()
+
         @model_validator(mode="after")
         def _one_source(self) -> Schedule.Settings:
-            if self.sigmas is not None and self.timesteps is not None:
-                raise ValueError("sigmas and timesteps both give the levels; leave one of them out")
+            said = self.model_fields_set
+            given = [name for name in (*LISTS, *SPACED) if name in said and getattr(self, name) is not None]
+            if given and given[0] in LISTS and len(given) > 1:
+                raise ValueError(f"{given[0]} says all levels, and {given[1]} says them too; leave one of them out")
+            if self.spacing != "uniform" and (extent := {"sigma_max", "sigma_min"} & said):
+                raise ValueError(f"{min(extent)} is for uniform levels and spacing is {self.spacing}; leave one out")
             if self.warp and self.sigmas is None and self.timesteps is None:
                 raise ValueError("warp is for the levels of a list, and neither sigmas nor timesteps give one")
             if self.sigma_min >= self.sigma_max:
@@ -104,7 +120,7 @@ class Schedule(PipelineUnit):
             )
             return [*levels.tolist(), 0.0]
         listed = self._listed()
-        return listed[-1 - max(1, round((len(listed) - 1) * settings.strength)) :]
+        return listed[-1 - max(1, int((len(listed) - 1) * settings.strength)) :]
 
     def _listed(self) -> list[float]:
         """All levels of a list, or of another spacing, and 0."""
@@ -120,18 +136,20 @@ class Schedule(PipelineUnit):
 
     @hookimpl
     def check_request(self, draft: Draft) -> None:
-        if self.settings.strength < 1 and not any(START in unit.provides for unit in draft.plan.units):
+        if any(START_LATENTS in unit.provides for unit in draft.plan.units):
+            return
+        if self.settings.strength < 1:
             raise PlanError(
                 f"schedule.strength is {self.settings.strength:g}, which starts from given footage, and no unit of the "
                 "plan brings any; add +video-to-video, or leave the strength at 1"
+            )
+        if (first := self.levels()[0]) < LEAST_START:
+            log.warning(
+                "the schedule begins at the noise level %g and the video with nothing but noise of level 1, so that "
+                "some of it stays; begin at 1, or add +video-to-video",
+                first,
             )
 
     @hookimpl
     def plan_steps(self, window: Window) -> Sequence[Step]:
         return steps_along(window, self.levels())
-
-    @hookimpl
-    def begin_window(self, window: Window) -> None:
-        start: Tensor | None = window.get(START)
-        if start is not None and window.steps:
-            window.video_latents[:] = add_noise(start, window.video_latents, window.steps[0].sigma)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from omniavatar.engine.pictures import encode, settle_size
+from omniavatar.engine.pictures import MULTIPLE, encode, multiple_of, settle_size
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from omniavatar.engine.scopes import Job, Window
 
 log = logging.getLogger(__name__)
-
-MULTIPLE = 32
-"""Pixels of a side that a patch covers, also of the Wan 2.2 latents."""
 
 
 class VideoToVideo(PipelineUnit):
@@ -103,10 +100,15 @@ class VideoToVideo(PipelineUnit):
         """Let the footage set the size, at most its own, if no picture will."""
         if not has_picture:
             pixels = min(self.settings.pixels, info.height * info.width)
-            settle_size(job, lambda: size_near(info.height, info.width, pixels, MULTIPLE))
+            settle_size(job, lambda: size_near(info.height, info.width, pixels, multiple_of(job)))
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
         footage: Footage = window["video-to-video.footage"]
         pictures = footage.read(window.span.start, window.span.stop, hold=True, device=window.engine.device)
+        if window.steps and window.steps[0].sigma >= 1:
+            log.warning(
+                "denoising begins at the noise level 1, which leaves nothing of the footage; "
+                "set schedule.strength below 1, or begin the list of levels lower"
+            )
         window["start_latents"] = encode(window.engine, pictures * 2 - 1, tiled=self.settings.tiled)

@@ -142,9 +142,9 @@ def written_out(block: Any, x: Tensor, context: Tensor, t_mod: Tensor, rope: Ten
     return made
 
 
-def own_times(dit: WanDiT, batch: int = 2) -> tuple[PerToken, PerToken]:
+def own_times(dit: WanDiT, batch: int = 2, copies: int = 1) -> tuple[PerToken, PerToken]:
     """Every second token of the first sample, and every third of the second, is told time step 0."""
-    places = torch.arange(TOKENS)
+    places = torch.arange(TOKENS * copies)
     return dit.embed_token_times(torch.stack([500.0 * (places % (2 + sample) > 0) for sample in range(batch)]))
 
 
@@ -282,17 +282,18 @@ def test_a_block_compiles_into_one_graph_for_all_blocks(dit: WanDiT, *, per_toke
         return graph
 
     torch._dynamo.reset()
-    latents, timestep, context = example(batch=2)
-    with torch.no_grad():
-        x, grid = dit.embed_patches(latents)
-        t_mod = own_times(dit)[1] if per_token else dit.embed_time(timestep)[1]
-        conditions, rope = {"text": dit.embed_text(context)}, dit.rope(grid)
-        expected = x
-        for index, block in enumerate(dit.blocks):
-            inputs = BlockInputs(t_mod, rope, conditions, index, call=object())
-            compiled = torch.compile(block, fullgraph=True, backend=backend)
-            x, expected = compiled(x, inputs), block(expected, inputs)
-    assert torch.equal(x, expected)
+    for copies in (1, 2):  # as compile_blocks does it: for any number of tokens
+        latents, timestep, context = example(batch=2)
+        with torch.no_grad():
+            x, grid = dit.embed_patches(latents.repeat(1, 1, copies, 1, 1))
+            t_mod = own_times(dit, copies=copies)[1] if per_token else dit.embed_time(timestep)[1]
+            conditions, rope = {"text": dit.embed_text(context)}, dit.rope(grid)
+            expected = x
+            for index, block in enumerate(dit.blocks):
+                inputs = BlockInputs(t_mod, rope, conditions, index, call=object())
+                compiled = torch.compile(block, fullgraph=True, backend=backend, dynamic=True)
+                x, expected = compiled(x, inputs), block(expected, inputs)
+        assert torch.equal(x, expected)
     assert len(graphs) == 1
 
 

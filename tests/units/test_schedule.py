@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from omniavatar.engine.flow_match import shifted_sigmas
-from omniavatar.engine.plan import Catalog, build_plan
+from omniavatar.engine.plan import Catalog, Plan, build_plan, with_settings
 from omniavatar.engine.scopes import Step, Window
+from omniavatar.engine.settings import Layer, Strength
 from omniavatar.engine.windows import Span
 from omniavatar.errors import PlanError
 from omniavatar.units import Euler, Schedule
-from tests.scenes import bare_job
+from tests.scenes import Scene, bare_job, denoising_units, fake_engine, request
 from tests.units.flows import curved, run
 
 
@@ -47,7 +48,7 @@ def test_steps_follow_each_other_down_to_zero(window: Window, steps: int) -> Non
         ({"steps": 2, "shift": 1.0, "sigma_max": 0.8, "strength": 0.5}, [0.4, 0.2, 0.0]),
         ({"sigmas": (1.0, 0.8, 0.6, 0.4), "strength": 0.5}, [0.6, 0.4, 0.0]),
         ({"sigmas": (1.0, 0.8, 0.6, 0.4), "strength": 0.01}, [0.4, 0.0]),
-        ({"sigmas": (1.0, 0.8, 0.6, 0.4), "steps": 9}, [1.0, 0.8, 0.6, 0.4, 0.0]),
+        ({"sigmas": (1.0, 0.8, 0.6, 0.4), "strength": 0.9}, [0.8, 0.6, 0.4, 0.0]),
     ],
 )
 def test_levels(settings: dict[str, Any], levels: list[float]) -> None:
@@ -87,8 +88,12 @@ def test_one_step_of_any_spacing_starts_from_noise() -> None:
         ("timesteps=[0]", "the list needs a level above 0"),
         ("timesteps=[1001]", "timesteps.0 = 1001: input should be less than or equal to 1000"),
         ("timesteps=[250, 500]", "levels must descend, and 500 follows 250"),
-        ("timesteps=1000", "timesteps = 1000: input should be a valid tuple"),
-        ("sigmas=[1], timesteps=[1000]", "sigmas and timesteps both give the levels; leave one of them out"),
+        ("timesteps=1000", "timesteps = 1000: give a list, such as [1, 2]"),
+        ("sigmas=[1], timesteps=[1000]", "sigmas says all levels, and timesteps says them too; leave one of them out"),
+        ("sigmas=[1, 0.5], steps=7", "sigmas says all levels, and steps says them too; leave one of them out"),
+        ("timesteps=[900], spacing=karras", "timesteps says all levels, and spacing says them too"),
+        ("sigmas=[1, 0.5], sigma_min=0.1", "sigmas says all levels, and sigma_min says them too"),
+        ("spacing=karras, sigma_max=0.9", "sigma_max is for uniform levels and spacing is karras; leave one out"),
         ("sigma_min=0.5, sigma_max=0.4", "sigma_min 0.5 is not below sigma_max 0.4"),
         ("warp=true", "warp is for the levels of a list, and neither sigmas nor timesteps give one"),
     ],
@@ -105,6 +110,58 @@ def test_too_many_levels_are_refused(catalog: Catalog) -> None:
     levels = [1000 - index / 2 for index in range(1001)]
     with pytest.raises(PlanError, match="1001 levels are too many; up to 1000 are possible"):
         build_plan(f"schedule(timesteps={levels})", catalog)
+
+
+LISTED = {"timesteps": [1000, 750, 500, 250]}
+
+
+def levels_of(plan: Plan) -> list[float]:
+    (unit,) = (unit for unit in plan.units if isinstance(unit, Schedule))
+    return unit.levels()
+
+
+@pytest.mark.parametrize(
+    ("weaker", "stronger", "expected"),
+    [
+        ({"steps": 25, "shift": 3}, LISTED, [1.0, 0.75, 0.5, 0.25, 0.0]),
+        ({"steps": 25, "spacing": "karras"}, {"sigmas": [0.5]}, [0.5, 0.0]),
+        (LISTED | {"warp": True, "shift": 1}, {"steps": 2}, [1.0, 0.5, 0.0]),
+        (LISTED, {"sigmas": [0.6, 0.3]}, [0.6, 0.3, 0.0]),
+        ({"sigma_max": 0.8, "sigma_min": 0.1}, {"spacing": "karras", "steps": 1}, [1.0, 0.0]),
+        ({"strength": 0.5}, {"sigmas": [0.6, 0.4, 0.2, 0.1]}, [0.6, 0.4, 0.2, 0.1, 0.0]),
+        ({"sigmas": [0.6, 0.4, 0.2, 0.1]}, {"strength": 0.5}, [0.2, 0.1, 0.0]),
+    ],
+)
+def test_what_a_stronger_source_says_of_the_levels_replaces_the_rest(
+    weaker: dict[str, Any], stronger: dict[str, Any], expected: list[float], catalog: Catalog
+) -> None:
+    """A checkpoint's steps do not count beside a list of the user's, nor its list beside the user's steps."""
+    layers = [
+        Layer(Strength.CHECKPOINT, "checkpoint x", {"schedule": weaker}),
+        Layer(Strength.EXPLICIT, "settings", {"schedule": stronger}),
+    ]
+    plan = build_plan("schedule", catalog, *layers)
+    assert levels_of(plan) == pytest.approx(expected)
+    assert set(plan.origins["schedule"].values()) == {"default", "settings"} | (
+        {"checkpoint x"} if {"shift", "sigmas"} & {*weaker} else set()
+    )
+    earlier = build_plan("schedule", catalog, layers[0])
+    assert levels_of(with_settings(earlier, {"schedule": stronger})) == pytest.approx(expected)
+
+
+def test_a_suggested_strength_counts_with_the_list_of_a_checkpoint_only(catalog: Catalog) -> None:
+    row = Layer(Strength.CHECKPOINT, "checkpoint few", {"schedule": LISTED})
+    user = Layer(Strength.FILE, "file x.yaml", {"schedule": LISTED})
+    starting = "schedule+video-to-video"
+    assert levels_of(build_plan(starting, catalog, row)) == [0.75, 0.5, 0.25, 0.0]
+    assert levels_of(build_plan(starting, catalog, user)) == [1.0, 0.75, 0.5, 0.25, 0.0]
+
+
+def test_a_beginning_below_pure_noise_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    for sigmas in ((0.95, 0.5), (0.3, 0.1)):
+        units = [unit for unit in denoising_units()[1:] if unit.name != "schedule"]
+        fake_engine([Scene(frames=5), *units, Schedule(sigmas=sigmas)]).generate(request())
+        assert ("begins at the noise level 0.3" in caplog.text) == (sigmas[0] == 0.3)
 
 
 # Euler ---------------------------------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ from torch import Tensor
 from omniavatar.checkpoints import Bundle
 from omniavatar.engine.draft import Draft
 from omniavatar.engine.engine import Engine
-from omniavatar.engine.flow_match import add_noise
+from omniavatar.engine.flow_match import add_noise, steps_along
 from omniavatar.engine.plan import Catalog
-from omniavatar.engine.scopes import Job, Request, Window
+from omniavatar.engine.scopes import Job, Request, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import InputError, PlanError
 from omniavatar.hookspecs import hookimpl
@@ -39,8 +39,11 @@ class Starts(PipelineUnit):
         self.noise: list[Tensor] = []
         self.sigmas: list[float] = []
 
-    @hookimpl(trylast=True)
-    def begin_window(self, window: Window) -> None:
+    @hookimpl(tryfirst=True)
+    def before_step(self, step: Step) -> None:
+        if not step.is_first:
+            return
+        window = step.window
         self.latents.append(window.latents.clone())
         self.noise.append(window.loop.noise(window.index, window.span))
         self.sigmas.append(float(window.steps[0].sigma))
@@ -190,3 +193,36 @@ def test_it_works_with_a_reference_image_and_other_solvers(catalog: Catalog, tin
                 frames.append(np.concatenate([chunk.frames for chunk in begun]))
         assert frames[0].shape == (13, 32, 32, 3)
         assert not np.array_equal(frames[0], frames[1])
+
+
+class OwnSchedule(PipelineUnit):
+    """Two steps from a level of its own."""
+
+    name = "own-schedule"
+
+    def __init__(self, first: float) -> None:
+        super().__init__()
+        self.first = first
+
+    @hookimpl
+    def plan_steps(self, window: Window) -> list[Step]:
+        return steps_along(window, [self.first, 0.3, 0.0])
+
+
+def test_any_schedule_starts_from_the_footage(caplog: pytest.LogCaptureFixture) -> None:
+    for first in (0.5, 1.0):
+        starts = Starts()
+        units = [Scene(frames=9), VideoToVideo(), Guidance(scale=1), OwnSchedule(first), Euler(), Transformer()]
+        fake_engine([*units, VaeDecode(), starts]).generate(request(inputs={"video": clip(9)}, fps=FPS))
+        expected = add_noise(encoded(clip(9).frames), starts.noise[0], first)
+        torch.testing.assert_close(starts.latents[0], expected, atol=1e-5, rtol=0)
+        assert ("leaves nothing of the footage" in caplog.text) == (first == 1)
+
+
+def test_the_footage_sets_a_size_that_the_networks_can_make() -> None:
+    """Of what its sides are multiples comes from the networks."""
+    footage = Clip(np.zeros((9, 40, 40, 3), dtype=np.uint8), Fraction(FPS))
+    units = [VideoToVideo(pixels=40 * 40), Guidance(scale=1), Schedule(steps=2, strength=0.5), Euler(), Transformer()]
+    scene = Scene(frames=9)
+    fake_engine([scene, *units, VaeDecode()]).generate(Request({"video": footage}, fps=FPS))
+    assert any(side % 2 for side in scene.windows[0].latents.shape[-2:]), "what Wan 2.1 could not make"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from omniavatar_i2v.condition import behind_leading
 from pydantic import Field
 
-from omniavatar.engine.pictures import MULTIPLE, encode, settle_size
+from omniavatar.engine.pictures import MULTIPLE, encode, multiple_of, settle_size
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import torch
@@ -57,7 +57,7 @@ class FunControl(PipelineUnit):
         source = draft.inputs(self).control_video
         if source is not None:
             info = probe_video(source)
-            settle_size(draft, lambda: size_near(info.height, info.width, self.settings.pixels, MULTIPLE))
+            settle_size(draft, lambda: size_near(info.height, info.width, self.settings.pixels, multiple_of(draft)))
             draft.has_length |= not info.is_still
 
     @hookimpl(specname="check_request")
@@ -71,7 +71,7 @@ class FunControl(PipelineUnit):
         job["fun-control.footage"] = None
         if source is not None:
             info = probe_video(source)
-            settle_size(job, lambda: size_near(info.height, info.width, self.settings.pixels, MULTIPLE))
+            settle_size(job, lambda: size_near(info.height, info.width, self.settings.pixels, multiple_of(job)))
             footage = Footage(source, fps=job.fps, size=job.size, info=info)
             job["fun-control.footage"] = job.resources.enter_context(footage)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from omniavatar.engine.pictures import MULTIPLE, encode, settle_size
+from omniavatar.engine.pictures import MULTIPLE, encode, multiple_of, settle_size
 from omniavatar.engine.unit import ImageFile, InputKind, PipelineUnit, UnitInputs, UnitSettings, VideoFile, listed
 from omniavatar.errors import CheckpointError, InputError, PlanError
 from omniavatar.hookspecs import hookimpl
@@ -81,7 +81,7 @@ class VaceUnit(PipelineUnit):
     def check_request(self, draft: Draft) -> None:
         """Last, since other units may set size and length."""
         inputs, channels, cell = draft.inputs(self), draft.latent_channels, draft.latent_pixels
-        settle_size(draft, lambda: self._size_for(inputs))
+        settle_size(draft, lambda: self._size_for(inputs, multiple_of(draft)))
         draft.has_length |= inputs.control_video is not None and not probe_video(inputs.control_video).is_still
         draft.leading += len(inputs.reference_images)
         for role in draft.engine.companions("vace"):
@@ -105,7 +105,7 @@ class VaceUnit(PipelineUnit):
     def begin_job(self, job: Job) -> None:
         """Last, since other units may set size and length."""
         inputs = job.inputs(self)
-        settle_size(job, lambda: self._size_for(inputs))
+        settle_size(job, lambda: self._size_for(inputs, multiple_of(job)))
         video = job["vace.video"] = opened(inputs.control_video, job)
         job["vace.mask"] = opened(inputs.control_mask, job)
         if job.frames is None and video is not None:
@@ -113,16 +113,16 @@ class VaceUnit(PipelineUnit):
         job["vace.references"] = [self._reference(job, source) for source in inputs.reference_images]
         job.leading += len(inputs.reference_images)
 
-    def _size_for(self, inputs: Any) -> tuple[int, int]:
+    def _size_for(self, inputs: Any, multiple: int) -> tuple[int, int]:
         """The size (height, width) for the shape of the first thing given."""
         for source in (inputs.control_video, inputs.control_mask):
             if source is not None:
                 info = probe_video(source)
-                return size_near(info.height, info.width, self.settings.pixels, MULTIPLE)
+                return size_near(info.height, info.width, self.settings.pixels, multiple)
         if not inputs.reference_images:
             raise InputError("the size of the video is unknown; give one with --size, or something to follow")
         height, width = picture_size(inputs.reference_images[0])
-        return size_near(height, width, self.settings.pixels, MULTIPLE)
+        return size_near(height, width, self.settings.pixels, multiple)
 
     def _reference(self, job: Job, source: Path | np.ndarray) -> Tensor:
         """The latent of a reference picture (1 c 1 h w)."""
