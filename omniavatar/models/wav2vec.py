@@ -187,14 +187,14 @@ def config_of_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Wav2Vec2Config:
     encoder = "model.encoder"
     kernels = [shapes[name] for name in conv_weights(shapes)]
     width = shapes[f"{encoder}.layer_norm.weight"][0]
-    if width % HEAD:
+    if width > HEAD and width % HEAD:
         raise ValueError(f"width {width} does not divide into heads of {HEAD}; put its config.json beside it")
     position = shapes[f"{encoder}.pos_conv_embed.conv.parametrizations.weight.original1"]
     is_large = len(kernels) > 1 and "model.feature_extractor.conv_layers.1.layer_norm.weight" in shapes
     return Wav2Vec2Config(
         hidden_size=width,
         num_hidden_layers=sum(name.endswith(".attention.q_proj.weight") for name in shapes),
-        num_attention_heads=width // HEAD,
+        num_attention_heads=max(1, width // HEAD),
         intermediate_size=shapes[f"{encoder}.layers.0.feed_forward.intermediate_dense.weight"][0],
         conv_dim=tuple(kernel[0] for kernel in kernels),
         conv_kernel=tuple(kernel[2] for kernel in kernels),
