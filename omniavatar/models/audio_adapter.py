@@ -36,8 +36,8 @@ class AudioPack(nn.Module):
             raise ValueError(f"{count} audio rows do not fill latent frames; needed are 4T-3 rows for T of them")
         first = rows[:, :1].expand(-1, ROWS_PER_LATENT - 1, -1)
         groups = rearrange(torch.cat([first, rows], dim=1), "b (t r) c -> b t (r c)", r=ROWS_PER_LATENT)
-        # The norm says in what type the network computes: a projection may have its weight in a packed form.
-        packed: Tensor = self.norm_out(self.proj(groups.to(self.norm_out.weight.dtype)))
+        # The bias says in what type the network computes: a projection may have its weight in a packed form.
+        packed: Tensor = self.norm_out(self.proj(groups.to(self.proj.bias.dtype)))
         return packed
 
 
