@@ -46,16 +46,12 @@ from omniavatar.units import (
 from omniavatar.units.prompt import clean
 from omniavatar.units.teacache import TeaSchedule, decide, relative_changes
 from tests.golden.cases import Case, group, kind
-from tests.golden.files import networks_of
+from tests.golden.files import networks_of, registry
 from tests.golden.kind_networks import wav2vec_of
 from tests.golden.kind_vae import wan_vae
 
-COEFFICIENTS = {
-    "Wan2.1-T2V-1.3B": (-5.21862437e04, 9.23041404e03, -5.28275948e02, 1.36987616e01, -4.99875664e-02),
-    "Wan2.1-T2V-14B": (-3.03318725e05, 4.90537029e04, -2.65530556e03, 5.87365115e01, -3.15583525e-01),
-    "Wan2.1-I2V-14B-480P": (2.57151496e05, -3.54229917e04, 1.40286849e03, -1.35890334e01, 1.32517977e-01),
-    "Wan2.1-I2V-14B-720P": (8.10705460e03, 2.13393892e03, -3.72934672e02, 1.66203073e01, -4.17769401e-02),
-}
+ROWS = {"Wan2.1-I2V-14B-480P": "Wan2.1-I2V-14B", "Wan2.1-I2V-14B-720P": "Wan2.1-Fun-14B-Control"}
+"""Rows of the registry with the TeaCache polynomial of a model, where the row has another name than the model."""
 
 
 # Pure numbers -------------------------------------------------------------------------------------------------------
@@ -168,7 +164,9 @@ def prompt_clean(case: Case) -> None:
 
 
 def teacache_settings(model: str, threshold: float) -> TeaCache:
-    return TeaCache(threshold=threshold, coefficients=COEFFICIENTS[model], clamp=False)
+    """The unit with the polynomial that the registry has for a model."""
+    (row,) = (row for row in registry().rows if row.name == ROWS.get(model, model))
+    return TeaCache(threshold=threshold, **row.settings["teacache"], clamp=False)
 
 
 @kind("teacache")
