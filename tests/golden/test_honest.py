@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from omniavatar_s2v.adapter import S2VAdapter
 from omniavatar_vace.network import Vace
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -202,3 +203,35 @@ def test_a_loop_starts_where_its_strength_says(tmp_path: Path, strength: float) 
     weights = {**dit.state_dict(), **adapter.state_dict()}
     path = written(tmp_path / "denoise-x.safetensors", config, weights, given, {"latents": latents})
     assert not failures(path)
+
+
+def test_a_clip_of_speech_may_have_any_number_of_frames(tmp_path: Path) -> None:
+    """All that is compared then has the shapes of that clip, whose numbers are those of no program here."""
+    frames, tokens = 4, 4 * 16 + 24
+    numbers: dict[str, Any] = {
+        **{"cond_dim": 16, "audio_dim": 12, "num_audio_token": 3},
+        **{"audio_inject_layers": [0, 1, 4], "audio_layers": 5},
+    }
+    shared = {key: DIT[key] for key in ("dim", "in_dim", "num_heads", "eps", "patch_size")}
+    weights = {
+        **randomized(WanDiT(**DIT)).state_dict(),
+        **randomized(S2VAdapter(**shared, **numbers), seed=1).state_dict(),
+    }
+    video = torch.randn(1, 16, frames, 8, 8)
+    given = {
+        "audio_embeds": torch.randn(1, 5, 12, 4 * (frames - 1)),
+        "context": torch.randn(1, 7, 20),
+        "latents": video,
+        "motion_latents": torch.randn(1, 16, 19, 8, 8),
+        "s2v_pose_latents": torch.randn(1, 16, frames - 1, 8, 8),
+        "timestep": torch.tensor([371.0]),
+    }
+    heard = {"audio_global": torch.ones(1, 18 + frames, 1, 48), "audio_local": torch.ones(1, 18 + frames, 4, 48)}
+    taps = {name: torch.ones(1, tokens, 48) for name in ("before_block_0", "after_block_3")}
+    calls = ("motion_pose", "negative_audio", "no_motion_no_pose")
+    expected = {**heard, **taps, **{f"noise_pred_{name}": torch.zeros_like(video) for name in calls}}
+    expected["motion_tokens"] = torch.ones(1, 24, 48)
+    config = {"dit": {**DIT, **numbers}, "call": {"audio_frames": 4 * (frames - 1), "motion_latent_frames": 19}}
+    found = failures(written(tmp_path / "s2v-x.safetensors", config, weights, given, expected))
+    assert len(found) == 1 + len(taps) + len(calls) + 1
+    assert all(": off by" in failure for failure in found)
