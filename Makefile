@@ -1,12 +1,14 @@
 # make demo: a talking video in out/demo.mp4.  make test: the tests (make test-slow: the slow ones; make test-all: both).
+# make docs: the documentation as a site, build/site/index.html.  make gallery: the pictures of docs/gallery.md anew.
 # All set up .venv on first use.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PLUGGED := .venv/.plugged
+DOCS := .venv/.docs
 PLUGINS := $(wildcard plugins/*)
 
-.PHONY: demo test test-slow test-all lint format bench clean
+.PHONY: demo test test-slow test-all lint format bench docs gallery packages clean
 
 demo: $(READY)
 	$(BIN)/omni run
@@ -32,6 +34,15 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.overhead
 
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+gallery: $(READY)
+	$(BIN)/python -m benchmarks.gallery
+
+packages: $(READY)
+	for folder in . $(PLUGINS); do (cd $$folder && $(CURDIR)/$(BIN)/python -m hatchling build -d $(CURDIR)/dist) || exit 1; done
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
@@ -39,6 +50,10 @@ $(READY): pyproject.toml constraints.txt
 
 $(PLUGGED): $(READY) $(PLUGINS:%=%/pyproject.toml)
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation $(PLUGINS:%=--editable %)
+	touch $@
+
+$(DOCS): $(PLUGGED)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 clean:

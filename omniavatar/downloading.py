@@ -301,7 +301,7 @@ def explained(error: Exception, endpoint: str, repo: str, name: str = "") -> Che
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return OutputError(f"the disk is full, so {what} is not complete; make room and give the command again")
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return OutputError(f"cannot write {error.filename}: {error.strerror}")
+        return OutputError(f"cannot write {error.filename}: {error.strerror}; name another folder with HF_HOME=FOLDER")
     return CheckpointError(
         f"{what} cannot be downloaded from {endpoint} ({in_one_line(error)}); "
         "what has come is kept: give the command again, or name a mirror with HF_ENDPOINT=URL"

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -22,7 +22,7 @@ from omniavatar.config import OPTIONS, PACKAGED, ModelEntry, RunConfig, Words, e
 from omniavatar.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
-    from omniavatar.checkpoints import Registry
+    from omniavatar.checkpoints import Detection, Registry
     from omniavatar.checkpoints.library import Library, Model
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Places:
     ) -> None:
         self.config = config
         self.cache = cache or hub_cache()
-        self._registry = registry or (lambda: registry_of(config))
+        self._asked = registry or (lambda: registry_of(config))
         if library is not None:
             self.library = library
 
@@ -87,13 +87,18 @@ class Places:
         return (self.config.models_folder, *search_folders(self.config))
 
     @cached_property
+    def registry(self) -> Registry:
+        """What models are recognised by."""
+        return self._asked()
+
+    @cached_property
     def library(self) -> Library:
         """What lies in all of the folders, recognised by content."""
         from omniavatar.checkpoints.library import Library
 
         own = () if self.config.models_dir.startswith(PACKAGED) else (self.config.models_folder,)
         folders = [*own, *search_folders(self.config), self.cache]
-        return Library([folder for folder in folders if folder.is_dir()], self._registry(), log.warning)
+        return Library([folder for folder in folders if folder.is_dir()], self.registry, log.warning)
 
     def finds(self) -> list[Find]:
         """What was found for every entry, in order."""
@@ -143,6 +148,39 @@ class Places:
         absent = [name for name in entry.beside if not any(found(folder / name) for folder in folders)]
         return tuple(str(Path(entry.parts[0]).parent / name) for name in absent)
 
+    def detected(self, find: Find) -> list[Detection]:
+        """The models in what was found for an entry, in its role. Raises CheckpointError."""
+        root, role = self.config.models_folder, find.entry.role
+        sources = find.entry.below(root) if find.source == find.entry.path else find.source
+        assert sources is not None
+        detections = self.registry.detect_all(sources)
+        return detections if role is None else [one.with_role(role) for one in detections]
+
+    def roles_wanted(self, entry: ModelEntry) -> set[str]:
+        """The roles of the whole networks of everything that serves an entry; nothing if some is a change to one."""
+        from omniavatar.checkpoints.registry import moved_role
+
+        rows = [row for row in self.registry.rows if entry.serves is not None and entry.serves.wants(row)]
+        if any(row.is_delta for row in rows):
+            return set()
+        return {
+            moved_role(name, spec, entry.role) for row in rows for name, spec in row.components.items() if spec.is_base
+        }
+
+    def is_whole(self, entry: ModelEntry) -> bool:
+        """Whether an entry lies at its own path, or in the cache, with all that belongs beside it."""
+        return any(find.source is not None and not find.missing for find in self.exact(entry))
+
+    def shared_folders(self, entry: ModelEntry) -> Iterator[Path]:
+        """Where those things lie that belong beside an entry and can be used by another one, as far as they do."""
+        for name in entry.beside:
+            if "/" not in name:
+                continue
+            folders = [root / Path(entry.parts[0]).parent for root in self.roots]
+            there = next((folder for folder in folders if found(folder / name)), None)
+            if there is not None:
+                yield there
+
     def serving(self, entry: ModelEntry) -> Find | None:
         """The best model that serves an entry, by content, with all that belongs beside it."""
         assert entry.serves is not None
@@ -187,7 +225,7 @@ def located(config: Config, words: Words = OPTIONS, name: str = "") -> Config:
     Raises CheckpointError that says what is missing, where it was looked for, and how to get it.
     """
     places = Places(config)
-    finds = places.finds()
+    finds = with_given(places) if any(entry.instead for entry in config.models) else places.finds()
     missing = {find.entry: find.missing for find in finds if find.source is None or find.missing}
     if missing:
         folder = config.models_folder
@@ -196,8 +234,69 @@ def located(config: Config, words: Words = OPTIONS, name: str = "") -> Config:
     for find in finds:
         if find.model is not None:
             log.warning("%s", taken(find))
-    entries = [find.entry if find.source == find.entry.path else find.located for find in finds]
+    entries = [find.located if find.source != find.entry.path or find.folders else find.entry for find in finds]
     return config.model_copy(update={"models": tuple(entries)})
+
+
+def with_given(places: Places) -> list[Find]:
+    """What was found for every entry, without those that are not there and whose place others take (`instead`).
+
+    What belongs beside an entry, such as a tokenizer, counts as beside those that are given instead, unless they have
+    their own.
+    """
+    entries = places.config.models
+    given = {entry: places.find(entry) for entry in entries if entry.instead}
+    detected = {entry: places.detected(find) for entry, find in given.items() if find.source is not None}
+    new = {role: given[entry] for entry, detections in detected.items() for role in base_roles(detections)}
+    finds: list[Find] = []
+    for entry in entries:
+        role = None if entry.instead or not new or places.is_whole(entry) else wanted_role(entry, new, places)
+        if role is None:
+            finds.append(given.get(entry) or places.find(entry))
+        else:
+            tell_of_replaced(entry, role, new)
+    absent = [find for find in finds if find.source is None]
+    role = lacking_role(finds, new, places) if new and len(absent) == 1 else None
+    if role is not None:
+        finds.remove(absent[0])
+        tell_of_replaced(absent[0].entry, role, new)
+    beside = tuple(dict.fromkeys(folder for entry in entries for folder in places.shared_folders(entry)))
+    own = {
+        entry
+        for entry, detections in detected.items()
+        if any("tokenizer" in part.extras for one in detections for part in one.components)
+    }
+    return [
+        replace(find, folders=(*find.folders, *beside)) if find.entry in detected and find.entry not in own else find
+        for find in finds
+    ]
+
+
+def base_roles(detections: Iterable[Detection]) -> set[str]:
+    """The roles of the whole networks among some models, without those that only change others."""
+    return {part.role for one in detections if not one.row.is_delta for part in one.components if part.spec.is_base}
+
+
+def wanted_role(entry: ModelEntry, new: Mapping[str, Find], places: Places) -> str | None:
+    """A role of an entry whose roles others have, all of them; None: they do not take its place."""
+    wanted = places.roles_wanted(entry)
+    return min(wanted) if wanted and wanted <= new.keys() else None
+
+
+def lacking_role(finds: Sequence[Find], new: Mapping[str, Find], places: Places) -> str | None:
+    """The role of the one entry that is not there and does not say what serves: what all the others lack."""
+    (absent,) = (find for find in finds if find.source is None)
+    if absent.entry.serves is not None or absent.entry.strength is not None or absent.entry.instead:
+        return None
+    others = [find for find in finds if find.source is not None and not find.entry.instead]
+    lacking = new.keys() - {role for find in others for role in base_roles(places.detected(find))}
+    return min(lacking) if lacking else None
+
+
+def tell_of_replaced(entry: ModelEntry, role: str, new: Mapping[str, Find]) -> None:
+    """Warn that something is given in the place of what is not there."""
+    file = as_parts(new[role].source)[0]
+    log.warning("%s takes the place of %s as '%s', which is not there", file, entry.parts[0], role)
 
 
 def taken(find: Find) -> str:

@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).parent
 
 
 def data_folder(name: str) -> Path:
-    """The folder `registry` or `configs`."""
+    """The folder `registry`, `configs` or `docs`, or one inside these."""
     installed = PACKAGE / "data" / name
     return installed if installed.is_dir() else PACKAGE.parent / name
 

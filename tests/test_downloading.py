@@ -175,6 +175,25 @@ def test_a_full_disk(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         hub.fetch(remote)
 
 
+def test_a_cache_that_cannot_be_written(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    blocked = Hub(server.endpoint, tmp_path / "file" / "hub")
+    remote = one(blocked)
+    with pytest.raises(OutputError, match=f"cannot write {tmp_path}/file.*; name another folder with HF_HOME=FOLDER"):
+        blocked.fetch(remote)
+    hub = Hub(server.endpoint, tmp_path / "hub")
+
+    def read_only(path: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(13, os.strerror(13), str(path))
+
+    monkeypatch.setattr("omniavatar.downloading.Counted.__init__", lambda self, path, show: read_only(path))
+    with pytest.raises(
+        OutputError, match=r"cannot write .*\.incomplete: Permission denied; name another folder"
+    ) as caught:
+        hub.fetch(remote)
+    assert "\n" not in str(caught.value)
+
+
 def test_names_that_lead_out_of_the_folder_are_refused(hub: Hub, server: FakeHub) -> None:
     server.repos[REPO]["../../evil.safetensors"] = b"x"
     with pytest.raises(CheckpointError, match="leads out of its folder"):

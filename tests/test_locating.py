@@ -141,6 +141,58 @@ def test_nothing_is_searched_for_an_entry_that_says_nothing(tmp_path: Path) -> N
         located(config(tmp_path, "net/a.safetensors", search=(str(tmp_path / "x"),)))
 
 
+# --- files that are given in the place of others
+
+
+def instead(file: Path, **fields: Any) -> dict[str, Any]:
+    return {"path": str(file), "instead": True, **fields}
+
+
+def test_a_file_that_is_replaced_need_not_be_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mine = write_base(tmp_path / "mine")
+    found = located(config(tmp_path, ENTRY, instead(mine)))
+    assert found.model_files() == [str(mine)]
+    assert f"{mine} takes the place of net/a.safetensors as 'dit', which is not there" in caplog.text
+    with pytest.raises(CheckpointError, match=r"net/a\.safetensors"):  # it is for another transformer
+        located(config(tmp_path, ENTRY, instead(mine, role="dit2")))
+    caplog.clear()
+    second = {"path": "net/b.safetensors", "role": "dit2", "serves": {"rows": ["tiny"]}}
+    write(tmp_path / "pretrained" / "net" / "a.safetensors")
+    assert len(located(config(tmp_path, ENTRY, second, instead(mine, role="dit2"))).models) == 2
+    assert "is used as" not in caplog.text  # nothing is searched for what is replaced
+    assert Bundle.open([mine], tiny(tmp_path)).roles == {"dit"}
+
+
+def tiny(tmp_path: Path) -> Registry:
+    return Registry([tmp_path / "tiny.toml"])
+
+
+def test_what_is_replaced_without_a_word_is_what_all_others_lack(tmp_path: Path) -> None:
+    mine = write_base(tmp_path / "mine")
+    delta = {"path": str(write_delta(tmp_path / "delta"))}
+    assert len(located(config(tmp_path, "net/a.safetensors", delta, instead(mine))).models) == 2
+    there = {"path": str(write(tmp_path / "there.safetensors"))}
+    for others in (
+        ["net/a.safetensors", there],  # the transformer is there, so that this is something else
+        ["net/a.safetensors", "net/b.safetensors"],  # one of these is something else
+        [{"path": "net/a.safetensors", "strength": 1.0}],  # a LoRA
+        [{"path": "net/a.pt", "serves": {"rows": ["OmniAvatar"]}}],  # a LoRA with audio layers
+    ):
+        with pytest.raises(CheckpointError, match=r"net/a\."):
+            located(config(tmp_path, *others, instead(mine)))
+
+
+def test_what_is_given_may_lack_its_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the text encoder in whose place it is given does, unless it has its own."""
+    monkeypatch.setattr("omniavatar.locating.registry_of", lambda config: Registry.builtin())
+    entry = {"path": "Wan/t5.pth", "beside": ["google/umt5-xxl"], "serves": {"rows": ["Wan*text-encoder"]}}
+    folder = tmp_path / "pretrained" / "Wan"
+    (folder / "google" / "umt5-xxl").mkdir(parents=True)
+    for name, beside in (("umt5-xxl-enc-fp8_e4m3fn", [str(folder)]), ("umt5_xxl_fp8_e4m3fn_scaled", [])):
+        (found,) = located(config(tmp_path, entry, instead(PUBLIC / "names" / f"{name}.safetensors"))).models
+        assert list(found.folders) == beside
+
+
 @pytest.mark.parametrize("kind", ["", "train"])
 @pytest.mark.parametrize("size", ["1.3b", "14b"])
 def test_packaged_configurations_name_rows_that_exist(kind: str, size: str) -> None:

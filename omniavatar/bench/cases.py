@@ -61,7 +61,7 @@ class Suite(BaseModel):
     units: tuple[str, ...] = Field((), description="plan expressions; the first combination is the reference")
     matrix: Matrix | None = Field(None, description="base and units, of which all combinations are made")
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**40)], ...] = Field((42,), min_length=1, description="a video each")
-    repeats: int = Field(3, ge=1, le=1000, description="timed videos for each combination and seed")
+    repeats: int = Field(3, ge=0, le=1000, description="timed videos for each combination and seed; 0: none")
     warmup: int = Field(1, ge=0, le=100, description="videos of each combination before that")
     size: str | None = Field(None, description="WIDTHxHEIGHT")
     seconds: float | None = Field(None, gt=0, description="length of a video")

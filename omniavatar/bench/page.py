@@ -75,7 +75,7 @@ def _table(record: Record) -> str:
 def _row(number: int, one: Combination, cells: Sequence[Callable[[Combination], str]]) -> str:
     """One combination, with its figures or the reason why there are none."""
     name = escape(one.name)
-    if one.times is None:
+    if one.video is None:
         shown = f"<td class='bad left' colspan='{max(1, len(cells))}'>{escape(why(number, one))}</td>"
     else:
         if one.status != "measured":

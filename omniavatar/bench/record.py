@@ -152,7 +152,9 @@ class Avatar(Schema):
 class Combination(Schema):
     """One combination of units."""
 
-    name: str = Field(description="the plan expression; ` #2` if it was asked for twice")
+    name: str = Field(
+        description="the plan expression, and ` with FILE` for other weights; ` #2` if it was asked for twice"
+    )
     status: Literal["measured", "refused", "failed", "unfinished"] = Field(
         description="refused: the plan cannot be made; failed: loading or a video went wrong; unfinished: interrupted"
     )

@@ -16,7 +16,7 @@ LONGEST = 300
 
 def tables(record: Record) -> Iterator[Table]:
     """Seconds, work and memory, quality, and what was not measured: narrow ones, so that a terminal holds them."""
-    measured = [one for one in record.combinations if one.times is not None]
+    measured = [one for one in record.combinations if one.video is not None]
     first = record.combinations[0].name
     for heading, group in GROUPS.items():
         used = {name: cell for name, cell in group.items() if any(map(cell, measured))}
@@ -54,7 +54,7 @@ def why(number: int, one: Combination) -> str:
     """Why a combination has no figures, or not all. Without those of the first, the others have less to show."""
     reason = one.reason or ""
     reason = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]}..."
-    lost = "no speed-up and no likeness of the others" if number == 1 and one.times is None else ""
+    lost = "no speed-up and no likeness of the others" if number == 1 and one.video is None else ""
     return ": ".join(filter(None, (one.status, "; ".join(filter(None, (reason, lost))))))
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from omniavatar.checkpoints.files import Source
 from omniavatar.checkpoints.formulas import read_settings
 from omniavatar.checkpoints.headers import TensorInfo
+from omniavatar.checkpoints.lora_names import parts_in, places
 from omniavatar.checkpoints.registry import LORA, TRANSFORMER, Component, Detection, LoraStrength, Registry
 from omniavatar.errors import CheckpointError, nearest
 
@@ -45,11 +46,11 @@ writes here, as OmniAvatar did, and those of a peft folder."""
 class LoraFile:
     """One LoRA file; `read().fit(shapes)` says what it does to a network.
 
-    branches: the roles beside its target's, of what lies beside a transformer in its files, such as audio layers.
+    branches: by role of a transformer those of what lies beside it in its files, such as audio layers.
     """
 
     component: Component
-    branches: tuple[str, ...] = ()
+    branches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -59,6 +60,20 @@ class LoraFile:
     def target(self) -> str:
         """The role of the network that it changes."""
         return self.component.target
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the user has named that role."""
+        return self.component.is_named
+
+    def places(self, experts: Sequence[str]) -> dict[str, str]:
+        """The roles that it may change, each with its part of the file; see `lora_names.places`.
+
+        experts: the roles of the transformers that take turns.
+        """
+        found = places(parts_in(self.component.tensors), self.target, experts, is_named=self.is_named)
+        branches = {beside: part for role, part in found.items() for beside in self.branches.get(role, ())}
+        return {**branches, **found}
 
     @property
     def strength(self) -> LoraStrength:
@@ -205,7 +220,8 @@ class Bundle:
 
     def adapters(self) -> tuple[LoraFile, ...]:
         """The LoRA files, in the order given; none is fine."""
-        return tuple(LoraFile(part, tuple(self._beside(part.target))) for part in self._by_role.get(LORA, ()))
+        branches = {role: tuple(self._beside(role)) for role in self._by_role}
+        return tuple(LoraFile(part, branches) for part in self._by_role.get(LORA, ()))
 
     def _beside(self, role: str) -> Iterator[str]:
         """The roles of what comes from files that also hold, or go with, the transformer of this role."""
@@ -289,12 +305,17 @@ def sentencepiece_of(info: TensorInfo) -> Any:
     from omniavatar.checkpoints.loading import read_tensors
     from omniavatar.checkpoints.sentencepiece import tokenizer
 
+    check_sentencepiece(info)
+    (tensor,) = dict(read_tensors({"model": info}, device="cpu", dtype=None)).values()
+    return tokenizer(tensor.numpy().tobytes(), f"{info.file}: '{info.name}'")
+
+
+def check_sentencepiece(info: TensorInfo) -> None:
+    """Raise CheckpointError for a tensor that cannot be a sentencepiece model by its type and size."""
     if info.dtype not in ("uint8", "int8") or info.numel > MAX_SENTENCEPIECE_BYTES:
         raise CheckpointError(
             f"{info.file}: '{info.name}' is no sentencepiece model ({info.dtype}, {info.numel} numbers)"
         )
-    (tensor,) = dict(read_tensors({"model": info}, device="cpu", dtype=None)).values()
-    return tokenizer(tensor.numpy().tobytes(), f"{info.file}: '{info.name}'")
 
 
 def with_replaced(found: Iterable[tuple[Detection, bool]]) -> list[Detection]:

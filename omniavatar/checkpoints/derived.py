@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -73,6 +74,33 @@ def reshaped(info: TensorInfo, *, turned: bool = False, leading: int = 0) -> Ten
         raise CheckpointError(f"{info.file}: '{info.name}' has the shape {list(info.shape)}, expected is a matrix")
     shape = (1,) * leading + (info.shape[::-1] if turned else info.shape)
     return Derived(info.name, shape, info.dtype, info.file, parts=(info,), turned=turned, leading=leading)
+
+
+def cut_again(whole: TensorInfo, dim: int, pieces: int) -> list[TensorInfo]:
+    """The equal pieces of a tensor, as they lie in the files if it was joined of them."""
+    if isinstance(whole, Derived) and len(whole.parts) == pieces and whole.dim == dim:
+        return list(whole.parts)
+    return split(plain(whole), dim, pieces)
+
+
+def shaped_back(info: TensorInfo, *, turned: bool = False, leading: int = 0) -> TensorInfo:
+    """What `reshaped` makes this of: the tensor of the file itself if it did."""
+    if isinstance(info, Derived) and (info.turned, info.leading, len(info.parts)) == (turned, leading, 1):
+        return info.parts[0]
+    info = plain(info)
+    if len(info.shape) < leading or math.prod(info.shape[:leading]) != 1 or (turned and len(info.shape) != 2):
+        raise CheckpointError(f"{info.file}: '{info.name}' has the shape {list(info.shape)}, which no such weight has")
+    shape = info.shape[::-1] if turned else info.shape[leading:]
+    return Derived(info.name, shape, info.dtype, info.file, parts=(info,), turned=turned)
+
+
+def plain(info: TensorInfo) -> TensorInfo:
+    """A tensor of a file. Raises CheckpointError for what is made of such, of which nothing more is made."""
+    if isinstance(info, Derived):
+        raise CheckpointError(
+            f"{info.file}: '{info.name}' would have to be changed twice; write the form 'omniavatar' first"
+        )
+    return info
 
 
 def parts_of(info: TensorInfo) -> tuple[TensorInfo, ...]:

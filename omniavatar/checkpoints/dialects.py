@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from omniavatar.checkpoints.derived import joined, reshaped, split
+from omniavatar.checkpoints.derived import cut_again, joined, reshaped, shaped_back, split
 from omniavatar.checkpoints.headers import Header, TensorInfo
 from omniavatar.checkpoints.names import Rename, alternatives, compiled, matches, occurs, specials
 from omniavatar.errors import CheckpointError
@@ -91,6 +91,27 @@ class Rule:
             put(result, target, joined([parts[number] for number in sorted(parts)], self.join or 0))
         return result
 
+    def undo(self, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+        """The tensors under the names, and in the forms, that this rule gives others: the reverse of `apply`."""
+        result: dict[str, TensorInfo] = {}
+        waiting: dict[str, dict[int, TensorInfo]] = defaultdict(dict)
+        for name, info in tensors.items():
+            numbers = [number for number, rule in enumerate(self.renames) if compiled(rule.network).fullmatch(name)]
+            if not numbers:
+                put(result, name, info)
+            elif self.join is not None:
+                for rule, piece in zip(self.renames, cut_again(info, self.join, len(self.renames)), strict=True):
+                    put(result, rule.inverse().apply(name), piece)
+            elif self.split is not None:
+                waiting[self.renames[numbers[0]].inverse().apply(name)][numbers[0]] = info
+            else:
+                is_shaped = self.turned or self.leading
+                back = shaped_back(info, turned=self.turned, leading=self.leading) if is_shaped else info
+                put(result, self.renames[0].inverse().apply(name), back)
+        for target, parts in waiting.items():
+            put(result, target, joined([parts[number] for number in sorted(parts)], self.split or 0))
+        return result
+
     def _targets(self, name: str) -> Iterator[tuple[int, str]]:
         """The names that a name of the file becomes, each with the number of its part."""
         for number, rule in enumerate(self.renames):
@@ -147,6 +168,18 @@ class Dialect(BaseModel):
         """Whether all required patterns occur among the names."""
         return all(occurs(pattern, names) for pattern in self.match)
 
+    def foreign(self, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+        """Weights by official names under the names of this dialect."""
+        result = dict(tensors)
+        for rule in reversed(self.rename):
+            if rule.network != "*":  # the others cut prefixes
+                result = rule.undo(result)
+        return result
+
+    def names(self, name: str) -> bool:
+        """Whether a rule is about an official name."""
+        return any(compiled(one.network).fullmatch(name) for rule in self.rename for one in rule.renames)
+
     def official(self, header: Header) -> Header:
         """The header under official names. Raises CheckpointError for two names that mean one, or a part that lacks."""
         extras = {what: header.tensors[name] for what, name in self.extras.items() if name in header.tensors} or dict(
@@ -161,8 +194,6 @@ class Dialect(BaseModel):
 
 def renamed(header: Header, tensors: Mapping[str, TensorInfo], extras: Mapping[str, Any]) -> Header:
     """A header of some of the tensors, under other names."""
-    from dataclasses import replace
-
     entries = {name: info.shape for name, info in tensors.items()}
     return replace(header, tensors=dict(tensors), entries=entries, extras=dict(extras))
 
@@ -177,19 +208,24 @@ class Names:
     def parts(self, header: Header, wanted: str | None = None) -> dict[str, Header]:
         """The checkpoints in a file, by the prefix of their names, each without it; nothing: it is no container.
 
-        wanted: which version is taken of a container that holds several.
+        wanted: which of them is taken; the prefix without the dot at its end, and behind it what is wanted of that one.
         """
         for container in self.containers:
             prefixes = container.parts(header.tensors)
             if prefixes is None:
                 continue
-            if container.choose and wanted is not None and f"{wanted}." not in prefixes:
+            fitting = [prefix for prefix in prefixes if f"{wanted}.".startswith(prefix)]
+            if not fitting and wanted is not None and len(prefixes) > 1:
                 there = ", ".join(prefix.removesuffix(".") for prefix in prefixes)
                 raise CheckpointError(f"{header.files[0]} has no '{wanted}'; it holds {there}")
-            if container.choose:
-                prefixes = [prefixes[0] if wanted is None else f"{wanted}."]
+            prefixes = fitting or (prefixes[:1] if container.choose else prefixes)
             return {prefix: part(header, prefix) for prefix in prefixes}
         return {}
+
+    def holds_several(self, text: bytes) -> bool:
+        """Whether a header with this text may be of a file of several models."""
+        several = (container.prefixes for container in self.containers if not container.choose)
+        return any(sum(f'"{prefix}'.encode() in text for prefix in prefixes) > 1 for prefixes in several)
 
     def strays(self, header: Header) -> str:
         """What to say of a file of which most names, and not all, have the prefixes of a container; else nothing."""
@@ -213,4 +249,12 @@ class Names:
 def part(header: Header, prefix: str) -> Header:
     """What lies under a prefix."""
     tensors = {name.removeprefix(prefix): info for name, info in header.tensors.items() if name.startswith(prefix)}
-    return renamed(header, tensors, header.extras)
+    inner = renamed(header, tensors, header.extras)
+    return replace(inner, prefix=header.prefix + prefix)
+
+
+def rest(wanted: str | None, prefix: str) -> str | None:
+    """What is still wanted of a part with this prefix."""
+    if wanted is None or not f"{wanted}.".startswith(prefix):
+        return wanted
+    return wanted[len(prefix) :] or None

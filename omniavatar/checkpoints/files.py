@@ -59,7 +59,12 @@ def find_checkpoints(source: Source, suffixes: Collection[str] = SUFFIXES) -> li
     found = [Path(name) for name in sorted(glob.glob(str(path)))]
     if not found:
         raise CheckpointError(f"no model file at {path}; give a file, a pattern, or the folder that holds the files")
-    return group_files((file for file in found if file.is_file()), suffixes)
+    there = [file for file in found if file.is_file()]
+    groups = group_files(there, suffixes)
+    if not groups:
+        what = "is no model file by its name" if there else "is no file that can be read"
+        raise CheckpointError(f"{found[0]} {what}; give a file, a pattern, or the folder that holds the files")
+    return groups
 
 
 def parts_of_folder(folder: Path) -> list[tuple[Path, str | None]]:
@@ -157,6 +162,8 @@ def read_index(index: Path, suffixes: Collection[str] = SUFFIXES) -> dict[str, s
     Raises CheckpointError for what is no such index, and for names that are no files of its folder.
     """
     with parsing(lambda reason: CheckpointError(f"{index} is not JSON ({reason}); download it again")):
+        if not index.is_file():
+            raise ValueError("it is no file")
         if index.stat().st_size > _MAX_INDEX_BYTES:
             raise ValueError("it is too large")
         content = json.loads(index.read_bytes())
@@ -179,7 +186,8 @@ def indexed_files(index: Path, suffixes: Collection[str] = SUFFIXES) -> Files:
     missing = sorted(name for name in names if not (index.parent / name).is_file())
     if missing:
         raise CheckpointError(
-            f"{index} lists {', '.join(missing[:3])}, which {index.parent} lacks; download the missing shards"
+            f"{index} lists {', '.join(map(plain, missing[:3]))}, which {index.parent} lacks; "
+            "download the missing shards"
         )
     stem, suffix = _model_stem(index)
     for path in sorted(index.parent.iterdir()):
@@ -191,6 +199,11 @@ def indexed_files(index: Path, suffixes: Collection[str] = SUFFIXES) -> Files:
         ):
             raise CheckpointError(f"{index} leaves out {path.name}, which lies beside it; download the index again")
     return tuple(index.parent / name for name in sorted(names))
+
+
+def plain(name: str) -> str:
+    """A name as it is, or quoted if it holds what a terminal would act on."""
+    return name if name.isprintable() else repr(name)
 
 
 def check_index(files: Files) -> None:

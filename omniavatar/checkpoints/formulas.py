@@ -1,7 +1,7 @@
 """Values of a table that depend on the checkpoint: text that starts with `=` is computed, as in a spreadsheet.
 
 `dim(pattern, axis)`            size of an axis of the first tensor whose name in the file fits the pattern; a third
-                                argument is the value if there is none
+                                argument is the value if there is none, None for an entry that is left out then
 `count(pattern)`                number of tensors whose names fit the pattern
 `setting(file, key, default)`   an entry (`a.b` nests) of the JSON file beside the checkpoint, or else `default`
 `quotient(number, divisor)`     what a division gives that leaves no rest, else 0: for what no shape confirms
@@ -38,11 +38,12 @@ _MAX_SETTINGS_BYTES = 10_000_000
 
 @dataclass(frozen=True)
 class Formulas:
-    """The functions of the language, over one checkpoint."""
+    """The functions of the language, over one checkpoint. what: the row by which it is known, for messages."""
 
     header: Header
     folder: Path | None
     """Where the settings lie; None: there are none."""
+    what: str = "a model"
 
     def evaluate(self, value: Any) -> Any:
         """Compute every formula inside a value of a table; everything else stays as it is."""
@@ -82,15 +83,28 @@ class Formulas:
     def dim(self, pattern: str, axis: int, *default: Any) -> Any:
         for name, tensor in self.header.tensors.items():
             if compiled(pattern).fullmatch(name):
+                if not tensor.numel or axis >= len(tensor.shape):
+                    why = "no weight of it has" if tensor.numel else "which holds no numbers"
+                    raise CheckpointError(
+                        f"{tensor.file} looks like {self.what}, but its '{name}' has the shape {list(tensor.shape)}, "
+                        f"{why}; download it again"
+                    )
                 return tensor.shape[axis]
         if default:
             return default[0]
-        raise LookupError(f"no tensor is called '{pattern}'")
+        file = self.header.files[0] if self.header.files else self.folder
+        others = f" (with {len(self.header.files) - 1} others)" if len(self.header.files) > 1 else ""
+        raise CheckpointError(
+            f"{file}{others} looks like {self.what}, but lacks '{pattern}', so it is only a part of one; "
+            "download it again, or name all of its files together"
+        )
 
     def count(self, pattern: str) -> int:
         return sum(1 for name in self.header.tensors if compiled(pattern).fullmatch(name))
 
     def setting(self, file: str, key: str, default: Any) -> Any:
+        if Path(file).name != file:
+            raise ValueError(f"'{file}' is no plain file name beside the checkpoint")
         value: Any = {} if self.folder is None else read_settings(self.folder / file)
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None

@@ -16,12 +16,13 @@ from omniavatar.checkpoints.formats import (
     MAX_HEADER_BYTES,
     MAX_TENSORS,
     FileHeader,
+    Format,
     Formats,
     TensorInfo,
     check_readable,
 )
 from omniavatar.checkpoints.hashing import Entries, fingerprint
-from omniavatar.errors import CheckpointError, parsing
+from omniavatar.errors import CheckpointError, parsing, shortened
 
 __all__ = [
     "BUILTIN_FORMATS",
@@ -37,6 +38,8 @@ __all__ = [
 
 WHOLE = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 """Types of whole numbers."""
+LONGEST_NAME = 500
+"""Letters of a tensor's name; patterns are matched with all names, which takes time with the square of this."""
 BUILTIN_FORMATS = Formats(BUILTIN)
 SUFFIXES = BUILTIN_FORMATS.suffixes
 
@@ -46,7 +49,7 @@ class Header:
     """What the header of a checkpoint says.
 
     entries: what the hash is made from; also the nested dictionaries of pickled files. extras: what lies in the files
-    and is no weight, such as the "tokenizer" of a text encoder.
+    and is no weight, such as the "tokenizer" of a text encoder. prefix: what stood before these names in the files.
     """
 
     files: tuple[Path, ...]
@@ -54,6 +57,7 @@ class Header:
     entries: Entries = field(repr=False)
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
     extras: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    prefix: str = ""
 
     @cached_property
     def hash(self) -> str:
@@ -69,8 +73,9 @@ def read_header(files: Sequence[Path], formats: Formats = BUILTIN_FORMATS) -> He
     tensors: dict[str, TensorInfo] = {}
     entries: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
-    for file in files:
-        found = read_file_header(file, formats)
+    of = {file: formats.of(file) for file in files}
+    for file, known in of.items():
+        found = read_file_header(file, known.together([other for other in files if of[other] is known]))
         for name in found.entries:
             if name in entries:
                 raise CheckpointError(
@@ -82,11 +87,16 @@ def read_header(files: Sequence[Path], formats: Formats = BUILTIN_FORMATS) -> He
     return Header(tuple(files), tensors, entries, metadata)
 
 
-def read_file_header(file: Path, formats: Formats = BUILTIN_FORMATS) -> FileHeader:
+def read_file_header(file: Path, known: Format) -> FileHeader:
     """What one file holds; each of its tensors knows the format that reads it."""
-    known = formats.of(file)
     with parsing(lambda reason: CheckpointError(f"{file} cannot be examined ({reason}); download it again")):
         header = known.read_header(file)
+    long = next((name for name in header.tensors if len(name) > LONGEST_NAME), None)
+    if long is not None:
+        raise CheckpointError(
+            f"{file} has a tensor with a name of {len(long)} letters ('{shortened(long)}'), as no model does; "
+            "download it again"
+        )
     tensors = {name: replace(tensor, format=known) for name, tensor in header.tensors.items()}
     for name, tensor in tensors.items():
         if name.endswith(".weight") and len(tensor.shape) > 1 and tensor.packing is None:

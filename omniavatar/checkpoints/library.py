@@ -95,8 +95,8 @@ class Model:
     """A recognised checkpoint in a tree.
 
     root: the tree. folder: of a model that is opened as a folder, because its configuration lies there. networks: the
-    numbers of each. dtype: in which most of it is stored. bits: of a number of that dtype, on average. is_alone: its
-    files hold no other model. extras: what they hold that is no weight, such as a "tokenizer".
+    numbers of each. dtype: in which most of it is stored. bits: of a number of that dtype, on average. part: what it is
+    called in a file of several models. extras: what its files hold that is no weight, such as a "tokenizer".
     """
 
     files: Files
@@ -107,20 +107,22 @@ class Model:
     dtype: str
     bits: float
     nbytes: int
-    is_alone: bool = True
+    part: str = ""
     extras: frozenset[str] = frozenset()
 
     @property
     def source(self) -> str | tuple[str, ...]:
-        """What to open: one path, or the shards."""
+        """What to open: one path, maybe with the model in it (`aio.safetensors::vae`), or the shards."""
         if self.folder is not None:
             return str(self.folder)
-        return str(self.files[0]) if len(self.files) == 1 else tuple(map(str, self.files))
+        if len(self.files) > 1:
+            return tuple(map(str, self.files))
+        return f"{self.files[0]}::{self.part}" if self.part else str(self.files[0])
 
     @property
     def place(self) -> Path:
-        """The folder, the file, or the first shard."""
-        return self.folder or self.files[0]
+        """The folder, the file, maybe with the model in it, or the first shard."""
+        return Path(self.source) if isinstance(self.source, str) else self.files[0]
 
     def has(self, what: str) -> bool:
         """Whether something that does in place of what belongs beside it is there (see `Need.instead`)."""
@@ -162,6 +164,7 @@ class Library:
         self._listed: dict[Path, list[tuple[Path, list[Path]]]] = {}
         self._there: dict[Path, list[Candidate]] = {}
         self._ruled_out: dict[tuple[Stamps, tuple[str, ...]], bool] = {}
+        self._several: dict[Stamps, bool] = {}
 
     def models(self) -> Iterator[Model]:
         """Every recognised checkpoint."""
@@ -182,10 +185,10 @@ class Library:
                 model
                 for candidate in self._candidates(root)
                 if (not by_name or need.is_named(f"{root.name}/{within(candidate.place, root)}"))
-                and least <= sum(map(size_of, candidate.files)) <= most
+                and (least <= sum(map(size_of, candidate.files)) <= most or self._holds_several(candidate))
                 and self._may_serve(candidate, need)
                 for model in self._models(candidate, root)
-                if model.is_alone and need.holds(model)
+                if need.holds(model)
             ]
             found += sorted(here, key=lambda model: nearness(model, precision))
         return found
@@ -216,6 +219,19 @@ class Library:
                 by_place.setdefault(os.path.realpath(candidate.place), candidate)
             self._there[root] = list(by_place.values())
         return self._there[root]
+
+    def _holds_several(self, candidate: Candidate) -> bool:
+        """Whether a candidate is one file that may hold several models, by the words in its header."""
+        if len(candidate.files) > 1:
+            return False
+        try:
+            key = stamps(candidate.files)
+            if key not in self._several:
+                text = words_of(candidate.files)
+                self._several[key] = text is not None and self.registry.names.holds_several(text)
+        except OSError:
+            return False
+        return self._several[key]
 
     def _may_serve(self, candidate: Candidate, need: Need) -> bool:
         """Whether the words in the headers do not rule a checkpoint out; much quicker than recognising it."""
@@ -261,13 +277,18 @@ class Library:
     def _recognised(self, candidate: Candidate, root: Path) -> list[Model]:
         try:
             with examining(candidate.place):
-                found = self.registry.detect_parts(candidate.files, row=candidate.row, compare=False)
+                found = self.registry.detect_parts(candidate.files, row=candidate.row, searching=True)
         except CheckpointError:
             return []
-        return [described(one, candidate.folder, root, is_alone=len(found) == 1) for one in found]
+        is_one_of_several = len(found) > 1 or self._holds_several(candidate)
+        return [
+            described(one, candidate.folder, root, one.header.prefix.removesuffix(".") if is_one_of_several else "")
+            for one in found
+            if len(found) == 1 or len(candidate.files) == 1  # shards have no name that says which model is meant
+        ]
 
 
-def described(found: Detection, folder: Path | None, root: Path, *, is_alone: bool) -> Model:
+def described(found: Detection, folder: Path | None, root: Path, part: str = "") -> Model:
     """A recognised checkpoint with what decides whether it serves."""
     tensors = found.header.tensors.values()
     nbytes = Counter[str]()
@@ -284,7 +305,7 @@ def described(found: Detection, folder: Path | None, root: Path, *, is_alone: bo
         dtype=dtype,
         bits=8 * nbytes[dtype] / max(1, numbers),
         nbytes=sum(nbytes.values()),
-        is_alone=is_alone,
+        part=part,
         extras=frozenset(name for part in found.components for name in part.extras),
     )
 
@@ -408,7 +429,7 @@ def trees(root: Path) -> list[Path]:
 def comfy_folders(file: Path) -> list[Path]:
     """The folders that an extra_model_paths.yaml of ComfyUI names; none if it cannot be read."""
     try:
-        with file.open(encoding="utf-8") as stream:
+        with readable(file).open(encoding="utf-8") as stream:
             content = parse_yaml(stream.read(LONGEST + 1))
     except (OSError, ValueError):
         return []
@@ -423,6 +444,13 @@ def comfy_folders(file: Path) -> list[Path]:
     return list(dict.fromkeys(folders))
 
 
+def readable(file: Path) -> Path:
+    """The same file. Raises OSError for what is none, such as a pipe, which would be waited for."""
+    if not file.is_file():
+        raise FileNotFoundError(file)
+    return file
+
+
 def spelled(path: str) -> str:
     """A path of a user's file with `~` and variables filled in."""
     return os.path.expandvars(os.path.expanduser(path))
@@ -431,7 +459,7 @@ def spelled(path: str) -> str:
 def wan2gp_folders(root: Path) -> list[Path]:
     """The folders of checkpoints that Wan2GP's settings name beyond those below its own folder."""
     try:
-        with (root / WAN2GP_SETTINGS).open(encoding="utf-8") as stream:
+        with readable(root / WAN2GP_SETTINGS).open(encoding="utf-8") as stream:
             paths = json.loads(stream.read(LONGEST))["checkpoints_paths"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []
@@ -441,7 +469,7 @@ def wan2gp_folders(root: Path) -> list[Path]:
 def commit_of(repository: Path, branch: str = "main") -> str:
     """The commit of a branch in the cache of Hugging Face; empty if that is not known."""
     try:
-        with (repository / "refs" / branch).open(encoding="utf-8") as stream:
+        with readable(repository / "refs" / branch).open(encoding="utf-8") as stream:
             return stream.read(64).strip()
     except (OSError, ValueError):
         return ""

@@ -198,8 +198,10 @@ def network_of(components: Sequence[Component]) -> str:
     """
     base = components[0]
     if not base.spec.is_base:
+        lacks = f"; if it should be a whole one, download it again: it lacks {few(base.lacks)}" if base.lacks else ""
         raise CheckpointError(
-            f"{base.files[0]} holds only an overlay on the role '{base.role}'; give the base model as well"
+            f"{base.files[0]} ({base.row.name}) holds only an overlay on the role '{base.role}'; "
+            f"give the base model as well{lacks}"
         )
     path = str(base.spec.network)
     for overlay in components[1:]:

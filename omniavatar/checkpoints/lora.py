@@ -24,7 +24,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from omniavatar.checkpoints.lora_names import Key, Layers, parsed, unsupported, why_no_layer
+from omniavatar.checkpoints.lora_names import (
+    MAIN,
+    SECOND,
+    TEXT,
+    Key,
+    Layers,
+    elsewhere,
+    meaning,
+    parsed,
+    unsupported,
+    why_no_layer,
+)
 from omniavatar.errors import CheckpointError, parsing, shortened, shown
 
 Shape = tuple[int, ...]
@@ -32,11 +43,17 @@ State = Mapping[str, Tensor]
 Shapes = Mapping[str, Sequence[int]]
 METADATA = "lora_adapter_metadata"
 """Entry of a safetensors header in which diffusers writes what peft has in adapter_config.json."""
+PREFIX_OF = {MAIN: "transformer.", SECOND: "transformer_2.", TEXT: "text_encoder."}
+"""By network, what stands in front of the settings there."""
 LONGEST_METADATA = 10_000_000
 CHANNELS = "the file's patch embedding has other input channels than this network"
 PATCHES = "patch_embedding.weight"
+LARGEST = 1e9
+"""Of an alpha in settings."""
 LITERAL = re.compile(r"\^?[\w.\\-]+\$?")
 """A pattern of peft that is only a name, or the end of one."""
+DELTAS = ("diff", "diff_b", "diff_m")
+"""Parts that are a delta of a weight, of which there is one."""
 PAIR_RANKS = (("down", 0), ("up", 1))
 """The halves of a pair, and which of their sides is the rank."""
 MAX_CHANNELS = 4096
@@ -269,9 +286,10 @@ class Used:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A key of a file that changes nothing, and why."""
+    """A key of a file that changes nothing, and why. is_elsewhere: it is for another network than the one changed."""
 
     reason: str
+    is_elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -295,9 +313,12 @@ class Fit:
 
     def beside(self, other: Fit) -> Fit:
         """What the same file does to this network and to another one with it: a key is left out if both lack it."""
-        report = {key: entry if isinstance(entry, Used) else other.report[key] for key, entry in self.report.items()}
-        reasons = {key: entry for key, entry in self.report.items() if isinstance(report[key], LeftOut)}
-        return Fit(self.name, {**other.changes, **self.changes}, {**report, **reasons}, self.notes)
+        report = {}
+        for key, entry in self.report.items():
+            also = other.report[key]
+            is_ours = isinstance(entry, Used) or (isinstance(also, LeftOut) and not entry.is_elsewhere)
+            report[key] = entry if is_ours else also
+        return Fit(self.name, {**other.changes, **self.changes}, report, self.notes)
 
     @property
     def reasons(self) -> Counter[str]:
@@ -338,6 +359,11 @@ class Layer:
     keys: dict[str, str] = field(default_factory=dict)
     scale: float = 1.0
 
+    @property
+    def part(self) -> str:
+        """The network that it is for, as the file says."""
+        return meaning(self.stem).part
+
 
 @dataclass(frozen=True)
 class Lora:
@@ -351,32 +377,41 @@ class Lora:
     others: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
-    def fit(self, shapes: Shapes, *, partial: bool = False) -> Fit:
+    def fit(self, shapes: Shapes, *, partial: bool = False, part: str = MAIN, is_named: bool = False) -> Fit:
         """What it changes in a network with weights of these (official) names and shapes.
 
-        partial: it may be for another network alone. Raises CheckpointError for a layer that exists and has another
-        shape, for two names of one layer, and unless `partial` if no key names a layer of the network.
+        partial: it may be for another network alone. part: which of the networks that its keys name this one is.
+        is_named: whether the file is given for this one alone. Raises CheckpointError for a layer that exists and has
+        another shape, for two names of one layer, and unless `partial` if no key names a layer of the network.
         """
         network = Layers(tuple(shapes))
         changes: dict[str, list[Change]] = defaultdict(list)
         report: dict[str, Used | LeftOut] = {key: LeftOut("no known kind of change") for key in self.others}
         owners: dict[tuple[str, str], str] = {}
         for layer in self.layers:
+            if layer.part != part:
+                reason = elsewhere(layer.part, is_named=is_named)
+                report |= dict.fromkeys(layer.keys.values(), LeftOut(reason, is_elsewhere=True))
+                continue
             name = network.find(layer.stem)
             if name is None:
                 report |= dict.fromkeys(layer.keys.values(), LeftOut(why_no_layer(layer.stem)))
                 continue
-            for part, key in layer.keys.items():
-                other = owners.setdefault((name, part), key)
+            for kind, key in layer.keys.items():
+                other = owners.setdefault((name, kind), key)
                 if other != key:
                     raise self._error(f"'{other}' and '{key}' both mean the layer '{name}'; remove one of them")
-            for weight, part, key, change in changes_of(layer, name, shapes):
+            for weight, kind, key, change in changes_of(layer, name, shapes):
                 if weight not in shapes:
                     report[key] = LeftOut(f"this network's layer has no {weight.rpartition('.')[2]}")
                 elif is_of_other_channels(weight, change, shapes[weight]) and isinstance(change, Delta):
                     report[key] = LeftOut(CHANNELS)
+                elif kind in DELTAS and owners.setdefault((weight, "delta"), key) != key:
+                    raise self._error(
+                        f"'{owners[weight, 'delta']}' and '{key}' both are the delta of '{weight}'; remove one of them"
+                    )
                 else:
-                    self._check(weight, part, change, changes[weight], shapes[weight])
+                    self._check(weight, kind, change, changes[weight], shapes[weight])
                     changes[weight].append(change)
                     report[key] = Used(weight)
             settle_rest(layer, name, report)
@@ -403,11 +438,17 @@ class Lora:
         else:
             fits = made == (shape[0], math.prod(shape[1:])) if shape else False
         if fits and isinstance(change, Dora):
-            sides = ((shape[0],), (shape[0], 1), (1, math.prod(shape[1:])))
-            fits = squeezed(change.magnitude.shape) in map(squeezed, sides)
+            sides = ((shape[0], 1), (1, math.prod(shape[1:])))
+            if squeezed(change.magnitude.shape) not in map(squeezed, sides):
+                raise self._error(
+                    f"the magnitude (DoRA) of the layer '{weight.removesuffix('.weight')}' has the shape "
+                    f"{list(change.magnitude.shape)}, for this weight it is {list(sides[0])} or {list(sides[1])}"
+                )
         if not fits:
             layer = weight.removesuffix(".weight")
-            what = {"diff": "delta", "diff_b": "bias delta", "diff_m": "modulation delta"}.get(part, "change")
+            what = {"diff": "delta", "diff_b": "bias delta", "up_bias": "bias delta", "diff_m": "modulation delta"}.get(
+                part, "change"
+            )
             raise self._error(
                 f"the {what} of the layer '{layer}' has the shape {list(made)}, the network's weight '{weight}' has "
                 f"{list(shape)}; the LoRA is made for another base model"
@@ -522,9 +563,10 @@ class Reader:
 
     def __init__(self, name: str, metadata: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         self.name = name
-        self.settings = settings or self._of_diffusers(metadata)
-        for key in ("rank_pattern", "alpha_pattern"):
-            self._check_patterns(key)
+        self.settings = dict.fromkeys(PREFIX_OF, settings) if settings else self._of_diffusers(metadata)
+        for of_part in self.settings.values():
+            for key in ("rank_pattern", "alpha_pattern"):
+                self._check_patterns(key, of_part)
 
     def error(self, reason: str) -> CheckpointError:
         return CheckpointError(f"LoRA {self.name}: {reason}")
@@ -542,7 +584,7 @@ class Reader:
             if found is None:
                 others.append(key)
                 continue
-            self._check_numbers(key, tensor)
+            self._check_numbers(found, tensor)
             self._add(layers, found, tensor)
         for layer in layers.values():
             self._check_complete(layer)
@@ -560,12 +602,17 @@ class Reader:
             raise self.error(f"'{layer.keys[key.part]}' and '{key.text}' both mean the layer '{key.stem}'; remove one")
         layer.tensors[key.part], layer.keys[key.part] = tensor, key.text
 
-    def _check_numbers(self, key: str, tensor: Tensor) -> None:
-        """Refuse what would make every frame black."""
+    def _check_numbers(self, key: Key, tensor: Tensor) -> None:
+        """Refuse what would make every frame black, and numbers that only stand for others."""
+        text = key.text
+        is_number = key.part in ("alpha", "reshape") and tensor.dtype != torch.bool
+        if tensor.is_complex() or not (tensor.is_floating_point() or is_number):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise self.error(f"the tensor '{text}' has {kind} numbers without a scale; take another file of this LoRA")
         if not tensor.is_meta and tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
-            if parsed(key) is not None and key.endswith(".alpha"):
-                raise self.error(f"the alpha '{key}' is no finite number; the file is damaged")
-            raise self.error(f"the tensor '{key}' holds values that are no finite numbers (NaN); the file is damaged")
+            if key.part == "alpha":
+                raise self.error(f"the alpha '{text}' is no finite number; the file is damaged")
+            raise self.error(f"the tensor '{text}' holds values that are no finite numbers (NaN); the file is damaged")
 
     def _check_complete(self, layer: Layer) -> None:
         """Halves and factors all there, of ranks that agree; numbers where one number is expected."""
@@ -592,6 +639,9 @@ class Reader:
                     f"{rank} in '{layer.keys[part]}'" for rank, part in ((down.shape[0], "down"), (up.shape[1], "up"))
                 ]
                 raise self.error(f"the pair of '{stem}' has two ranks: {' and '.join(ranks)}; the file is damaged")
+        if any(not tensor.numel() for tensor in found.values()):
+            empty = next(key for part, key in layer.keys.items() if part in found and not found[part].numel())
+            raise self.error(f"the tensor '{empty}' is empty; the file is damaged")
         if "alpha" in found and found["alpha"].numel() != 1:
             key = layer.keys["alpha"]
             raise self.error(f"the alpha '{key}' is no single number but has the shape {list(found['alpha'].shape)}")
@@ -604,6 +654,8 @@ class Reader:
             raise self.error(f"'{key}' is no list of sizes")
         if sizes.is_meta:
             del layer.tensors["reshape"]
+        elif not bool((sizes == sizes.round()).all()):
+            raise self.error(f"'{key}' is no list of whole numbers")
         elif any(not 1 <= size <= 1_000_000 for size in sizes_in(sizes)) or sizes_in(sizes)[-1:] > (MAX_CHANNELS * 64,):
             raise self.error(f"'{key}' asks for the shape {shown(list(sizes_in(sizes)))}")
 
@@ -645,34 +697,38 @@ class Reader:
         if "alpha" in layer.tensors:
             alpha = layer.tensors["alpha"]
             return 1.0 if alpha.is_meta else float(alpha.float().item()) / rank
-        given = self._setting(layer, "alpha_pattern", "lora_alpha")
+        settings = self.settings.get(layer.part, {})
+        given = self._setting(layer, "alpha_pattern", "lora_alpha", settings)
         if given is None:
             return 1.0
-        return given / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
+        return given / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
-    def _setting(self, layer: Layer, pattern: str, default: str) -> float | None:
+    def _setting(self, layer: Layer, pattern: str, default: str, settings: Mapping[str, Any]) -> float | None:
         """A number of the settings for a layer."""
-        patterns = self.settings.get(pattern) or {}
-        stem = layer.stem.removeprefix("base_model.model.").removeprefix("transformer.")
-        value = next((number for name, number in patterns.items() if fits_name(name, stem)), None)
+        names = meaning(layer.stem).names
+        patterns = (settings.get(pattern) or {}).items()
+        value = next((number for one, number in patterns if any(fits_name(one, name) for name in names)), None)
         if value is None:
-            value = self.settings.get(default)
+            value = settings.get(default)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self.error(f"its settings have {default} = {shown(value)}, which is no number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+            raise self.error(f"its settings have {default} = {shown(value)}, which is no number that an alpha can be")
         return float(value)
 
-    def _check_patterns(self, name: str) -> None:
-        patterns = self.settings.get(name) or {}
+    def _check_patterns(self, name: str, settings: Mapping[str, Any]) -> None:
+        is_stabilised = settings.get("use_rslora")
+        if not isinstance(is_stabilised, bool | None):
+            raise self.error(f"its settings have use_rslora = {shown(is_stabilised)}, which is neither true nor false")
+        patterns = settings.get(name) or {}
         if not isinstance(patterns, Mapping):
             raise self.error(f"its settings have {name} = {shown(patterns)}, which is no mapping of layers to numbers")
         strange = next((key for key in patterns if not LITERAL.fullmatch(str(key))), None)
         if strange is not None:
             raise self.error(f"its {name} has {shown(strange)}; only names of layers, or ends of them, are understood")
 
-    def _of_diffusers(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """What diffusers' entry of the header says of the transformer."""
+    def _of_diffusers(self, metadata: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        """What diffusers' entry of the header says of each network."""
         text = metadata.get(METADATA)
         if not text:
             return {}
@@ -682,13 +738,19 @@ class Reader:
             content = json.loads(text)
             if not isinstance(content, dict):
                 raise ValueError("no object")
-        prefix = "transformer."
-        return {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
+        return {
+            part: {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
+            for part, prefix in PREFIX_OF.items()
+        }
 
     def _notes(self, layers: Mapping[str, Layer]) -> tuple[str, ...]:
         """What a user should know of the strength."""
         bare = [layer for layer in layers.values() if "down" in layer.tensors and "alpha" not in layer.tensors]
-        if bare and any(layer.stem.startswith("base_model.") for layer in bare) and "lora_alpha" not in self.settings:
+        if (
+            bare
+            and any(layer.stem.startswith("base_model.") for layer in bare)
+            and "lora_alpha" not in self.settings.get(MAIN, {})
+        ):
             return (
                 "it says no alpha, so its scale is 1; if it was trained with another, keep adapter_config.json beside "
                 "adapter_model.safetensors, or give alpha / rank as its strength",

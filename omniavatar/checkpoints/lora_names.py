@@ -6,7 +6,7 @@ Importing this does not import torch: recognising a file needs names only.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -49,18 +49,45 @@ LONGEST = 1000
 """Letters of a key; longer ones are no names of layers."""
 
 PREFIXES = (
+    *(
+        "state_dict.",
+        "model_state_dict.",
+        "model_state.",
+        "module.",
+        "lora.",
+        "lora_state_dict.",
+        "adapter.",
+        "network.",
+    ),
+    *("params.", "params_ema.", "ema.", "generator.", "generator_ema.", "weights.", "_orig_mod."),
     "model.diffusion_model.",
     "diffusion_model.",
     "pipe.dit.",
+    "dit.",
+    "high_noise_model.",
+    "high_noise.",
     "base_model.model.",
     "transformer.",
     "unet.",
     "model.",
 )
-"""What stands in front of a network's own names."""
-UNDERSCORED = ("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_")
-"""What stands in front of names whose dots are underscores."""
-OF_TEXT_ENCODERS = ("text_encoder", "lora_te", "text_model", "conditioner", "lycoris_te")
+"""What stands in front of a network's own names, entries around the state dict of a pickle included."""
+MAIN, SECOND, TEXT = "transformer", "second transformer", "text encoder"
+"""Which network a key is for: the one that the file is given for, or another that its name says."""
+OF_SECOND = ("transformer_2.", "pipe.dit2.", "dit2.", "low_noise_model.", "low_noise.")
+"""What stands in front of names of a second transformer, such as that for low noise of Wan 2.2."""
+OF_TEXT = re.compile(r"text_encoders?(?:_\d+)?\.(?:\w+\.transformer\.)?")
+"""The same of the text encoder: diffusers' `text_encoder.`, ComfyUI's `text_encoders.umt5xxl.transformer.`."""
+T5 = re.compile(r"(?:^|[._])encoder[._]block[._]\d+[._]layer[._]\d|(?:^|[._])encoder[._]final_layer_norm$")
+"""Names that no transformer has, but the text encoder in transformers."""
+UNDERSCORED = (
+    (re.compile(r"(?:lora|lycoris)_(?:te\d*|text_encoders?\d*)_+"), TEXT),
+    (re.compile(r"(?:lora_transformer|lycoris_transformer|lora_unet)_2_+"), SECOND),
+    (re.compile(r"lora_(?:unet|transformer)_+|lycoris_"), MAIN),
+)
+"""What stands in front of names whose dots are underscores, and the network that it means."""
+TEXT_ENCODER = "text_encoder"
+"""The role of the network that keys of the text encoder change."""
 
 DIFFUSERS: tuple[Rename, ...] = tuple(
     Rename(file, network)
@@ -86,6 +113,18 @@ DIFFUSERS: tuple[Rename, ...] = tuple(
     )
 )
 """Names of layers in diffusers' Wan transformers -> official ones."""
+UMT5: tuple[Rename, ...] = (
+    Rename("encoder.embed_tokens", "token_embedding"),
+    Rename("shared", "token_embedding"),
+    Rename("encoder.block.*.layer.0.SelfAttention.{q,k,v,o}", "blocks.*.attn.{q,k,v,o}"),
+    Rename("encoder.block.*.layer.0.SelfAttention.relative_attention_bias", "blocks.*.pos_embedding.embedding"),
+    Rename("encoder.block.*.layer.{0,1}.layer_norm", "blocks.*.norm{1,2}"),
+    Rename("encoder.block.*.layer.1.DenseReluDense.{wi_0,wi_1,wo}", "blocks.*.ffn.{gate.0,fc1,fc2}"),
+    Rename("encoder.final_layer_norm", "norm"),
+)
+"""Names of layers in transformers' UMT5 -> those of Wan's text encoder."""
+OF_OTHER_ENCODERS = ("text_model", "conditioner")
+"""What stands in front of names of text encoders that Wan does not have."""
 IMAGE_BRANCH = re.compile(
     r"(?:^|[._])(?:k_img|v_img|norm_k_img|img_emb|add_k_proj|add_v_proj|norm_added_k|image_embedder)\b"
 )
@@ -132,20 +171,17 @@ class Layers:
     def __init__(self, weights: Collection[str]) -> None:
         self.names = {owner for name in weights for owner in owners(name)}
         self.underscored: Mapping[str, str] = {
-            spelling.replace(".", "_"): name for name in self.names for spelling in (undo(name, DIFFUSERS), name)
+            spelling.replace(".", "_"): name
+            for name in self.names
+            for spelling in (undo(name, DIFFUSERS), undo(name, UMT5), name)
         }
 
     def find(self, stem: str) -> str | None:
         """The official name of the layer that a file calls so; None if the network has none."""
-        for prefix in UNDERSCORED:
-            if stem.startswith(prefix):
-                found = self.underscored.get(stem.removeprefix(prefix))
-                if found is not None:
-                    return found
-        for name in spellings(stem):
-            if name in self.names:
-                return name
-        return None
+        found = meaning(stem)
+        if found.underscored:
+            return self.underscored.get(found.underscored)
+        return next((name for name in found.names if name in self.names), None)
 
 
 def owners(weight: str) -> list[str]:
@@ -154,23 +190,82 @@ def owners(weight: str) -> list[str]:
     return [layer] if layer and own in ("weight", "bias") else [name for name in (layer, weight) if name]
 
 
+@dataclass(frozen=True)
+class Meaning:
+    """What a stem says: for which network it is, and the names that the layer may have there.
+
+    names: as it is, and without what stands in front. underscored: without that, of a stem with underscores for dots.
+    official: the layer of a Wan transformer that it is, if it is of one.
+    """
+
+    part: str
+    names: tuple[str, ...] = ()
+    underscored: str = ""
+    official: str = ""
+
+
 @lru_cache(maxsize=65536)
-def spellings(stem: str) -> tuple[str, ...]:
-    """The official names that a stem with dots may mean: as it is, and without what stands in front."""
-    found = [stem, rename(stem, DIFFUSERS)]
-    while (prefix := next((prefix for prefix in PREFIXES if stem.startswith(prefix)), None)) is not None:
-        stem = stem.removeprefix(prefix)
-        found += [stem, rename(stem, DIFFUSERS)]
-    return tuple(found)
+def meaning(stem: str) -> Meaning:
+    """What a stem says, whatever the network has."""
+    for start, part in UNDERSCORED:
+        if match := start.match(stem):
+            rest = stem[match.end() :]
+            return Meaning(TEXT if part == MAIN and T5.search(rest) else part, underscored=rest)
+    part, rest = MAIN, stem
+    names = [rest]
+    while True:
+        if match := OF_TEXT.match(rest):
+            part, length = TEXT, match.end()
+        elif prefix := next((prefix for prefix in OF_SECOND if rest.startswith(prefix)), ""):
+            part, length = SECOND, len(prefix)
+        else:
+            length = len(next((prefix for prefix in PREFIXES if rest.startswith(prefix)), ""))
+        if not length:
+            break
+        rest = rest[length:]
+        names.append(rest)
+    if T5.search(rest):
+        part = TEXT
+    spelled = tuple(other for name in names for other in (name, rename(name, DIFFUSERS), rename(name, UMT5)))
+    return Meaning(part, spelled, official=rename(rest, DIFFUSERS))
+
+
+def parts_in(keys: Iterable[str]) -> frozenset[str]:
+    """The networks that a file with these keys is for."""
+    found = (parsed(key) for key in keys)
+    return frozenset(meaning(key.stem).part for key in found if key is not None)
+
+
+def places(parts: Collection[str], target: str, experts: Sequence[str], *, is_named: bool) -> dict[str, str]:
+    """The roles that a file with keys for these networks changes, each with the network as the file calls it.
+
+    target: the role that it is given for; is_named: by the user, and so it changes no other one. experts: the roles of
+    the transformers that take turns. A file for one network does not say which; one for several says so of the second
+    transformer and the text encoder.
+    """
+    others = {**dict.fromkeys(experts[1:2], SECOND), TEXT_ENCODER: TEXT}
+    if is_named:
+        own = others.get(target, MAIN)
+        return {target: own if own in parts else MAIN}
+    found = {role: part for role, part in others.items() if part in parts}
+    return {target: MAIN, **found} if MAIN in parts or not found else found
 
 
 def why_no_layer(stem: str) -> str:
     """Why a network lacks the layer of this name."""
-    plain = spellings(stem)[-1]
-    if IMAGE_BRANCH.search(plain) or (stem.startswith(UNDERSCORED) and any(word in f"{stem}_" for word in IMAGE_WORDS)):
+    found = meaning(stem)
+    plain, underscored = found.names[-1] if found.names else "", f"_{found.underscored}_"
+    if found.part != MAIN:
+        return f"{found.part}: {NO_LAYER}"
+    if IMAGE_BRANCH.search(plain) or any(word in underscored for word in IMAGE_WORDS):
         return f"image branch: {NO_LAYER}"
-    if stem.startswith(OF_TEXT_ENCODERS):
+    if stem.startswith(OF_OTHER_ENCODERS):
         return f"text encoder: {NO_LAYER}"
-    if plain.startswith("vace_blocks.") or "_vace_blocks_" in f"_{stem}":
+    if plain.startswith("vace_blocks.") or underscored.startswith("_vace_blocks_"):
         return f"VACE blocks: {NO_LAYER}"
     return NO_LAYER
+
+
+def elsewhere(part: str, *, is_named: bool) -> str:
+    """Why a key for another network than the one that is changed is left out."""
+    return f"{part}: the file is given for another network" if is_named else f"{part}: there is none that works here"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from omniavatar.checkpoints.dialects import Container, Dialect, Names
+from omniavatar.checkpoints.dialects import Container, Dialect, Names, rest
 from omniavatar.checkpoints.files import (
     Files,
     Source,
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRANSFORMER = "dit"
+SECOND_TRANSFORMER = "dit2"
+"""What takes turns with it in models of two experts."""
 MAX_PREFIXES = 4
 """Prefixes in front of each other."""
 STEMS = ("model", "pytorch_model")
@@ -67,8 +69,9 @@ class Component:
     """What one checkpoint provides for one role, found in actual files.
 
     `tensors` goes from the network's name of a tensor to where it lies; `config` and `constants` are without formulas;
-    `target` is the role of the transformer that a LoRA changes, or that the component goes with; `strength` how strong
-    that LoRA is; `extras` are what the files hold beside weights.
+    `target` is the role of the network that a LoRA changes, or of the transformer that the component goes with, and
+    `is_named` whether somebody has said so; `strength` how strong that LoRA is; `extras` are what the files hold beside
+    weights; `lacks`, of a part of a network: names without which it is no whole one, if it has nearly all.
     """
 
     role: str
@@ -80,8 +83,10 @@ class Component:
     constants: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo] = field(repr=False)
     target: str = TRANSFORMER
+    is_named: bool = False
     extras: Mapping[str, Any] = field(default_factory=dict, repr=False)
     strength: LoraStrength = 1.0
+    lacks: tuple[str, ...] = ()
 
     @property
     def num_params(self) -> int:
@@ -111,12 +116,10 @@ class Detection:
 
         What follows the transformer goes along: `vace` to `vace2` where `dit` goes to `dit2`.
         """
-
-        def moved(component: Component) -> str:
-            moves = component.role == TRANSFORMER or component.spec.follows
-            return companion_of(component.role, TRANSFORMER, role) if moves else component.role
-
-        components = tuple(replace(part, role=moved(part), target=role) for part in self.components)
+        components = tuple(
+            replace(part, role=moved_role(part.role, part.spec, role), target=role, is_named=True)
+            for part in self.components
+        )
         return replace(self, components=components)
 
     def with_strength(self, strength: LoraStrength) -> Detection:
@@ -241,12 +244,13 @@ class Registry:
         return self.detect(files)
 
     def detect_parts(
-        self, files: Files, wanted: str | None = None, row: Row | None = None, *, compare: bool = True
+        self, files: Files, wanted: str | None = None, row: Row | None = None, *, searching: bool = False
     ) -> list[Detection]:
         """Recognise the checkpoints in files that belong together.
 
-        wanted: which version to take where the file holds several. row: what the folder says they are. compare: say of
-        unknown ones which known one they resemble, which takes its time.
+        wanted: which version is taken where the file holds several. row: what the folder says they are. searching: do
+        not say of unknown ones which known one they resemble, which takes its time, and pass over them in a file that
+        holds others too.
         """
         check_shards(files)
         check_index(files)
@@ -254,9 +258,16 @@ class Registry:
         if row is not None:
             return [detection(row, self.names.official(header) or header, files[0].parent)]
         return [
-            detection(self._tuned_row(row, part), part, files[0].parent)
-            for row, part in self.readings(header, wanted, compare=compare)
+            detection(self._tuned_row(row, part), part, files[0].parent, self._lacks(part) if row.partial else ())
+            for row, part in self.readings(header, wanted, searching=searching)
         ]
+
+    def _lacks(self, header: Header) -> tuple[str, ...]:
+        """What a part of a network lacks of the patterns of the whole one that it comes nearest to."""
+        whole = [row for row in self.rows if row.match and not row.is_delta and row.claims(header.tensors)]
+        lacks = [row.unmet(header.tensors) for row in whole]
+        near = [unmet for unmet, row in zip(lacks, whole, strict=True) if 2 * len(unmet) < len(row.match)]
+        return min((tuple(unmet) for unmet in near), key=len, default=())
 
     def official(self, header: Header) -> Header:
         """The header under official names, without a prefix; one that is so already, or of several models, as it is."""
@@ -276,27 +287,36 @@ class Registry:
         return None if row is None else (row, weights_of_folder(row, folder, self.formats.suffixes))
 
     def readings(
-        self, header: Header, wanted: str | None = None, depth: int = 0, *, compare: bool = True
+        self, header: Header, wanted: str | None = None, depth: int = 0, *, searching: bool = False
     ) -> list[tuple[Row, Header]]:
         """The rows of what lies in files: as it stands, under official names, or in parts with prefixes.
 
         Each comes with its part of the header, under the names that the row knows. An unknown part is an error.
         """
-        row = self._row(header)
+        row, known = self._row(header), header
+        official = self.names.official(header) if row is None else None
+        if official is not None:
+            row, known = self._row(official), official
         if row is not None:
-            return [(row, header)]
-        official = self.names.official(header)
-        row = None if official is None else self._row(official)
-        if row is not None and official is not None:
-            return [(row, official)]
+            if wanted is not None:
+                raise CheckpointError(f"{header.files[0]} has no '{wanted}'; it holds {row.name}")
+            return [(row, known)]
         parts = self.names.parts(header, wanted) if depth < MAX_PREFIXES else {}
         if not parts:
             unknown = header.files[0].name
-            if compare:
+            if not header.tensors:
+                unknown = f"{header.files[0]} holds no tensors; download it again"
+            elif not searching:
                 unknown = self.names.strays(header) or self._neighbours.explain(official or header)
             raise UnknownCheckpoint(unknown)
-        deeper = depth + 1
-        return [one for part in parts.values() for one in self.readings(part, wanted, deeper, compare=compare)]
+        found: list[tuple[Row, Header]] = []
+        for prefix, part in parts.items():
+            try:
+                found += self.readings(part, rest(wanted, prefix), depth + 1, searching=searching)
+            except UnknownCheckpoint:
+                if not searching or len(parts) == 1:
+                    raise
+        return found
 
     def _tuned_row(self, row: Row, header: Header) -> Row:
         """The row with what later tables say about files with this header."""
@@ -388,26 +408,26 @@ def examining(path: Path) -> AbstractContextManager[None]:
     return parsing(lambda reason: CheckpointError(f"{path} cannot be examined ({reason}); download it again"))
 
 
-def detection(row: Row, header: Header, folder: Path) -> Detection:
-    """Split the tensors of a recognised checkpoint among the components of its row."""
+def detection(row: Row, header: Header, folder: Path, lacks: tuple[str, ...] = ()) -> Detection:
+    """Split the tensors of a recognised checkpoint among the components of its row. lacks: see `Component`."""
     roles = {row.owner(name) for name in header.tensors} if row.partial else row.components
-    return Detection(
-        row, header, tuple(_component(row, role, header, folder) for role in row.components if role in roles)
-    )
+    parts = (_component(row, role, header, folder, lacks) for role in row.components if role in roles)
+    return Detection(row, header, tuple(parts))
 
 
-def _component(row: Row, role: str, header: Header, folder: Path) -> Component:
-    spec, formulas = row.components[role], Formulas(header, folder)
+def _component(row: Row, role: str, header: Header, folder: Path, lacks: tuple[str, ...]) -> Component:
+    spec, formulas = row.components[role], Formulas(header, folder, row.name)
     return Component(
         role=role,
         row=row,
         spec=spec,
         files=header.files,
         folder=folder,
-        config=formulas.evaluate(spec.config),
+        config={key: value for key, value in formulas.evaluate(spec.config).items() if value is not None},
         constants=formulas.evaluate(spec.constants),
         tensors=_renamed(row, role, header),
         extras={**header.metadata, **header.extras},
+        lacks=lacks,
     )
 
 
@@ -426,8 +446,14 @@ def _renamed(row: Row, role: str, header: Header) -> dict[str, TensorInfo]:
     return tensors
 
 
+def moved_role(name: str, spec: ComponentSpec, role: str | None) -> str:
+    """The role of what a row provides as `name` where its transformer has another role; None: it has its own."""
+    moves = role is not None and (name == TRANSFORMER or spec.follows)
+    return companion_of(name, TRANSFORMER, str(role)) if moves else name
+
+
 def version(source: str | Path) -> tuple[Path, str | None]:
-    """The path of a source, and which version of the network is wanted: `file.pt::generator`."""
+    """The path of a source, and which version or model in it is wanted: `file.pt::generator`, `a.safetensors::vae`."""
     path = Path(source).expanduser()
     name, separator, wanted = path.name.rpartition("::")
     if not separator or path.exists():

@@ -26,6 +26,8 @@ COMMANDS = {
     "units": "omniavatar.cli.units:units",
     "models": "omniavatar.cli.models:models",
     "plugins": "omniavatar.cli.plugins:plugins",
+    "docs": "omniavatar.cli.docs:docs",
+    "env": "omniavatar.cli.env:env",
 }
 UNPRINTED = 1
 BAD_INPUT = 2
@@ -33,6 +35,8 @@ OUT_OF_MEMORY = 3
 SIGNALLED = 128
 INTERRUPTED = 130
 HELP_OPTIONS = ["-h", "--help"]
+UNCUT = 1000
+"""Letters of a command's first sentence in the help of its group: all."""
 
 NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 """What a group without arguments raises; before click 8.2 it prints its help itself."""
@@ -49,6 +53,14 @@ class Commands(click.Group):
             hint = nearest(name, self.list_commands(ctx))
             raise click.UsageError(f"no command '{name}' in '{ctx.command_path}'{hint}", ctx)
         return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with all of their first sentences; click would cut them off at the terminal's width."""
+        commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        lines = [(name, command.get_short_help_str(UNCUT)) for name, command in commands.items() if command is not None]
+        if lines:
+            with formatter.section("Commands"):
+                formatter.write_dl(lines)
 
 
 class Omni(Commands):

@@ -28,9 +28,10 @@ from omniavatar.cli.run import (
     with_hyphens,
 )
 from omniavatar.cli.start import EARLY, Start, start
-from omniavatar.config import changed_plan, merge_settings, parse_config
+from omniavatar.config import DEFAULT_UNITS, changed_plan, merge_settings, parse_config
 from omniavatar.engine.settings import Chosen, file_layer
 from omniavatar.errors import InputError, OmniError, OutputError, PlanError, nearest
+from omniavatar.opening import entry_from_here
 from omniavatar.threads import suit_threads
 
 if TYPE_CHECKING:
@@ -57,6 +58,13 @@ BENCH_EARLY = (
         help="combinations and settings from a file, or the name of a packaged one: caches, exact, guidance, quick, "
         "steps  [default: quick, if nothing else is named]",
     ),
+    click.Option(
+        ["--weights"],
+        multiple=True,
+        metavar="[ROLE=]FILE",
+        help="every combination once more with this file in the place of the network that it holds, such as a "
+        "quantised one; repeatable",
+    ),
     *(option for option in EARLY if option.name in ("config", "models", "loras", "models_dir", "search")),
 )
 DEMO_SECONDS = 2.0
@@ -67,10 +75,14 @@ FAILED = 1
 
 @dataclass(frozen=True)
 class BenchStart(Start):
-    """`chosen` are the units of all combinations; `cases` those of each, by name, or why there is none."""
+    """`chosen` are the units of all combinations; `cases` those of each, by name, or why there is none.
+
+    configs: by name, the configurations of combinations that have other model files.
+    """
 
     suite: Suite
     cases: Mapping[str, Chosen | OmniError]
+    configs: Mapping[str, RunConfig]
 
     @classmethod
     def of(cls, early: Mapping[str, Any]) -> BenchStart:
@@ -78,6 +90,9 @@ class BenchStart(Start):
         from omniavatar.engine.plan import choose
 
         typed = typed_expressions(early["units"], early["matrix"])
+        files: tuple[str, ...] = early["weights"]
+        if files and not typed and not early["suite"]:
+            typed = [DEFAULT_UNITS]
         source = early["suite"] or (None if typed else "quick")
         suite = Suite() if source is None else read_suite(source)
         listed = suite.expressions() if source is not None else []
@@ -87,11 +102,13 @@ class BenchStart(Start):
                 near = nearest(unit, begin.catalog.units)
                 raise InputError(f"the suite {source} has settings for an unknown unit '{unit}'{near}")
         cases: dict[str, Chosen | OmniError] = {}
-        for number, (name, expression) in enumerate(named([*listed, *typed]).items()):
+        pairs = [(expression, file) for expression in (*listed, *typed) for file in (None, *files)]
+        of_names = dict(zip(named([label(*pair) for pair in pairs]), pairs, strict=True))
+        for number, (name, (expression, _)) in enumerate(of_names.items()):
             try:
                 cases[name] = choose(changed_plan(begin.config.units, expression), begin.catalog)
             except PlanError as error:
-                if number >= len(listed):
+                if number >= len(listed) * (1 + len(files)):
                     raise
                 cases[name] = error
         known = [units for units in cases.values() if not isinstance(units, OmniError)]
@@ -99,15 +116,32 @@ class BenchStart(Start):
         settings = merge_settings(begin.config.settings, suite.settings)
         changes = {"settings": settings, "seed": 0}  # seeds are those of the suite
         config = parse_config({**dict(begin.config), **changes}, source or "command line")
-        file = file_layer(source, settings) if suite.settings else begin.file
-        return cls(config, begin.overrides, begin.catalog, begin.plugins, chosen, file, begin.world, suite, cases)
+        layer = file_layer(source, settings) if suite.settings else begin.file
+        others = {} if early.get("help") else {file: with_weights(config, file) for file in files}
+        configs = {name: others[file] for name, (_, file) in of_names.items() if file in others}
+        common = (begin.overrides, begin.catalog, begin.plugins, chosen, layer, begin.world)
+        return cls(config, *common, suite, cases, configs)
 
     def case(self, name: str) -> Start:
         """That of one combination. Raises why there is none."""
         chosen = self.cases[name]
         if isinstance(chosen, OmniError):
             raise chosen
-        return Start(self.config, self.overrides, self.catalog, self.plugins, chosen, self.file, self.world)
+        config = self.configs.get(name, self.config)
+        return Start(config, self.overrides, self.catalog, self.plugins, chosen, self.file, self.world)
+
+
+def label(expression: str, file: str | None) -> str:
+    """The name of a combination: its plan expression, and the model file that it has instead of the configured one."""
+    return expression if file is None else f"{expression} with {Path(file).name}"
+
+
+def with_weights(config: RunConfig, file: str) -> RunConfig:
+    """A configuration with a model file in the place of the one of the same network. Raises InputError."""
+    entry = {"instead": True, **entry_from_here(file)}
+    if not Path(entry["path"]).exists():
+        raise InputError(f"--weights {file}: there is no file {entry['path']}; give one that is there")
+    return parse_config({**dict(config), "models": (*config.models, entry)}, "--weights")
 
 
 def typed_expressions(units: tuple[str, ...], matrix: tuple[str, ...]) -> list[str]:
@@ -122,7 +156,7 @@ class BenchCommand(RunCommand):
 
     note = (
         "Inputs and settings of units hold for every combination that has the unit; what stands in a plan is stronger. "
-        "docs/benchmarks.md says how it is measured and what the report means."
+        "omni docs benchmarks says how it is measured and what the report means."
     )
     early = BENCH_EARLY
 
@@ -166,7 +200,12 @@ class BenchCommand(RunCommand):
     metavar="NUMBER",
     help="share by which a time may grow beyond noise  [default: 0.05]",
 )
-@click.option("--repeats", type=click.IntRange(1, 1000), metavar="INTEGER", help="timed videos each  [default: 3]")
+@click.option(
+    "--repeats",
+    type=click.IntRange(0, 1000),
+    metavar="INTEGER",
+    help="timed videos each; 0: compare the pictures alone  [default: 3]",
+)
 @click.option("--warmup", type=click.IntRange(0, 100), metavar="INTEGER", help="videos before them  [default: 1]")
 @click.option(
     "--no-interleave", is_flag=True, help="one combination after the other, so that only one is in memory at a time"
@@ -204,6 +243,7 @@ def bench(ctx: click.Context, **options: Any) -> int:
     omni bench --units default --units default+teacache --seed 1 --seed 2
     omni bench --matrix teacache --matrix cfg-merge                  default, and with one or both of them
     omni bench --suite caches --model FILE ... --compare before.json
+    omni bench --weights q8.gguf --weights q4.gguf                   default, and with these files instead of its own
 
     Writes bench.json and bench.html, a page that needs nothing else, and the videos. Exit code: 1 if a combination
     failed or --compare found one that is worse, 2 for bad input or if no combination can be made.
@@ -243,7 +283,7 @@ class Study:
         faces = suite.faces and "image" not in given if options["faces"] is None else options["faces"]
         schedule = Schedule(
             seeds=tuple(dict.fromkeys(options["seeds"] or suite.seeds)),
-            repeats=options["repeats"] or suite.repeats,
+            repeats=suite.repeats if options["repeats"] is None else options["repeats"],
             warmup=suite.warmup if options["warmup"] is None else options["warmup"],
             interleaved=not options["no_interleave"],
             faces=faces,

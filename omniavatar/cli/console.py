@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, TextIO
@@ -77,14 +77,14 @@ class Page(io.StringIO):
         return sys.stdout is not None and sys.stdout.isatty()
 
 
-def table_of(*columns: str) -> Table:
-    """An empty table whose cells are never cut off."""
-    from rich.table import Table
+def table_of(*columns: str, numbers: Iterable[str] = ()) -> Table:
+    """An empty table whose cells are never cut off, and which a narrow terminal shows as a block for each row.
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+    numbers: further columns, whose cells stand on the right.
+    """
+    from omniavatar.cli.listing import Listing
+
+    return Listing(*columns, numbers=numbers)
 
 
 def make_lenient(stream: TextIO | None) -> None:

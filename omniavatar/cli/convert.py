@@ -36,17 +36,17 @@ SHOWN = 5
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def convert(source: Path, target: Path, form: str, dtype: str, blocks: str, **flags: bool) -> None:
-    """Write the network in SOURCE to the file TARGET in another form: a transformer, a VAE or a text encoder.
+    """Write SOURCE to TARGET in another form: a transformer, a VAE, a text or image encoder, or a LoRA.
 
     \b
-    comfy        ComfyUI's names
-    diffusers    the names of diffusers and transformers
+    comfy        ComfyUI's names; a text encoder's tokenizer goes into its file
+    diffusers    the names of diffusers and transformers; a TARGET without .safetensors is a folder with config.json
     omniavatar   the names of Wan's and OmniAvatar's own files
     fp8-scaled   8-bit weights with a scale each, as ComfyUI reads them
     gguf         for ComfyUI-GGUF; wants the package omniavatar-gguf
 
-    SOURCE is a file, the first of some shards, a folder or a pattern. Weights stay bit for bit unless they become
-    8-bit ones, or GGUF's, or come out of such.
+    SOURCE is a file, the first of some shards, a folder, a pattern, or a model of a file: aio.safetensors::vae. Weights
+    stay bit for bit unless they become 8-bit ones, or GGUF's, or come out of such.
     """
     from omniavatar.checkpoints.converting import Conversion
     from omniavatar.cli.models import registry
@@ -63,7 +63,8 @@ def convert(source: Path, target: Path, form: str, dtype: str, blocks: str, **fl
             show=lambda done, total: display.show(Status(f"writing {target.name}", done, total)),
         )
     if not flags["quiet"]:
-        tell(f"{target}  ({plan.row.name}, {len(plan.tensors)} tensors, {size(target.stat().st_size)})")
+        file = plan.file(target)
+        tell(f"{file}  ({plan.row.name}, {len(plan.tensors)} tensors, {size(file.stat().st_size)})")
 
 
 def described(plan: Conversion, target: Path) -> list[str]:

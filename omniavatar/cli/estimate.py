@@ -41,7 +41,7 @@ def estimate_videos(maker: VideoMaker, videos: Sequence[Video]) -> int:
     from omniavatar.estimate.rehearsal import Rehearsal
 
     if maker.config.gpus > 1 or maker.world.size > 1:
-        raise InputError("an estimate is about one GPU; leave --gpus out (docs/scaling.md says what more of them give)")
+        raise InputError("an estimate is about one GPU; leave --gpus out (for more: omni docs scaling)")
     engine = maker.engine(maker.world, maker.device)
     suit_threads(engine)
     rehearsal = Rehearsal(engine, [maker.watcher])
@@ -69,10 +69,9 @@ def show(result: Estimate, *, as_json: bool) -> None:
 
 def networks_table(result: Estimate) -> Table:
     """The networks: how large they are, and where their weights lie while they work."""
-    table = Table("network", box=None, pad_edge=False, header_style="bold")
     on_gpu = result.peak_device is not None
-    for name in ("parameters", "type", "weights", *(["on the GPU"] if on_gpu else []), "blocks", "a block"):
-        table.add_column(name, justify="right")
+    headings = ("parameters", "type", "weights", *(["on the GPU"] if on_gpu else []), "blocks", "a block")
+    table = console.table_of("network", numbers=headings)
     for network in result.networks:
         table.add_row(
             network.role,
@@ -88,10 +87,8 @@ def networks_table(result: Estimate) -> Table:
 
 def phases_table(result: Estimate) -> Table:
     """Time and memory of the phases."""
-    table = Table("phase", box=None, pad_edge=False, header_style="bold")
     on_gpu = result.peak_device is not None
-    for name in ("time", "range", "share", *(["GPU memory"] if on_gpu else [])):
-        table.add_column(name, justify="right")
+    table = console.table_of("phase", numbers=("time", "range", "share", *(["GPU memory"] if on_gpu else [])))
     for phase in result.phases:
         share = f"{phase.seconds.typical / result.seconds.typical:.0%}" if result.seconds.typical else ""
         memory = [gib(phase.peak_device)] if on_gpu else []

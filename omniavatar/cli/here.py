@@ -41,7 +41,7 @@ class Here:
 
     def served(self, model: Model) -> list[str]:
         """The configurations that take a model."""
-        path = str(model.place.absolute())
+        path = absolute_parts(model.source)[0]
         return [name for name, finds in self.finds.items() if any(path in paths_of(find) for find in finds)]
 
     def lacking(self, name: str) -> list[str]:
@@ -92,9 +92,13 @@ def config_with(path: Path, search: Sequence[str]) -> RunConfig:
 
 def paths_of(find: Find) -> list[str]:
     """What a find opens, absolute."""
+    return absolute_parts(find.source)
+
+
+def absolute_parts(source: str | tuple[str, ...] | None) -> list[str]:
     from omniavatar.locating import as_parts
 
-    return [str(Path(part).absolute()) for part in as_parts(find.source)]
+    return [str(Path(part).absolute()) for part in as_parts(source)]
 
 
 def find_facts(find: Find) -> dict[str, Any]:

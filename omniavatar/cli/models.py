@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +157,7 @@ def detection_facts(detection: Detection, keys: bool) -> dict[str, Any]:
 def lora_facts(detection: Detection, base: Sequence[Detection]) -> dict[str, Any]:
     """What a LoRA file has, by its header, and how it fits the networks of a model; nothing of other files."""
     from omniavatar.checkpoints import Bundle
+    from omniavatar.checkpoints.registry import LORA, SECOND_TRANSFORMER, TRANSFORMER
 
     adapters = Bundle([detection]).adapters()
     if not adapters:
@@ -165,15 +167,24 @@ def lora_facts(detection: Detection, base: Sequence[Detection]) -> dict[str, Any
     if base:
         models = Bundle([*base, detection])
         (adapter,) = [one for one in models.adapters() if one.component in detection.components]
-        first, *others = (
-            lora.fit(models.shapes(role), partial=True)
-            for role in (adapter.target, *adapter.branches)
+        experts = [TRANSFORMER, *({SECOND_TRANSFORMER} & models.roles)]
+        fits = {
+            role: lora.fit(models.shapes(role), partial=True, part=part, is_named=adapter.is_named)
+            for role, part in adapter.places(experts).items()
             if role in models.roles
-        )
-        for other in others:
-            first = first.beside(other)
-        first.check()
-        facts |= {**first.facts(), "fit": str(first)}
+        }
+        if not fits:
+            wanted, there = next(iter(adapter.places(experts))), ", ".join(sorted(models.roles - {LORA}))
+            raise CheckpointError(
+                f"LoRA {adapter.name}: it is for the network '{wanted}', which the model lacks; there are {there}"
+            )
+        fit = reduce(lambda one, other: one.beside(other), fits.values())
+        fit.check()
+        facts |= {
+            **fit.facts(),
+            "networks": {role: len(one.changes) for role, one in fits.items() if one.changes},
+            "fit": str(fit),
+        }
     return {"lora": facts}
 
 

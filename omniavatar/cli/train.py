@@ -75,7 +75,7 @@ def train(ctx: click.Context, **options: Any) -> int:
     omni train prepare --config FILE    run the networks that stay as they are over all clips, once
     omni train --config FILE            train on what they made; the same command goes on with a run that was stopped
 
-    Every field of a configuration is explained in docs/training.md.
+    Every field of a configuration is explained by omni docs training.
     """
     check_words(options)
     world = place()

@@ -252,6 +252,7 @@ def figures(engine: Engine, load_seconds: float, result: Result) -> dict[str, An
         **{name: value and round(value, 3) for name, value in asdict(result.timings).items()},
         "load_seconds": round(load_seconds, 3),
         **peak_memory(engine.device),
+        **({"loras": result.manifest["loras"]} if "loras" in result.manifest else {}),
     }
 
 

@@ -61,9 +61,12 @@ class LoraFit(Protocol):
 class LoraContent(Protocol):
     """What a LoRA file means."""
 
-    def fit(self, shapes: Mapping[str, Sequence[int]], *, partial: bool = False) -> LoraFit:
+    def fit(
+        self, shapes: Mapping[str, Sequence[int]], *, partial: bool = False, part: str = ..., is_named: bool = False
+    ) -> LoraFit:
         """What it does to a network with weights of these names and shapes; `partial`: it may be for another alone.
 
+        part: which of the networks that the file names this one is, by `Adapter.places`. is_named: see `Adapter`.
         Raises CheckpointError if it does not fit, so that nothing is applied by halves.
         """
         ...
@@ -72,10 +75,9 @@ class LoraContent(Protocol):
 class Adapter(Protocol):
     """A LoRA file; `omniavatar.checkpoints.LoraFile` is one.
 
-    name: what to call it. target: the role of the network that it changes. branches: further roles, of what lies beside
-    that network in its files, such as audio layers. strength: how strong the user wants it, for
-    all steps, or as (begin, end, strength) by ranges of the steps. is_own: whether it is part of a checkpoint that
-    brings more, and not a LoRA that the user has added.
+    name: what to call it. target: the role of the network that it is given for; is_named: by the user, so that it
+    changes no other one. strength: how strong the user wants it, for all steps, or as (begin, end, strength) by ranges
+    of the steps. is_own: whether it is part of a checkpoint that brings more, and not a LoRA that the user has added.
     """
 
     @property
@@ -85,7 +87,14 @@ class Adapter(Protocol):
     def target(self) -> str: ...
 
     @property
-    def branches(self) -> Sequence[str]: ...
+    def is_named(self) -> bool: ...
+
+    def places(self, experts: Sequence[str]) -> Mapping[str, str]:
+        """The roles that it may change, what lies beside a transformer in its files included: audio layers.
+
+        Each comes with what `LoraContent.fit` is told of it. experts: the roles of the transformers that take turns.
+        """
+        ...
 
     @property
     def strength(self) -> float | tuple[tuple[float, float, float], ...]: ...

@@ -5,13 +5,16 @@ What a file changes comes from `omniavatar.checkpoints.lora`; here are the two w
     weight.data = merged(weight, [(change, 0.7), (other, 1.0)]).to(weight.dtype)      # once, nothing to pay later
     WithBeside(layer, Beside([(change, 0), (other, 1)], [], strengths, dtype, device))  # strengths can be changed
 
-The second is for layers whose weights are packed, and for strengths that depend on the step.
+The second is for layers whose weights are packed, and for strengths that depend on the step. Weights of other layers,
+such as norms, are then changed whenever they are read:
+
+    change_when_read(norm, {"weight": [(change, 0)]}, strengths, device)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +81,29 @@ class Strengths:
         return True
 
 
-class Beside(nn.Module):
+class Keeping(nn.Module):
+    """Keeps the tensors of changes as parameters, so that what moves weights moves them too."""
+
+    def __init__(self, strengths: Strengths) -> None:
+        super().__init__()
+        self.strengths = strengths
+
+    def _keep(
+        self, index: int, parts: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device | str
+    ) -> dict[str, str]:
+        """Make parameters of tensors; returns their names."""
+        names = {part: f"{part}_{index}" for part in parts}
+        for part, name in names.items():
+            value = parts[part].detach().to(device, dtype).contiguous()
+            self.register_parameter(name, nn.Parameter(value, requires_grad=False))
+        return names
+
+    def _moved(self, change: Change, names: Mapping[str, str]) -> Change:
+        """A change with its tensors where this module has them."""
+        return change.with_parts({part: getattr(self, name) for part, name in names.items()})
+
+
+class Beside(Keeping):
     """What a linear layer gets beside its weight and bias, in the precision of the network.
 
     weights, biases: the changes with the numbers of their files. A product of two factors is applied factor by factor;
@@ -93,8 +118,7 @@ class Beside(nn.Module):
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        super().__init__()
-        self.strengths = strengths
+        super().__init__(strengths)
         self.is_additive = all(change.is_additive for change, _ in weights)
         self.pairs: list[tuple[str, str, int]] = []
         self.others: list[tuple[Change, dict[str, str], int]] = []
@@ -110,16 +134,6 @@ class Beside(nn.Module):
         for number, (change, file) in enumerate(biases):
             names = self._keep(number, {"bias": change.delta().flatten()}, dtype, device)
             self.biases.append((names["bias"], file))
-
-    def _keep(
-        self, index: int, parts: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device | str
-    ) -> dict[str, str]:
-        """Make parameters of tensors; returns their names."""
-        names = {part: f"{part}_{index}" for part in parts}
-        for part, name in names.items():
-            value = parts[part].detach().to(device, dtype).contiguous()
-            self.register_parameter(name, nn.Parameter(value, requires_grad=False))
-        return names
 
     def forward(self, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
         """The output of the changed layer, given its input (... in) and its own output (... out)."""
@@ -148,10 +162,6 @@ class Beside(nn.Module):
         part: Tensor = getattr(self, name)
         return part.to(x.dtype)
 
-    def _moved(self, change: Change, names: Mapping[str, str]) -> Change:
-        """A change with its tensors where this module has them."""
-        return change.with_parts({part: getattr(self, name) for part, name in names.items()})
-
 
 class WithBeside(Wrapped):
     """A linear layer, packed or not, and what is added to its output. (Compiled code would not notice a hook.)"""
@@ -164,6 +174,79 @@ class WithBeside(Wrapped):
         """(... in_features) -> (... out_features)."""
         changed: Tensor = self.lora(self.block, x, self.block(x))
         return changed
+
+
+class WhenRead(Keeping):
+    """Changes of a module's own weights, each made when the weight is read; in float32, rounded once.
+
+    changes: by the weight's name in the module, with the numbers of their files.
+    """
+
+    def __init__(
+        self, changes: Mapping[str, Sequence[tuple[Change, int]]], strengths: Strengths, device: torch.device | str
+    ) -> None:
+        super().__init__(strengths)
+        self.changes: dict[str, list[tuple[Change, dict[str, str], int]]] = {}
+        count = 0
+        for own, numbered in changes.items():
+            for change, file in numbered:
+                names = self._keep(count, change.parts, torch.float32, device)
+                self.changes.setdefault(own, []).append((change, names, file))
+                count += 1
+
+    @torch.no_grad()
+    def forward(self, own: str, weight: Tensor) -> Tensor:
+        """The weight of this name at the strengths of the moment, in its precision."""
+        value = weight.float()
+        for change, names, file in self.changes[own]:
+            moved = self._moved(change, names)
+            if moved.is_additive:
+                delta = moved.delta(value.device).reshape(value.shape)
+                value = value + self.strengths.tensor[file] * delta
+            else:
+                value = moved.apply(value, self.strengths.numbers[file])
+        return value.to(weight.dtype)
+
+
+def change_when_read(
+    module: nn.Module,
+    changes: Mapping[str, Sequence[tuple[Change, int]]],
+    strengths: Strengths,
+    device: torch.device | str,
+) -> None:
+    """Have whoever reads these weights of a module find them changed.
+
+    As parameters, by which they are found, read from files and moved, they stay as they are.
+    """
+    while isinstance(module, Wrapped):
+        module = module.block
+    module.add_module(BESIDE, WhenRead(changes, strengths, device))
+    module.__class__ = changing(type(module), tuple(changes))
+
+
+KINDS: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
+"""By kind of module and names of weights, the class of modules of that kind of which these weights change."""
+
+
+def changing(kind: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    """The class of modules of a kind of which these weights change; one class, so that compiled code serves all."""
+
+    def reader(own: str) -> property:
+        def read(module: Any) -> Tensor:
+            weight: Tensor = module._parameters[own]
+            if not weight.numel() or hasattr(weight, "full_tensor"):
+                return weight  # it is elsewhere, or a rank's part of a weight: nobody computes with it
+            try:
+                changed: Tensor = module._modules[BESIDE](own, weight)
+            except AttributeError as error:  # which would have `nn.Module.__getattr__` give the weight as it is
+                raise RuntimeError(f"'{own}' cannot be changed: {error}") from error
+            return changed
+
+        return property(read)
+
+    if (kind, names) not in KINDS:
+        KINDS[kind, names] = type(kind.__name__, (kind,), {own: reader(own) for own in names})
+    return KINDS[kind, names]
 
 
 def dense_weight(layer: nn.Module) -> Tensor:

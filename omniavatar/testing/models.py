@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from omniavatar.checkpoints.lora import Lora, read_lora
+from omniavatar.checkpoints.lora_names import MAIN, parts_in, places
 from omniavatar.engine.geometry import Geometry
 
 WAN = Geometry(channels=16, temporal_factor=4, spatial_factor=8, patch_size=(1, 2, 2))
@@ -67,7 +68,13 @@ class GivenLora:
     strength: float | tuple[tuple[float, float, float], ...] = 1.0
     alpha: float | None = None
     is_own: bool = False
+    is_named: bool = False
     branches: tuple[str, ...] = ()
+
+    def places(self, experts: Sequence[str]) -> dict[str, str]:
+        """See `lora_names.places`."""
+        found = places(parts_in(self.state), self.target, experts, is_named=self.is_named)
+        return {**found, **dict.fromkeys(self.branches, found.get(self.target, MAIN))}
 
     def read(self) -> Lora:
         """What the tensors mean."""

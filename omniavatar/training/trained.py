@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -26,6 +27,8 @@ from omniavatar.hookspecs import hookimpl
 from omniavatar.media.paths import shown
 from omniavatar.training import sharded
 from omniavatar.training.start import StartSettings
+
+log = logging.getLogger(__name__)
 
 ADAPTER = "default"
 AUDIO_LAYERS = "audio_adapter"
@@ -150,6 +153,12 @@ class Trained(PipelineUnit):
         export = self._export(delta)
         if export:
             write(folder / EXPORT, lambda path: save_file(export, path))
+            alone = sorted({name.partition(".")[0] for name in delta if ".lora_" not in name})
+            if alone:
+                log.info(
+                    "%s has the LoRA layers alone; what else was trained is in %s: %s",
+                    *(EXPORT, DELTA, ", ".join(alone)),
+                )
         if whole:
             write(folder / WHOLE, lambda path: save_file(whole, path))
 
@@ -195,8 +204,13 @@ class Trained(PipelineUnit):
             return True
         shapes = {name: tuple(weight.shape) for name, weight in self.engine.model(role).named_parameters()}
         plain_shapes = {plain(name): shape for name, shape in shapes.items() if ".lora_" not in name}
-        adapters = [adapter for adapter in self.engine.models.adapters() if adapter.target == role]
-        changed = (name for adapter in adapters for name in adapter.read().fit(plain_shapes).changes)
+        adapters = [(one, one.places(self.engine.plan.experts)) for one in self.engine.models.adapters()]
+        changed = (
+            name
+            for adapter, places in adapters
+            if role in places
+            for name in adapter.read().fit(plain_shapes, partial=True, part=places[role]).changes
+        )
         return any(f"{role}.{name}" in weights for name in changed)
 
     def _delta(

@@ -18,7 +18,7 @@ from omniavatar.errors import CheckpointError, PlanError
 from omniavatar.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from omniavatar.engine.engine import Adapter, Engine, LoraFit
     from omniavatar.engine.scopes import Step, Window
@@ -37,7 +37,11 @@ class Lora(PipelineUnit):
     Each file has a strength of its own: --lora FILE=0.7, or `strength:` in the models of a configuration; `scale`
     multiplies those that were added, and not what belongs to an avatar's checkpoint. They are merged into the weights
     as these are loaded, and cost nothing then. Beside packed weights, and where strengths differ between steps, they
-    are added as the layers run, which costs two small products a layer.
+    are added as the layers run, which costs two small products a layer. What works before the steps, such as the text
+    encoder, does so at the strengths of the first step.
+
+    Keys that name a second transformer or the text encoder change those. A file that is given for one network
+    (--lora dit2=FILE) changes no other one.
     """
 
     name = "lora"
@@ -82,8 +86,9 @@ class Lora(PipelineUnit):
 
     @hookimpl(wrapper=True)
     def plan_steps(self, window: Window) -> Generator[None, Sequence[Step], Sequence[Step]]:
-        """Say where strengths change, so that caches compute there."""
+        """Say where strengths change, so that caches compute there; begin with the first ones."""
         steps = yield
+        self._applied(window.engine).change(0.0)
         for file in self._applied(window.engine).scheduled:
             for index, step in enumerate(steps):
                 strength = file.strength_at(index / len(steps))
@@ -92,9 +97,13 @@ class Lora(PipelineUnit):
 
     @hookimpl(tryfirst=True)
     def before_step(self, step: Step) -> None:
-        applied = self._applied(step.engine)
-        if applied.scheduled:
-            applied.change(step.index / max(1, step.window.step_count), step.engine)
+        self._applied(step.engine).change(step.index / max(1, step.window.step_count))
+
+    @hookimpl(trylast=True)
+    def after_step(self, step: Step) -> None:
+        """What works before the steps of the next window, such as the audio layers, does so at the first strengths."""
+        if step.index + 1 >= step.window.step_count:
+            self._applied(step.engine).change(0.0)
 
     def _applied(self, engine: Engine) -> Applied:
         """What is done to the networks of an engine; asked for when the first is loaded, or steps are foretold."""
@@ -105,26 +114,33 @@ class Lora(PipelineUnit):
 
 @dataclass
 class File:
-    """One LoRA file, its strengths by ranges of the steps, and the roles of the networks that it may change."""
+    """One LoRA file, its strengths by ranges of the steps, and the networks that it may change: part of it by role."""
 
     adapter: Adapter
     ranges: tuple[tuple[float, float, float], ...]
-    roles: tuple[str, ...]
+    places: Mapping[str, str]
     fits: dict[str, LoraFit] = field(default_factory=dict)
 
     @classmethod
     def of(cls, engine: Engine, adapter: Adapter, settings: Lora.Settings) -> File:
         """Raises CheckpointError if there is no such network."""
-        if adapter.target not in engine.models:
-            raise CheckpointError(
-                f"LoRA {adapter.name}: it is for the network '{adapter.target}', which no model file has; there are "
-                f"{', '.join(engine.roles)}"
-            )
         strength = adapter.strength
         ranges = strength if isinstance(strength, tuple) else ((0.0, 1.0, strength),)
         scale = 1.0 if adapter.is_own else settings.scale
-        roles = (adapter.target, *(role for role in adapter.branches if role in engine.roles))
-        return cls(adapter, tuple((begin, end, value * scale) for begin, end, value in ranges), roles)
+        wanted = adapter.places(engine.plan.experts)
+        given = {adapter.target} if adapter.target in engine.models else set()
+        places = {role: part for role, part in wanted.items() if role in given.union(engine.roles)}
+        if not places:
+            first, there = next(iter(wanted)), ", ".join(engine.roles)
+            raise CheckpointError(
+                f"LoRA {adapter.name}: it is for the network '{first}', which no model file has; there are {there}"
+            )
+        return cls(adapter, tuple((begin, end, value * scale) for begin, end, value in ranges), places)
+
+    @property
+    def roles(self) -> Sequence[str]:
+        """The roles of the networks that it may change."""
+        return tuple(self.places)
 
     @property
     def is_scheduled(self) -> bool:
@@ -138,7 +154,9 @@ class File:
     def fit(self, role: str, network: nn.Module) -> Mapping[str, Sequence[Change]]:
         """What it changes in one network. Raises CheckpointError for what does not fit."""
         shapes = dict(shapes_of(network))
-        fit = self.adapter.read().fit(shapes, partial=len(self.roles) > 1)
+        fit = self.adapter.read().fit(
+            shapes, partial=len(self.roles) > 1, part=self.places[role], is_named=self.adapter.is_named
+        )
         for name, changes in fit.changes.items():
             wide = next((change for change in changes if hasattr(change, "shape")), None)
             if wide is not None and tuple(wide.shape) != shapes[name]:
@@ -157,6 +175,7 @@ class File:
         return {
             "file": self.adapter.name,
             "role": self.adapter.target,
+            "networks": {role: len(fit.changes) for role, fit in self.fits.items() if fit.changes},
             "strength": [list(part) for part in self.ranges] if self.is_scheduled else self.ranges[0][2],
             **fit.facts(),
         }
@@ -166,14 +185,13 @@ class File:
 class Applied:
     """What LoRA does to the networks of an engine.
 
-    late: by role, what is not merged while loading. rewritten: weights that are written anew when strengths change.
-    report: what became of each file, once all networks that they change are loaded.
+    late: by role, what is not merged while loading. report: what became of each file, once all networks that they
+    change are loaded.
     """
 
     files: Sequence[File]
     strengths: Strengths
     late: dict[str, dict[str, Sequence[Numbered]]] = field(default_factory=dict)
-    rewritten: list[Rewritten] = field(default_factory=list)
     report: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
@@ -225,56 +243,35 @@ class Applied:
         return Files({}) if files else None
 
     def add(self, engine: Engine, role: str, late: Mapping[str, Sequence[Numbered]]) -> None:
-        """Add what has not been merged beside the layers of a network, or write it into other weights."""
-        from omniavatar.models.lora import Beside, WithBeside
+        """Add what has not been merged beside the linear layers of a network, and to other weights when they are read.
+
+        What is added lies where the weights are, or on the device if they are in their files.
+        """
+        from omniavatar.models.lora import Beside, WithBeside, change_when_read
         from omniavatar.models.packed import is_linear
 
         network = engine.model(role)
-        beside: dict[str, dict[str, Sequence[Numbered]]] = defaultdict(dict)
+        layers: dict[str, dict[str, Sequence[Numbered]]] = defaultdict(dict)
         for name, numbered in late.items():
             layer, _, own = name.rpartition(".")
-            owner = network.get_submodule(layer)
-            if own in ("weight", "bias") and is_linear(owner):
-                beside[layer][own] = numbered
-            else:
-                check_stays(engine, role, name)
-                weight = Rewritten(owner, own, getattr(owner, own).detach().clone(), numbered)
-                weight.write(self.strengths, engine)
-                self.rewritten.append(weight)
-        for layer, parts in beside.items():
+            layers[layer][own] = numbered
+        for layer, parts in layers.items():
             owner = network.get_submodule(layer)
             place = next(weight.device for weight in owner.parameters(recurse=False))
             device = engine.device if place.type == "meta" else place
-            added = Beside(parts.get("weight", ()), parts.get("bias", ()), self.strengths, engine.dtype, device)
-            network.set_submodule(layer, WithBeside(owner, added))
+            if is_linear(owner):
+                added = Beside(parts.get("weight", ()), parts.get("bias", ()), self.strengths, engine.dtype, device)
+                network.set_submodule(layer, WithBeside(owner, added))
+            else:
+                change_when_read(owner, parts, self.strengths, device)
 
-    def change(self, part: float, engine: Engine) -> None:
+    def change(self, part: float) -> None:
         """Work from now on with the strengths that hold after this part of the steps."""
-        if self.strengths.set([file.strength_at(part) for file in self.files]):
-            for weight in self.rewritten:
-                weight.write(self.strengths, engine)
+        self.strengths.set([file.strength_at(part) for file in self.files])
 
 
 APPLIED: WeakKeyDictionary[Engine, Applied] = WeakKeyDictionary()
 """By engine: networks are loaded, and so changed, whoever asks for them first."""
-
-
-@dataclass
-class Rewritten:
-    """A weight that is no linear layer's. before: without any change."""
-
-    owner: nn.Module
-    own: str
-    before: Tensor
-    changes: Sequence[Numbered]
-
-    def write(self, strengths: Strengths, engine: Engine) -> None:
-        """Give the weight its value at the strengths of the moment, rounded once to its precision."""
-        from omniavatar.models.lora import merged
-
-        weight: Tensor = getattr(self.owner, self.own)
-        now = [(change, strengths.numbers[number]) for change, number in self.changes]
-        weight.data = merged(self.before, now, engine.device).to(weight.device, weight.dtype)
 
 
 def shapes_of(network: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -295,14 +292,4 @@ def check_is_for_videos(engine: Engine) -> None:
     if any(unit.trains for unit in engine.plan.units):
         raise PlanError(
             "unit 'lora': in training every LoRA is merged; leave out merge=false and strengths by ranges of steps"
-        )
-
-
-def check_stays(engine: Engine, role: str, name: str) -> None:
-    """Raise PlanError for a weight that cannot be written between steps, since it is not there then."""
-    mover = next((unit.name for unit in engine.plan.units if unit.hosts(role)), None)
-    if mover is not None:
-        raise PlanError(
-            f"unit 'lora': '{name}' changes with the steps, and unit '{mover}' moves or shards it; give the LoRA one "
-            f"strength for all steps, or leave out {mover}"
         )

@@ -52,7 +52,7 @@ def test_a_suite_lists_combinations_before_its_matrix(tmp_path: Path) -> None:
     ("content", "complaint"),
     [
         ("unit = 1", "unknown field 'unit'; did you mean 'units'"),
-        ("repeats = 0", "repeats = 0: input should be greater than or equal to 1"),
+        ("repeats = -1", "repeats = -1: input should be greater than or equal to 0"),
         ("seeds = [-5]", "seeds.0 = -5: input should be greater than or equal to 0"),
         ("units = [", "cannot read the suite"),
         ("[matrix]\nunit = 1", "unknown field 'matrix.unit'; did you mean 'units'"),

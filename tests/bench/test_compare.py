@@ -21,6 +21,7 @@ from omniavatar.bench.record import (
     Record,
     Spread,
     Times,
+    Video,
 )
 from omniavatar.bench.runner import Runner, Schedule
 from omniavatar.engine.unit import PipelineUnit
@@ -68,7 +69,9 @@ def combination(total: Spread | None = None, **changes: Any) -> Combination:
         prepare_seconds=still,
         decode_seconds=still,
     )
-    return Combination(**{"name": "x", "status": "measured", "reason": None, "units": (), "times": times, **changes})
+    video = Video(frames=49, height=32, width=32, windows=1, steps=2)
+    common = {"name": "x", "status": "measured", "reason": None, "units": (), "times": times, "video": video}
+    return Combination(**{**common, **changes})
 
 
 def worse(old: Combination, new: Combination) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def test_to_comfyui_and_back(source: Path, tmp_path: Path, registry: Registry) -
     if source == T2V:
         assert comfy.keys() == load_file(PUBLIC / "names" / "dit_model_diffusion_model.safetensors").keys()
     if source == UMT5:
-        assert comfy.keys() == load_file(UMT5).keys() - {"spiece_model"}
+        assert_same(comfy, load_file(UMT5))  # with its tokenizer
     again = convert(tmp_path / "comfy.safetensors", "omniavatar", tmp_path / "a.safetensors", registry)
     assert_same(again, convert(source, "omniavatar", tmp_path / "b.safetensors", registry))
 
@@ -199,3 +200,116 @@ def test_a_disk_without_room(tmp_path: Path, registry: Registry, monkeypatch: py
     monkeypatch.setattr("omniavatar.checkpoints.converting.shutil.disk_usage", lambda path: usage)
     with pytest.raises(OutputError, match="GB free"):
         plan.write(tmp_path / "x.safetensors")
+
+
+# --- CLIP, tokenizers, and folders for diffusers and transformers
+
+CLIP = PUBLIC / "names" / "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
+CLIP_COMFY = PUBLIC / "names" / "clip_vision_h.safetensors"
+CLIP_FOLDER = PUBLIC / "names" / "clip_hf" / "image_encoder"
+
+
+@pytest.fixture(scope="module")
+def all_models() -> Registry:
+    from omniavatar.plugins import discover
+
+    return discover().registry()
+
+
+def test_an_image_encoder_there_and_back(tmp_path: Path, all_models: Registry) -> None:
+    (found,) = all_models.detect_all(CLIP)
+    official = {name: tensor for name, tensor in found.components[0].state().items() if name.startswith("visual.")}
+    comfy = convert(CLIP, "comfy", tmp_path / "comfy.safetensors", all_models)
+    assert comfy.keys() == load_file(CLIP_COMFY).keys()
+    back = convert(tmp_path / "comfy.safetensors", "omniavatar", tmp_path / "back.safetensors", all_models)
+    assert_same(back, official)
+    # From and to the names of transformers, each matrix apart and joined, the bits stay as well.
+    theirs = folder_state(CLIP_FOLDER)
+    convert(CLIP_FOLDER, "omniavatar", tmp_path / "ours.safetensors", all_models)
+    assert_same(convert(tmp_path / "ours.safetensors", "diffusers", tmp_path / "x.safetensors", all_models), theirs)
+    assert_same(convert(CLIP_FOLDER, "comfy", tmp_path / "y.safetensors", all_models), theirs)
+
+
+def test_from_open_clip(tmp_path: Path, all_models: Registry) -> None:
+    source = PUBLIC / "names" / "open_clip_pytorch_model.safetensors"
+    found = convert(source, "diffusers", tmp_path / "x.safetensors", all_models)
+    assert found.keys() == folder_state(CLIP_FOLDER).keys()
+
+
+def test_a_tokenizer_beside_a_text_encoder_goes_into_its_file(tmp_path: Path, all_models: Registry) -> None:
+    encoder = {name: tensor for name, tensor in load_file(UMT5).items() if name != "spiece_model"}
+    model = load_file(UMT5)["spiece_model"]
+    source = tmp_path / "encoder.safetensors"
+    save_file(encoder, source)
+    assert "spiece_model" not in convert(source, "comfy", tmp_path / "without.safetensors", all_models)
+    (tmp_path / "google" / "umt5-xxl").mkdir(parents=True)
+    file = tmp_path / "google" / "umt5-xxl" / "spiece.model"
+    file.write_bytes(model.numpy().tobytes())
+    assert_same(convert(source, "comfy", tmp_path / "with.safetensors", all_models), load_file(UMT5))
+    with file.open("wb") as stream:
+        stream.truncate(2 * 10**8)  # nothing of it is read
+    with pytest.raises(CheckpointError, match="no sentencepiece model"):
+        Conversion.plan(source, "comfy", all_models)
+
+
+def folder(source: Path, target: Path, registry: Registry) -> tuple[dict[str, Any], Path]:
+    """A folder for diffusers and transformers, and its config.json."""
+    Conversion.plan(source, "diffusers", registry).write(target)
+    return json.loads((target / "config.json").read_text()), target
+
+
+@pytest.mark.parametrize("name", ["t2v", "i2v", "vace"])
+def test_a_transformer_that_diffusers_opens(name: str, tmp_path: Path, all_models: Registry) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    source = T2V.parents[1] / f"names_{name}" / T2V.name
+    config, target = folder(source, tmp_path / "transformer", all_models)
+    published = json.loads((PUBLIC / "names" / f"diffusers_{name}" / "transformer" / "config.json").read_text())
+    assert config.items() <= {**published, "_diffusers_version": None}.items()
+    kind = getattr(diffusers, published["_class_name"])
+    network, information = kind.from_pretrained(target, torch_dtype=torch.float32, output_loading_info=True)
+    assert not any(information.values())
+    expected = kind.from_pretrained(PUBLIC / "names" / f"diffusers_{name}" / "transformer", torch_dtype=torch.float32)
+    assert_same(network.state_dict(), expected.state_dict())
+    (opened,) = all_models.detect_all(target)  # and we open it
+    assert opened.components[0].config["num_heads"] == config["num_attention_heads"]
+    back = convert(target, "omniavatar", tmp_path / "back.safetensors", all_models)
+    assert_same(back, load_file(source))
+
+
+def test_a_vae_that_diffusers_opens(tmp_path: Path, all_models: Registry) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    config, target = folder(VAE, tmp_path / "vae", all_models)
+    published = json.loads((PUBLIC / "names" / "diffusers_vae" / "vae" / "config.json").read_text())
+    assert config.items() <= published.items()
+    found = diffusers.AutoencoderKLWan.from_pretrained(target, torch_dtype=torch.float32)
+    expected = diffusers.AutoencoderKLWan.from_pretrained(PUBLIC / "names" / "diffusers_vae" / "vae")
+    for name, tensor in expected.state_dict().items():
+        assert torch.allclose(found.state_dict()[name], tensor.float(), atol=1e-2), name
+    assert_same(convert(target, "omniavatar", tmp_path / "back.safetensors", all_models), load_file(VAE))
+
+
+def test_encoders_that_transformers_opens(tmp_path: Path, all_models: Registry) -> None:
+    transformers = pytest.importorskip("transformers")
+    config, target = folder(UMT5, tmp_path / "text_encoder", all_models)
+    published = json.loads((PUBLIC / "names" / "umt5_hf" / "text_encoder" / "config.json").read_text())
+    assert config.items() <= {**published, "tie_word_embeddings": True}.items()
+    assert (target / "spiece.model").read_bytes() == load_file(UMT5)["spiece_model"].numpy().tobytes()
+    encoder = transformers.UMT5EncoderModel.from_pretrained(target, dtype=torch.float16)
+    assert torch.equal(encoder.shared.weight, load_file(UMT5)["shared.weight"])
+    config, target = folder(CLIP_FOLDER, tmp_path / "image_encoder", all_models)
+    published = json.loads((CLIP_FOLDER / "config.json").read_text())
+    assert config.items() <= published.items()
+    found = transformers.CLIPVisionModelWithProjection.from_pretrained(target)
+    expected = transformers.CLIPVisionModelWithProjection.from_pretrained(CLIP_FOLDER)
+    assert_same(found.state_dict(), expected.state_dict())
+
+
+def test_folders_are_not_replaced_and_need_a_class(tmp_path: Path, all_models: Registry) -> None:
+    plan = Conversion.plan(T2V, "diffusers", all_models)
+    plan.write(tmp_path / "t")
+    with pytest.raises(OutputError, match=r"t/diffusion_pytorch_model\.safetensors is there already"):
+        plan.write(tmp_path / "t")
+    plan.write(tmp_path / "t", force=True)
+    with pytest.raises(OutputError, match=r"files of this form end in \.safetensors"):
+        Conversion.plan(T2V, "comfy", all_models).write(tmp_path / "u")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t"]

@@ -194,6 +194,17 @@ def test_a_folder_of_two_experts(tmp_path: Path) -> None:
     assert Bundle.open([tmp_path / "wan"], tiny_registry(tmp_path)).roles == {"dit", "dit2"}
 
 
+def test_a_vae_inside_a_training_checkpoint(tmp_path: Path) -> None:
+    """As the early VAE of which only the hash is published, whose own key is `model_state`."""
+    (found,) = Registry.builtin().detect_all(
+        Path(__file__).parents[1] / "formats" / "public" / "names" / "Wan2.1_VAE.pth"
+    )
+    further = {"optimizer_state": {"state": {0: {"exp_avg": torch.zeros(3)}}}, "epoch": 3, "ema": torch.zeros(2)}
+    torch.save({"model_state": found.components[0].state(), **further}, tmp_path / "early.pth")
+    (inner,) = Registry.builtin().detect_all(tmp_path / "early.pth")
+    assert (inner.row.name, inner.header.hash) == (found.row.name, found.header.hash)
+
+
 # --- checkpoints that are known and not supported
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,30 @@ def test_folders_of_several_models(tmp_path: Path) -> None:
     assert names(tmp_path) == [["d.safetensors"]]
     (tmp_path / "model_index.json").write_text("{}")
     assert names(tmp_path) == [["a.safetensors"], ["b.safetensors"], ["c.safetensors"]]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are Unix")
+def test_what_is_no_file_is_never_waited_for(tmp_path: Path) -> None:
+    pipe, device, circle = (tmp_path / f"{name}.safetensors" for name in ("pipe", "device", "circle"))
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/zero")
+    circle.symlink_to(circle.name)
+    for path in (pipe, device, circle):
+        with pytest.raises(CheckpointError, match=f"{path.name} is no file that can be read"):
+            names(path)
+    index = tmp_path / "x" / "m.safetensors.index.json"
+    index.parent.mkdir()
+    os.mkfifo(index)
+    with pytest.raises(CheckpointError, match="is no file"):
+        names(index.parent)
+    readme = tmp_path / "readme.txt"
+    readme.write_text("x")
+    with pytest.raises(CheckpointError, match="is no model file by its name"):
+        names(tmp_path / "readme*")
+
+
+def test_names_in_an_index_are_shown_without_control_characters(folder: Path) -> None:
+    index = folder / "a.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": "\x1b[31m.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"lists '\\x1b\[31m\.safetensors', which"):
+        names(index)

@@ -47,11 +47,11 @@ def test_values(formulas: Formulas, value: Any, expected: Any) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        "= dim('absent', 0)",
-        "= dim('proj.weight', 5)",
         "= 1 // 0",
         "= quotient(8, 0)",
         "= evenly(0, 4)",
+        "= setting('../config.json', 'alpha', 1)",
+        "= setting('/etc/passwd', 'alpha', 1)",
         "= __import__('os').getcwd()",
         "= open('x')",
         "= 2 ** 9999999",
@@ -69,6 +69,22 @@ def test_without_a_folder_there_are_no_settings(formulas: Formulas, monkeypatch:
     assert formulas.folder is not None
     monkeypatch.chdir(formulas.folder)
     assert replace(formulas, folder=None).evaluate("= setting('config.json', 'alpha', 1)") == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("= dim('absent.weight', 0)", r"looks like Wan, but lacks 'absent\.weight', so it is only a part of one"),
+        ("= dim('layers.1.bias', 1)", r"x looks like Wan, but its 'layers\.1\.bias' has the shape \[3\]"),
+        ("= dim('empty.weight', 1)", r"'empty\.weight' has the shape \[0, 4\], which holds no numbers"),
+    ],
+)
+def test_what_a_part_of_a_file_lacks_is_said(formulas: Formulas, value: str, message: str) -> None:
+    empty = TensorInfo("empty.weight", (0, 4), "float32", Path(str(formulas.folder)) / "x")
+    header = replace(formulas.header, tensors={**formulas.header.tensors, "empty.weight": empty})
+    with pytest.raises(CheckpointError, match=message):
+        replace(formulas, header=header, what="Wan").evaluate(value)
+    assert formulas.evaluate("= dim('absent.weight', 0, None)") is None
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000])

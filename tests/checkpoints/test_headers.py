@@ -216,3 +216,26 @@ def test_names_that_unpack_to_gigabytes_are_not_unpacked(tmp_path: Path, monkeyp
         archive.writestr("archive/data.pkl", pickle.dumps("x" * 100_000))
     with pytest.raises(CheckpointError, match="is damaged or holds more than tensors"):
         read_header([tmp_path / "model.pt"])
+
+
+def test_names_and_shapes_of_any_length_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(raw({"blocks." * 10_000: entry()["x"]}, bytes(4)))
+    with pytest.raises(CheckpointError, match=r"a name of 70000 letters \('blocks\.") as caught:
+        read_header([path])
+    assert len(str(caught.value)) < 400
+    path.write_bytes(raw(entry(shape=[1] * 1000), bytes(4)))
+    with pytest.raises(CheckpointError, match="no valid shape"):
+        read_header([path])
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_pickled_tensors_are_not_larger_than_their_file(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "m.pth"
+    torch.save({"a": torch.zeros(1).expand(2**20, 2**14)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match="would make 68719476736 bytes of tensors, the file has") as caught:
+        read_header([path])
+    assert "\n" not in str(caught.value)
+    table = torch.zeros(1000)
+    torch.save({"a": table, "b": table}, path, _use_new_zipfile_serialization=zipped)  # a table that is shared
+    assert set(read_header([path]).tensors) == {"a", "b"}

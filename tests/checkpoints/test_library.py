@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from omniavatar.checkpoints import Registry, library
+from omniavatar.checkpoints import Registry, UnknownCheckpoint, library
 from omniavatar.checkpoints.library import Library, Model, Need, snapshot, trees
+from omniavatar.errors import CheckpointError
 from omniavatar.resources import registry_tables
 from tests.checkpoints.tiny import dit_state, write_base, write_delta, write_safetensors, write_table
 
@@ -227,3 +229,53 @@ def test_words_in_headers_rule_files_out_before_they_are_parsed(
     assert found.serving(Need(rows=("OmniAvatar",))) == []
     assert parsed == []
     assert names(found.serving(Need(rows=("LoRA",)))) == ["lora.safetensors"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are Unix")
+def test_pipes_in_a_tree_are_not_waited_for(tmp_path: Path, registry: Registry) -> None:
+    write(tmp_path / "models" / "a.safetensors")
+    for name in ("extra_model_paths.yaml", "wgp_config.json", "b.safetensors", "config.json"):
+        os.mkfifo(tmp_path / "models" / name)
+    assert names(Library([tmp_path / "models"], registry).serving(NEED)) == ["a.safetensors"]
+
+
+# --- files that hold several models
+
+
+AIO = Path(__file__).parents[1] / "formats" / "public" / "names" / "aio.safetensors"
+
+
+def test_a_file_of_several_models_serves_with_each_of_them(tmp_path: Path) -> None:
+    registry = Registry(registry_tables())
+    shutil.copy(AIO, tmp_path / "aio.safetensors")
+    library = Library([tmp_path], registry)
+    rows = {"dit": "Wan*", "vae": "Wan2.1-VAE*", "text_encoder": "Wan*text-encoder*"}
+    prefixes = {"dit": "model.diffusion_model", "vae": "vae", "text_encoder": "text_encoders.umt5xxl"}
+    for role, pattern in rows.items():
+        (model,) = [one for one in library.serving(Need(rows=(pattern,))) if role in one.row.components]
+        assert model.source == f"{tmp_path / 'aio.safetensors'}::{prefixes[role]}"
+        (detection,) = registry.detect_all(str(model.source))
+        assert [part.role for part in detection.components] == [role]
+        assert model.has("inside:tokenizer") is (role == "text_encoder")
+    assert len(list(library.models())) == 3
+
+
+def test_a_file_of_several_models_is_larger_than_what_it_serves_for(tmp_path: Path) -> None:
+    tiny = dit_state()
+    numbers = sum(tensor.numel() for tensor in tiny.values())
+    registry = Registry([*registry_tables(), write_table(tmp_path / "tiny.toml", num_params=numbers)])
+    large = {f"model.diffusion_model.{name}": tensor for name, tensor in tiny.items()}
+    large["vae.nobody.knows"] = torch.zeros(10 * numbers)
+    write_safetensors(tmp_path / "aio.safetensors", large)
+    (found,) = Library([tmp_path], registry).serving(NEED)
+    assert found.name == "aio.safetensors::model.diffusion_model"
+    with pytest.raises(UnknownCheckpoint):
+        registry.detect_all(tmp_path / "aio.safetensors")  # who names a file wants all of it
+
+
+def test_a_model_that_a_file_does_not_hold(tmp_path: Path) -> None:
+    registry = Registry(registry_tables())
+    with pytest.raises(CheckpointError, match=r"has no 'clip'; it holds model\.diffusion_model, vae, text_encoders"):
+        registry.detect_all(f"{AIO}::clip")
+    with pytest.raises(CheckpointError, match=r"wan_2\.1_vae\.safetensors has no 'vae'; it holds Wan2\.1-VAE"):
+        registry.detect_all(f"{AIO.parent / 'wan_2.1_vae.safetensors'}::vae")

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from omniavatar.checkpoints.lora import Fit, LeftOut, Lora, Used, read_lora
-from omniavatar.checkpoints.lora_names import is_lora, parsed
+from omniavatar.checkpoints.lora_names import MAIN, SECOND, TEXT, is_lora, parsed, parts_in, places
 from omniavatar.errors import CheckpointError
 from omniavatar.plugins import discover
 from tests.models.networks import noise
@@ -198,8 +198,93 @@ def test_what_is_left_out_is_summed_up_by_reason() -> None:
     reasons = read_lora(state).fit(network).reasons
     assert sorted(reasons) == [
         "image branch: this network has no layer of this name",
-        "text encoder: this network has no layer of this name",
+        "text encoder: there is none that works here",
     ]
+
+
+# Files for several networks
+
+OF_T5 = "encoder.block.0.layer.0.SelfAttention.q"
+UNDERSCORED_T5 = OF_T5.replace(".", "_")
+
+
+@pytest.mark.parametrize(
+    "stem",
+    [
+        *(
+            f"{start}{OF_T5}"
+            for start in ("text_encoder.", "text_encoders.umt5xxl.transformer.", "base_model.model.", "")
+        ),
+        *(f"{start}{UNDERSCORED_T5}" for start in ("lora_te_", "lora_te1_", "lora_text_encoder_", "lycoris_")),
+        *("text_encoder.blocks.0.attn.q", "lora_te1_blocks_0_attn_q"),
+    ],
+)
+def test_a_layer_of_the_text_encoder_under_every_name(stem: str) -> None:
+    lora = read_lora(pair(layer=stem))
+    assert parts_in([f"{stem}.alpha"]) == {TEXT}
+    fit = lora.fit({"blocks.0.attn.q.weight": (5, 6)}, part=TEXT)
+    assert list(fit.changes) == ["blocks.0.attn.q.weight"]
+    with pytest.raises(CheckpointError, match="text encoder: there is none that works here"):
+        lora.fit({"blocks.0.attn.q.weight": (5, 6)})
+
+
+T5_LAYERS = {
+    "shared": "token_embedding",
+    "encoder.block.3.layer.0.SelfAttention.relative_attention_bias": "blocks.3.pos_embedding.embedding",
+    "encoder.block.3.layer.0.layer_norm": "blocks.3.norm1",
+    "encoder.block.3.layer.1.layer_norm": "blocks.3.norm2",
+    "encoder.block.3.layer.1.DenseReluDense.wi_0": "blocks.3.ffn.gate.0",
+    "encoder.block.3.layer.1.DenseReluDense.wi_1": "blocks.3.ffn.fc1",
+    "encoder.block.3.layer.1.DenseReluDense.wo": "blocks.3.ffn.fc2",
+    "encoder.final_layer_norm": "norm",
+}
+
+
+@pytest.mark.parametrize(("name", "official"), T5_LAYERS.items())
+def test_every_kind_of_layer_of_the_text_encoder(name: str, official: str) -> None:
+    for stem in (f"text_encoder.{name}", f"lora_te_{name.replace('.', '_')}"):
+        fit = read_lora({f"{stem}.diff": noise(4)}).fit({f"{official}.weight": (4,)}, part=TEXT)
+        assert fit.report == {f"{stem}.diff": Used(f"{official}.weight")}
+
+
+@pytest.mark.parametrize("start", ["transformer_2.", "pipe.dit2.", "model.transformer_2.", "low_noise_model."])
+def test_names_of_a_second_transformer(start: str) -> None:
+    state = {**pair(layer="blocks.0.x"), **pair(layer=f"{start}blocks.0.x")}
+    shapes = {"blocks.0.x.weight": (5, 6)}
+    first, second = (read_lora(state).fit(shapes, partial=True, part=part) for part in (MAIN, SECOND))
+    assert (first.used, second.used) == (2, 2)
+    assert str(first) == "2 of 4 tensors used; 2 left out: second transformer: there is none that works here"
+    assert str(first.beside(second)) == "4 of 4 tensors used"
+    assert str(second.beside(first)) == "4 of 4 tensors used"
+
+
+ALL_PARTS = frozenset({MAIN, SECOND, TEXT})
+
+
+@pytest.mark.parametrize(
+    ("parts", "target", "is_named", "found"),
+    [
+        (ALL_PARTS, "dit", False, {"dit": MAIN, "dit2": SECOND, "text_encoder": TEXT}),
+        (ALL_PARTS, "dit", True, {"dit": MAIN}),
+        (ALL_PARTS, "dit2", True, {"dit2": SECOND}),
+        ({MAIN}, "dit2", True, {"dit2": MAIN}),
+        (ALL_PARTS, "text_encoder", True, {"text_encoder": TEXT}),
+        ({SECOND}, "dit", False, {"dit2": SECOND}),
+        ({TEXT}, "dit", False, {"text_encoder": TEXT}),
+    ],
+)
+def test_which_networks_a_file_changes(parts: set[str], target: str, is_named: bool, found: dict[str, str]) -> None:
+    assert places(parts, target, ("dit", "dit2"), is_named=is_named) == found
+    if not is_named and SECOND in parts and len(parts) > 1:
+        assert "dit2" not in places(parts, target, ("dit",), is_named=False)
+
+
+def test_diffusers_says_ranks_of_each_network() -> None:
+    numbers = {"transformer.lora_alpha": 2, "transformer_2.lora_alpha": 4, "text_encoder.lora_alpha": 8}
+    layers = ("transformer.blocks.0.x", "transformer_2.blocks.0.x", f"text_encoder.{OF_T5}")
+    state = {name: value for layer in layers for name, value in pair(layer=layer).items()}
+    lora = read_lora(state, metadata={"lora_adapter_metadata": json.dumps(numbers)})
+    assert [layer.scale for layer in lora.layers] == [1.0, 2.0, 4.0]
 
 
 def test_a_bare_file_of_peft_says_that_its_scale_is_a_guess() -> None:
@@ -219,11 +304,43 @@ def test_a_bare_file_of_peft_says_that_its_scale_is_a_guess() -> None:
         ({**pair(), "0.lora_mid.weight": noise(2, 2)}, "Tucker decomposition"),
         ({**pair(), "0.reshape_weight": torch.tensor([10**9, 2])}, "asks for the shape"),
         ({"0.lora_A.weight": noise(2), "0.lora_B.weight": noise(5, 2)}, "the pair of '0' has the shapes"),
+        (pair({"0.alpha": torch.tensor(True)}), "the tensor '0.alpha' has bool numbers without a scale"),
+        ({"0.diff": torch.ones(5, 6, dtype=torch.int8)}, "the tensor '0.diff' has int8 numbers without a scale"),
+        ({"0.diff": torch.ones(5, 6, dtype=torch.complex64)}, "the tensor '0.diff' has complex64 numbers"),
+        ({"0.lora_A.weight": noise(0, 6), "0.lora_B.weight": noise(5, 0)}, "the tensor '0.lora_A.weight' is empty"),
+        (pair({"0.reshape_weight": torch.tensor([5.5, 6])}), "is no list of whole numbers"),
     ],
 )
 def test_what_is_refused(state: Tensors, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         read_lora(state, name="x")
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (pair({"0.dora_scale": noise(7, 1)}), r"the magnitude \(DoRA\) of the layer '0' has the shape \[7, 1\]"),
+        (pair({"0.lora_B.bias": noise(3)}), r"the bias delta of the layer '0.bias' has the shape \[3\]"),
+        ({"0.diff_m": noise(5), "0.modulation.diff": noise(5)}, "both are the delta of '0.modulation'; remove one"),
+    ],
+)
+def test_what_does_not_fit_is_said(state: Tensors, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read_lora(state).fit({"0.weight": (5, 6), "0.bias": (5,), "0.modulation": (5,)})
+
+
+@pytest.mark.parametrize("start", ["state_dict.", "module.", "model.state_dict.", "lora.", "params_ema.", "network."])
+def test_what_pickles_put_around_a_state_dict_is_no_part_of_names(start: str) -> None:
+    fit = read_lora(pair(layer=f"{start}diffusion_model.blocks.0.x")).fit({"blocks.0.x.weight": (5, 6)})
+    assert fit.used == 2
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lora_alpha": 10**400}, {"lora_alpha": 4, "use_rslora": "no"}, {"alpha_pattern": {"0": "x"}}]
+)
+def test_numbers_of_settings_that_cannot_be(settings: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="its settings have"):
+        read_lora(pair(), settings=settings)
 
 
 def test_files_are_told_by_the_endings_of_their_names() -> None:

@@ -128,6 +128,42 @@ def test_a_part_of_a_delta(tmp_path: Path, prefixes: list[str], roles: set[str])
     assert "audio_adapter" not in roles or by_role["audio_adapter"].config == ADAPTER
 
 
+def whole_transformer() -> dict[str, torch.Tensor]:
+    """One that no hash knows: with the `config.json` for its heads beside it, `Wan`."""
+    return dit_state(num_layers=3)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "row", "message"),
+    [
+        ("patch_embedding.", "OmniAvatar-part", r"give the base model as well; if .* it lacks patch_embedding\.weight"),
+        ("head.modulation", "OmniAvatar-part", r"if it should be a whole one, .* it lacks head\.modulation"),
+        ("blocks.1.", "Wan", r"lacks \d+ tensors of WanDiT: blocks\.\d"),
+        ("time_projection.", "Wan", r"lacks 2 tensors of WanDiT: time_projection"),
+        ("text_embedding.", "", r"m\.safetensors looks like Wan, but lacks 'text_embedding\.0\.weight'"),
+        ("head.head.", "", r"m\.safetensors looks like Wan, but lacks 'head\.head\.weight'"),
+        ("", "", r"m\.safetensors holds no tensors; download it again"),
+    ],
+)
+def test_a_transformer_that_is_not_whole(tmp_path: Path, prefix: str, row: str, message: str) -> None:
+    state = {name: value for name, value in whole_transformer().items() if not name.startswith(prefix)}
+    (tmp_path / "config.json").write_text(json.dumps({"num_heads": DIT["num_heads"]}))
+    file = write_safetensors(tmp_path / "m.safetensors", state)
+    with pytest.raises(CheckpointError, match=message) as caught:  # noqa: PT012 - either of them says so
+        (detection,) = Registry.builtin().detect_all(file)
+        assert detection.row.name == row
+        load_network(detection.components)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_was_trained_without_a_patch_embedding_lies_over_a_transformer(tmp_path: Path) -> None:
+    trained = {name: value + 1 for name, value in dit_state().items() if name.startswith("blocks.")}
+    files = [write_base(tmp_path), write_safetensors(tmp_path / "trained.safetensors", trained)]
+    network = Bundle.open(files, tiny_registry(tmp_path)).load("dit")
+    assert torch.equal(network.state_dict()["blocks.0.ffn.0.weight"], trained["blocks.0.ffn.0.weight"])
+    assert torch.equal(network.state_dict()["head.modulation"], dit_state()["head.modulation"])
+
+
 def test_a_wav2vec2_folder(tmp_path: Path) -> None:
     folder = tmp_path / "wav2vec2"
     write_safetensors(folder / "model.safetensors", {"wav2vec2.masked_spec_embed": torch.zeros(4)})

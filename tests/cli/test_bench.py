@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from omniavatar.bench.record import Record
 from omniavatar.cli import run_cli
+from omniavatar.testing.tiny import tiny_file
+from tests.checkpoints.quantise import scaled
 from tests.cli.conftest import SMALL, Omni, Outcome, tree
 
 QUICKLY = (*SMALL, "--seconds", "0.24", "--repeats", "1", "--warmup", "0")
@@ -79,6 +82,22 @@ def test_what_is_measured_refused_and_broken(omni: Omni, folder: Path) -> None:
     assert "report: out/bench/bench.html" in outcome.out
 
 
+def test_other_weights_without_times(omni: Omni, folder: Path) -> None:
+    """A combination more for every file, compared with the model's own; nothing is timed."""
+    state = load_file(tiny_file("transformer.safetensors"))
+    save_file(scaled(state), folder / "fp8.safetensors")
+    outcome = omni("bench", "--weights", "fp8.safetensors", *QUICKLY, "--repeats", "0", "--seed", "1")
+    assert outcome.code == 0
+    assert "default with fp8.safetensors" in outcome.out
+    own, other = Record.read(folder / "out/bench/bench.json").combinations
+    assert (own.name, other.name, own.times, other.times) == ("default", "default with fp8.safetensors", None, None)
+    assert other.status == "measured"
+    assert other.quality is not None
+    assert not other.quality.identical
+    assert other.quality.ssim.median > 0.9
+    assert "PSNR dB" in outcome.out
+
+
 @pytest.mark.slow
 def test_an_earlier_record_shows_what_is_worse(omni: Omni, folder: Path) -> None:
     call = ("bench", "--units", "default-write-video", *QUICKLY, "--tolerance", "5")
@@ -144,6 +163,7 @@ def test_ctrl_c_leaves_a_report(folder: Path, capsys: pytest.CaptureFixture[str]
         (("--units", "default+teacache", "--teacache.threshold", "99"), "--teacache.threshold 99: at most 10"),
         (("--faces", "--image", "me.png"), "--faces brings an image for each seed; leave --image out"),
         (("--units", "default", "--seed", "-1"), "Invalid value for '--seed'"),
+        (("--weights", "absent.gguf"), "--weights absent.gguf: there is no file"),
     ],
 )
 def test_bad_calls_are_one_line(omni: Omni, folder: Path, arguments: tuple[str, ...], complaint: str) -> None:

@@ -33,7 +33,8 @@ def commands() -> list[str]:
 
 def arguments_of(line: str) -> list[str]:
     """The words of a command, with files that exist in place of FILE and FOLDER."""
-    given = {"FILE": str(asset("tiny", "vae.safetensors")), "FOLDER": str(tiny_file())}
+    models = str(tiny_file())  # a folder of models, in place of one that readers have
+    given = {"FILE": str(asset("tiny", "vae.safetensors")), "FOLDER": models, "~/ComfyUI/models": models}
     _, *words = shlex.split(line, comments=True)
     return [given.get(word, word) for word in words if word != "..."]
 

@@ -69,6 +69,8 @@ class RandomModels:
         dim, layers = tiny.DIT["dim"], ("blocks.0.self_attn.q", "blocks.2.cross_attn.v")
         state = {f"{layer}.lora_A.weight": noise(3, dim, seed=21) for layer in layers}
         state |= {f"{layer}.lora_B.weight": noise(dim, 3, seed=22) for layer in layers}
+        state |= {"blocks.1.diff_m": noise(1, 6, dim, seed=23) / 4, "head.diff_m": noise(1, 2, dim, seed=24) / 4}
+        state |= {"blocks.1.self_attn.norm_q.diff": noise(dim, seed=25) / 4}
         return [GivenLora(state, strength=((0.0, 0.5, 1.0), (0.5, 1.0, -0.5)))]
 
 

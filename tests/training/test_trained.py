@@ -212,6 +212,26 @@ def test_the_lora_for_other_programs(published: Path, tmp_path: Path) -> None:
             assert torch.equal(ours, delta[f"{layer}.lora_{side}.default.weight"])
 
 
+def test_the_export_is_read_as_the_same_changes(
+    published: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every merged weight has the bits that the result's own form gives it."""
+    with caplog.at_level("INFO"):
+        task = saved(published, tmp_path, train={"lora": LORA, "weights": ["audio_adapter.*"]}, **ON_RELEASED)
+    (line,) = [record.getMessage() for record in caplog.records if str(EXPORT) in record.getMessage()]
+    assert line.startswith(f"{EXPORT} has the LoRA layers alone; what else was trained is in {DELTA}: audio_")
+    network = {name: value.shape for name, value in WanDiT(**DIT).state_dict().items()}
+    found = []
+    for file in (DELTA, EXPORT):
+        (adapter,) = Bundle.open([task.config.output / file], REGISTRY).adapters()
+        fit = adapter.read().fit(network)
+        found.append({name: one.apply(torch.ones(network[name])) for name, (one,) in fit.changes.items()})
+        assert fit.reasons.total() == 0
+    assert found[0]
+    assert found[0].keys() == found[1].keys()
+    assert all(value.equal(found[1][name]) for name, value in found[0].items())
+
+
 @pytest.mark.parametrize("train", [{"lora": LORA}, {"weights": ["audio_adapter.*"]}], ids=str)
 def test_merged_weights_are_complete(published: Path, tmp_path: Path, train: dict[str, Any]) -> None:
     """With audio layers that were not trained, and a transformer that was not."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError
 from omniavatar.testing import GivenLora, GivenModels
 from omniavatar.units import Lora
@@ -111,3 +112,36 @@ def test_a_file_changes_the_transformer_that_it_is_for() -> None:
     fake_engine([Lora()], models=models).set_up()
     assert models.networks["dit"].state_dict()["0.weight"].equal(before["dit"])
     torch.testing.assert_close(models.networks["dit2"].state_dict()["0.weight"], before["dit2"] + UP @ DOWN)
+
+
+class Experts(PipelineUnit):
+    """Two transformers take turns, and a text encoder works."""
+
+    name = "experts"
+    experts = ("dit", "dit2")
+    roles = ("dit", "dit2", "text_encoder")
+
+
+def with_three(*files: GivenLora) -> dict[str, Tensor]:
+    """How much the first layer of each network changes."""
+    models = WithFiles(*files)
+    models.networks |= {role: randomized(nn.Sequential(nn.Linear(6, 5))) for role in ("dit2", "text_encoder")}
+    before = {role: network.state_dict()["0.weight"].clone() for role, network in models.networks.items()}
+    fake_engine([Experts(), Lora()], models=models).set_up()
+    return {role: network.state_dict()["0.weight"] - before[role] for role, network in models.networks.items()}
+
+
+OF_THREE = {**pair("0"), **pair("transformer_2.0", up=2 * UP), **pair("text_encoder.0", up=3 * UP)}
+
+
+def test_a_file_of_several_networks_changes_each_as_it_says() -> None:
+    for role, times in {"dit": 1, "dit2": 2, "text_encoder": 3}.items():
+        torch.testing.assert_close(with_three(GivenLora(OF_THREE))[role], times * UP @ DOWN, atol=1e-5, rtol=1e-5)
+
+
+def test_each_network_has_a_strength_of_its_own() -> None:
+    wanted = {"dit": 0.5, "dit2": -1.0, "text_encoder": 0.25}
+    files = (GivenLora(OF_THREE, role, target=role, is_named=True, strength=some) for role, some in wanted.items())
+    changed = with_three(*files)
+    for (role, strength), times in zip(wanted.items(), (1, 2, 3), strict=True):
+        torch.testing.assert_close(changed[role], strength * times * UP @ DOWN, atol=1e-5, rtol=1e-5)

@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from omniavatar.checkpoints.lora import Delta
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import build_plan
 from omniavatar.engine.scopes import Request
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.fp8 import Fp8Linear
-from omniavatar.models.lora import Beside, WithBeside
+from omniavatar.models.lora import Beside, Strengths, WithBeside, change_when_read
+from omniavatar.models.lora import merged as merged_weight
 from omniavatar.testing import GivenLora
 from omniavatar.testing.tiny import DIT, TinyModels
 from omniavatar.units import Lora
@@ -156,10 +159,54 @@ def test_caches_are_told_where_strengths_change() -> None:
     assert regimes[0] == [["lora style.safetensors at 1"]] * 2 + [["lora style.safetensors at 0"]] * 2
 
 
-def test_norms_that_change_with_the_steps_must_stay_where_they_are() -> None:
-    with pytest.raises(PlanError, match=r"'blocks\.0\.modulation' changes with the steps, and unit 'offload' moves"):
-        play(f"{PLAN}+offload", GivenLora({"blocks.0.diff_m": noise(1, 6, WIDTH)}, strength=STEPS))
-    play(f"{PLAN}+offload", GivenLora(QUERIES.state, strength=STEPS))
+BY_STEPS = GivenLora(KINDS["deltas"] | dict(QUERIES.state), "by steps", strength=STEPS)
+
+
+@pytest.fixture(scope="module")
+def by_steps() -> Tensor:
+    return play(PLAN, BY_STEPS)[0]
+
+
+@pytest.mark.parametrize("units", ["+offload", "+offload(resident=2)", "+disk-offload"])
+def test_norms_change_with_the_steps_wherever_the_weights_are(units: str, by_steps: Tensor) -> None:
+    assert play(f"{PLAN}{units}", BY_STEPS)[0].equal(by_steps)
+
+
+@pytest.mark.slow
+def test_norms_change_with_the_steps_in_compiled_code(by_steps: Tensor) -> None:
+    close(play(f"{PLAN}+compile(backend=aot_eager)", BY_STEPS)[0], by_steps)
+
+
+def test_a_weight_that_changes_when_it_is_read_has_the_bits_of_a_merged_one() -> None:
+    changes = [(Delta(noise(6, seed=3)), 0), (Delta(noise(6, seed=4)), 1)]
+    for dtype in (torch.float32, torch.bfloat16):
+        norm, strengths = nn.LayerNorm(6).to(dtype), Strengths([0.7, -0.3], "cpu")
+        before = norm.weight.detach().clone()
+        change_when_read(norm, {"weight": changes}, strengths, "cpu")
+        for numbers in ([0.7, -0.3], [0.0, 2.0], [0.0, 0.0]):
+            strengths.set(numbers)
+            expected = merged_weight(before, [(change, numbers[file]) for change, file in changes]).to(dtype)
+            assert norm.weight.equal(expected)
+            assert norm(noise(2, 6).to(dtype)).equal(functional.layer_norm(noise(2, 6).to(dtype), (6,), expected))
+            assert dict(norm.named_parameters())["weight"].equal(before)
+
+
+def test_modules_of_one_kind_stay_so_when_their_weights_change() -> None:
+    norms = [nn.LayerNorm(6) for _ in range(2)]
+    for norm in norms:
+        change_when_read(norm, {"bias": [(Delta(noise(6)), 0)]}, Strengths([1.0], "cpu"), "cpu")
+    assert type(norms[0]) is type(norms[1])
+    assert isinstance(norms[0], nn.LayerNorm)
+
+
+def test_what_works_before_the_steps_does_so_at_the_first_strengths() -> None:
+    bias = TinyModels().networks["audio_adapter"].state_dict()["audio_proj.proj.bias"]
+    state = {"audio_proj.proj.diff_b": noise(*bias.shape)}
+    lora = GivenLora(state, "sound", target="audio_adapter", strength=STEPS)
+    first, engine = play(PLAN, lora)
+    watch = Frames()
+    engine.generate(Request({"prompt": "hi"}, seconds=0.36), observers=[watch])
+    assert torch.cat(watch.seen, dim=2).equal(first)
 
 
 def test_the_report_is_in_the_record_of_the_video() -> None:

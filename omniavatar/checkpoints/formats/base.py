@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 100_000_000
 MAX_TENSORS = 100_000
 """More than any published model has."""
+MAX_DIMENSIONS = 64
+"""More than torch has."""
 
 BITS = {
     "bool": 8,
@@ -113,6 +115,13 @@ class Format:
     def reads_in_parts(self, file: Path) -> bool:
         """Whether `read` of some names costs no more than these; if not, it is called once for all of them."""
         return True
+
+    def together(self, files: Sequence[Path]) -> Format:
+        """What reads files that are one checkpoint, if a weight may lie in several of them; by default this format.
+
+        It reads each of them with the methods below.
+        """
+        return self
 
     def read_header(self, file: Path) -> FileHeader:
         """Names and logical shapes, without data, in time and memory bounded by the header's true size.

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 MAX_DEPTH = 50
 """Dictionaries inside each other in a pickled file."""
+MOST_SHARED = 4
+"""How many times the size of a file its tensors may have, where some share what is stored."""
 WRAPPERS = ("state_dict", "module", "model_state")
 """A pickled file whose only top-level entry has one of these names is unwrapped."""
 ZIP = b"PK\x03\x04"
@@ -92,6 +94,22 @@ def check_bounded(file: Path, content: Any) -> None:
         waiting += [(value, depth + 1) for value in inner.values() if isinstance(value, Mapping)]
 
 
+def check_stored(file: Path, content: Any) -> None:
+    """Refuse tensors that are far larger than the file: one number that it stores can stand for any amount."""
+    tensors, size = _tensors(content), file.stat().st_size
+    stored = sum({storage._cdata: storage.nbytes() for storage in (one.untyped_storage() for one in tensors)}.values())
+    made = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if stored > size:
+        raise CheckpointError(
+            f"{file} is damaged: its tensors take {stored} bytes, the file has {size}; download it again"
+        )
+    if made > MOST_SHARED * size:
+        raise CheckpointError(
+            f"{file} would make {made} bytes of tensors, the file has {size}; save its state dict with every tensor "
+            "made contiguous"
+        )
+
+
 def _entries(content: Mapping[Any, Any]) -> Entries:
     """Shapes of tensors and, nested, of dictionaries of tensors; anything else is no part of the hash."""
     entries: dict[str, Any] = {}
@@ -111,6 +129,8 @@ def unpickle(file: Path, *, data: bool) -> dict[str, Any]:
     try:
         with catch_warnings(action="ignore"):  # torch warns of what follows as an error
             content = _load_zip(file, data) if is_zip(file) else _load_legacy(file, data)
+        check_bounded(file, content)
+        check_stored(file, content)
     except CheckpointError:
         raise
     except BaseException as error:
@@ -120,7 +140,6 @@ def unpickle(file: Path, *, data: bool) -> dict[str, Any]:
             f"{file} is damaged or holds more than tensors ({type(error).__name__}); "
             "download it again, or save its plain state dict"
         ) from error
-    check_bounded(file, content)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{file} holds a {type(content).__name__}, not a state dict")
     if len(content) == 1:
@@ -156,12 +175,7 @@ def _load_legacy(file: Path, data: bool) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
     can_skip = torch.__version__ >= "2.7"
     with torch.serialization.skip_data() if can_skip else nullcontext():
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    check_bounded(file, content)
-    needed = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(content)}.values())
-    if needed > file.stat().st_size:
-        raise ValueError(f"{needed} bytes of tensors in a smaller file")
-    return content
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _tensors(content: Any) -> list[Tensor]:

@@ -47,26 +47,29 @@ FOREIGN: tuple[tuple[str, tuple[str, ...]], ...] = (
 class Packing:
     """How one weight is stored.
 
-    kind: which of packing.py's classes keeps it. parts: its tensors in the file, by what they are to it.
-    settings: further arguments of the class.
+    kind: which of packing.py's classes keeps it. parts: the names of its tensors, by what they are to it; files: where
+    each of them lies. settings: further arguments of the class.
     """
 
     info: TensorInfo
     kind: str
     parts: Mapping[str, str]
+    files: Mapping[str, Path]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def packings(
-    file: Path, tensors: Mapping[str, TensorInfo], metadata: Mapping[str, Any], read: Callable[[str], bytes]
+    tensors: Mapping[str, TensorInfo], metadata: Mapping[Path, Mapping[str, Any]], read: Callable[[TensorInfo], bytes]
 ) -> dict[str, Packing | TensorInfo]:
-    """The weights of a file by logical names, packed or plain. read: gives the bytes of a small tensor.
+    """The weights of a file, or of the shards of one checkpoint, by logical names, packed or plain.
+
+    metadata: that of each file. read: gives the bytes of a small tensor.
 
     Raises CheckpointError for a quantised file that is not complete or not read.
     """
-    refuse_foreign(file, tensors)
-    found = Layers(file, tensors)
-    for layer, description in descriptions(file, tensors, metadata, read).items():
+    refuse_foreign(tensors)
+    found = Layers(tensors)
+    for layer, description in descriptions(tensors, metadata, read).items():
         found.take_described(layer, description)
     found.take_quanto()
     found.take_nvfp4_of_lightx2v()
@@ -74,31 +77,24 @@ def packings(
     return found.all_weights()
 
 
-def refuse_foreign(file: Path, tensors: Mapping[str, TensorInfo]) -> None:
+def refuse_foreign(tensors: Mapping[str, TensorInfo]) -> None:
     """Raise CheckpointError for a quantised file of a kind that is not read."""
     for what, endings in FOREIGN:
-        for name in tensors:
+        for name, info in tensors.items():
             if name.endswith(endings):
                 raise CheckpointError(
-                    f"{file} is {what} (by '{shortened(name)}'), which is not read; "
+                    f"{info.file} is {what} (by '{shortened(name)}'), which is not read; "
                     "take the model in fp8, in GGUF or unquantised"
                 )
 
 
 def descriptions(
-    file: Path, tensors: Mapping[str, TensorInfo], metadata: Mapping[str, Any], read: Callable[[str], bytes]
+    tensors: Mapping[str, TensorInfo], metadata: Mapping[Path, Mapping[str, Any]], read: Callable[[TensorInfo], bytes]
 ) -> dict[str, dict[str, Any]]:
     """What ComfyUI says of each quantised layer."""
     found: dict[str, dict[str, Any]] = {}
-    if DESCRIPTIONS in metadata:
-        with parsing(lambda _: CheckpointError(f"{file}: its {DESCRIPTIONS} is not JSON; it must describe layers")):
-            content = json.loads(str(metadata[DESCRIPTIONS]))
-        layers = content.get("layers") if isinstance(content, dict) else None
-        if not isinstance(layers, dict) or not all(isinstance(layer, dict) for layer in layers.values()):
-            raise CheckpointError(
-                f'{file}: in its {DESCRIPTIONS}, "layers" must be an object of objects, not {shown(layers)}'
-            )
-        for layer, description in layers.items():
+    for file, entries in metadata.items():
+        for layer, description in described_layers(file, entries):
             if f"{layer}.weight" not in tensors:
                 raise CheckpointError(
                     f"{file}: its {DESCRIPTIONS} describes the layer '{shortened(layer)}', which the file lacks"
@@ -107,33 +103,47 @@ def descriptions(
     for name, info in tensors.items():
         if name.endswith(DESCRIPTION):
             layer = name.removesuffix(DESCRIPTION)
-            found[layer] = described(file, layer, info, read)
+            found[layer] = described(layer, info, read)
     return found
 
 
-def described(file: Path, layer: str, info: TensorInfo, read: Callable[[str], bytes]) -> dict[str, Any]:
+def described_layers(file: Path, metadata: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The descriptions in the header of one file."""
+    if DESCRIPTIONS not in metadata:
+        return []
+    with parsing(lambda _: CheckpointError(f"{file}: its {DESCRIPTIONS} is not JSON; it must describe layers")):
+        content = json.loads(str(metadata[DESCRIPTIONS]))
+    layers = content.get("layers") if isinstance(content, dict) else None
+    if not isinstance(layers, dict) or not all(isinstance(layer, dict) for layer in layers.values()):
+        raise CheckpointError(
+            f'{file}: in its {DESCRIPTIONS}, "layers" must be an object of objects, not {shown(layers)}'
+        )
+    return list(layers.items())
+
+
+def described(layer: str, info: TensorInfo, read: Callable[[TensorInfo], bytes]) -> dict[str, Any]:
     """The description that a tensor holds as text."""
-    problem = CheckpointError(f"{file}: the description of the layer '{shortened(layer)}' is not a JSON object")
+    problem = CheckpointError(f"{info.file}: the description of the layer '{shortened(layer)}' is not a JSON object")
     if info.dtype != "uint8" or info.nbytes > MAX_DESCRIPTION:
         raise problem
     with parsing(lambda _: problem):
-        content = json.loads(read(info.name))
+        content = json.loads(read(info))
     if not isinstance(content, dict):
         raise problem
     return content
 
 
 class Layers:
-    """The tensors of one file, sorted into weights and what belongs to them.
+    """The tensors of one checkpoint, sorted into weights and what belongs to them; what belongs together may lie apart.
 
     packed: by logical names. taken: the names in the file of what belongs to these.
     """
 
-    def __init__(self, file: Path, tensors: Mapping[str, TensorInfo]) -> None:
-        self.file, self.tensors = file, tensors
+    def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
+        self.tensors = tensors
         self.packed: dict[str, Packing] = {}
         self.taken: set[str] = set()
-        self.markers = [name for name in tensors if name.rpartition(".")[2] == MARKER]
+        self.markers = list(filter(is_marker, tensors))
 
     # Kinds of files ---------------------------------------------------------------------------------------------------
 
@@ -161,9 +171,9 @@ class Layers:
             self.taken |= {f"{layer}.output_scale"}
             self.pack(layer, weight, "scaled", info.shape, info.dtype, {"weight": name, "scale": scale})
             self.check_scale(layer, scale, info.shape)
-        for name in self.tensors:
+        for name, info in self.tensors.items():
             if name.endswith("._scale") and name not in self.taken:
-                raise CheckpointError(f"{self.file}: the scale '{shortened(name)}' belongs to no weight")
+                raise CheckpointError(f"{info.file}: the scale '{shortened(name)}' belongs to no weight")
 
     def take_nvfp4_of_lightx2v(self) -> None:
         """4-bit weights of LightX2V, with the numbers of calibration beside them."""
@@ -181,12 +191,12 @@ class Layers:
 
     def take_scaled(self) -> None:
         """8-bit weights with a scale, with ComfyUI's older marker or without, and the accidents of such files."""
-        for name in list(self.tensors):
+        for name, scale in self.tensors.items():
             for ending in SCALES:
                 if name.endswith(ending) and name not in self.taken:
                     layer = name.removesuffix(ending)
                     if f"{layer}.weight" not in self.tensors:
-                        raise CheckpointError(f"{self.file}: the scale '{shortened(name)}' belongs to no weight")
+                        raise CheckpointError(f"{scale.file}: the scale '{shortened(name)}' belongs to no weight")
                     if self.tensors[f"{layer}.weight"].dtype not in (*FP8, "int8", *FLOATS):
                         self.refuse(
                             layer, f"has {self.tensors[f'{layer}.weight'].dtype} numbers that nothing describes"
@@ -314,12 +324,13 @@ class Layers:
             name,
             shape,
             dtype,
-            self.file,
+            self.tensors[parts["weight"]].file,
             packing=kind,
             stored_bytes=nbytes,
             multiples=multiples,
         )
-        self.packed[name] = Packing(info, kind, parts, dict(settings or {}))
+        files = {part: self.tensors[own].file for part, own in parts.items()}
+        self.packed[name] = Packing(info, kind, parts, files, dict(settings or {}))
         self.taken |= {stored, *parts.values()}
         self.taken |= {f"{layer}{ending}" for ending in OF_INPUT}
 
@@ -393,7 +404,9 @@ class Layers:
             self.refuse(layer, f"has '{shortened(name)}' {list(self.tensors[name].shape)}, which must be one number")
 
     def refuse(self, layer: str, reason: str) -> NoReturn:
-        raise CheckpointError(f"{self.file}: the layer '{shortened(layer)}' {reason}; take another file of this model")
+        own = (info for name, info in self.tensors.items() if name.startswith(f"{layer}."))
+        file = (self.tensors.get(f"{layer}.weight") or next(own)).file
+        raise CheckpointError(f"{file}: the layer '{shortened(layer)}' {reason}; take another file of this model")
 
     def all_weights(self) -> dict[str, Packing | TensorInfo]:
         """Everything in the file's order, packed weights under their logical names."""
@@ -402,11 +415,11 @@ class Layers:
         for name, info in self.tensors.items():
             if name in stored:
                 if stored[name].info.name in weights:
-                    raise CheckpointError(f"{self.file} has '{shortened(stored[name].info.name)}' packed and plain")
+                    raise CheckpointError(f"{info.file} has '{shortened(stored[name].info.name)}' packed and plain")
                 weights[stored[name].info.name] = stored[name]
             elif name not in self.taken:
                 if name in weights:
-                    raise CheckpointError(f"{self.file} has '{shortened(name)}' packed and plain")
+                    raise CheckpointError(f"{info.file} has '{shortened(name)}' packed and plain")
                 weights[name] = info
         return weights
 
@@ -428,6 +441,11 @@ COMFY: dict[str, Callable[[Layers, str, Mapping[str, Any]], None]] = {
     "asym_w4a8_int8": Layers.take_asym_w4a8,
 }
 """ComfyUI's formats of layers."""
+
+
+def is_marker(name: str) -> bool:
+    """Whether a tensor says that the fp8 weights with its prefix are scaled."""
+    return name.rpartition(".")[2] == MARKER
 
 
 def told(description: Mapping[str, Any], key: str, default: Any) -> Any:

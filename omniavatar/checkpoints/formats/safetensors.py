@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from omniavatar.checkpoints.formats.base import (
     BITS,
+    MAX_DIMENSIONS,
     MAX_HEADER_BYTES,
     MAX_TENSORS,
     FileHeader,
@@ -23,8 +24,8 @@ from omniavatar.checkpoints.formats.base import (
     PackedTensor,
     TensorInfo,
 )
-from omniavatar.checkpoints.formats.quantised import Packing, packings
-from omniavatar.errors import CheckpointError, parsing
+from omniavatar.checkpoints.formats.quantised import Packing, is_marker, packings
+from omniavatar.errors import CheckpointError, parsing, shortened
 
 if TYPE_CHECKING:
     import torch
@@ -63,50 +64,75 @@ class Contents:
 
 
 class Safetensors(Format):
-    """safetensors files."""
+    """safetensors files.
+
+    files: the shards of one checkpoint that are read together, since what belongs to a weight may lie in another one;
+    empty: each file is for itself.
+    """
 
     name = "safetensors"
     suffixes = (".safetensors", ".sft")
+
+    def __init__(self, files: Sequence[Path] = ()) -> None:
+        self.files = tuple(files)
 
     def recognises(self, start: bytes) -> bool:
         """The header is a JSON object whose length stands before it; no magic number says more."""
         return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES
 
+    def together(self, files: Sequence[Path]) -> Safetensors:
+        """See `Format.together`."""
+        return Safetensors(files)
+
     def read_header(self, file: Path) -> FileHeader:
         """See `Format.read_header`; the descriptions of quantised layers, which are tensors, are read as well."""
-        contents, weights = examined(file)
+        contents, weights = self._examined(file)
         infos = [weight.info if isinstance(weight, Packing) else weight for weight in weights.values()]
-        entries = {info.name: info.shape for info in infos}
-        return FileHeader({info.name: info for info in infos}, entries, dict(contents.metadata))
+        own = {info.name: info for info in infos if info.file == file}
+        return FileHeader(own, {name: info.shape for name, info in own.items()}, dict(contents[file].metadata))
 
     def read(
         self, file: Path, names: Iterable[str], device: torch.device | str
     ) -> Iterator[tuple[str, Tensor | PackedTensor]]:
         """See `Format.read`; on the meta device the file is not opened again."""
-        import torch
-
         from omniavatar.checkpoints.formats.packing import packed
 
-        contents, weights = examined(file)
+        contents, weights = self._examined(file)
         is_meta = str(device) == "meta"
-        with nullcontext() if is_meta else opened(file, device) as data:
+        with Opened(contents, device) as data:
             for name in names:
                 weight = weights.get(name)
                 if weight is None:
                     raise CheckpointError(f"{file} has no tensor '{name}'; has it been changed?")
-                stored = weight.parts if isinstance(weight, Packing) else {"": name}
-                parts: dict[str, Tensor] = {}
-                for part, own in stored.items():
-                    info = contents.tensors[own]
-                    parts[part] = (
-                        torch.empty(info.shape, dtype=getattr(torch, info.dtype), device="meta")
-                        if data is None
-                        else data.get_tensor(own)
-                    )
                 if isinstance(weight, Packing):
+                    parts = {part: data.tensor(weight.files[part], own) for part, own in weight.parts.items()}
                     yield name, packed(file, weight, parts, is_read=not is_meta)
                 else:
-                    yield name, parts[""]
+                    yield name, data.tensor(weight.file, name)
+
+    def _examined(self, file: Path) -> tuple[Mapping[Path, Contents], Weights]:
+        return examined(self.files if file in self.files else (file,))
+
+
+class Opened(ExitStack):
+    """Files whose tensors the library reads, each opened when it is needed; on the meta device none is."""
+
+    def __init__(self, contents: Mapping[Path, Contents], device: torch.device | str) -> None:
+        super().__init__()
+        self.contents, self.device = contents, device
+        self.open: dict[Path, Any] = {}
+
+    def tensor(self, file: Path, name: str) -> Tensor:
+        """A tensor by its name in a file. Raises CheckpointError for what the library cannot read."""
+        import torch
+
+        if str(self.device) == "meta":
+            info = self.contents[file].tensors[name]
+            return torch.empty(info.shape, dtype=getattr(torch, info.dtype), device="meta")
+        if file not in self.open:
+            self.open[file] = self.enter_context(opened(file, self.device))
+        tensor: Tensor = self.open[file].get_tensor(name)
+        return tensor
 
 
 @contextmanager
@@ -124,26 +150,38 @@ def opened(file: Path, device: torch.device | str) -> Iterator[Any]:
 Weights = Mapping[str, Packing | TensorInfo]
 
 
-def examined(file: Path) -> tuple[Contents, Weights]:
-    """The header of a file and its weights by logical names, packed or plain; anew when the file has changed."""
-    try:
-        state = file.stat()
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}; download it again") from error
-    return _examined(file, state.st_size, state.st_mtime_ns)
+def examined(files: Sequence[Path]) -> tuple[Mapping[Path, Contents], Weights]:
+    """The headers of files and their weights by logical names, packed or plain; anew when one has changed."""
+    stamps = []
+    for file in files:
+        try:
+            state = file.stat()
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read: {error.strerror or error}; download it again") from error
+        stamps.append((file, state.st_size, state.st_mtime_ns))
+    return _examined(tuple(stamps))
 
 
 @lru_cache(maxsize=32)
-def _examined(file: Path, size: int, changed: int) -> tuple[Contents, Weights]:
-    contents = read_contents(file)
+def _examined(stamps: tuple[tuple[Path, int, int], ...]) -> tuple[Mapping[Path, Contents], Weights]:
+    contents = {file: read_contents(file) for file, _, _ in stamps}
+    tensors: dict[str, TensorInfo] = {}
+    for file, content in contents.items():
+        for name, info in content.tensors.items():
+            if name in tensors and not is_marker(name):  # each shard may have one that says what they all are
+                raise CheckpointError(
+                    f"{file}: tensor '{shortened(name)}' is also in another of the {len(contents)} files given together"
+                )
+            tensors[name] = info
 
-    def read(name: str) -> bytes:
-        begin, end = contents.places[name]
-        with file.open("rb") as stream:
-            stream.seek(contents.data + begin)
+    def read(info: TensorInfo) -> bytes:
+        content = contents[info.file]
+        begin, end = content.places[info.name]
+        with info.file.open("rb") as stream:
+            stream.seek(content.data + begin)
             return stream.read(end - begin)
 
-    return contents, packings(file, contents.tensors, contents.metadata, read)
+    return contents, packings(tensors, {file: content.metadata for file, content in contents.items()}, read)
 
 
 def read_contents(file: Path) -> Contents:
@@ -201,7 +239,7 @@ def _checked_tensor(file: Path, name: str, entry: Any) -> tuple[TensorInfo, tupl
     if not torch_name:
         raise _damaged(file, f"tensor '{name[:80]}' has the unknown dtype {str(fields.get('dtype'))[:40]!r}")
     shape, offsets = _sizes(fields.get("shape")), _sizes(fields.get("data_offsets"))
-    if shape is None or offsets is None or len(offsets) != 2:
+    if shape is None or offsets is None or len(offsets) != 2 or len(shape) > MAX_DIMENSIONS:
         raise _damaged(file, f"tensor '{name[:80]}' has no valid shape and data_offsets")
     begin, end = offsets
     if end - begin != math.prod(shape) * BITS[torch_name] // 8:

@@ -22,12 +22,12 @@ from omniavatar.errors import CheckpointError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.wan_dit import WanDiT
 from omniavatar.plugins import discover
-from omniavatar.testing import FakeDiT, tiny
-from omniavatar.testing.tiny import tiny_file
+from omniavatar.testing import FakeDiT, GivenLora, tiny
+from omniavatar.testing.tiny import TinyModels, tiny_file
 from omniavatar.units import Euler, FixedFrames, Fsdp, Guidance, Schedule, TeaCache, Transformer, VaeDecode
 from tests.golden import kind_moe
 from tests.golden.cases import read_case
-from tests.models.networks import randomized
+from tests.models.networks import noise, randomized
 from tests.scenes import Scene, fake_engine, fake_models, request
 
 CATALOG = discover().catalog()
@@ -236,6 +236,31 @@ def test_how_they_wait_changes_no_bit(other: str) -> None:
     assert latents(f"{ALIKE}+{other}", models(), places).equal(latents(ALIKE, models()))
     both = other == "moe(offload=false)"
     assert places.present == (4 * [["dit", "dit2"]] if both else [["dit"], ["dit"], ["dit2"], ["dit2"]])
+
+
+class WithLora(TinyModels):
+    """With a LoRA of both transformers, with names as in diffusers, that changes norms too, and with the steps."""
+
+    def adapters(self) -> list[GivenLora]:
+        width = self.networks["dit"].dim
+        state = {
+            f"{start}blocks.{index}.{name}": noise(*shape, seed=index) / 4
+            for index, start in enumerate(("transformer.", "transformer_2."))
+            for name, shape in (("scale_shift_table.diff", (1, 6, width)), ("attn1.norm_q.diff", (width,)))
+        }
+        return [GivenLora(state, strength=((0.0, 0.25, 1.0), (0.25, 0.75, -1.0)))]
+
+
+@pytest.mark.parametrize("other", ["", "+offload", "+disk-offload"])
+def test_norms_of_both_change_with_the_steps(other: str) -> None:
+    def with_lora() -> WithLora:
+        networks: dict[str, Any] = models().networks
+        return WithLora(**networks)
+
+    plan = f"{ALIKE}+lora"
+    changed = latents(f"{plan}{other}", with_lora())
+    assert changed.equal(latents(f"{plan}+moe(offload=false)", with_lora()))
+    assert (changed - latents(ALIKE, models())).abs().max() > 1e-3
 
 
 def test_beside_offload_only_blocks_of_the_one_at_work_are_there() -> None:

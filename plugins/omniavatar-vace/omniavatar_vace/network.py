@@ -62,7 +62,7 @@ class Vace(nn.Module):
         num_heads: int,
         eps: float,
         patch_size: Grid,
-        layers: Sequence[int] | None,
+        layers: Sequence[int] | None = None,
         attention: Attention = sdpa,
     ) -> None:
         super().__init__()

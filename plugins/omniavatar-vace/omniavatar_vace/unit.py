@@ -87,8 +87,8 @@ class VaceUnit(PipelineUnit):
         for role in draft.engine.companions("vace"):
             own, blocks = draft.config(role), draft.config("dit").get("num_layers")
             check_width(role, own.get("dim"), draft.config("dit").get("dim"))
-            if "layers" in own and blocks is not None:
-                check_last(role, known_layers(own["layers"]), blocks)
+            if blocks is not None:
+                check_last(role, known_layers(own.get("layers")), blocks)
             taken = own.get("in_dim")
             if taken is not None and channels is not None and cell is not None:
                 check_channels(role, taken, 2 * channels + cell**2)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -132,3 +133,65 @@ def test_broken_files(name: str) -> None:
         weights(case)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
+
+
+# --- what belongs to a weight may lie in another shard
+
+
+def split(file: Path, folder: Path) -> Path:
+    """The tensors of a file in two shards with an index, each other one in the second: scales part from weights."""
+    with safe_open(file, framework="pt") as content:
+        metadata = content.metadata()
+    state = load_file(file)
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    places: dict[str, str] = {}
+    for number, shard in enumerate(names):
+        own = {name: tensor for name, tensor in state.items() if name.endswith(".weight") is (number == 0)}
+        save_file(own, folder / shard, metadata if number else None)
+        places |= dict.fromkeys(own, shard)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    return index
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["fp8_scaled", "comfy_int8_convrot", "comfy_fp8_metadata", "comfy_nvfp4_prequant", "lightx2v_nvfp4_alpha"],
+)
+def test_a_scale_may_lie_in_another_shard(name: str, tmp_path: Path) -> None:
+    whole = header_of(QUANTISED[name])
+    (files,) = find_checkpoints(split(whole.files[0], tmp_path))
+    header = read_header(files)
+    assert header.hash == whole.hash
+    for weight, tensor in stored_tensors(whole.tensors, "cpu"):
+        (found,) = [value for _, value in stored_tensors({weight: header.tensors[weight]}, "cpu")]
+        if isinstance(tensor, PackedTensor):
+            assert isinstance(found, PackedTensor)
+            found, tensor = found.dense(), tensor.dense()  # noqa: PLW2901
+        assert isinstance(found, Tensor)
+        assert torch.equal(found.float(), tensor.float())
+
+
+def test_a_scale_that_no_shard_has_is_missed(tmp_path: Path) -> None:
+    index = split(PUBLIC / "quant" / "fp8_scaled.safetensors", tmp_path)
+    shard = tmp_path / "model-00002-of-00002.safetensors"
+    state = load_file(shard)
+    gone = state.pop("blocks.0.self_attn.q.scale_weight")
+    assert gone is not None
+    save_file(state, shard)
+    places = json.loads(index.read_text())["weight_map"]
+    del places["blocks.0.self_attn.q.scale_weight"]
+    index.write_text(json.dumps({"weight_map": places}))
+    (files,) = find_checkpoints(index)
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00002.*blocks\.0\.self_attn\.q' has no scale"):
+        read_header(files)
+
+
+def test_each_shard_may_say_that_its_weights_are_scaled(tmp_path: Path) -> None:
+    split(PUBLIC / "quant" / "fp8_scaled.safetensors", tmp_path)
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    save_file({**load_file(shards[0]), "scaled_fp8": load_file(shards[1])["scaled_fp8"]}, shards[0])
+    assert "scaled_fp8" not in read_header(shards).tensors
+    save_file({**load_file(shards[0]), "head.head.bias": load_file(shards[1])["head.head.bias"]}, shards[0])
+    with pytest.raises(CheckpointError, match=r"'head\.head\.bias' is also in another of the 2 files"):
+        read_header(shards)
