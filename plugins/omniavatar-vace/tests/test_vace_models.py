@@ -180,6 +180,7 @@ def test_a_controlled_video_by_command(pretrained: Path, controls: Path, tmp_pat
     assert not np.array_equal(full, less)
 
 
+@pytest.mark.slow
 def test_an_avatar_by_command(pretrained: Path, controls: Path, tmp_path: Path) -> None:
     """What OmniAvatar trained (LoRA, condition channels, sound) goes on the VACE model as on the one it extends."""
     given = ("--model", pretrained / "VACE-tiny", "--model", pretrained / "OmniAvatar-tiny", "--size", "32x32")
