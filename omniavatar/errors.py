@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -130,3 +130,9 @@ def explain(error: ValidationError) -> str:
 def shortened(text: str, length: int = 100) -> str:
     """The beginning of a text that may be long."""
     return text if len(text) <= length else f"{text[:length]}..."
+
+
+def few(names: Sequence[str], limit: int = 3) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

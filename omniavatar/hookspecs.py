@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from omniavatar.bench.metrics import Metric
     from omniavatar.checkpoints.formats import Format
     from omniavatar.engine.draft import Draft
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Step, Window
     from omniavatar.engine.unit import PipelineUnit
     from omniavatar.engine.windows import Span
+    from omniavatar.metrics import Metric
     from omniavatar.training.data.generated import ClipGenerator
 
 PROJECT = "omniavatar"

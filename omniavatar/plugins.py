@@ -24,10 +24,10 @@ from omniavatar.hookspecs import PROJECT, Discovery
 if TYPE_CHECKING:
     import click
 
-    from omniavatar.bench.metrics import Metric
     from omniavatar.checkpoints import Registry
     from omniavatar.checkpoints.formats import Format, Formats
     from omniavatar.engine.plan import Catalog
+    from omniavatar.metrics import Metric
     from omniavatar.training.data.generated import ClipGenerator
 
 OWN_PACKAGE = "omniavatar"
@@ -148,7 +148,7 @@ class Plugins:
         """What packages measure of made videos, by package. One that does not fit, or whose name is taken, is left
         out.
         """
-        from omniavatar.bench.metrics import metric_fault
+        from omniavatar.metrics import metric_fault
 
         found: dict[str, list[Metric]] = {}
         for plugin, metrics in self._each("omni_metrics", list):

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from omniavatar.config import RunConfig, changed_plan, find_config, parse_config, read_config, validated
+from omniavatar.config import RunConfig, changed_plan, find_config, parse_config, validated
+from omniavatar.config_base import read_config
 from omniavatar.errors import CheckpointError, InputError
 from omniavatar.opening import configured, open_engine
 from omniavatar.training.diffusion import DiffusionConfig

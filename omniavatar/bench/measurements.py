@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from omniavatar.bench.metrics import SAMPLE_RATE, MadeVideo, Metric
 from omniavatar.bench.probe import Made
 from omniavatar.bench.record import Measured, Spread
 from omniavatar.errors import InputError
 from omniavatar.media.audio import load_waveform
 from omniavatar.media.image import fit_image, load_image
+from omniavatar.metrics import SAMPLE_RATE, MadeVideo, Metric
 
 log = logging.getLogger(__name__)
 Metrics = Mapping[str, Sequence[Metric]]

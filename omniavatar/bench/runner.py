@@ -25,12 +25,11 @@ from omniavatar.bench.measures import Likenesses
 from omniavatar.bench.memory import Device, Host, Meter
 from omniavatar.bench.probe import ENGINE, HARNESS, Made, Probe
 from omniavatar.bench.record import Calls, Combination, HookTime, Memory, Spread, Times, Video
-from omniavatar.cli import diagnosis
-from omniavatar.cli.progress import Watcher
 from omniavatar.engine.progress import Status
 from omniavatar.errors import Ended, OmniError, PlanError
 
 if TYPE_CHECKING:
+    from omniavatar.cli.progress import Watcher
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.run import Result
     from omniavatar.engine.scopes import Request
@@ -152,7 +151,7 @@ class Runner:
 
     makers: for every combination, by name, what makes its engine without loading anything; an OmniError refuses it.
     show: called with how far the work is. metrics: what packages measure, by package. generator: the name of the clip
-    generator that the portraits are from, if they are.
+    generator that the portraits are from, if they are. explain: why something went wrong, in a line.
     """
 
     def __init__(
@@ -164,12 +163,14 @@ class Runner:
         show: Callable[[Status], None] = lambda status: None,
         metrics: Metrics | None = None,
         generator: str | None = None,
+        explain: Callable[[Exception], str] = repr,
     ) -> None:
         self.makers = makers
         self.schedule = schedule
         self.show = show
         self.asking = Asking(metrics or {})
         self.generator = generator
+        self.explain = explain
         self.device = torch.device(device)
         self.outcomes = [Outcome(name) for name in makers]
         self.interrupted: BaseException | None = None
@@ -233,7 +234,7 @@ class Runner:
             if isinstance(error, PlanError):  # of a unit that could look only now
                 outcome.status, outcome.reason = "refused", str(error)
             else:
-                outcome.status, outcome.reason = "failed", f"{doing}: {explained(error)}"
+                outcome.status, outcome.reason = "failed", f"{doing}: {self.explain(error)}"
             error.__traceback__ = None  # it holds the engine
             self._release(outcome)
 
@@ -357,14 +358,3 @@ def older_objects_set_aside() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-def explained(error: Exception) -> str:
-    """Why something went wrong, in a line."""
-    message, _ = diagnosis(error)
-    if not message:
-        lines = str(error).strip().splitlines()
-        message = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    if message.startswith("out of memory"):
-        message += "; or --no-interleave, which holds one combination at a time"
-    return " ".join(message.split())

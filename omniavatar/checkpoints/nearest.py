@@ -9,7 +9,7 @@ from functools import cached_property
 from omniavatar.checkpoints.formulas import Formulas
 from omniavatar.checkpoints.headers import Header
 from omniavatar.checkpoints.tables import Row
-from omniavatar.errors import CheckpointError
+from omniavatar.errors import CheckpointError, few
 
 MAX_COMPARED = 10_000
 """Tensors of a file that is compared; known ones have a third of that."""
@@ -119,12 +119,6 @@ def pattern_difference(row: Row, names: Collection[str]) -> Difference | None:
         missing=unmet,
         unexpected=unclaimed,
     )
-
-
-def few(names: Sequence[str], limit: int = 3) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def _by(shape: tuple[int, ...]) -> str:

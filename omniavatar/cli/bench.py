@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omniavatar.bench.cases import Matrix, Suite, named, read_suite
+from omniavatar.cli import diagnosis
 from omniavatar.cli.console import say, saying_faults, tell
 from omniavatar.cli.demo import DEMO, asks_for_the_demo
 from omniavatar.cli.fields import UserPath
@@ -335,9 +336,14 @@ class Study:
         check_writable(self.folder)
         makers = {name: self._maker(number, name) for number, name in enumerate(self.begin.cases, start=1)}
         with display_for(Progressing(), quiet=self.options["quiet"]) as display:
-            name = None if self.generator is None else self.generator.name
             runner = Runner(
-                makers, self.schedule, device=asked.device, show=display.show, metrics=self.metrics, generator=name
+                makers,
+                self.schedule,
+                device=asked.device,
+                show=display.show,
+                metrics=self.metrics,
+                generator=None if self.generator is None else self.generator.name,
+                explain=explained,
             )
             outcomes = runner.run()
         if all(outcome.status == "refused" for outcome in outcomes):
@@ -510,3 +516,14 @@ def check_writable(folder: Path) -> None:
         TemporaryFile(dir=folder).close()
     except OSError as error:
         raise OutputError(f"cannot write to the folder {folder}: {error.strerror}; choose another place") from None
+
+
+def explained(error: Exception) -> str:
+    """Why something went wrong, in a line."""
+    message, _ = diagnosis(error)
+    if not message:
+        lines = str(error).strip().splitlines()
+        message = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    if message.startswith("out of memory"):
+        message += "; or --no-interleave, which holds one combination at a time"
+    return " ".join(message.split())

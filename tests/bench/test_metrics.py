@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from omniavatar.bench.measurements import Asking, heard, portrait, video_of
-from omniavatar.bench.metrics import MadeVideo, Metric, metric_fault
 from omniavatar.bench.probe import Made
+from omniavatar.metrics import MadeVideo, Metric, metric_fault
 
 GREY = np.full((3, 16, 16, 3), 100, np.uint8)
 

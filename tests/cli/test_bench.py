@@ -52,7 +52,7 @@ def omni_units():
 METRICS = '''
 import numpy as np
 from pydantic import BaseModel
-from omniavatar.bench.metrics import Metric
+from omniavatar.metrics import Metric
 from omniavatar.hookspecs import hookimpl
 from omniavatar.training.data.generated import ClipGenerator
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from omniavatar.cli.estimate import summary
+from omniavatar.cli.estimates import summary
 from omniavatar.estimate.report import Estimate, Phase
 from omniavatar.estimate.timing import Seconds
 from tests.cli.conftest import SMALL, Omni, tree

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from omniavatar.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from omniavatar.bench.metrics import Metric
+    from omniavatar.metrics import Metric
     from omniavatar.training.data.generated import ClipGenerator
 
 

@@ -50,7 +50,8 @@ from rich.console import Console
 from rich.table import Table
 
 from omniavatar.bench.machine import command, machine
-from omniavatar.config import RunConfig, find_config, parse_config, read_config
+from omniavatar.config import RunConfig, find_config, parse_config
+from omniavatar.config_base import read_config
 from omniavatar.errors import InputError, OmniError
 from omniavatar.media.audio import load_waveform
 from omniavatar.opening import torch_device, torch_dtype

@@ -11,7 +11,8 @@ import torch
 from omniavatar_drawn.faces.clips import write_wave
 from omniavatar_drawn.generator import UNSEEN, FaceClips
 
-from omniavatar.config import find_config, read_config, validated
+from omniavatar.config import find_config, validated
+from omniavatar.config_base import read_config
 from omniavatar.errors import InputError
 from omniavatar.plugins import discover
 from omniavatar.testing.models import WAN

@@ -11,7 +11,7 @@ from omniavatar_drawn.generator import NAME, UNSEEN, FaceClips
 from omniavatar_drawn.metrics import METRICS
 
 from omniavatar.bench.measurements import heard, portrait
-from omniavatar.bench.metrics import MadeVideo
+from omniavatar.metrics import MadeVideo
 from omniavatar.plugins import discover
 
 SIDE, SECONDS = 64, 2.1
