@@ -188,3 +188,11 @@ def test_the_networks_and_units_import_no_compiler() -> None:
     code = "import sys, omniavatar.units, omniavatar.models.wan_dit; print('torch._dynamo' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False", "torch's compiler, which takes two seconds to import"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_engine_imports_no_package_of_plugins(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert [
+        name for types in (False, True) for name in imports(tree, types=types) if name.startswith("omniavatar_")
+    ] == []
