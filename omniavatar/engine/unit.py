@@ -145,6 +145,7 @@ class PipelineUnit:
     brings: units that come into the plan with it, in front of it, unless another unit answers what they would: a solver
         brings the schedule that it follows.
     suggests: settings of other units that suit it, by unit; they count where nobody says anything else.
+    former_names: what the unit was called once; plans and configurations may call it so.
     moved: settings that it had once, each with "UNIT.SETTING", what is called so today; the old names stay readable.
     nulls: for every condition that it brings and branches may drop: values that it provides, each with the value that
         stands for nothing, zeros if it is not there; training drops conditions by them.
@@ -179,6 +180,7 @@ class PipelineUnit:
     claims: ClassVar[tuple[str, ...]] = ()
     brings: ClassVar[tuple[str, ...]] = ()
     suggests: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    former_names: ClassVar[tuple[str, ...]] = ()
     moved: ClassVar[Mapping[str, str]] = {}
     nulls: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     roles: ClassVar[tuple[str, ...]] = ()
@@ -267,7 +269,7 @@ class PipelineUnit:
 
 def declaration_faults(unit_class: type[PipelineUnit]) -> Iterator[str]:
     """What a class says about itself in another form than `PipelineUnit` does, one line each."""
-    names_in_tuples = ("needs", "uses", "provides", "passes_on", "claims", "brings")
+    names_in_tuples = ("needs", "uses", "provides", "passes_on", "claims", "brings", "former_names")
     roles_in_tuples = ("roles", "optional_roles", "experts", "companions", "host_roles", "idle_in_steps")
     for attribute in (*names_in_tuples, *roles_in_tuples):
         names = getattr(unit_class, attribute)
