@@ -437,7 +437,7 @@ def moved_to(unit_class: type[PipelineUnit], name: str) -> tuple[str, str]:
 
 @cache
 def tell_of_moved(origin: str, strength: Strength, old: str, new: str) -> None:
-    """Say once that a setting or unit has another name today; to those who cannot change it, only if they ask for it."""
+    """Say once that a setting or unit has another name today; to those who cannot change it, only if they ask."""
     is_own = strength >= Strength.FILE
     log.log(logging.WARNING if is_own else logging.INFO, "%s: %s is %s now; the old name still works", origin, old, new)
 
