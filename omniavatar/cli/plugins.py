@@ -29,7 +29,10 @@ def plugins() -> None:
 @AS_JSON
 @click.pass_obj
 def list_plugins(found: Plugins, as_json: bool) -> None:
-    """Name, version, place, hooks, units, presets and state of every plugin package."""
+    """Name, version, API, place, hooks, units, presets and state of every plugin package.
+
+    The API is the number of omniavatar.sdk that a package is written for; one that says none is taken to fit.
+    """
     with saying_faults(found) if as_json else nullcontext():
         found.catalog()  # its faults and those of the tables are shown as well
         found.registry()
@@ -37,11 +40,18 @@ def list_plugins(found: Plugins, as_json: bool) -> None:
     if as_json:
         show_json([asdict(entry) for entry in entries])
         return
-    table = table_of("plugin", "version", "source", "hooks", "units", "presets", "state")
+    table = table_of("plugin", "version", "API", "source", "hooks", "units", "presets", "state")
     for entry in entries:
         lists = (", ".join(names) for names in (entry.hooks, entry.units, entry.presets))
-        table.add_row(entry.name, entry.version, entry.source, *lists, _state(entry))
+        table.add_row(entry.name, entry.version, _api(entry), entry.source, *lists, _state(entry))
     show(table)
+
+
+def _api(entry: Description) -> str:
+    """The number that a plugin says it is written for; nothing of one that could not be asked."""
+    if entry.api is None:
+        return "not said" if entry.is_active else ""
+    return str(entry.api)
 
 
 def _state(entry: Description) -> Text:
