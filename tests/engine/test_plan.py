@@ -526,6 +526,30 @@ def test_the_one_whose_work_it_is_and_wrappers_go_with_all(catalog: Catalog) -> 
     assert "'one' and 'teacache' both answer 'run_blocks'" in error_of("default+one+teacache", known)
 
 
+def test_a_unit_takes_those_out_that_it_replaces() -> None:
+    one, two = Knob, unit("two", replaces=("knob", "three"))
+    known = catalog_of(one, two, unit("three"), unit("four"), both="knob(level=0.1)+four", again="both+three+two")
+    names = {text: build_plan(text, known).names for text in ("knob+two", "both+two", "two+both", "four+three+two")}
+    assert names == {
+        "knob+two": ["two"],
+        "both+two": ["four", "two"],
+        "two+both": ["two", "four"],
+        "four+three+two": ["four", "two"],
+    }
+    assert build_plan("again", known).names == ["four", "two"]
+    assert build_plan("both+two+knob", known).names == ["four", "two", "knob"], "whoever asks for both gets both"
+    assert build_plan("both+two-two+knob", known).names == ["four", "knob"]
+
+
+def test_settings_of_a_unit_that_is_replaced() -> None:
+    two = type("Two", (Knob,), {"__doc__": "Another.", "name": "two", "replaces": ("knob",)})
+    known = catalog_of(Knob, two)
+    said = error_of("knob(level=0.2, text=x)+two", known)
+    assert said == "'two' replaces 'knob', so nothing takes knob.level, knob.text; leave it out"
+    (taker,) = build_plan("knob+two", known, {"knob": {"level": 0.3}}).units
+    assert (taker.name, taker.settings.level) == ("two", 0.3)
+
+
 def test_two_attention_kernels_are_refused(catalog: Catalog) -> None:
     mine = unit("my-kernel", claims=("attention_kernel",))
     known = Catalog({**catalog.units, "my-kernel": mine}, catalog.presets)
