@@ -25,9 +25,10 @@ ALLOWED = {
     "media": {"errors", "lazy"},
     "distributed": {"errors", "models"},
     "hookspecs": set(),
+    "deprecation": set(),
     "lazy": set(),
     "values": set(),
-    "engine": {"errors", "roles", "values", "hookspecs", "lazy", "models", "media", "distributed"},
+    "engine": {"deprecation", "errors", "roles", "values", "hookspecs", "lazy", "models", "media", "distributed"},
     "units": {"errors", "hookspecs", "lazy", "models", "media", "distributed", "engine"},
 }
 # Folders that may import everything.

@@ -16,12 +16,12 @@ import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from itertools import permutations
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from omniavatar.deprecation import say_once
 from omniavatar.engine.settings import (
     DEFAULT,
     Chosen,
@@ -433,11 +433,9 @@ def moved_to(unit_class: type[PipelineUnit], name: str) -> tuple[str, str]:
     return unit, new
 
 
-@cache
 def tell_of_moved(origin: str, strength: Strength, old: str, new: str) -> None:
     """Say once that a setting has another name today; to those who cannot change it, only if they ask for details."""
-    is_own = strength >= Strength.FILE
-    log.log(logging.WARNING if is_own else logging.INFO, "%s: %s is %s now; the old name still works", origin, old, new)
+    say_once(origin, old, new, to_user=strength >= Strength.FILE)
 
 
 def _tell_of_left(layer: Layer, unit: str, names: Sequence[str], taker: str | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import Field
 
+from omniavatar.deprecation import say_once
 from omniavatar.engine.plan import (
     KINDS,
     Catalog,
@@ -23,7 +24,6 @@ from omniavatar.engine.plan import (
     make_unit,
     order,
     parse,
-    tell_of_moved,
     with_settings,
 )
 from omniavatar.engine.scopes import Job, Step
@@ -394,7 +394,7 @@ def test_what_a_unit_suggests_is_weaker_than_all_that_is_said() -> None:
 
 
 def test_an_old_name_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    tell_of_moved.cache_clear()
+    say_once.cache_clear()
     for _ in range(2):
         grid("late", file_layer("y", {"old": {"steps": 3}}), Layer(Strength.CHECKPOINT, "x", {"old": {"steps": 4}}))
     assert caplog.messages == ["file y: old.steps is grid.steps now; the old name still works"]
