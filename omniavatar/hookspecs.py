@@ -281,7 +281,7 @@ class Pipeline:
     def end_window(self, window: Window) -> None:
         """Once per window, when its frames are decoded: `window["frames"]` (1 3 t h w) are the last ones, as many as
         the next window continues from. Store here what that one reads as "previous.NAME".
-        Example: `window["border_frame"] = window["frames"][:, :, -1:]`.
+        Example: `window["border_frame"] = window["frames"][:, :, -1]`.
         """
 
     @hookspec

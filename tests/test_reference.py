@@ -78,7 +78,7 @@ def test_what_every_scope_has() -> None:
 
 
 def test_values_of_all_units() -> None:
-    made = {value for unit in discover().catalog().units.values() for value in made_by(unit)}
+    made = {value for unit in discover().catalog().units.values() for value in made_by(unit())}
     assert set(listed("Values")) == made
 
 
