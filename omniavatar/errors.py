@@ -121,7 +121,7 @@ def explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"'{where}' is required"
     if first["type"] in ("tuple_type", "list_type"):
-        message = "give a list, such as [1, 2]"
+        message = f"give a list: [{shown(first['input'])}]"
     elif first["type"] == "too_short":
         message = f"give a list of {first['ctx']['min_length']} or more"
     return f"{where} = {shown(first['input'])}: {message}" if where else message

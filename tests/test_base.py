@@ -99,7 +99,7 @@ def test_here_is_the_folder_of_the_configuration(tmp_path: Path) -> None:
         ("base: tny", "there is no configuration tny; did you mean 'tiny'?"),
         ("base: 3", "a.yaml: base = 3: give the name of a configuration, or a file"),
         ("base: [tiny]", "a.yaml: base = ['tiny']: give the name"),
-        ("base: tiny\nmodels: a.pt", "a.yaml: models = 'a.pt': input should be a valid tuple"),
+        ("base: tiny\nmodels: a.pt", "a.yaml: models = 'a.pt': give a list: ['a.pt']"),
         ("base: tiny\nunits: {a: b}", "a.yaml: units = {'a': 'b'}: input should be a valid string"),
         ("base: no/such.yaml", "the configuration file no/such.yaml does not exist"),
         ("base: tiny\nsettings: 3", "a.yaml: settings = 3"),

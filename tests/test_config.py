@@ -42,7 +42,7 @@ def test_short_forms() -> None:
         ({"modles": []}, "test: unknown field 'modles'; did you mean 'models'?"),
         ({"models": [{"pth": "a"}]}, "test: 'models.0.path' is required"),
         ({"models": [{"path": []}]}, "test: models.0.path"),
-        ({"models": "a.pth"}, "test: models = 'a.pth': input should be a valid tuple"),
+        ({"models": "a.pth"}, "test: models = 'a.pth': give a list: ['a.pth']"),
         ({"seed": 2**63}, "test: seed = 9223372036854775808: input should be less than"),
         ({"seed": 10**5000}, "test: seed = a number of 16610 bits: "),
         ({"seed": -2}, "test: seed = -2: input should be greater than"),

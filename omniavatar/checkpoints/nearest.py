@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from omniavatar.checkpoints.formulas import Formulas
 from omniavatar.checkpoints.headers import Header
@@ -80,7 +79,7 @@ def expected_shapes(row: Row) -> dict[str, tuple[int, ...]]:
     from omniavatar.checkpoints.loading import build_on_meta
 
     shapes: dict[str, tuple[int, ...]] = {}
-    no_file = Formulas(Header((), {}, {}), Path())
+    no_file = Formulas(Header((), {}, {}), None)
     for spec in row.components.values():
         if not spec.is_base:
             continue

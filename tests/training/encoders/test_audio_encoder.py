@@ -58,6 +58,7 @@ def task(recordings: Recordings) -> AudioEncoderTask:
     return AudioEncoderTask(new_encoder(SMALL), recordings, settings)
 
 
+@pytest.mark.slow
 def test_it_learns_and_saves_a_folder(recordings: Recordings, tmp_path: Path) -> None:
     learner = task(recordings)
     losses: list[float] = []

@@ -41,6 +41,7 @@ def vae() -> Any:
     return WanVAE(**{**VAE, "dim": 4})
 
 
+@pytest.mark.slow
 def test_it_learns(footage: Footage, tmp_path: Path) -> None:
     task = VaeTask(vae(), footage, VaeSettings(lengths=(1, 5), frames=8))
     before = float(task.loss(task.batch(generator(9))).detach())
