@@ -1,5 +1,6 @@
-"""Helpers for tests of units and plugins: `check_unit`, small networks, some of which compute nothing."""
+"""Helpers for tests of units and plugins: `check_unit`, small videos, small networks, some of which compute nothing."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from omniavatar.testing.fakes import FakeAudioAdapter, FakeAudioEncoder, FakeDiT, FakeVAE
@@ -7,6 +8,7 @@ from omniavatar.testing.models import GivenLora, GivenModels, LatentFormat
 
 if TYPE_CHECKING:
     from omniavatar.testing.check import check_unit
+    from omniavatar.testing.videos import models_in, small_video
 
 __all__ = [
     "FakeAudioAdapter",
@@ -17,13 +19,18 @@ __all__ = [
     "GivenModels",
     "LatentFormat",
     "check_unit",
+    "models_in",
+    "small_video",
 ]
+_MODULES = {
+    "check_unit": "omniavatar.testing.check",
+    "models_in": "omniavatar.testing.videos",
+    "small_video": "omniavatar.testing.videos",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """`check_unit` when it is asked for, since it imports nearly everything."""
-    if name == "check_unit":
-        from omniavatar.testing.check import check_unit
-
-        return check_unit
+    """Those that import nearly everything, when they are asked for."""
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,17 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omniavatar.lazy import torch
-from omniavatar.media.footage import Footage
-from omniavatar.media.video import probe_video
+from omniavatar.sdk import Footage, probe_video, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.draft import Draft
-    from omniavatar.engine.scopes import Job, Window
-    from omniavatar.media.clip import Clip
-    from omniavatar.media.video import VideoInfo
+    from omniavatar.sdk import Clip, Draft, Job, VideoInfo, Window
 
 
 def tell_length(draft: Draft, *sources: Path | Clip | None) -> None:

@@ -9,24 +9,30 @@ from omniavatar_i2v.condition import TEMPORAL_FACTOR, fold_frames, frame_mask
 from omniavatar_i2v.unit import ImageToVideo, image_features
 from pydantic import Field
 
-from omniavatar.engine.pictures import settle_size
-from omniavatar.engine.unit import ImageFile, UnitInputs, VideoFile
-from omniavatar.errors import InputError, PlanError
-from omniavatar.hookspecs import hookimpl
-from omniavatar.lazy import functional, torch
-from omniavatar.media.image import choose_size, fit_image, load_image, picture_size
-from omniavatar.media.video import probe_video
-from omniavatar.models.tiling import ENCODE_TILING
+from omniavatar.sdk import (
+    ENCODE_TILING,
+    ImageFile,
+    InputError,
+    PlanError,
+    UnitInputs,
+    VideoFile,
+    choose_size,
+    fit_image,
+    functional,
+    hookimpl,
+    load_image,
+    picture_size,
+    probe_video,
+    settle_size,
+    torch,
+)
 from omniavatar_animate.footage import frames_of, opened, tell_length
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from omniavatar.engine.draft import Draft
-    from omniavatar.engine.engine import Engine
-    from omniavatar.engine.scopes import Job, Window
-    from omniavatar.media.footage import Footage
+    from omniavatar.sdk import Draft, Engine, Footage, Job, Window
 
 BLACK = -1.0
 

@@ -7,20 +7,23 @@ from typing import TYPE_CHECKING
 from einops import rearrange, repeat
 from pydantic import Field
 
-from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
-from omniavatar.errors import CheckpointError
-from omniavatar.hookspecs import hookimpl
-from omniavatar.lazy import functional, torch
-from omniavatar.models.tiling import ENCODE_TILING
+from omniavatar.sdk import (
+    ENCODE_TILING,
+    CheckpointError,
+    PipelineUnit,
+    UnitInputs,
+    UnitSettings,
+    VideoFile,
+    functional,
+    hookimpl,
+    torch,
+)
 from omniavatar_animate.footage import frames_of, opened, tell_length
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.draft import Draft
-    from omniavatar.engine.engine import Engine
-    from omniavatar.engine.scopes import Branch, Forward, Job, Window
-    from omniavatar.media.footage import Footage
+    from omniavatar.sdk import Branch, Draft, Engine, Footage, Forward, Job, Window
 
 BLACK = -1.0
 

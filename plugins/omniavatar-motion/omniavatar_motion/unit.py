@@ -6,14 +6,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from omniavatar.engine.unit import PipelineUnit, UnitInputs
-from omniavatar.errors import CheckpointError
-from omniavatar.hookspecs import hookimpl
-from omniavatar.lazy import torch
+from omniavatar.sdk import CheckpointError, PipelineUnit, UnitInputs, hookimpl, torch
 
 if TYPE_CHECKING:
-    from omniavatar.engine.engine import Models
-    from omniavatar.engine.scopes import Forward, Job
+    from omniavatar.sdk import Forward, Job, Models
 
 
 class Motion(PipelineUnit):

@@ -6,18 +6,26 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
-from omniavatar.engine.pictures import settle_size, usable_sizes
-from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
-from omniavatar.hookspecs import hookimpl
-from omniavatar.media.image import choose_size, fit_image, load_image, picture_size
-from omniavatar.models.tiling import ENCODE_TILING
+from omniavatar.sdk import (
+    ENCODE_TILING,
+    ImageFile,
+    PipelineUnit,
+    UnitInputs,
+    UnitSettings,
+    choose_size,
+    fit_image,
+    hookimpl,
+    load_image,
+    picture_size,
+    settle_size,
+    usable_sizes,
+)
 from omniavatar_s2v.shared import FOR_S2V
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.draft import Draft
-    from omniavatar.engine.scopes import Job
+    from omniavatar.sdk import Draft, Job
 
 MULTIPLE = 64
 """Pixels of a side that one of the coarsest patches, those of the oldest frames, covers."""

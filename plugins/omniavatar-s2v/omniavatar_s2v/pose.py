@@ -6,17 +6,23 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
-from omniavatar.hookspecs import hookimpl
-from omniavatar.lazy import functional, torch
-from omniavatar.media.footage import Footage
-from omniavatar.models.tiling import ENCODE_TILING
+from omniavatar.sdk import (
+    ENCODE_TILING,
+    Footage,
+    PipelineUnit,
+    UnitInputs,
+    UnitSettings,
+    VideoFile,
+    functional,
+    hookimpl,
+    torch,
+)
 from omniavatar_s2v.shared import FOR_S2V
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.scopes import Job, Window
+    from omniavatar.sdk import Job, Window
 
 BLACK = -1.0
 

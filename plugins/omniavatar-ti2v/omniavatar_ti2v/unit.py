@@ -6,15 +6,24 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
-from omniavatar.engine.pictures import encode, settle_size, usable_sizes
-from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
-from omniavatar.hookspecs import hookimpl
-from omniavatar.media.image import choose_size, fit_image, load_image, picture_size
-from omniavatar.units.transformer import tell_noise
+from omniavatar.sdk import (
+    ImageFile,
+    PipelineUnit,
+    UnitInputs,
+    UnitSettings,
+    choose_size,
+    encode_pictures,
+    fit_image,
+    hookimpl,
+    load_image,
+    picture_size,
+    settle_size,
+    tell_noise,
+    usable_sizes,
+)
 
 if TYPE_CHECKING:
-    from omniavatar.engine.draft import Draft
-    from omniavatar.engine.scopes import Forward, Job
+    from omniavatar.sdk import Draft, Forward, Job
 
 MULTIPLE = 32
 
@@ -65,7 +74,7 @@ class Ti2v(PipelineUnit):
         job["image_latent"] = None
         if picture is not None:
             fitted = fit_image(picture, job.size)
-            job["image_latent"] = encode(job.engine, fitted.unsqueeze(2), tiled=self.settings.tiled)
+            job["image_latent"] = encode_pictures(job.engine, fitted.unsqueeze(2), tiled=self.settings.tiled)
 
     def _size_for(self, shape: tuple[int, ...] | None) -> tuple[int, int]:
         """The size of the table that suits a picture of this height and width; the first one without a picture."""
