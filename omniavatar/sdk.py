@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from omniavatar.media.paths import shown as shown_path
     from omniavatar.media.sound import Samples, Soundtrack
     from omniavatar.media.video import VideoInfo, probe_video
+    from omniavatar.metrics import MadeVideo, Metric
     from omniavatar.models.attention import Address, Attention, AttentionSlot, sdpa, slot_of
     from omniavatar.models.conversion import Conversion, Merging
     from omniavatar.models.norm import RMSNorm
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
     from omniavatar.models.wan_vae import head as vae_head
     from omniavatar.models.wan_vae import middle as vae_middle
     from omniavatar.models.wav2vec import normalize as normalize_audio
+    from omniavatar.training.data.generated import ClipGenerator
     from omniavatar.units import Guidance, ReferenceImage
     from omniavatar.units.audio import heard_seconds
     from omniavatar.units.fixed_frames import overwrite as overwrite_frames
@@ -137,6 +139,7 @@ __all__ = [
     "CausalVAE",
     "CheckpointError",
     "Clip",
+    "ClipGenerator",
     "Conversion",
     "CrossAttention",
     "Downsample",
@@ -156,8 +159,10 @@ __all__ = [
     "InputKind",
     "Job",
     "Kept",
+    "MadeVideo",
     "Memory",
     "Merging",
+    "Metric",
     "Models",
     "OmniError",
     "OutputError",
@@ -370,6 +375,11 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "check_readable": "omniavatar.checkpoints.formats",
         "Conversion": "omniavatar.models.conversion",
         "Merging": "omniavatar.models.conversion",
+    },
+    "Metrics and generated clips": {
+        "Metric": "omniavatar.metrics",
+        "MadeVideo": "omniavatar.metrics",
+        "ClipGenerator": "omniavatar.training.data.generated",
     },
     "Errors": {
         "OmniError": "omniavatar.errors",

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from omniavatar.hookspecs import hookimpl
+from omniavatar.sdk import hookimpl
 
 if TYPE_CHECKING:
-    from omniavatar.metrics import Metric
-    from omniavatar.training.data.generated import ClipGenerator
+    from omniavatar.sdk import ClipGenerator, Metric
+
+OMNIAVATAR_API = 1
 
 
 @hookimpl

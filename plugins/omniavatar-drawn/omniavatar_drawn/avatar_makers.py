@@ -12,13 +12,12 @@ import torch
 
 from omniavatar.checkpoints import Bundle
 from omniavatar.config import RunConfig
-from omniavatar.engine.engine import Engine
 from omniavatar.engine.loop import to_bytes
 from omniavatar.engine.plan import Catalog, Plan, build_plan, parse
 from omniavatar.engine.scopes import Request
 from omniavatar.engine.windows import plan_spans
-from omniavatar.errors import InputError
 from omniavatar.plugins import Plugins
+from omniavatar.sdk import Engine, InputError
 from omniavatar.testing.models import WAN
 from omniavatar_drawn.faces.clips import Clip
 from omniavatar_drawn.faces.mouth import SAMPLE_RATE

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from omniavatar.errors import InputError
-from omniavatar.media.audio import load_waveform
-from omniavatar.media.paths import shown
+from omniavatar.sdk import ClipGenerator, InputError, load_waveform
+from omniavatar.sdk import shown_path as shown
 from omniavatar.training.data.clip import FRAME_SAMPLES
-from omniavatar.training.data.generated import ClipGenerator
 from omniavatar.training.data.lists import digest, stamp
 from omniavatar.training.samples import NOT_HERE
 from omniavatar_drawn.faces.clips import Clip

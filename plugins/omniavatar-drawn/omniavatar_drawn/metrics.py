@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from omniavatar.errors import InputError
-from omniavatar.metrics import MadeVideo, Metric
+from omniavatar.sdk import InputError, MadeVideo, Metric
 from omniavatar_drawn.faces.mouth import FPS, SAMPLE_RATE, mouth_frames
 from omniavatar_drawn.generator import NAME
 from omniavatar_drawn.reading import quality

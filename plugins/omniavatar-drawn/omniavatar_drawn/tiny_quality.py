@@ -52,10 +52,9 @@ from rich.table import Table
 from omniavatar.bench.machine import command, machine
 from omniavatar.config import RunConfig, find_config, parse_config
 from omniavatar.config_base import read_config
-from omniavatar.errors import InputError, OmniError
-from omniavatar.media.audio import load_waveform
 from omniavatar.opening import torch_device, torch_dtype
 from omniavatar.plugins import discover
+from omniavatar.sdk import InputError, OmniError, load_waveform
 from omniavatar_drawn.avatar_makers import Asked, Drawn, Engines, Made, Maker, through_vae
 from omniavatar_drawn.faces import FPS, Identity, Performance, caption
 from omniavatar_drawn.faces.clips import Clip

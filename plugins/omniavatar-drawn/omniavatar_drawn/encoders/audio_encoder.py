@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Wav2Vec2Config
 
-from omniavatar.errors import InputError, OmniError
 from omniavatar.models.wav2vec import AudioEncoder, normalize
+from omniavatar.sdk import InputError, OmniError
 from omniavatar.training.gradients import Batch
 from omniavatar.training.trainer import Report, Settings, Trainer
 from omniavatar_drawn.encoders.sounds import Recordings, sound

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omniavatar.errors import InputError
+from omniavatar.sdk import InputError
 from omniavatar_drawn.faces.mouth import SAMPLE_RATE
 from omniavatar_drawn.faces.speech import utterance
 

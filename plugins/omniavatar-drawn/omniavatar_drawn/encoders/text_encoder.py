@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from omniavatar.errors import InputError, OmniError
 from omniavatar.models.umt5 import UMT5Encoder
+from omniavatar.sdk import InputError, OmniError
 from omniavatar.training.gradients import Batch
 from omniavatar.training.trainer import Report, Settings, Trainer
 from omniavatar.units.prompt import clean

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from omniavatar.errors import InputError
+from omniavatar.sdk import InputError
 
 SPECIALS = ("<pad>", "</s>", "<unk>")
 BYTES = 256

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from PIL import Image
 
-from omniavatar.errors import OmniError
+from omniavatar.sdk import OmniError
 from omniavatar_drawn.faces.clips import Clip, write_clip
 
 
@@ -23,7 +23,7 @@ def main(folder: Path, clips: int, first: int, size: int, frames: int, audio: st
     try:
         waveform = None
         if audio:
-            from omniavatar.media.audio import load_waveform
+            from omniavatar.sdk import load_waveform
 
             waveform = load_waveform(audio)
         for seed in range(first, first + clips):

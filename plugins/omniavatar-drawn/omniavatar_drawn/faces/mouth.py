@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from omniavatar.errors import InputError
+from omniavatar.sdk import InputError
 
 SAMPLE_RATE = 16000
 FPS = 25

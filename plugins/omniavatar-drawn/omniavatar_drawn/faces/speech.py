@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from omniavatar.errors import InputError
+from omniavatar.sdk import InputError
 from omniavatar_drawn.faces.mouth import SAMPLE_RATE
 from omniavatar_drawn.faces.sentences import sentence
 

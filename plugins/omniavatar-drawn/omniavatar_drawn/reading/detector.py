@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from omniavatar.errors import InputError
 from omniavatar.media.similarity import luma, ssim_map
+from omniavatar.sdk import InputError
 from omniavatar_drawn.reading.alignment import Alignment, Tracker, grid, sample, still_parts
 from omniavatar_drawn.reading.mouth_reader import CHEEKS, MouthReader
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from omniavatar.errors import InputError
+from omniavatar.sdk import InputError
 from omniavatar_drawn.faces.features import (
     LOWER_LIP,
     MOUTH_HALF_WIDTH,

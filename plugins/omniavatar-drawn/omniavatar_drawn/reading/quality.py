@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from omniavatar.errors import InputError
+from omniavatar.sdk import InputError
 from omniavatar_drawn.faces.mouth import FPS
 from omniavatar_drawn.faces.palette import Colour, distance
 from omniavatar_drawn.faces.renderer import HALF_WIDTH, HEAD_CENTRE
