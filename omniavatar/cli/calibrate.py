@@ -27,6 +27,7 @@ from omniavatar.cli.run import (
 )
 from omniavatar.cli.start import EARLY, Start, start
 from omniavatar.cli.videos import VideoMaker
+from omniavatar.engine.ranks import MainRankOnly
 from omniavatar.errors import InputError, OutputError, PlanError
 from omniavatar.threads import suit_threads
 
@@ -50,7 +51,9 @@ class CalibrateCommand(RunCommand):
         for name in CACHES:
             if name in begin.chosen:
                 raise PlanError(f"unit '{name}' skips blocks, which are to be measured; leave it out with -{name}")
-        chosen = {name: values for name, values in begin.chosen.items() if not begin.units[name].main_rank_only}
+        chosen = {
+            name: values for name, values in begin.chosen.items() if not issubclass(begin.units[name], MainRankOnly)
+        }
         return replace(begin, chosen=chosen)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from omniavatar.engine.engine import Adapter, Models
-from omniavatar.engine.unit import Kept
+from omniavatar.engine.placing import Kept
 
 NOISE = 2**20
 """Random numbers that are made; larger weights repeat them."""

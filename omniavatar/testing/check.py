@@ -28,8 +28,10 @@ from omniavatar.cli.new_plugin import NAME
 from omniavatar.cli.run import run
 from omniavatar.engine.hooks import SPECS, hook_faults
 from omniavatar.engine.loop import FRAMES as DECODED
+from omniavatar.engine.placing import PlacesWeights
 from omniavatar.engine.plan import PREVIOUS, Catalog, Plan, answers, build_plan, claims_hook, hooks_of, parse
-from omniavatar.engine.residency import OUTSIDE_STEPS
+from omniavatar.engine.ranks import SpreadsWork
+from omniavatar.engine.residency import OUTSIDE_STEPS, IdleInSteps
 from omniavatar.engine.surround import Around
 from omniavatar.engine.unit import ALL, PipelineUnit, declaration_faults
 from omniavatar.errors import OmniError, nearest
@@ -387,19 +389,25 @@ def roles_are_declared(subject: Subject) -> None:
     plan = subject.plan()
     known = {*plan.roles_of(subject.unit_of(plan))}
     asked = list(of_unit(unit_class, subject.first[1].models))
+    idle_in_steps = unit_class.idle_in_steps if issubclass(unit_class, IdleInSteps) else ()
     for access in asked:
-        assert access.name in known or ALL in unit_class.optional_roles or unit_class.hosts(access.name), (
+        assert access.name in known or ALL in unit_class.optional_roles or hosts(unit_class, access.name), (
             f"its {access.hook} asks for the model '{access.name}', which neither roles nor optional_roles name"
         )
-        assert access.hook in (*OUTSIDE_STEPS, "setup") or access.name not in unit_class.idle_in_steps, (
+        assert access.hook in (*OUTSIDE_STEPS, "setup") or access.name not in idle_in_steps, (
             f"its {access.hook} asks for the model '{access.name}', which idle_in_steps says it does not do in steps"
         )
     for role in set(unit_class.roles) - SKELETON - {access.name for access in asked}:
         raise AssertionError(f"it names the role '{role}', without which no plan with it works, and has never asked")
-    surplus = set(unit_class.host_roles) - {*known, ALL}
-    surplus_idle = set(unit_class.idle_in_steps) - known
+    surplus = set(unit_class.host_roles if issubclass(unit_class, PlacesWeights) else ()) - {*known, ALL}
+    surplus_idle = set(idle_in_steps) - known
     assert not surplus_idle, f"its idle_in_steps name {sorted(surplus_idle)}, which roles and optional_roles do not"
     assert not surplus, f"its host_roles name {sorted(surplus)}, which roles and optional_roles do not"
+
+
+def hosts(unit_class: type[PipelineUnit], role: str) -> bool:
+    """Whether the network of this role is loaded in host memory for a unit of this class."""
+    return issubclass(unit_class, PlacesWeights) and unit_class.hosts(role)
 
 
 # What must not change a video ----------------------------------------------------------------------------------------
@@ -483,7 +491,7 @@ def branches_can_be_joined(subject: Subject) -> None:
 
 def ranks_can_share(subject: Subject) -> None:
     """The tokens of a call may be spread over ranks; see `forward.frame_index` and `forward.shard`."""
-    if subject.unit_class.degrees is not PipelineUnit.degrees:
+    if issubclass(subject.unit_class, SpreadsWork):
         return  # it spreads work itself, over real ranks
     plans = [subject.plan() for _ in range(RANKS)]
     takes = play_on_ranks(subject.stage, plans, lambda: subject.request(plans[0]))

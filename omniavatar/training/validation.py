@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from omniavatar.engine.engine import Adapter, Engine, Models
 from omniavatar.engine.out_of_memory import Place, is_out_of_memory
 from omniavatar.engine.plan import Plan, current_names, make_unit
+from omniavatar.engine.ranks import working
 from omniavatar.engine.scopes import Request
 from omniavatar.engine.settings import Layer, Strength
 from omniavatar.errors import InputError, OmniError, PlanError, nearest
@@ -98,7 +99,7 @@ class Validation:
     ) -> None:
         self.models, self.requests, self.lenders, self.observers = models, requests, lenders, observers
         is_main = lenders[0].world.is_main
-        units = [unit for unit in plan.units if is_main or not unit.main_rank_only]
+        units = working(plan.units, is_main=is_main)
         # What only sets networks up has done so with those that are lent, and the others do without.
         self.plan = Plan(tuple(unit for unit in units if hooks(unit) != {"setup"}))
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from omniavatar.engine.conditions import BringsConditions
 from omniavatar.engine.unit import AudioFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.engine.windows import audio_rows
 from omniavatar.errors import InputError
@@ -28,7 +29,7 @@ BEYOND = 60.0
 """Seconds of sound behind the end of the video that are read."""
 
 
-class Audio(PipelineUnit):
+class Audio(PipelineUnit, BringsConditions):
     """Speech that the mouth follows; it also sets the length of the video.
 
     Frame 0 is the picture itself; frame n goes with row n-1 of the features. Without an audio the mouth rests and the

@@ -10,6 +10,8 @@ from pydantic import Field
 
 from omniavatar.engine.geometry import Geometry, Patch
 from omniavatar.engine.pictures import encode
+from omniavatar.engine.residency import IdleInSteps
+from omniavatar.engine.saving import SavesMemory
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.engine.windows import check_windows, plan_spans
 from omniavatar.errors import PlanError
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from omniavatar.engine.windows import Span
 
 
-class FixedFrames(PipelineUnit):
+class FixedFrames(PipelineUnit, IdleInSteps, SavesMemory):
     """Long video: overlapping windows, each starting from the last frames of the one before, held fixed in denoising.
 
     The first window starts from the reference image, if there is one.

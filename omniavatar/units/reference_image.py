@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from omniavatar.engine.pictures import check_sizes, encode, settle_size, usable_sizes
+from omniavatar.engine.saving import SavesMemory
 from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import functional, torch
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 MASK_CHANNELS = 1
 
 
-class ReferenceImage(PipelineUnit):
+class ReferenceImage(PipelineUnit, SavesMemory):
     """Who is talking: a picture that becomes frame 0 and conditions every frame.
 
     The video takes the size from the table whose shape is nearest to the picture's; the picture is scaled to cover it

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from omniavatar.engine.pictures import MULTIPLE, encode, multiple_of, settle_size
+from omniavatar.engine.residency import IdleInSteps
+from omniavatar.engine.saving import SavesMemory
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class VideoToVideo(PipelineUnit):
+class VideoToVideo(PipelineUnit, IdleInSteps, SavesMemory):
     """Video to video: denoising starts from given footage with noise on it, so that its motion and colours stay.
 
     How much noise it gets is schedule.strength, 0.8 unless something else is said; less keeps more of the footage.

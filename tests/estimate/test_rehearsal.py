@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from omniavatar.engine.engine import Engine
+from omniavatar.engine.placing import Kept
 from omniavatar.engine.plan import Plan, build_plan
 from omniavatar.engine.progress import Progress
 from omniavatar.engine.scopes import Request, Window
-from omniavatar.engine.unit import Kept, PipelineUnit
+from omniavatar.engine.unit import PipelineUnit
 from omniavatar.estimate import rehearsal as rehearsing
 from omniavatar.estimate import timing
 from omniavatar.estimate.networks import join_blocks, materialize, signature

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from einops import rearrange, repeat
 from pydantic import Field
 
+from omniavatar.engine.residency import IdleInSteps
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
 from omniavatar.errors import CheckpointError
 from omniavatar.hookspecs import hookimpl
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 BLACK = -1.0
 
 
-class AnimateMotion(PipelineUnit):
+class AnimateMotion(PipelineUnit, IdleInSteps):
     """Movement and expression, from a video of drawn poses and a video of a face; frame n goes with frame n.
 
     Either may be left out. The shorter of the two limits the length of the video. Guidance branches that drop the

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from omniavatar_i2v.condition import behind_leading
 from pydantic import AfterValidator, Field, field_validator
 
+from omniavatar.engine.residency import IdleInSteps
 from omniavatar.engine.unit import InputKind, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.errors import InputError
 from omniavatar.hookspecs import hookimpl
@@ -36,7 +37,7 @@ ROLE = "fun_camera"
 TrajectoryFile = Annotated[Path, AfterValidator(partial(input_file, what="trajectory")), InputKind("text file")]
 
 
-class FunCamera(PipelineUnit):
+class FunCamera(PipelineUnit, IdleInSteps):
     """How the camera moves, for Fun Control-Camera transformers: in a direction, or along a trajectory.
 
     It stands beside image-to-video, whose picture is the first frame. Every window of a long video is told the way from

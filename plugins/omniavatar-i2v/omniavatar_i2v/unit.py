@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from omniavatar.engine.residency import IdleInSteps
 from omniavatar.engine.unit import ImageFile
 from omniavatar.errors import CheckpointError, InputError
 from omniavatar.hookspecs import hookimpl
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 
     from omniavatar.engine.draft import Draft
     from omniavatar.engine.engine import Engine, Models
+    from omniavatar.engine.plan import Plan
     from omniavatar.engine.scopes import Forward, Job, Window
 
 SIZES_480P = ((480, 832), (544, 720), (640, 640), (720, 544), (832, 480))
 
 
-class ImageToVideo(ReferenceImage):
+class ImageToVideo(ReferenceImage, IdleInSteps):
     """A picture that the video starts from, and one that it may end with, for image-to-video transformers.
 
     It stands in the plan instead of reference-image. Size and fit are chosen by the first picture. Later windows of a
@@ -52,7 +54,7 @@ class ImageToVideo(ReferenceImage):
 
     settings: Settings
 
-    def check_models(self, models: Models) -> None:
+    def check(self, plan: Plan, models: Models) -> None:
         """See that a network that takes image tokens gets them from an encoder of its width."""
         taken = clip_dim(models)
         if taken is None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from omniavatar.engine.flow_match import TIMESTEPS
-from omniavatar.engine.unit import Kept, PipelineUnit, UnitSettings
+from omniavatar.engine.placing import Kept, PlacesWeights
+from omniavatar.engine.saving import SavesMemory
+from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.errors import CheckpointError, PlanError
 from omniavatar.hookspecs import hookimpl
 
@@ -26,7 +28,7 @@ SHARDED = "fsdp"
 """The unit that shards weights, so that nothing of them can wait."""
 
 
-class Moe(PipelineUnit):
+class Moe(PipelineUnit, PlacesWeights, SavesMemory):
     """Two transformers for one video, as in Wan 2.2 A14B: --model FILE for high noise, --model dit2=FILE for low noise.
 
     The second takes over at the first step whose time is below the boundary, in every window anew. While one works the

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from omniavatar.engine.residency import IdleInSteps
 from omniavatar.engine.unit import PipelineUnit, UnitInputs
 from omniavatar.errors import CheckpointError
 from omniavatar.hookspecs import hookimpl
@@ -13,10 +14,11 @@ from omniavatar.lazy import torch
 
 if TYPE_CHECKING:
     from omniavatar.engine.engine import Models
+    from omniavatar.engine.plan import Plan
     from omniavatar.engine.scopes import Forward, Job
 
 
-class Motion(PipelineUnit):
+class Motion(PipelineUnit, IdleInSteps):
     """Speed control: how fast everything in the video moves, by a motion bucket.
 
     Made for Wan2.1-T2V-1.3B. Without a bucket the video is what it is without the unit.
@@ -29,7 +31,7 @@ class Motion(PipelineUnit):
     class Inputs(UnitInputs):
         motion_bucket_id: float | None = Field(None, ge=0, le=100, description="speed, 0 slow to 100 fast")
 
-    def check_models(self, models: Models) -> None:
+    def check(self, plan: Plan, models: Models) -> None:
         width, needed = models.config("motion_controller")["dim"], models.config("dit")["dim"]
         if width != needed:
             raise CheckpointError(

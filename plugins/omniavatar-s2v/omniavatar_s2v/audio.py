@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from omniavatar.engine.residency import IdleInSteps
 from omniavatar.engine.unit import AudioFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.engine.windows import audio_rows
 from omniavatar.errors import CheckpointError, InputError
@@ -36,7 +37,7 @@ TRAINED_FPS = 16
 HEARS = "S2V hears the sound through s2v-audio"
 
 
-class S2VAudio(PipelineUnit):
+class S2VAudio(PipelineUnit, IdleInSteps):
     """Speech that the mouth follows; it also sets the length of the video.
 
     Frame n of the video goes with the sound at n / fps seconds. Without a sound the mouth rests and the length comes

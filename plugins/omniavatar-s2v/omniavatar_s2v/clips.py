@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from omniavatar.engine.residency import IdleInSteps
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
 from omniavatar.engine.windows import Span
 from omniavatar.errors import PlanError
@@ -30,7 +31,7 @@ LEAD = TEMPORAL_FACTOR - 1
 GREY = 0.5
 
 
-class S2VClips(PipelineUnit):
+class S2VClips(PipelineUnit, IdleInSteps):
     """Long video: clips that follow each other, each told what the 73 frames before it looked like.
 
     The frames before a clip, or in front of the first one the picture, are in its window as given frames, so that the

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, field_validator
 
 from omniavatar.engine.pictures import encode, settle_size, usable_sizes
+from omniavatar.engine.residency import IdleInSteps
 from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.image import choose_size, fit_image, load_image, picture_size
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 MULTIPLE = 32
 
 
-class Ti2v(PipelineUnit):
+class Ti2v(PipelineUnit, IdleInSteps):
     """Text and image to video by Wan 2.2 TI2V: the picture becomes frame 0, the prompt says what happens next.
 
     Tokens of given frames (the picture's, in later windows those of the window before) are told time step 0, the others

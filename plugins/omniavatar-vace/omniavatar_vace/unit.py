@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from omniavatar.engine.pictures import MULTIPLE, encode, multiple_of, settle_size
+from omniavatar.engine.residency import IdleInSteps
 from omniavatar.engine.unit import ImageFile, InputKind, PipelineUnit, UnitInputs, UnitSettings, VideoFile, listed
 from omniavatar.errors import CheckpointError, InputError, PlanError
 from omniavatar.hookspecs import hookimpl
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 GREY = 0.5
 
 
-class VaceUnit(PipelineUnit):
+class VaceUnit(PipelineUnit, IdleInSteps):
     """VACE: the video follows a control video, keeps what a mask protects, and shows what reference pictures show.
 
     The control video is a pose, depth, scribble or grey video to follow, or a real one of which the mask says what is
