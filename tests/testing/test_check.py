@@ -10,6 +10,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, Field
 from torch import Tensor
 
+from omniavatar.engine.conditions import BringsConditions
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Catalog
 from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Step, Window
@@ -125,14 +126,14 @@ class Scattered(Broken):
     needs = "frames"  # type: ignore[assignment]
 
 
-class Unprovided(Broken):
+class Unprovided(Broken, BringsConditions):
     """A null form that it does not provide."""
 
     provides = ("mood",)
     nulls: ClassVar = {"mood": {"mood": "no_mood"}}
 
 
-class Unpaired(Broken):
+class Unpaired(Broken, BringsConditions):
     """A null form of nothing."""
 
     nulls: ClassVar = {"mood": "no_mood"}  # type: ignore[dict-item]
