@@ -26,6 +26,8 @@ from pydantic import ValidationError
 from omniavatar.cli.fields import leaves
 from omniavatar.cli.new_plugin import NAME
 from omniavatar.cli.run import run
+from omniavatar.distributed.world import World
+from omniavatar.engine.engine import Engine
 from omniavatar.engine.hooks import SPECS, hook_faults
 from omniavatar.engine.loop import FRAMES as DECODED
 from omniavatar.engine.placing import PlacesWeights
@@ -34,7 +36,7 @@ from omniavatar.engine.ranks import SpreadsWork
 from omniavatar.engine.residency import OUTSIDE_STEPS, IdleInSteps
 from omniavatar.engine.surround import Around
 from omniavatar.engine.unit import ALL, PipelineUnit, declaration_faults
-from omniavatar.errors import OmniError, nearest
+from omniavatar.errors import InputError, OmniError, PlanError, nearest
 from omniavatar.hookspecs import PROJECT
 from omniavatar.plugins import discover
 from omniavatar.testing.stage import (
@@ -448,7 +450,7 @@ def jobs_are_apart(subject: Subject) -> None:
     between = subject.other
     try:
         other = player.play(between(plan))
-    except OmniError:  # the unit cannot do without them
+    except InputError:  # the unit cannot do without them
         between = partial(subject.request, frames=ONE_WINDOW)
         other = player.play(between(plan))
     same(player.play(subject.request(plan)), subject.take, what)
@@ -469,8 +471,9 @@ def windows_are_apart(subject: Subject) -> None:
     change = "" if len(subject.take.windows) > 1 else "+fixed-frames"
     try:
         take = subject.play(change=change) if change else subject.take
-    except OmniError:
-        return  # it makes videos of one window only
+    except PlanError as error:
+        check_declared(subject, change, error)
+        return
     assert not take.unsaved, f"no video with it can be resumed: {take.unsaved}"
     if take.state is not None:
         again = subject.play(change=change, state=take.state)
@@ -492,12 +495,26 @@ def branches_can_be_joined(subject: Subject) -> None:
 def ranks_can_share(subject: Subject) -> None:
     """The tokens of a call may be spread over ranks; see `forward.frame_index` and `forward.shard`."""
     if issubclass(subject.unit_class, SpreadsWork):
-        return  # it spreads work itself, over real ranks
+        splits_for_ranks(subject)  # it spreads work itself, over real ranks
+        return
     plans = [subject.plan() for _ in range(RANKS)]
-    takes = play_on_ranks(subject.stage, plans, lambda: subject.request(plans[0]))
+    try:
+        takes = play_on_ranks(subject.stage, plans, lambda: subject.request(plans[0]))
+    except PlanError as error:
+        check_declared(subject, "+sequence-parallel", error)
+        return
     for rank, take in enumerate(takes):
         what = f"a video is another one on rank {rank} of {RANKS} that share the tokens of each call"
         same(take, subject.take, what, tolerance=ROUNDING)
+
+
+def splits_for_ranks(subject: Subject) -> None:
+    """What it says of one rank and of several is a way to spread them, or refused in one line."""
+    for ranks in (1, RANKS):
+        try:
+            Engine(subject.plan(), subject.stage.models, world=World(size=ranks)).check_split()
+        except PlanError as error:
+            one_line(error)
 
 
 def half_precision_will_do(subject: Subject) -> None:
@@ -521,7 +538,9 @@ def goes_with_built_in_units(subject: Subject) -> None:
         if unit.name in present:
             if unit.name != subject.unit_class.name:
                 works_or_is_refused(subject, f"-{unit.name}")
-        elif not refusal(subject, f"+{unit.name}"):
+        elif refusal(subject, f"+{unit.name}"):
+            works_or_is_refused(subject, f"+{unit.name}")
+        else:
             more.append(f"+{unit.name}")
     try:
         take, asked = subject.asked("".join(more), FRAMES)
@@ -534,11 +553,14 @@ def goes_with_built_in_units(subject: Subject) -> None:
 
 
 def works_or_is_refused(subject: Subject, change: str) -> None:
-    """A video for which the unit gave its answers, or an error for the user in one line."""
+    """A video for which the unit gave its answers, a conflict that is declared, or an error about inputs or models."""
     with naming(f"with '{subject.expression}{change}'"):
         try:
             take, asked = subject.asked(change, ONE_WINDOW)
             finite(take)
+        except PlanError as error:
+            check_declared(subject, change, error)
+            return
         except OmniError as error:
             one_line(error)
             return
@@ -554,6 +576,29 @@ def refusal(subject: Subject, change: str) -> str:
     try:
         subject.player(change=change).engine.check_split()
     except OmniError as error:
+        return one_line(error)
+    return ""
+
+
+def check_declared(subject: Subject, change: str, error: PlanError) -> None:
+    """See that the refusal of a plan is one that declarations tell, or that has nothing to do with the unit."""
+    reason = one_line(error)
+    if declared_refusal(subject, change):
+        return
+    try:
+        subject.play(change=f"{change}-{subject.unit_class.name}", frames=ONE_WINDOW)
+    except OmniError:
+        return  # without the unit as well
+    raise AssertionError(
+        f"'{subject.expression}{change}' is refused, and no declaration says so: {reason}; declare it in conflicts"
+    )
+
+
+def declared_refusal(subject: Subject, change: str) -> str:
+    """Why a plan is refused for what the classes of its units say: conflicts, claims, needs and answers."""
+    try:
+        subject.plan(change).check_complete()
+    except PlanError as error:
         return one_line(error)
     return ""
 

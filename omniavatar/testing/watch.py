@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ class Watch:
         self.writes: list[Access] = []
         self.models: list[Access] = []
         self._running: list[tuple[str, str]] = []
+        self._is_inside_scope = False
 
     @contextmanager
     def watching(self, engine: Engine) -> Iterator[None]:
@@ -43,6 +44,8 @@ class Watch:
         with ExitStack() as stack:
             for method, accesses in notes.items():
                 stack.enter_context(mock.patch.object(Scope, method, self._noting(method, accesses)))
+            direct = property(self._values_of, self._set_values)
+            stack.enter_context(mock.patch.object(Scope, "values", direct, create=True))
             stack.enter_context(engine.instrumented(Around(self._inside)))
             yield
 
@@ -59,6 +62,26 @@ class Watch:
         if self._running:
             notes.append(Access(*self._running[-1], name))
 
+    def note_direct(self, notes: list[Access], name: str) -> None:
+        """Put down an access to `scope.values`, unless a method of scopes makes it, which is noted itself."""
+        if not self._is_inside_scope:
+            self._note(notes, name)
+
+    def _values_of(self, scope: Scope) -> WatchedValues:
+        return WatchedValues(self, vars(scope)["values"])
+
+    def _set_values(self, scope: Scope, values: Mapping[str, Any]) -> None:
+        vars(scope)["values"] = {}
+        self._values_of(scope).update(values)
+
+    @contextmanager
+    def _inside_scope(self, is_inside: bool) -> Iterator[None]:
+        before, self._is_inside_scope = self._is_inside_scope, is_inside
+        try:
+            yield
+        finally:
+            self._is_inside_scope = before
+
     def note_model(self, role: str) -> None:
         """Put down that a unit asks for a model."""
         self._note(self.models, role)
@@ -69,9 +92,46 @@ class Watch:
 
         def noting(scope: Scope, name: str, *value: Any) -> Any:
             self._note(notes, name)
-            return original(scope, name, *value)
+            with self._inside_scope(True):
+                return original(scope, name, *value)
 
-        return noting
+        def once(scope: Scope, name: str, make: Callable[[], Any]) -> Any:
+            def making() -> Any:
+                with self._inside_scope(False):
+                    return make()
+
+            return noting(scope, name, making)
+
+        return once if method == "once" else noting
+
+
+class WatchedValues(MutableMapping[str, Any]):
+    """The values of a scope for those who go past its methods, with a note of who reads and changes which."""
+
+    def __init__(self, watch: Watch, values: dict[str, Any]) -> None:
+        self._watch, self._values = watch, values
+
+    def __getitem__(self, name: str) -> Any:
+        self._watch.note_direct(self._watch.reads, name)
+        return self._values[name]
+
+    def __contains__(self, name: object) -> bool:
+        self._watch.note_direct(self._watch.reads, str(name))
+        return name in self._values
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._watch.note_direct(self._watch.writes, name)
+        self._values[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        self._watch.note_direct(self._watch.writes, name)
+        del self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 class WatchedModels:
