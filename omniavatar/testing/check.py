@@ -70,6 +70,8 @@ ONE_ANSWER = frozenset(name for name, spec in SPECS.items() if getattr(spec, f"{
 """Hooks of which the first answer counts."""
 SKELETON = {"dit", "vae"}
 """Roles that every engine loads, whoever asks for them."""
+QUICK = ("values", "state", "jobs")
+"""The promises of `check_plan`; the last one is about the plan as a whole."""
 
 
 def check_unit(
@@ -100,6 +102,34 @@ def check_unit(
             if name not in skip:
                 with naming(f"unit '{getattr(unit_class, 'name', unit_class.__name__)}' breaks the promise '{name}'"):
                     check(subject)
+
+
+def check_plan(
+    plan: str,
+    *,
+    networks: Mapping[str, Network] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    size: tuple[int, int] = SIZE,
+) -> list[str]:
+    """Raise AssertionError for the first of the promises `QUICK` that a unit of a plan breaks; gives their names.
+
+    All units of the plan are looked at while the same few videos are made, so this takes one or two seconds. The other
+    arguments are those of `check_unit`.
+    """
+    catalog = discover().catalog()
+    with TemporaryDirectory() as folder, one_thread():
+        stage = Stage(Path(folder), networks or {}, inputs or {}, size)
+        first: Subject | None = None
+        names = build_plan(plan, catalog, SETTINGS).names
+        for name in names:
+            subject = Subject(catalog.units[name], plan, stage)
+            if first is not None:  # what has been made for another unit is the same for this one
+                vars(subject).update(first=first.first, second=first.second)
+            for promise in QUICK if first is None else QUICK[:-1]:
+                with naming(f"unit '{name}' of '{plan}' breaks the promise '{promise}'"):
+                    PROMISES[promise](subject)
+            first = first or subject
+        return names
 
 
 @contextmanager
@@ -208,22 +238,22 @@ class Subject:
 
     @cached_property
     def second(self) -> Again:
-        """The same video by another engine, and the attributes of the unit before and after it."""
+        """The same video by another engine, and the attributes of the units before and after it."""
         player = self.player()
-        unit = self.unit_of(player.engine.plan)
-        before = picture(unit)
+        units = player.engine.plan.units
+        before = {type(unit): picture(unit) for unit in units}
         take = player.play(self.request(player.engine.plan))
-        return Again(player, take, before, picture(unit))
+        return Again(player, take, before, {type(unit): picture(unit) for unit in units})
 
 
 @dataclass(frozen=True)
 class Again:
-    """A video that was made again, by which engine, and the attributes of the unit before and after it."""
+    """A video that was made again, by which engine, and the attributes of its units before and after it."""
 
     player: Player
     take: Take
-    before: dict[str, Any]
-    after: dict[str, Any]
+    before: Mapping[type[PipelineUnit], dict[str, Any]]
+    after: Mapping[type[PipelineUnit], dict[str, Any]]
 
 
 def same(take: Take, expected: Take, what: str, *, tolerance: float = 0.0, first: int = 0) -> None:
@@ -417,7 +447,8 @@ def hosts(unit_class: type[PipelineUnit], role: str) -> bool:
 
 def nothing_stays_on_the_unit(subject: Subject) -> None:
     """After a video the unit is as it was made: what it remembers lies in the scopes."""
-    before, after = subject.second.before, subject.second.after
+    unit_class, again = subject.unit_class, subject.second
+    before, after = again.before[unit_class], again.after[unit_class]
     for name in before.keys() | after.keys():
         assert before.get(name) == after.get(name), (
             f"a video has changed its attribute '{name}'; keep that in the job, window, branch or forward.memory"
@@ -538,10 +569,10 @@ def goes_with_built_in_units(subject: Subject) -> None:
         if unit.name in present:
             if unit.name != subject.unit_class.name:
                 works_or_is_refused(subject, f"-{unit.name}")
-        elif refusal(subject, f"+{unit.name}"):
-            works_or_is_refused(subject, f"+{unit.name}")
-        else:
+        elif (error := refusal(subject, f"+{unit.name}")) is None:
             more.append(f"+{unit.name}")
+        elif isinstance(error, PlanError):
+            check_declared(subject, f"+{unit.name}", error)
     try:
         take, asked = subject.asked("".join(more), FRAMES)
         finite(take)
@@ -571,13 +602,14 @@ def works_or_is_refused(subject: Subject, change: str) -> None:
         )
 
 
-def refusal(subject: Subject, change: str) -> str:
-    """Why the plan is refused before anything is loaded."""
+def refusal(subject: Subject, change: str) -> OmniError | None:
+    """Why the plan is refused before anything is loaded, if it is."""
     try:
         subject.player(change=change).engine.check_split()
     except OmniError as error:
-        return one_line(error)
-    return ""
+        one_line(error)
+        return error
+    return None
 
 
 def check_declared(subject: Subject, change: str, error: PlanError) -> None:
@@ -585,8 +617,11 @@ def check_declared(subject: Subject, change: str, error: PlanError) -> None:
     reason = one_line(error)
     if declared_refusal(subject, change):
         return
+    without = f"{change}-{subject.unit_class.name}"
     try:
-        subject.play(change=f"{change}-{subject.unit_class.name}", frames=ONE_WINDOW)
+        if refusal(subject, without) is not None:
+            return
+        subject.play(change=without, frames=ONE_WINDOW)
     except OmniError:
         return  # without the unit as well
     raise AssertionError(
