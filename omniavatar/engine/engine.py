@@ -390,7 +390,9 @@ class Engine:
             unit.check(plan, self.models)
         draft = Draft(self, plan, request)
         check_media(plan, draft.inputs_by_unit, request.seconds)
-        Hooks(self._working(plan)).check_request(draft)
+        hooks = Hooks(self._working(plan))
+        draft.settle(hooks)
+        hooks.check_request(draft)
         draft.check_complete()
 
     def _is_busy(self) -> bool:

@@ -49,6 +49,7 @@ WORK_OF_HOOK = {
     "setup": "load",
     "begin_job": "prepare",
     "plan_windows": "prepare",
+    "noise": "prepare",
     "plan_steps": "prepare",
     "begin_window": "prepare",
     "decode_latents": "decode",

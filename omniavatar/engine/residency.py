@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 OUTSIDE_STEPS = frozenset(
     (
-        *("begin_job", "plan_windows", "plan_steps", "begin_window"),
+        *("begin_job", "plan_windows", "noise", "plan_steps", "begin_window"),
         *("decode_latents", "postprocess_frames", "output_frames", "end_window", "end_job"),
     )
 )
@@ -104,6 +104,6 @@ class Residency:
 def roles_in_steps(unit: PipelineUnit, plan: Plan) -> set[str]:
     """The roles that a unit works with while steps run."""
     hooks = {options["specname"] or attribute for attribute, options in hooks_of(type(unit)).items()}
-    if hooks <= OUTSIDE_STEPS | {"check_request", "setup"}:
+    if hooks <= OUTSIDE_STEPS | {"plan_size", "plan_length", "check_request", "setup"}:
         return set()
     return {*plan.roles_of(unit)} - {*(unit.idle_in_steps if isinstance(unit, IdleInSteps) else ())}

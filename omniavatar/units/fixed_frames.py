@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -64,10 +64,8 @@ class FixedFrames(PipelineUnit, IdleInSteps, SavesMemory):
         height, width = window.job.size
         return {"max_tokens": math.ceil(frames * height * width / math.prod(geometry.token))}
 
-    @hookimpl(wrapper=True)
-    def check_request(self, draft: Draft) -> Iterator[None]:
-        """When the size is known."""
-        yield
+    @hookimpl
+    def check_request(self, draft: Draft) -> None:
         geometry, settings = draft.geometry, self.settings
         if geometry is None:
             return

@@ -62,10 +62,6 @@ class Nag(PipelineUnit, IdleInSteps):
         yield f"leads away from the negative prompt {in_words(self.acting(count), count)}"
 
     @hookimpl
-    def check_request(self) -> None:
-        """It changes neither the size of a video nor its length."""
-
-    @hookimpl
     def begin_job(self, job: Job) -> None:
         negative = self.settings.negative
         if not self.acts:

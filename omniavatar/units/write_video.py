@@ -59,10 +59,6 @@ class WriteVideo(PipelineUnit, MainRankOnly, NotRehearsed):
 
     settings: Settings
 
-    @hookimpl
-    def check_request(self) -> None:
-        """The file takes size and length as they are; whether it can be written is tried with the inputs."""
-
     @hookimpl(wrapper=True)
     def begin_job(self, job: Job) -> Iterator[None]:
         """After all others, when the length and the size of the video are known."""

@@ -111,7 +111,7 @@ class Latents48(LatentFormat):
 
 def denoised(case: Case, given: Given, *units: PipelineUnit) -> Look:
     """Run a case's transformer on given noise and texts, in one window."""
-    look, latents = Look(), given.noise[0]
+    look, latents = Look(), given.given_noise[0]
     height, width = (side * 16 for side in latents.shape[-2:])
     everything = [look, given, GivenPrompt(), GivenPicture(), FixedFrames(), *units, Transformer()]
     dit = wan_dit(case.config["dit"], case.weights)

@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omniavatar.lazy import torch
-from omniavatar.media.footage import Footage
-from omniavatar.media.video import probe_video
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.draft import Draft
-    from omniavatar.engine.scopes import Job, Window
-    from omniavatar.media.clip import Clip
-    from omniavatar.media.video import VideoInfo
-
-
-def tell_length(draft: Draft, *sources: Path | Clip | None) -> None:
-    """Say of a video that is asked for that those to follow limit its length, if one is given that is no picture."""
-    draft.has_length |= any(source is not None and not probe_video(source).is_still for source in sources)
-
-
-def opened(
-    source: Path | Clip | None, job: Job, size: tuple[int, int], info: VideoInfo | None = None
-) -> Footage | None:
-    """A video to follow, until the job ends, if one is given; the job's video becomes as short as it.
-
-    size: height and width of the frames, in pixels. info: what is known of it.
-    """
-    if source is None:
-        return None
-    footage = job.resources.enter_context(Footage(source, fps=job.fps, size=size, info=info))
-    if footage.length is not None:
-        job.frames = footage.length if job.frames is None else min(job.frames, footage.length)
-    return footage
+    from omniavatar.engine.scopes import Window
+    from omniavatar.media.footage import Footage
 
 
 def frames_of(footage: Footage, window: Window) -> Tensor:

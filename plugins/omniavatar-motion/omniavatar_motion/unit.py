@@ -40,10 +40,6 @@ class Motion(PipelineUnit, IdleInSteps):
             )
 
     @hookimpl
-    def check_request(self) -> None:
-        """The bucket changes neither size nor length."""
-
-    @hookimpl
     def begin_job(self, job: Job) -> None:
         bucket, engine = job.inputs(self).motion_bucket_id, job.engine
         job["motion.modulation"] = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from omniavatar.engine.outline import Length
 from omniavatar.engine.residency import IdleInSteps
 from omniavatar.engine.unit import AudioFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.engine.windows import audio_rows
@@ -24,7 +25,7 @@ from omniavatar_s2v.shared import FOR_S2V
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.draft import Draft
+    from omniavatar.engine.outline import Outline
     from omniavatar.engine.scopes import Branch, Forward, Job, Window
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,16 @@ class S2VAudio(PipelineUnit, IdleInSteps):
     settings: Settings
 
     @hookimpl
-    def check_request(self, draft: Draft) -> None:
-        draft.has_length |= draft.inputs(self).audio is not None
+    def plan_length(self, video: Outline) -> Length | None:
+        """As long as the sound, which is read when the job begins."""
+        return None if video.inputs(self).audio is None else Length(self._frames_of)
+
+    def _frames_of(self, job: Job) -> int:
+        """How many frames the sound lasts; what has been read of it stays in the job."""
+        wave = load_waveform(job.inputs(self).audio, SAMPLE_RATE, seconds=heard_seconds(job))
+        wave = np.concatenate([np.zeros(round(self.settings.silence * SAMPLE_RATE), wave.dtype), wave])
+        job["s2v-audio.wave"] = wave
+        return audio_rows(len(wave), SAMPLE_RATE, job.fps)
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
@@ -75,10 +84,7 @@ class S2VAudio(PipelineUnit, IdleInSteps):
         job["audio_track"] = None
         if source is None:
             return
-        wave = load_waveform(source, SAMPLE_RATE, seconds=heard_seconds(job))
-        wave = np.concatenate([np.zeros(round(self.settings.silence * SAMPLE_RATE), wave.dtype), wave])
-        length = audio_rows(len(wave), SAMPLE_RATE, job.fps)
-        job.frames = length if job.frames is None else min(job.frames, length)
+        wave = job.pop("s2v-audio.wave")
         lead = np.zeros(round(LEAD * SAMPLE_RATE / job.fps), wave.dtype)
         encoder = job.engine.model("audio_encoder")
         job["audio_track"] = SpeechTrack(np.concatenate([lead, wave]), encoder, self.settings.segment)

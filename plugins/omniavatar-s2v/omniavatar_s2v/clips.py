@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from omniavatar.engine.pictures import encode
 from omniavatar.engine.residency import IdleInSteps
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
 from omniavatar.engine.windows import Span
@@ -14,7 +15,6 @@ from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import functional
 from omniavatar.media.footage import Footage
-from omniavatar.models.tiling import ENCODE_TILING
 from omniavatar.units.fixed_frames import overwrite
 from omniavatar_s2v.shared import FOR_S2V, MOTION_FRAMES
 
@@ -74,7 +74,9 @@ class S2VClips(PipelineUnit, IdleInSteps):
     @hookimpl
     def begin_window(self, window: Window) -> None:
         frames = self.frames_before(window)
-        window["motion_latents"] = None if frames is None else self.encode(window, frames)
+        window["motion_latents"] = (
+            None if frames is None else encode(window.engine, frames * 2 - 1, tiled=self.settings.tiled)
+        )
         window["given_latents"] = window["image_latent"] if frames is None else window["motion_latents"]
 
     @hookimpl
@@ -99,12 +101,6 @@ class S2VClips(PipelineUnit, IdleInSteps):
             return None
         shown = shown[:, :, -MOTION_FRAMES:]
         return functional.pad(shown, (0, 0, 0, 0, MOTION_FRAMES - shown.shape[2], 0), value=GREY)
-
-    def encode(self, window: Window, frames: Tensor) -> Tensor:
-        """The latents (1 c 19 h w) of frames (1 3 73 h w) in [0, 1]."""
-        engine, tiling = window.engine, ENCODE_TILING if self.settings.tiled else None
-        latents: Tensor = engine.model("vae").encode((frames * 2 - 1).to(engine.device, engine.dtype), tiling=tiling)
-        return latents.float()
 
 
 def refuse_leading(leading: int) -> None:

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from omniavatar.engine.pictures import encode, opened_footage
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import functional, torch
-from omniavatar.media.footage import Footage
-from omniavatar.models.tiling import ENCODE_TILING
 from omniavatar_s2v.shared import FOR_S2V
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from omniavatar.engine.scopes import Job, Window
+    from omniavatar.media.footage import Footage
 
 BLACK = -1.0
 
@@ -41,17 +41,9 @@ class S2VPose(PipelineUnit):
     settings: Settings
 
     @hookimpl
-    def check_request(self) -> None:
-        """Poses are brought to the video's size, and give it no length."""
-
-    @hookimpl(trylast=True)
     def begin_job(self, job: Job) -> None:
-        """Last, since another unit sets the size."""
         source = job.inputs(self).pose
-        job["s2v-pose.footage"] = None
-        if source is not None:
-            footage = Footage(source, fps=job.fps, size=job.size)
-            job["s2v-pose.footage"] = job.resources.enter_context(footage)
+        job["s2v-pose.footage"] = None if source is None else opened_footage(source, job)
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
@@ -60,10 +52,8 @@ class S2VPose(PipelineUnit):
 
     def encode(self, window: Window, frames: Tensor) -> Tensor:
         """Pictures (1 3 4t h w) -> latents (1 c t h w). One is added, since a VAE's first latent is of one picture."""
-        engine, tiling = window.engine, ENCODE_TILING if self.settings.tiled else None
-        video = torch.cat([frames[:, :, :1], frames], dim=2).to(engine.device, engine.dtype)
-        latents: Tensor = engine.model("vae").encode(video, tiling=tiling)
-        return latents[:, :, 1:].float()
+        video = torch.cat([frames[:, :, :1], frames], dim=2)
+        return encode(window.engine, video, tiled=self.settings.tiled)[:, :, 1:]
 
 
 def pose_frames(footage: Footage, window: Window) -> Tensor:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
-from omniavatar.engine.pictures import encode, settle_size, usable_sizes
+from omniavatar.engine.pictures import check_size, encode, usable_sizes
 from omniavatar.engine.residency import IdleInSteps
 from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.hookspecs import hookimpl
@@ -15,6 +15,7 @@ from omniavatar.units.transformer import tell_noise
 
 if TYPE_CHECKING:
     from omniavatar.engine.draft import Draft
+    from omniavatar.engine.outline import Outline
     from omniavatar.engine.scopes import Forward, Job
 
 MULTIPLE = 32
@@ -54,23 +55,24 @@ class Ti2v(PipelineUnit, IdleInSteps):
     settings: Settings
 
     @hookimpl
+    def plan_size(self, video: Outline) -> tuple[int, int]:
+        """The size of the table that suits the picture; the first one without a picture."""
+        source = video.inputs(self).image
+        return self.settings.sizes[0] if source is None else choose_size(*picture_size(source), self.settings.sizes)
+
+    @hookimpl
     def check_request(self, draft: Draft) -> None:
-        source = draft.inputs(self).image
-        settle_size(draft, lambda: self._size_for(None if source is None else picture_size(source)), MULTIPLE)
+        if draft.size is not None:
+            check_size(draft.size, MULTIPLE)
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
         source = job.inputs(self).image
         picture = None if source is None else load_image(source)
-        settle_size(job, lambda: self._size_for(None if picture is None else picture.shape[:2]), MULTIPLE)
         job["image_latent"] = None
         if picture is not None:
             fitted = fit_image(picture, job.size)
             job["image_latent"] = encode(job.engine, fitted.unsqueeze(2), tiled=self.settings.tiled)
-
-    def _size_for(self, shape: tuple[int, ...] | None) -> tuple[int, int]:
-        """The size of the table that suits a picture of this height and width; the first one without a picture."""
-        return self.settings.sizes[0] if shape is None else choose_size(shape[0], shape[1], self.settings.sizes)
 
     @hookimpl
     def embed(self, forward: Forward) -> None:
