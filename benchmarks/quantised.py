@@ -392,13 +392,16 @@ def bench(files: list[Path], folder: Path, seeds: list[int], seconds: float) -> 
 def figures(videos: Sequence[Combination]) -> dict[str, Any]:
     """Of the videos of a file, one for each seed: medians."""
     qualities = [one.quality for one in videos if one.quality is not None]
-    avatars = [one.avatar for one in videos if one.avatar is not None]
+
+    def measured(name: str) -> float | None:
+        return median(metric.values for one in videos for metric in one.metrics if metric.name == name)
+
     return {
         "psnr_db": median(one.psnr_db for one in qualities),
         "ssim": median(one.ssim for one in qualities),
         "latent_error": median(one.latent_error for one in qualities),
-        "mouth": median(one.mouth_correlation for one in avatars),
-        "identity": median(one.identity_ssim for one in avatars),
+        "mouth": measured("mouth-correlation"),
+        "identity": measured("identity-ssim"),
     }
 
 

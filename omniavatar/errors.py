@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +121,7 @@ def explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"'{where}' is required"
     if first["type"] in ("tuple_type", "list_type"):
-        message = "give a list, such as [1, 2]"
+        message = f"give a list: [{shown(first['input'])}]"
     elif first["type"] == "too_short":
         message = f"give a list of {first['ctx']['min_length']} or more"
     return f"{where} = {shown(first['input'])}: {message}" if where else message
@@ -130,3 +130,9 @@ def explain(error: ValidationError) -> str:
 def shortened(text: str, length: int = 100) -> str:
     """The beginning of a text that may be long."""
     return text if len(text) <= length else f"{text[:length]}..."
+
+
+def few(names: Sequence[str], limit: int = 3) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Step, Window
     from omniavatar.engine.unit import PipelineUnit
     from omniavatar.engine.windows import Span
+    from omniavatar.metrics import Metric
+    from omniavatar.training.data.generated import ClipGenerator
 
 PROJECT = "omniavatar"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -61,6 +63,20 @@ class Discovery:
     @hookspec
     def omni_formats(self) -> Sequence[Format]:  # type: ignore[empty-body]
         """Weight formats: what reads the names, shapes and weights of model files. Example: `return [GgufFormat()]`"""
+
+    @hookspec
+    def omni_metrics(self) -> Sequence[Metric]:  # type: ignore[empty-body]
+        """What `omni bench` measures of made videos beside its own figures.
+
+        Example: `return [Metric("brightness", "mean of all pixels, 0..1", brightness, better=None)]`
+        """
+
+    @hookspec
+    def omni_clips(self) -> Sequence[type[ClipGenerator]]:  # type: ignore[empty-body]
+        """Generators of clips, for `omni train` without files (`data.generated`) and `omni bench --faces`.
+
+        Example: `return [FaceClips]`
+        """
 
     @hookspec
     def omni_commands(self, cli: click.Group) -> None:

@@ -23,10 +23,10 @@ from omniavatar.config import (
     find_config,
     lora_entry,
     model_entry,
-    over_base,
     parse_config,
     read_yaml,
 )
+from omniavatar.config_base import over_base
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.settings import Chosen, Layer, Setting, Strength, explicit_layer, file_layer
 from omniavatar.errors import CheckpointError, InputError

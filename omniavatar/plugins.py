@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from omniavatar.checkpoints import Registry
     from omniavatar.checkpoints.formats import Format, Formats
     from omniavatar.engine.plan import Catalog
+    from omniavatar.metrics import Metric
+    from omniavatar.training.data.generated import ClipGenerator
 
 OWN_PACKAGE = "omniavatar"
 LONGEST = 500
@@ -141,6 +143,38 @@ class Plugins:
                 else:
                     found.append(one)
         return Formats(found)
+
+    def metrics(self) -> dict[str, list[Metric]]:
+        """What packages measure of made videos, by package. One that does not fit, or whose name is taken, is left
+        out.
+        """
+        from omniavatar.metrics import metric_fault
+
+        found: dict[str, list[Metric]] = {}
+        for plugin, metrics in self._each("omni_metrics", list):
+            for metric in metrics:
+                fault = metric_fault(metric, chain.from_iterable(found.values()))
+                if fault:
+                    self._report(plugin, f"{fault}; it was left out")
+                else:
+                    found.setdefault(self.package_of(plugin), []).append(metric)
+        return found
+
+    def clip_generators(self) -> dict[str, type[ClipGenerator]]:
+        """What makes clips, by name. One that does not fit, or whose name is taken, is left out."""
+        from omniavatar.training.data.generated import generator_fault
+
+        found: dict[str, type[ClipGenerator]] = {}
+        for plugin, generators in self._each("omni_clips", list):
+            for generator in generators:
+                fault = generator_fault(generator)
+                if not fault and generator.name in found:
+                    fault = f"clip generator '{generator.name}' exists already"
+                if fault:
+                    self._report(plugin, f"{fault}; it was left out")
+                else:
+                    found[generator.name] = generator
+        return found
 
     def add_commands(self, cli: click.Group) -> None:
         """Let every package add its commands. One whose name is taken is left out."""

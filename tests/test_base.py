@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from omniavatar.config import RunConfig, changed_plan, find_config, parse_config, read_config, validated
+from omniavatar.config import RunConfig, changed_plan, find_config, parse_config, validated
+from omniavatar.config_base import read_config
 from omniavatar.errors import CheckpointError, InputError
 from omniavatar.opening import configured, open_engine
 from omniavatar.training.diffusion import DiffusionConfig
@@ -99,7 +100,7 @@ def test_here_is_the_folder_of_the_configuration(tmp_path: Path) -> None:
         ("base: tny", "there is no configuration tny; did you mean 'tiny'?"),
         ("base: 3", "a.yaml: base = 3: give the name of a configuration, or a file"),
         ("base: [tiny]", "a.yaml: base = ['tiny']: give the name"),
-        ("base: tiny\nmodels: a.pt", "a.yaml: models = 'a.pt': input should be a valid tuple"),
+        ("base: tiny\nmodels: a.pt", "a.yaml: models = 'a.pt': give a list: ['a.pt']"),
         ("base: tiny\nunits: {a: b}", "a.yaml: units = {'a': 'b'}: input should be a valid string"),
         ("base: no/such.yaml", "the configuration file no/such.yaml does not exist"),
         ("base: tiny\nsettings: 3", "a.yaml: settings = 3"),

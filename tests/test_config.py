@@ -42,7 +42,7 @@ def test_short_forms() -> None:
         ({"modles": []}, "test: unknown field 'modles'; did you mean 'models'?"),
         ({"models": [{"pth": "a"}]}, "test: 'models.0.path' is required"),
         ({"models": [{"path": []}]}, "test: models.0.path"),
-        ({"models": "a.pth"}, "test: models = 'a.pth': input should be a valid tuple"),
+        ({"models": "a.pth"}, "test: models = 'a.pth': give a list: ['a.pth']"),
         ({"seed": 2**63}, "test: seed = 9223372036854775808: input should be less than"),
         ({"seed": 10**5000}, "test: seed = a number of 16610 bits: "),
         ({"seed": -2}, "test: seed = -2: input should be greater than"),
@@ -191,7 +191,7 @@ def test_the_users_folder_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None
     content = {
         "output": "~/out",
         "cache": "~/cache",
-        "data": {"path": "~/clips", "prompt": "~/ is no path", "faces": {"clips": 1, "sounds": "~/sounds"}},
+        "data": {"path": "~/clips", "prompt": "~/ is no path", "generated": {}},
         "start": {"dit": {"weights": "~/w"}},
         "device": "cpu",
         "nonsense": ["~"],
@@ -202,7 +202,7 @@ def test_the_users_folder_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None
         "data": {
             "path": "/home/ada/clips",
             "prompt": "~/ is no path",
-            "faces": {"clips": 1, "sounds": "/home/ada/sounds"},
+            "generated": {},
         },
         "start": {"dit": {"weights": "/home/ada/w"}},
         "device": "cpu",

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from omniavatar.checkpoints.library import snapshot
-from omniavatar.config import Published, RunConfig, packaged_configs, read_config
+from omniavatar.config import Published, RunConfig, packaged_configs
+from omniavatar.config_base import read_config
 from omniavatar.downloading import Hub, Remote, quants_of, wishes_of
 from omniavatar.errors import CheckpointError, InputError, OutputError
 from omniavatar.locating import located

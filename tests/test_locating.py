@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from omniavatar.checkpoints import Bundle, Registry
-from omniavatar.config import RunConfig, packaged_configs, read_config
+from omniavatar.config import RunConfig, packaged_configs
+from omniavatar.config_base import read_config
 from omniavatar.errors import CheckpointError, InputError
 from omniavatar.locating import Places, folders_of_user, located
 from omniavatar.resources import registry_tables

@@ -65,7 +65,7 @@ class Suite(BaseModel):
     warmup: int = Field(1, ge=0, le=100, description="videos of each combination before that")
     size: str | None = Field(None, description="WIDTHxHEIGHT")
     seconds: float | None = Field(None, gt=0, description="length of a video")
-    faces: bool = Field(False, description="a procedural talking head for each seed, and avatar measures")
+    faces: bool = Field(False, description="a generated portrait for each seed, if a package brings them")
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict, description="settings by unit, for all")
 
     def expressions(self) -> list[str]:

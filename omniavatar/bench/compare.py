@@ -10,18 +10,19 @@ values, old and new:
 - peak memory is worse beyond the tolerance and MEMORY_MIB;
 - transformer blocks that run are counted, so one more is worse;
 - quality is held seed against seed, and the median of the changes counts: PSNR is worse if it falls by more than 0.5
-  dB, SSIM and the detector's correlation and likeness by more than 0.01; errors, jumps and drift if they grow by more
-  than a tenth and 0.01; a combination is worse that was identical to the first and is not;
+  dB, SSIM by more than 0.01, a package's metric by more than its tolerance; latent errors, and metrics that are better
+  when lower, if they grow by more than a tenth and 0.01 or the metric's tolerance; a combination is worse that was
+  identical to the first and is not;
 - a combination that was measured and is now refused or failed is worse.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from omniavatar.bench.record import Asked, Avatar, Combination, Quality, Record, Spread
+from omniavatar.bench.record import Asked, Combination, Measured, Quality, Record, Spread
 from omniavatar.errors import InputError
 
 FREE = ("repeats", "warmup", "interleaved")
@@ -71,7 +72,7 @@ def regressions(old: Record, new: Record, tolerance: float = 0.05) -> list[Regre
             found += _larger(before, combination, tolerance)
         found += _more_calls(before, combination)
         found += _less_alike(before.name, before.quality, combination.quality)
-        found += _worse_avatar(before.name, before.avatar, combination.avatar)
+        found += _worse_metrics(before.name, before.metrics, combination.metrics)
     return found
 
 
@@ -124,13 +125,17 @@ def _less_alike(name: str, old: Quality | None, new: Quality | None) -> Iterator
     yield from _grew(name, "latent error", old.latent_error, new.latent_error)
 
 
-def _worse_avatar(name: str, old: Avatar | None, new: Avatar | None) -> Iterator[Regression]:
-    if old is None or new is None:
-        return
-    yield from _fell(name, "mouth correlation", old.mouth_correlation, new.mouth_correlation, 0.01)
-    yield from _fell(name, "identity SSIM", old.identity_ssim, new.identity_ssim, 0.01)
-    yield from _grew(name, "border jump", old.border_jump, new.border_jump)
-    yield from _grew(name, "drift", old.drift, new.drift)
+def _worse_metrics(name: str, old: Sequence[Measured], new: Sequence[Measured]) -> Iterator[Regression]:
+    """Of the metrics of both, that mean the same."""
+    earlier = {(one.package, one.name): one for one in old}
+    for one in new:
+        before = earlier.get((one.package, one.name))
+        if before is None or before.better != one.better:
+            continue
+        if one.better == "higher":
+            yield from _fell(name, one.name, before.values, one.values, one.tolerance)
+        elif one.better == "lower":
+            yield from _grew(name, one.name, before.values, one.values, one.tolerance)
 
 
 def _fell(name: str, what: str, old: Spread | None, new: Spread | None, least: float) -> Iterator[Regression]:
@@ -138,8 +143,8 @@ def _fell(name: str, what: str, old: Spread | None, new: Spread | None, least: f
         yield Regression(name, what, f"{old.median:.4g}", f"{new.median:.4g}")
 
 
-def _grew(name: str, what: str, old: Spread | None, new: Spread | None) -> Iterator[Regression]:
-    if old is not None and new is not None and change(old, new) > max(0.01, 0.1 * old.median):
+def _grew(name: str, what: str, old: Spread | None, new: Spread | None, least: float = 0.01) -> Iterator[Regression]:
+    if old is not None and new is not None and change(old, new) > max(least, 0.1 * old.median):
         yield Regression(name, what, f"{old.median:.4g}", f"{new.median:.4g}")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omniavatar.bench.probe import Made
 from omniavatar.bench.record import Quality, Spread
-from omniavatar.training.reading.detector import luma, ssim_map
+from omniavatar.media.similarity import luma, ssim_map
 
 
 def mean_square(seen: np.ndarray, true: np.ndarray) -> float:

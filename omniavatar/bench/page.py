@@ -6,7 +6,8 @@ import base64
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from html import escape
 from string import Template
 
@@ -15,7 +16,7 @@ from PIL import Image
 
 from omniavatar.bench.plots import Point, bars, colour_of, scatter
 from omniavatar.bench.record import Combination, Record
-from omniavatar.bench.table import GROUPS, why
+from omniavatar.bench.table import groups, why
 
 ENGINE = "engine, between units"
 LARGEST = 160
@@ -58,18 +59,22 @@ def _list(title: str, lines: Sequence[str]) -> str:
 
 def _table(record: Record) -> str:
     """The tables of the terminal in one, with all reasons."""
-    cells = {(heading, name): cell for heading, group in GROUPS.items() for name, cell in group.items()}
+    cells = {(heading, name): cell for heading, group in groups(record).items() for name, cell in group.items()}
     used = {key: cell for key, cell in cells.items() if any(map(cell, record.combinations))}
     head = "".join(f"<th>{escape(name)}</th>" for name in ("", "combination", *(name for _, name in used)))
     spans = Counter(heading for heading, _ in used)
-    groups = "".join(f"<th colspan='{count}' class='group'>{escape(heading)}</th>" for heading, count in spans.items())
+    headings = "".join(
+        f"<th colspan='{count}' class='group'>{escape(heading)}</th>" for heading, count in spans.items()
+    )
     rows = [_row(number, one, list(used.values())) for number, one in enumerate(record.combinations, start=1)]
     legend = (
         "Seconds: median ± half the interquartile range; load and first video: once. Blocks: those that ran, of all "
-        "that the calls have. Quality: against combination 1. Avatar: what the detector of procedural faces reads."
+        "that the calls have. Quality: against combination 1. Under the name of a package: what that package measures."
     )
-    body = f"<tr><th colspan='2'></th>{groups}</tr><tr>{head}</tr>{''.join(rows)}"
-    return f"<div class='wide'><table>{body}</table></div><p class='note'>{legend}</p>"
+    metrics = {one.heading: one.description for combination in record.combinations for one in combination.metrics}
+    legend += "".join(f" {heading}: {description}." for heading, description in metrics.items())
+    body = f"<tr><th colspan='2'></th>{headings}</tr><tr>{head}</tr>{''.join(rows)}"
+    return f"<div class='wide'><table>{body}</table></div><p class='note'>{escape(legend)}</p>"
 
 
 def _row(number: int, one: Combination, cells: Sequence[Callable[[Combination], str]]) -> str:
@@ -87,7 +92,7 @@ def _row(number: int, one: Combination, cells: Sequence[Callable[[Combination], 
 def _scatters(record: Record) -> list[str]:
     """Speed against each measure of quality that several combinations have."""
     plots = []
-    for title, label, value, of_first in MEASURES:
+    for title, label, value, of_first in (*MEASURES, *_measures(record)):
         points = []
         for number, one in enumerate(record.combinations, start=1):
             y = of_first if number == 1 and of_first is not None else value(one)
@@ -115,20 +120,21 @@ MEASURES: tuple[tuple[str, str, Value, float | None], ...] = (
         lambda one: 1 - one.quality.latent_error.median if one.quality and one.quality.latent_error else None,
         1.0,
     ),
-    (
-        "the mouth",
-        "correlation with the sound",
-        lambda one: one.avatar.mouth_correlation.median if one.avatar and one.avatar.mouth_correlation else None,
-        None,
-    ),
-    (
-        "identity",
-        "face like the picture, SSIM",
-        lambda one: one.avatar.identity_ssim.median if one.avatar else None,
-        None,
-    ),
 )
 """Title, label and value; the last is that of the first combination, where it is what the others are compared with."""
+
+
+def _measures(record: Record) -> Iterator[tuple[str, str, Value, float | None]]:
+    """Those of the packages' metrics that are better when higher, as in MEASURES."""
+    metrics = {(one.package, one.name): one for combination in record.combinations for one in combination.metrics}
+    for key, metric in metrics.items():
+        if metric.better == "higher":
+            yield metric.heading, metric.heading, partial(_median, key), None
+
+
+def _median(key: tuple[str, str], one: Combination) -> float | None:
+    """Of a package's metric."""
+    return next((metric.values.median for metric in one.metrics if (metric.package, metric.name) == key), None)
 
 
 def _breakdown(record: Record) -> str:

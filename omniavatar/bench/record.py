@@ -67,7 +67,7 @@ class Asked(Schema):
     device: str = Field(description="device of the networks")
     dtype: str = Field(description="their precision")
     inputs: dict[str, str] = Field(description="inputs by name; of files the names alone")
-    faces: bool = Field(description="whether each seed has a procedural talking head of its own as its picture")
+    faces: bool = Field(description="whether each seed has a generated portrait of its own, from a package")
     size: tuple[int, int] | None = Field(description="height and width asked for; null: what the picture asks for")
     seconds: float | None = Field(description="length asked for")
     fps: int = Field(description="frames per second")
@@ -135,18 +135,16 @@ class Quality(Schema):
     )
 
 
-class Avatar(Schema):
-    """What the detector of the procedural faces reads, seed by seed (`faces`)."""
+class Measured(Schema):
+    """A figure that a package measures, seed by seed."""
 
-    mouth_correlation: Spread | None = Field(description="of the mouth's opening with the sound's, at the best lag")
-    mouth_lag: int | None = Field(description="that lag in frames, positive: the mouth is late")
-    identity_ssim: Spread = Field(description="the face, mouth and eyes left out, against the picture's")
-    border_jump: Spread | None = Field(
-        description="change at the first frame of a window by the usual change, worst of a video; null: one window"
-    )
-    drift: Spread | None = Field(
-        description="change of colours (0..1) or likeness from first to last second, worst; null below 2.04 s"
-    )
+    name: str = Field(description="of the metric")
+    package: str = Field(description="which brings it")
+    heading: str = Field(description="short name, with the unit if it has one")
+    description: str = Field(description="what the number is")
+    better: Literal["higher", "lower"] | None = Field(description="which way is better; null: neither")
+    tolerance: float = Field(description="`--compare`: a change for the worse by more than that counts")
+    values: Spread = Field(description="a value for each seed that has one")
 
 
 class Combination(Schema):
@@ -168,13 +166,13 @@ class Combination(Schema):
     hooks: tuple[HookTime, ...] = Field((), description="longest first")
     engine_seconds: float | None = Field(None, description="of a profiled video, in no hook of a unit")
     quality: Quality | None = Field(None, description="null for the first combination, and where frames do not match")
-    avatar: Avatar | None = Field(None, description="null without `faces`, and where no face can be read")
+    metrics: tuple[Measured, ...] = Field((), description="what installed packages measure; without what no video has")
 
 
 class Record(Schema):
     """All that one call of `omni bench` found."""
 
-    version: Literal[1] = Field(1, description="of this schema")
+    version: Literal[2] = Field(2, description="of this schema")
     title: str = Field(description="of the suite")
     created: str = Field(description="when the record was written, UTC, ISO 8601")
     command: str = Field(description="what was typed")

@@ -20,17 +20,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from omniavatar.bench.avatar import Readings
+from omniavatar.bench.measurements import Asking, Metrics, video_of
 from omniavatar.bench.measures import Likenesses
 from omniavatar.bench.memory import Device, Host, Meter
 from omniavatar.bench.probe import ENGINE, HARNESS, Made, Probe
 from omniavatar.bench.record import Calls, Combination, HookTime, Memory, Spread, Times, Video
-from omniavatar.cli import diagnosis
-from omniavatar.cli.progress import Watcher
 from omniavatar.engine.progress import Status
 from omniavatar.errors import Ended, OmniError, PlanError
 
 if TYPE_CHECKING:
+    from omniavatar.cli.progress import Watcher
     from omniavatar.engine.engine import Engine
     from omniavatar.engine.run import Result
     from omniavatar.engine.scopes import Request
@@ -42,13 +41,12 @@ SHOWN = 6
 
 @dataclass(frozen=True)
 class Schedule:
-    """How often what is measured. faces: whether the pictures are procedural talking heads, whose videos are read."""
+    """How often what is measured."""
 
     seeds: tuple[int, ...] = (42,)
     repeats: int = 3
     warmup: int = 1
     interleaved: bool = True
-    faces: bool = False
 
     @property
     def videos(self) -> int:
@@ -92,7 +90,7 @@ class Outcome:
     video: Video | None = None
     calls: Calls | None = None
     likenesses: Likenesses = field(default_factory=Likenesses)
-    readings: Readings = field(default_factory=Readings)
+    numbers: list[dict[tuple[str, str], float]] = field(default_factory=list)
     profiled: int = 0
     hooks: dict[tuple[str, str], float] = field(default_factory=dict)
     frames: np.ndarray | None = None
@@ -107,8 +105,8 @@ class Outcome:
     def total(self) -> Spread | None:
         return Spread.of([sample.total for sample in self.samples]) if self.samples else None
 
-    def combination(self, first: Outcome) -> Combination:
-        """As it is written down; `first` is the one that it is compared with."""
+    def combination(self, first: Outcome, asking: Asking | None = None) -> Combination:
+        """As it is written down; `first` is the one that it is compared with, `asking` measured the videos."""
         total, reference = self.total, first.total
         loaded = self.load_seconds is not None
         return Combination(
@@ -124,7 +122,7 @@ class Outcome:
             hooks=self._hook_times(),
             engine_seconds=self.hooks[ENGINE] / self.profiled if self.profiled and ENGINE in self.hooks else None,
             quality=None if self is first else self.likenesses.quality(),
-            avatar=self.readings.avatar(),
+            metrics=() if asking is None else asking.measured(self.numbers),
         )
 
     def _times(self) -> Times | None:
@@ -152,7 +150,8 @@ class Runner:
     """Measures combinations; `interrupted` is what ended it early, if anything did.
 
     makers: for every combination, by name, what makes its engine without loading anything; an OmniError refuses it.
-    show: called with how far the work is.
+    show: called with how far the work is. metrics: what packages measure, by package. generator: the name of the clip
+    generator that the portraits are from, if they are. explain: why something went wrong, in a line.
     """
 
     def __init__(
@@ -162,10 +161,16 @@ class Runner:
         *,
         device: torch.device | str = "cpu",
         show: Callable[[Status], None] = lambda status: None,
+        metrics: Metrics | None = None,
+        generator: str | None = None,
+        explain: Callable[[Exception], str] = repr,
     ) -> None:
         self.makers = makers
         self.schedule = schedule
         self.show = show
+        self.asking = Asking(metrics or {})
+        self.generator = generator
+        self.explain = explain
         self.device = torch.device(device)
         self.outcomes = [Outcome(name) for name in makers]
         self.interrupted: BaseException | None = None
@@ -229,7 +234,7 @@ class Runner:
             if isinstance(error, PlanError):  # of a unit that could look only now
                 outcome.status, outcome.reason = "refused", str(error)
             else:
-                outcome.status, outcome.reason = "failed", f"{doing}: {explained(error)}"
+                outcome.status, outcome.reason = "failed", f"{doing}: {self.explain(error)}"
             error.__traceback__ = None  # it holds the engine
             self._release(outcome)
 
@@ -257,8 +262,10 @@ class Runner:
         outcome.hooks.update({who: value for who, value in probe.hooks.seconds.items() if who[1] != "setup"})
         made = probe.made()
         self._judge(outcome, made, seed)
-        if self.schedule.faces:
-            outcome.readings.add(made, dict(request.inputs), request.fps)
+        if self.asking.metrics:
+            reference = None if outcome is self.outcomes[0] else self._references.get(seed)
+            video = video_of(made, request.inputs, request.fps, reference, self.generator)
+            outcome.numbers += [] if video is None else [self.asking.numbers(video)]
         if outcome.frames is None and made.frames is not None:
             outcome.frames = made.frames[np.linspace(0, len(made.frames) - 1, SHOWN + 1).round().astype(int)[1:]]
         self._describe(outcome, contender, result)
@@ -351,14 +358,3 @@ def older_objects_set_aside() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-def explained(error: Exception) -> str:
-    """Why something went wrong, in a line."""
-    message, _ = diagnosis(error)
-    if not message:
-        lines = str(error).strip().splitlines()
-        message = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    if message.startswith("out of memory"):
-        message += "; or --no-interleave, which holds one combination at a time"
-    return " ".join(message.split())

@@ -18,7 +18,7 @@ def tables(record: Record) -> Iterator[Table]:
     """Seconds, work and memory, quality, and what was not measured: narrow ones, so that a terminal holds them."""
     measured = [one for one in record.combinations if one.video is not None]
     first = record.combinations[0].name
-    for heading, group in GROUPS.items():
+    for heading, group in groups(record).items():
         used = {name: cell for name, cell in group.items() if any(map(cell, measured))}
         if used:
             table = _table(heading)
@@ -93,10 +93,19 @@ def _quality(name: str, form: str) -> Cell:
     return cell
 
 
-def _avatar(name: str) -> Cell:
+def groups(record: Record) -> dict[str, dict[str, Cell]]:
+    """The columns by heading: those of every record, and a group for the metrics of each package."""
+    found = {heading: dict(cells) for heading, cells in GROUPS.items()}
+    for one in record.combinations:
+        for metric in one.metrics:
+            found.setdefault(metric.package, {})[metric.heading] = _metric(metric.package, metric.name)
+    return found
+
+
+def _metric(package: str, name: str) -> Cell:
     def cell(one: Combination) -> str:
-        spread = getattr(one.avatar, name) if one.avatar else None
-        return "" if spread is None else f"{spread.median:.3f}"
+        found = (metric for metric in one.metrics if (metric.package, metric.name) == (package, name))
+        return next((f"{metric.values.median:.3f}" for metric in found), "")
 
     return cell
 
@@ -121,11 +130,5 @@ GROUPS: dict[str, dict[str, Cell]] = {
         "PSNR dB": _quality("psnr_db", ".1f"),
         "SSIM": _quality("ssim", ".4f"),
         "latent error": _quality("latent_error", ".2g"),
-    },
-    "avatar": {
-        "mouth": _avatar("mouth_correlation"),
-        "identity": _avatar("identity_ssim"),
-        "border": _avatar("border_jump"),
-        "drift": _avatar("drift"),
     },
 }

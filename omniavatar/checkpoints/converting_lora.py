@@ -17,9 +17,8 @@ from omniavatar.checkpoints.bundle import Bundle
 from omniavatar.checkpoints.formats import Format, TensorInfo
 from omniavatar.checkpoints.lora_names import DIFFUSERS, MAIN, OF_OTHER_ENCODERS, Layers, meaning
 from omniavatar.checkpoints.names import undo
-from omniavatar.checkpoints.nearest import few
 from omniavatar.checkpoints.registry import LORA, Detection, Registry
-from omniavatar.errors import CheckpointError
+from omniavatar.errors import CheckpointError, few
 
 if TYPE_CHECKING:
     import torch

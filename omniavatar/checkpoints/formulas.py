@@ -4,8 +4,12 @@
                                 argument is the value if there is none, None for an entry that is left out then
 `count(pattern)`                number of tensors whose names fit the pattern
 `setting(file, key, default)`   an entry (`a.b` nests) of the JSON file beside the checkpoint, or else `default`
+`quotient(number, divisor)`     what a division gives that leaves no rest, else 0: for what no shape confirms
+`evenly(count, total)`          `count` numbers below `total`, from 0 on at equal distances: [0, 2, 4] for 3 and 6;
+                                null if they do not divide, since other numbers are as likely then
 
-They combine with `+ - * //`, lists and parentheses: `= dim('audio_proj.proj.weight', 1) // 4`.
+They combine with `+ - * //`, lists and parentheses: `= dim('audio_proj.proj.weight', 1) // 4`. A network refuses 0 or
+null for a number that is not known.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Mult: operator.mul,
     ast.FloorDiv: operator.floordiv,
 }
+_FUNCTIONS = ("dim", "count", "setting", "quotient", "evenly")
 _MAX_SETTINGS_BYTES = 10_000_000
 
 
@@ -36,7 +41,8 @@ class Formulas:
     """The functions of the language, over one checkpoint. what: the row by which it is known, for messages."""
 
     header: Header
-    folder: Path
+    folder: Path | None
+    """Where the settings lie; None: there are none."""
     what: str = "a model"
 
     def evaluate(self, value: Any) -> Any:
@@ -54,7 +60,7 @@ class Formulas:
             return self._node(ast.parse(text[1:].strip(), mode="eval").body)
         except (ArithmeticError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{self.folder}: '{text}' of the checkpoint table has no value here: {error}"
+                f"{self.folder or 'no file'}: '{text}' of the checkpoint table has no value here: {error}"
             ) from error
 
     def _node(self, node: ast.expr) -> Any:
@@ -70,9 +76,9 @@ class Formulas:
                 if not all(isinstance(number, int | float) for number in numbers):
                     raise ValueError(f"'{ast.unparse(node)}' is about other things than numbers")
                 return _OPERATORS[type(op)](*numbers)
-            case ast.Call(func=ast.Name(id="dim" | "count" | "setting" as name), args=arguments, keywords=[]):
+            case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
                 return getattr(self, name)(*(self._node(argument) for argument in arguments))
-        raise ValueError(f"'{ast.unparse(node)}' is not dim(), count(), setting(), a constant or + - * //")
+        raise ValueError(f"'{ast.unparse(node)}' is no function of formulas, no constant and none of + - * //")
 
     def dim(self, pattern: str, axis: int, *default: Any) -> Any:
         for name, tensor in self.header.tensors.items():
@@ -99,10 +105,18 @@ class Formulas:
     def setting(self, file: str, key: str, default: Any) -> Any:
         if Path(file).name != file:
             raise ValueError(f"'{file}' is no plain file name beside the checkpoint")
-        value: Any = read_settings(self.folder / file)
+        value: Any = {} if self.folder is None else read_settings(self.folder / file)
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return default if value is None else value
+
+    def quotient(self, number: int, divisor: int) -> int:
+        quotient, rest = divmod(number, divisor)
+        return 0 if rest else quotient
+
+    def evenly(self, count: int, total: int) -> list[int] | None:
+        distance = self.quotient(total, count)
+        return list(range(0, total, distance)) if distance else None
 
 
 def read_settings(file: Path) -> dict[str, Any]:

@@ -25,8 +25,7 @@ from omniavatar.checkpoints.formats import PackedTensor, TensorInfo
 from omniavatar.checkpoints.formulas import read_settings
 from omniavatar.checkpoints.headers import BUILTIN_FORMATS, check_numbers
 from omniavatar.checkpoints.names import matches
-from omniavatar.checkpoints.nearest import few
-from omniavatar.errors import CheckpointError
+from omniavatar.errors import CheckpointError, few
 from omniavatar.models.conversion import Conversions
 from omniavatar.models.packed import is_linear
 

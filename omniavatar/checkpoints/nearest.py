@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from omniavatar.checkpoints.formulas import Formulas
 from omniavatar.checkpoints.headers import Header
 from omniavatar.checkpoints.tables import Row
-from omniavatar.errors import CheckpointError
+from omniavatar.errors import CheckpointError, few
 
 MAX_COMPARED = 10_000
 """Tensors of a file that is compared; known ones have a third of that."""
@@ -80,7 +79,7 @@ def expected_shapes(row: Row) -> dict[str, tuple[int, ...]]:
     from omniavatar.checkpoints.loading import build_on_meta
 
     shapes: dict[str, tuple[int, ...]] = {}
-    no_file = Formulas(Header((), {}, {}), Path())
+    no_file = Formulas(Header((), {}, {}), None)
     for spec in row.components.values():
         if not spec.is_base:
             continue
@@ -120,12 +119,6 @@ def pattern_difference(row: Row, names: Collection[str]) -> Difference | None:
         missing=unmet,
         unexpected=unclaimed,
     )
-
-
-def few(names: Sequence[str], limit: int = 3) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def _by(shape: tuple[int, ...]) -> str:

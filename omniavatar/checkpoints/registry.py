@@ -410,20 +410,19 @@ def examining(path: Path) -> AbstractContextManager[None]:
 
 def detection(row: Row, header: Header, folder: Path, lacks: tuple[str, ...] = ()) -> Detection:
     """Split the tensors of a recognised checkpoint among the components of its row. lacks: see `Component`."""
-    formulas = Formulas(header, folder, row.name)
     roles = {row.owner(name) for name in header.tensors} if row.partial else row.components
-    parts = (_component(row, role, header, formulas, lacks) for role in row.components if role in roles)
+    parts = (_component(row, role, header, folder, lacks) for role in row.components if role in roles)
     return Detection(row, header, tuple(parts))
 
 
-def _component(row: Row, role: str, header: Header, formulas: Formulas, lacks: tuple[str, ...]) -> Component:
-    spec = row.components[role]
+def _component(row: Row, role: str, header: Header, folder: Path, lacks: tuple[str, ...]) -> Component:
+    spec, formulas = row.components[role], Formulas(header, folder, row.name)
     return Component(
         role=role,
         row=row,
         spec=spec,
         files=header.files,
-        folder=formulas.folder,
+        folder=folder,
         config={key: value for key, value in formulas.evaluate(spec.config).items() if value is not None},
         constants=formulas.evaluate(spec.constants),
         tensors=_renamed(row, role, header),

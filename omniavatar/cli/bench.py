@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omniavatar.bench.cases import Matrix, Suite, named, read_suite
-from omniavatar.cli.console import say, tell
+from omniavatar.cli import diagnosis
+from omniavatar.cli.console import say, saying_faults, tell
 from omniavatar.cli.demo import DEMO, asks_for_the_demo
 from omniavatar.cli.fields import UserPath
 from omniavatar.cli.options import DEVICE, FPS, moved_options, split_values, unit_options
@@ -36,10 +37,12 @@ from omniavatar.threads import suit_threads
 
 if TYPE_CHECKING:
     from omniavatar.bench.compare import Regression
+    from omniavatar.bench.measurements import Metrics
     from omniavatar.bench.record import Asked, Record
     from omniavatar.bench.runner import Contender, Runner, Schedule
     from omniavatar.config import RunConfig
     from omniavatar.engine.engine import Engine
+    from omniavatar.training.data.generated import ClipGenerator
 
 BENCH_EARLY = (
     click.Option(
@@ -71,6 +74,8 @@ DEMO_SECONDS = 2.0
 LARGEST_SEED = 2**40 - 1
 FLAGS = ("fps", "device", "dtype")
 FAILED = 1
+DRAWN = "omniavatar-drawn"
+"""The package with generated faces and metrics that read them."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +218,7 @@ class BenchCommand(RunCommand):
 @click.option(
     "--faces/--no-faces",
     default=None,
-    help="a procedural talking head for each seed as image and prompt, and avatar measures",
+    help="a generated portrait for each seed as image and prompt, which a package such as omniavatar-drawn brings",
 )
 @size_options
 @click.option(
@@ -267,6 +272,9 @@ class Study:
     settings: dict[str, dict[str, Any]]
     options: Mapping[str, Any]
     command: list[str]
+    metrics: Metrics
+    generator: type[ClipGenerator] | None = None
+    lacks_faces: bool = False
     has_threads: bool = False
 
     @classmethod
@@ -280,13 +288,18 @@ class Study:
         for name, values in settings.items():
             make_unit(begin.units[name], values)
         given = {name: value for name, value in {**begin.config.inputs, **inputs}.items() if name != "output"}
-        faces = suite.faces and "image" not in given if options["faces"] is None else options["faces"]
+        wants_faces = suite.faces and "image" not in given if options["faces"] is None else options["faces"]
+        with saying_faults(begin.plugins):
+            metrics = begin.plugins.metrics()
+            generator = portraits_of(begin.plugins.clip_generators()) if wants_faces else None
+        faces = generator is not None
+        if options["faces"] and not faces:
+            raise InputError(f"--faces needs a package that generates portraits; install {DRAWN}, or give --image")
         schedule = Schedule(
             seeds=tuple(dict.fromkeys(options["seeds"] or suite.seeds)),
             repeats=suite.repeats if options["repeats"] is None else options["repeats"],
             warmup=suite.warmup if options["warmup"] is None else options["warmup"],
             interleaved=not options["no_interleave"],
-            faces=faces,
         )
         size = asked_size(options) or size_in(suite, options["suite"])
         seconds = options["seconds"] or suite.seconds
@@ -305,6 +318,9 @@ class Study:
             settings=settings,
             options={**options, "size": size, "seconds": seconds, "flags": flags},
             command=command,
+            metrics=metrics,
+            generator=generator,
+            lacks_faces=wants_faces and not faces,
         )
 
     def run(self) -> int:
@@ -320,7 +336,15 @@ class Study:
         check_writable(self.folder)
         makers = {name: self._maker(number, name) for number, name in enumerate(self.begin.cases, start=1)}
         with display_for(Progressing(), quiet=self.options["quiet"]) as display:
-            runner = Runner(makers, self.schedule, device=asked.device, show=display.show)
+            runner = Runner(
+                makers,
+                self.schedule,
+                device=asked.device,
+                show=display.show,
+                metrics=self.metrics,
+                generator=None if self.generator is None else self.generator.name,
+                explain=explained,
+            )
             outcomes = runner.run()
         if all(outcome.status == "refused" for outcome in outcomes):
             raise PlanError(f"no combination can be made; {outcomes[0].name}: {outcomes[0].reason}")
@@ -340,6 +364,10 @@ class Study:
         if not self.options["quiet"]:
             tell(*(part for table in tables(record) for part in (table, "")), markup=True)
             tell(f"report: {self.folder / 'bench.html'}; figures: {self.folder / 'bench.json'}")
+            if not self.metrics or self.lacks_faces:
+                tell(f"these are the general measures; the package {DRAWN} adds those of drawn faces, with portraits")
+        for (package, metric), reason in runner.asking.faults.items():
+            say(f"metric '{metric}' of {package} failed and was left out: {reason}")
         for outcome in runner.outcomes:
             if outcome.status == "failed":
                 say(f"{outcome.name} failed: {outcome.reason}")
@@ -372,7 +400,7 @@ class Study:
             interrupted=runner.interrupted is not None,
             machine=Machine(**machine(asked.device)),
             asked=asked,
-            combinations=tuple(outcome.combination(first) for outcome in runner.outcomes),
+            combinations=tuple(outcome.combination(first, runner.asking) for outcome in runner.outcomes),
         )
 
     def asked(self) -> Asked:
@@ -388,7 +416,7 @@ class Study:
             device=str(device),
             dtype=str(torch_dtype(config.dtype, device)).removeprefix("torch."),
             inputs={name: value.name if isinstance(value, Path) else str(value) for name, value in self.inputs.items()},
-            faces=schedule.faces,
+            faces=self.generator is not None,
             size=self.options["size"],
             seconds=self.options["seconds"],
             fps=config.fps,
@@ -431,9 +459,7 @@ class Study:
 
     def _inputs(self, number: int, seed: int) -> dict[str, Any]:
         """The inputs of one video."""
-        from omniavatar.bench.avatar import face_inputs
-
-        face = face_inputs(seed, self.folder / "inputs") if self.schedule.faces else {}
+        face = {} if self.generator is None else face_inputs(self.generator, seed, self.folder / "inputs")
         return {**face, **self.inputs, "output": self.folder / "videos" / f"{number:02}-seed{seed}.mp4"}
 
 
@@ -457,12 +483,30 @@ def size_in(suite: Suite, name: str | None) -> tuple[int, int] | None:
         raise InputError(f"suite {name}: {str(error).removeprefix('--')}") from None
 
 
+def portraits_of(generators: Mapping[str, type[ClipGenerator]]) -> type[ClipGenerator] | None:
+    """The first generator that has portraits on which no network was trained; None if there is none."""
+    return next((one for one in generators.values() if one.unseen(0) is not None), None)
+
+
+def face_inputs(generator: type[ClipGenerator], seed: int, folder: Path) -> dict[str, Any]:
+    """Portrait (a file in the folder) and prompt of a seed."""
+    from PIL import Image
+
+    clip = generator.unseen(seed)
+    if clip is None:
+        raise InputError(f"the clip generator '{generator.name}' has no portrait for seed {seed}; give another --seed")
+    path = folder / f"face-{seed}.png"
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(clip.pictures(0, 1)[0]).save(path)
+    return {"image": path, "prompt": clip.prompt}
+
+
 def check_faces(inputs: Mapping[str, Any], size: tuple[int, int] | None) -> None:
-    """Refuse what does not go with procedural faces."""
+    """Refuse what does not go with generated portraits, which are square."""
     if "image" in inputs:
         raise InputError("--faces brings an image for each seed; leave --image out, or --faces")
     if size is not None and size[0] != size[1]:
-        raise InputError(f"--size is {size[1]}x{size[0]} and procedural faces are square; give such as 128x128")
+        raise InputError(f"--size is {size[1]}x{size[0]} and generated portraits are square; give such as 128x128")
 
 
 def check_writable(folder: Path) -> None:
@@ -472,3 +516,14 @@ def check_writable(folder: Path) -> None:
         TemporaryFile(dir=folder).close()
     except OSError as error:
         raise OutputError(f"cannot write to the folder {folder}: {error.strerror}; choose another place") from None
+
+
+def explained(error: Exception) -> str:
+    """Why something went wrong, in a line."""
+    message, _ = diagnosis(error)
+    if not message:
+        lines = str(error).strip().splitlines()
+        message = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    if message.startswith("out of memory"):
+        message += "; or --no-interleave, which holds one combination at a time"
+    return " ".join(message.split())

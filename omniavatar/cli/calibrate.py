@@ -13,7 +13,7 @@ import click
 from omniavatar.cli.bench import check_writable
 from omniavatar.cli.console import tell
 from omniavatar.cli.demo import DEMO, asks_for_the_demo
-from omniavatar.cli.estimate import count
+from omniavatar.cli.estimates import count
 from omniavatar.cli.fields import UserPath
 from omniavatar.cli.options import DEVICE, FPS, split_values
 from omniavatar.cli.run import (

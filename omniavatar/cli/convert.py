@@ -49,7 +49,7 @@ def convert(source: Path, target: Path, form: str, dtype: str, blocks: str, **fl
     stay bit for bit unless they become 8-bit ones, or GGUF's, or come out of such.
     """
     from omniavatar.checkpoints.converting import Conversion
-    from omniavatar.cli.models import registry
+    from omniavatar.cli.tables import registry
 
     plan = Conversion.plan(source, form, registry(), dense=dtype, quantisation=blocks)
     plan.check(target, force=flags["force"])

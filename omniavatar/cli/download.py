@@ -14,7 +14,8 @@ import click
 from omniavatar.cli.console import show, tell
 from omniavatar.cli.here import size
 from omniavatar.cli.progress import Display, Progressing, display_for
-from omniavatar.config import PACKAGED, RunConfig, find_config, packaged_configs, parse_config, read_config
+from omniavatar.config import PACKAGED, RunConfig, find_config, packaged_configs, parse_config
+from omniavatar.config_base import read_config
 from omniavatar.engine.progress import Status
 from omniavatar.errors import CheckpointError, InputError
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omniavatar.cli.console import show, table_of
-from omniavatar.config import PACKAGED, RunConfig, packaged_configs, parse_config, read_config
+from omniavatar.config import PACKAGED, RunConfig, packaged_configs, parse_config
+from omniavatar.config_base import read_config
 
 if TYPE_CHECKING:
     from omniavatar.checkpoints import Registry

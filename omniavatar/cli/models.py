@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omniavatar.cli import Commands
-from omniavatar.cli.console import AS_JSON, say, saying_faults, show, show_json, table_of
+from omniavatar.cli.console import AS_JSON, say, show, show_json, table_of
 from omniavatar.cli.convert import convert
 from omniavatar.cli.download import download
 from omniavatar.cli.fields import UserPath
+from omniavatar.cli.tables import registry
 from omniavatar.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
-    from omniavatar.checkpoints import Component, Detection, Registry, Row, Verdict
+    from omniavatar.checkpoints import Component, Detection, Row, Verdict
     from omniavatar.checkpoints.registry import VerdictKind
 
 SEARCH = click.option(
@@ -123,15 +124,6 @@ def verify(folder: Path, as_json: bool) -> None:
 
 models.add_command(download)
 models.add_command(convert)
-
-
-def registry() -> Registry:
-    """The tables of this package and of every installed plugin."""
-    from omniavatar.plugins import discover
-
-    plugins = discover()
-    with saying_faults(plugins):
-        return plugins.registry()
 
 
 # --- what is shown, as plain data

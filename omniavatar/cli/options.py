@@ -75,6 +75,9 @@ def moved_settings(
             target, new = moved_to(catalog[unit], name)
             if target in units and has_setting(units[target], new):
                 yield unit, name, target, new
+    for unit, unit_class in units.items():
+        for former in unit_class.former_names:
+            yield from ((former, name, unit, name) for name in unit_class.Settings.model_fields)
 
 
 def input_option(name: str, info: FieldInfo) -> UnitOption:

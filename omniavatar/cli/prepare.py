@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from omniavatar.cli.console import logging_to_stderr, say, tell
 from omniavatar.cli.progress import Display, Progressing, display_for
-from omniavatar.cli.train import opened
+from omniavatar.cli.trainings import opened
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.progress import Status
 from omniavatar.errors import Ended, InputError, OmniError, OutputError
@@ -58,7 +58,7 @@ def prepare(config: DiffusionConfig, workers: int, *, quiet: bool) -> int:
         if not quiet:
             tell(f"{folder}  (made before; remove it to make it anew)")
         return 0
-    config.data.check()
+    diffusion.check_clips()
     tell_of_slow(diffusion.dtype, diffusion.device, config.device)
     with claimed(folder, "cache"):
         begin(folder, origin)

@@ -249,7 +249,7 @@ def run(ctx: click.Context, **options: Any) -> int:
     """
     maker, videos = ask(ctx, options)
     if options["dry_run"]:
-        from omniavatar.cli.estimate import estimate_videos
+        from omniavatar.cli.estimates import estimate_videos
 
         return estimate_videos(maker, videos)
     if tells_for_all():

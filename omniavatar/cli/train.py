@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from omniavatar.cli.console import logging_to_stderr, say, saying_faults, tell
+from omniavatar.cli.console import logging_to_stderr, say, tell
 from omniavatar.cli.options import DEVICE
 from omniavatar.cli.progress import Display, Progressing, Watcher, display_for
 from omniavatar.cli.ranks import Rescue, as_rank, check_ranks, start_ranks
-from omniavatar.config import PACKAGED, RunConfig, find_config, packaged_configs, read_config, validated
+from omniavatar.cli.trainings import opened
+from omniavatar.config import PACKAGED, RunConfig, find_config, packaged_configs, validated
+from omniavatar.config_base import read_config
 from omniavatar.distributed.world import World, place
 from omniavatar.engine.progress import Status
 from omniavatar.errors import CheckpointError, Ended, InputError
-from omniavatar.locating import located
 from omniavatar.values import parse_yaml
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ KIND = "train"
 """The folder of its packaged configurations."""
 PREPARE = "prepare"
 USE = "run.yaml"
-OWN_SETTINGS = {"audio": {"silence": 0, "dropped": "zeros"}}
-"""Stronger than those that suit a checkpoint for making videos, weaker than the configuration's."""
 FIELDS = {
     **{name: name for name in ("models_dir", "output", "device", "gpus")},
     "max_minutes": "trainer.max_minutes",
@@ -308,38 +307,6 @@ def boards(config: DiffusionConfig, stack: ExitStack) -> list[Callable[[Report],
         writers[0].flush()
 
     return [write]
-
-
-def opened(config: DiffusionConfig, world: World) -> Diffusion:
-    """Plan and models of a configuration; headers are read, weights are not. Validation inputs are looked at."""
-    config = located(config)  # before torch is imported: this answer should not take seconds
-    from omniavatar.checkpoints.tables import check_network, network_modules
-    from omniavatar.engine.media_inputs import check_media
-    from omniavatar.engine.plan import build_plan, check_names
-    from omniavatar.engine.settings import Layer, Strength
-    from omniavatar.opening import bundle_of, checkpoint_layers, torch_device, torch_dtype
-    from omniavatar.plugins import discover
-    from omniavatar.training.diffusion import Diffusion
-
-    plugins = discover()
-    with saying_faults(plugins):
-        catalog, registry = plugins.catalog(), plugins.registry()
-    modules = network_modules(registry.rows)
-    for role, change in config.start.items():
-        check_network(change.network, modules, f"start.{role}.network")
-    settings = Layer(Strength.FILE, "settings", config.settings)
-    check_names(settings, catalog)
-    bundle = bundle_of(config, registry)
-    plan = build_plan(config.units, catalog, *checkpoint_layers(bundle), OWN_SETTINGS, settings)
-    device = torch_device(config.device, world.local_rank)
-    dtype = torch_dtype(config.dtype, device)
-    diffusion = Diffusion.open(config, plan, bundle, device=device, dtype=dtype, world=world)
-    for number, request in enumerate(diffusion.requests(), start=1):
-        try:
-            check_media(plan, plan.parse_inputs(request.inputs))
-        except InputError as error:
-            raise InputError(f"validation video {number}: {error}") from None
-    return diffusion
 
 
 def read(options: Mapping[str, Any]) -> DiffusionConfig:

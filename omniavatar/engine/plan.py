@@ -254,7 +254,7 @@ def _apply(
                     put(chosen[target], new, setting)
                 else:
                     put(present, key, setting)
-                if target != unit:
+                if (target, new) != (unit, key):
                     tell_of_moved(setting.origin, setting.strength, f"{unit}.{key}", f"{target}.{new}")
         elif chosen.pop(unit, None) is None:
             raise PlanError(f"'-{unit}': the plan has no unit '{unit}' to take out{nearest(unit, chosen)}")
@@ -272,8 +272,11 @@ def _read_name(text: str, position: int, catalog: Catalog, meant: Iterable[str])
     parts = match.group().split("-")
     for count in range(len(parts), 0, -1):
         name = "-".join(parts[:count])
-        if name in catalog.units or name in catalog.presets:
-            return name, _skip_spaces(text, position + len(name))
+        now = name_today(name, catalog.units)
+        if now in catalog.units or now in catalog.presets:
+            if now != name:
+                tell_of_moved("plan", Strength.PLAN, name, now)
+            return now, _skip_spaces(text, position + len(name))
     unknown = cut(match.group())
     raise PlanError(f"unknown unit or preset '{unknown}'{nearest(unknown, meant)}")
 
@@ -400,19 +403,30 @@ def current_names(
 
     Of several names of one setting the last counts, but none of an absent unit beside one of a chosen unit.
     """
+    settings: dict[str, dict[str, Any]] = {}
+    for unit, values in layer.settings.items():
+        now = name_today(unit, units)
+        if now != unit:
+            tell_of_moved(layer.origin, layer.strength, unit, now)
+        settings[now] = {**settings.get(now, {}), **values}
     places = [
         (unit, name, *(moved_to(units[unit], name) if unit in units else (unit, name)))
-        for unit, values in layer.settings.items()
+        for unit, values in settings.items()
         for name in values
     ]
     by_chosen = {place[2:] for place in places if place[0] in chosen and place[0] != place[2]}
-    said: dict[str, dict[str, Any]] = {unit: {} for unit, values in layer.settings.items() if not values}
+    said: dict[str, dict[str, Any]] = {unit: {} for unit, values in settings.items() if not values}
     for unit, name, target, new in places:
-        if target != unit:
+        if (target, new) != (unit, name):
             tell_of_moved(layer.origin, layer.strength, f"{unit}.{name}", f"{target}.{new}")
         if target == unit or unit in chosen or (target, new) not in by_chosen:
-            said.setdefault(target, {})[new] = layer.settings[unit][name]
+            said.setdefault(target, {})[new] = settings[unit][name]
     return said
+
+
+def name_today(unit: str, units: Mapping[str, type[PipelineUnit]]) -> str:
+    """What a unit is called today."""
+    return unit if unit in units else next((name for name, one in units.items() if unit in one.former_names), unit)
 
 
 def moved_to(unit_class: type[PipelineUnit], name: str) -> tuple[str, str]:
@@ -423,7 +437,7 @@ def moved_to(unit_class: type[PipelineUnit], name: str) -> tuple[str, str]:
 
 @cache
 def tell_of_moved(origin: str, strength: Strength, old: str, new: str) -> None:
-    """Say once that a setting has another name today; to those who cannot change it, only if they ask for details."""
+    """Say once that a setting or unit has another name today; to those who cannot change it, only if they ask for it."""
     is_own = strength >= Strength.FILE
     log.log(logging.WARNING if is_own else logging.INFO, "%s: %s is %s now; the old name still works", origin, old, new)
 

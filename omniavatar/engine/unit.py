@@ -140,6 +140,7 @@ class PipelineUnit:
     brings: units that come into the plan with it, in front of it, unless another unit answers what they would: a solver
         brings the schedule that it follows.
     suggests: settings of other units that suit it, by unit; they count where nobody says anything else.
+    former_names: what the unit was called once; plans and configurations may call it so.
     moved: settings that it had once, each with "UNIT.SETTING", what is called so today; the old names stay readable.
     roles, optional_roles: models it works with; `ALL` in the latter for one that works with whatever the plan has.
     experts: roles of the transformers that take turns in denoising, the first one first; each step's `expert` is one of
@@ -161,6 +162,7 @@ class PipelineUnit:
     claims: ClassVar[tuple[str, ...]] = ()
     brings: ClassVar[tuple[str, ...]] = ()
     suggests: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    former_names: ClassVar[tuple[str, ...]] = ()
     moved: ClassVar[Mapping[str, str]] = {}
     roles: ClassVar[tuple[str, ...]] = ()
     optional_roles: ClassVar[tuple[str, ...]] = ()
@@ -212,7 +214,7 @@ class PipelineUnit:
 
 def declaration_faults(unit_class: type[PipelineUnit]) -> Iterator[str]:
     """What a class says about itself in another form than `PipelineUnit` does, one line each."""
-    names_in_tuples = ("needs", "uses", "provides", "passes_on", "claims", "brings")
+    names_in_tuples = ("needs", "uses", "provides", "passes_on", "claims", "brings", "former_names")
     roles_in_tuples = ("roles", "optional_roles", "experts", "companions")
     yield from names_faults(unit_class, *names_in_tuples, *roles_in_tuples)
     reasons = unit_class.conflicts

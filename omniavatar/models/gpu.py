@@ -1,4 +1,4 @@
-"""Whether the kernels of `kernels` run on a GPU."""
+"""Whether the kernels of `triton_kernels` run on a GPU."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from functools import cache
 from importlib.util import find_spec
 
 import torch
-
-from omniavatar.models import kernels
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +26,10 @@ def starts(device: int | torch.device) -> bool:
     if find_spec("triton") is None:
         return False
     try:
+        from omniavatar.models import triton_kernels
+
         x = torch.ones(1, 16, 1, 1, 1, dtype=torch.float16, device=device)
-        kernels.norm_silu(x, x.flatten()).sum().item()
+        triton_kernels.norm_silu(x, x.flatten()).sum().item()
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
         log.warning("Triton does not work here, so torch's slower kernels are used: %s", reason)

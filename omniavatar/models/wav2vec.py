@@ -187,6 +187,8 @@ def config_of_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Wav2Vec2Config:
     encoder = "model.encoder"
     kernels = [shapes[name] for name in conv_weights(shapes)]
     width = shapes[f"{encoder}.layer_norm.weight"][0]
+    if width > HEAD and width % HEAD:
+        raise ValueError(f"width {width} does not divide into heads of {HEAD}; put its config.json beside it")
     position = shapes[f"{encoder}.pos_conv_embed.conv.parametrizations.weight.original1"]
     is_large = len(kernels) > 1 and "model.feature_extractor.conv_layers.1.layer_norm.weight" in shapes
     return Wav2Vec2Config(

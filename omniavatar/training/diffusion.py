@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from omniavatar.config import RunConfig
@@ -29,56 +29,34 @@ from omniavatar.engine.scopes import Request, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import Span
 from omniavatar.errors import InputError, nearest
-from omniavatar.media.paths import shown
 from omniavatar.training.data.clip import Limits
 from omniavatar.training.data.clips import Clips
 from omniavatar.training.data.faults import SKIPPED, Fault, Faults
-from omniavatar.training.data.lists import Entry, digest, identity, read_entries, stamp
+from omniavatar.training.data.generated import ClipGenerator, generator_named
+from omniavatar.training.data.lists import Entry, identity, read_entries
 from omniavatar.training.gradients import Batch
 from omniavatar.training.objective import FlowMatching, Levels
 from omniavatar.training.preparation import CLEAN, Preparation
 from omniavatar.training.samples import HOLD_GIB, NOT_HERE, Origin, Samples
 from omniavatar.training.split import Split, split
 from omniavatar.training.start import KnownModels, Starting, StartSettings
-from omniavatar.training.takes import DrawnSource, FilmedSource, Source, TakeSettings
+from omniavatar.training.takes import FilmedSource, GeneratedSource, Source, TakeSettings
 from omniavatar.training.trained import Trained, WhatSettings
 from omniavatar.training.trainer import Settings
 from omniavatar.training.validation import Validation, ValidationSettings, check_requests, plan_of_videos
 
 
-class FaceSettings(BaseModel):
-    """Procedural talking heads to train on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    clips: int = Field(ge=1, description="how many")
-    first: int = Field(1_000_000, ge=0, description="number of the first; the same number is the same face")
-    frames: int = Field(101, ge=5, description="length of a clip at 25 frames/s")
-    side: int = Field(128, ge=32, le=1024, description="width and height in pixels")
-    sounds: Path | None = Field(None, description="folder of speech to draw from; none: espeak-ng speaks")
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files of speech, in alphabetical order. Raises InputError if there is no such folder."""
-        if self.sounds is not None and not self.sounds.is_dir():
-            raise InputError(f"data.faces.sounds: there is no folder {shown(self.sounds)}")
-        return () if self.sounds is None else tuple(sorted(self.sounds.iterdir()))
-
-    def identity(self) -> dict[str, Any]:
-        """What the clips are, as JSON values."""
-        sounds = None if self.sounds is None else NOT_HERE
-        if self.sounds is not None and self.sounds.is_dir():
-            sounds = digest([(path.name, stamp(path)) for path in self.files])
-        return {**self.model_dump(mode="json"), "sounds": sounds}
-
-
 class DataSettings(BaseModel):
-    """Where clips come from: files, or procedural faces."""
+    """Where clips come from: files, or a package that makes them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: Path | None = Field(None, description="folder of clips, or a CSV or JSONL list of them")
-    faces: FaceSettings | None = Field(None, description="procedural clips instead")
+    generated: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        max_length=1,
+        description="clips that a package makes instead: its generator's name, and the settings of that",
+    )
     prompt: str = Field("A person looks into the camera and talks.", description="of clips that have none")
     limits: Limits = Field(default_factory=Limits, description="what clips must be like")
     bad: Literal["skip", "stop"] = Field("skip", description="what a clip that cannot be used does to the run")
@@ -86,13 +64,14 @@ class DataSettings(BaseModel):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if self.path is not None and self.faces is not None:
-            raise ValueError("give path or faces, not both; the other is null")
+        if self.path is not None and self.generated:
+            raise ValueError("give path or generated, not both; the other is null, or {}")
         return self
 
-    def check(self) -> None:
-        """Raise InputError if there is no list of the clips, or no folder of sounds for faces."""
-        _ = self.entries() if self.faces is None else self.faces.files
+    @field_validator("generated", mode="before")
+    @classmethod
+    def _none_is_empty(cls, generated: Any) -> Any:
+        return {} if generated is None else generated
 
     def entries(self) -> list[Entry]:
         """The clips of files. Raises InputError if their list cannot be read."""
@@ -101,9 +80,7 @@ class DataSettings(BaseModel):
         return read_entries(self.path, self.prompt)
 
     def identity(self) -> dict[str, Any]:
-        """What the clips are, as JSON values; of files that are not there, as after a move of the cache, `NOT_HERE`."""
-        if self.faces is not None:
-            return self.faces.identity()
+        """What clips of files are, as JSON values; where they are gone, as after a move of the cache, `NOT_HERE`."""
         limits = {"limits": self.limits.model_dump(mode="json")}
         if self.path is None or not self.path.exists():
             return {**limits, "count": NOT_HERE, "files": NOT_HERE, "prompts": NOT_HERE}
@@ -166,6 +143,7 @@ class Diffusion:
     device: torch.device
     dtype: torch.dtype
     world: World = ALONE
+    generator: ClipGenerator | None = None
 
     @classmethod
     def open(
@@ -177,8 +155,14 @@ class Diffusion:
         device: torch.device,
         dtype: torch.dtype,
         world: World = ALONE,
+        generators: Mapping[str, type[ClipGenerator]] | None = None,
     ) -> Diffusion:
-        """Divide the plan. Raises PlanError or InputError if it cannot be trained so."""
+        """Divide the plan. Raises PlanError or InputError if it cannot be trained so.
+
+        generators: those of `data.generated` by name, as `Plugins.clip_generators` finds them.
+        """
+        data = config.data
+        generator = generator_named(data.generated, generators or {}) if data.generated else None
         for condition in config.objective.drop:
             known = set(nulls_of(plan.units))
             if condition not in known:
@@ -189,15 +173,20 @@ class Diffusion:
         for role in config.train.roles:
             if role not in starting:
                 raise InputError(f"train names the network '{role}'{nearest(role, known)}")
-        return cls(config, plan, split(plan, config.train.roles), starting, device, dtype, world)
+        return cls(config, plan, split(plan, config.train.roles), starting, device, dtype, world, generator)
+
+    def check_clips(self) -> None:
+        """Raise InputError if there is no list of the clips, or they cannot be generated."""
+        if self.generator is None:
+            self.config.data.entries()
+        else:
+            self.generator.check()
 
     def source(self, folder: Path, report: Callable[[Fault], None] | None = None) -> Source:
         """The clips; bad ones are named in `folder`, new ones given to `report` instead if there is one."""
         data = self.config.data
-        if data.faces is not None:
-            faces = data.faces
-            seeds = range(faces.first, faces.first + faces.clips)
-            return DrawnSource(seeds, faces.frames, faces.side, faces.files)
+        if self.generator is not None:
+            return GeneratedSource(self.generator)
         entries = data.entries()
         path = folder / SKIPPED
         faults = Faults(entries, policy=data.bad, most=data.most_bad, path=path, resume=True, report=report)
@@ -216,7 +205,7 @@ class Diffusion:
             "samples": self.config.samples.model_dump(mode="json"),
             "dtype": str(self.dtype).removeprefix("torch."),
             "variants": self.config.variants,
-            "clips": self.config.data.identity(),
+            "clips": self.config.data.identity() if self.generator is None else self.generator.identity(),
         }
 
     def base(self) -> dict[str, Any]:

@@ -10,12 +10,11 @@ more. With `TakeSettings.again` samples are so too, and the transformer learns t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
 
 import numpy as np
@@ -24,10 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from omniavatar.engine.geometry import Geometry, rounded_down
 from omniavatar.errors import InputError
-from omniavatar.media.audio import load_waveform
 from omniavatar.training.data.clip import FRAME_SAMPLES, Clip, random_piece
 from omniavatar.training.data.clips import Clips
-from omniavatar.training.faces.clips import Clip as Drawn
+from omniavatar.training.data.generated import ClipGenerator, Filmed
 from omniavatar.training.trainer import generator
 
 Result = TypeVar("Result")
@@ -125,24 +123,6 @@ class Choice:
         return cls(start, count, given, reference, settings.again[number(len(settings.again))])
 
 
-class Filmed(Protocol):
-    """A clip at 25 frames/s: of a file, or drawn."""
-
-    @property
-    def frames(self) -> int: ...
-
-    @property
-    def prompt(self) -> str: ...
-
-    def pictures(self, start: int, count: int) -> np.ndarray:
-        """(count h w 3) uint8."""
-        ...
-
-    def sound(self) -> np.ndarray:
-        """(n,) float32 at 16 kHz; frame k goes with samples [640 k, 640 (k + 1))."""
-        ...
-
-
 @dataclass(frozen=True)
 class Take:
     """A sample before any network has seen it.
@@ -226,79 +206,43 @@ class FilmedSource:
         return len(self.clips)
 
     def draw(self, settings: TakeSettings, draw: torch.Generator, make: Callable[[Take], Result]) -> Result:
-        return self.clips.draw(draw, lambda clip, own: make(self._taken(clip, settings, own)))
+        return self.clips.draw(draw, lambda clip, own: make(taken(clip, settings, own)))
 
     def each(
         self, settings: TakeSettings, share: Share, make: Callable[[Take], Result]
     ) -> Iterator[tuple[str, Result]]:
         def read(draw: torch.Generator, clip: Clip) -> Result:
-            return make(self._taken(clip, settings, draw))
+            return make(taken(clip, settings, draw))
 
         for key, number, variant in share.of(len(self.clips.entries)):
             made = self.clips.read(self.clips.entries[number], partial(read, generator(number, variant)))
             if made is not None:
                 yield key, made
 
-    def _taken(self, clip: Clip, settings: TakeSettings, draw: torch.Generator) -> Take:
-        return Take.of(clip, Choice.draw(clip.frames, settings.at(*clip.bucket), draw))
-
 
 @dataclass(frozen=True)
-class DrawnSource:
-    """Procedural talking heads: the clips of these numbers, `frames` long, `side` pixels wide and high.
+class GeneratedSource:
+    """Clips that a package makes."""
 
-    sounds: files to take speech from, a random one for each clip; without any espeak-ng speaks.
-    """
-
-    seeds: Sequence[int]
-    frames: int
-    side: int
-    sounds: tuple[Path, ...] = ()
+    clips: ClipGenerator
 
     def __len__(self) -> int:
-        return len(self.seeds)
+        return len(self.clips)
 
     def draw(self, settings: TakeSettings, draw: torch.Generator, make: Callable[[Take], Result]) -> Result:
-        number = int(torch.randint(len(self.seeds), (), generator=draw))
-        return make(self._taken(self.clip(self.seeds[number]), settings, draw))
+        number = int(torch.randint(len(self.clips), (), generator=draw))
+        return make(taken(self.clips.clip(number), settings, draw))
 
     def each(
         self, settings: TakeSettings, share: Share, make: Callable[[Take], Result]
     ) -> Iterator[tuple[str, Result]]:
-        takes = sorted(share.of(len(self.seeds)), key=itemgetter(1))
+        takes = sorted(share.of(len(self.clips)), key=itemgetter(1))
         for number, variants in groupby(takes, key=itemgetter(1)):
-            seed = self.seeds[number]
-            clip = self.clip(seed)
+            clip = self.clips.clip(number)
             for key, _, variant in variants:
-                yield key, make(self._taken(clip, settings, generator(seed, variant)))
-
-    def _taken(self, clip: DrawnClip, settings: TakeSettings, draw: torch.Generator) -> Take:
-        return Take.of(clip, Choice.draw(self.frames, settings.at(self.side, self.side), draw))
-
-    def clip(self, seed: int) -> DrawnClip:
-        """The clip of this number."""
-        waveform = load_waveform(self.sounds[seed % len(self.sounds)]) if self.sounds else None
-        return DrawnClip(Drawn.from_seed(seed, self.frames, waveform), self.side)
+                yield key, make(taken(clip, settings, generator(number, variant)))
 
 
-@dataclass(frozen=True)
-class DrawnClip:
-    """A procedural clip as one of a file."""
-
-    drawn: Drawn
-    side: int
-
-    @property
-    def frames(self) -> int:
-        return len(self.drawn.mouth)
-
-    @property
-    def prompt(self) -> str:
-        return self.drawn.caption
-
-    def pictures(self, start: int, count: int) -> np.ndarray:
-        return self.drawn.pictures(self.side, range(start, start + count))
-
-    def sound(self) -> np.ndarray:
-        """Its frame 1 goes with the first sample of the waveform, so silence goes with frame 0."""
-        return np.pad(self.drawn.waveform, (FRAME_SAMPLES, 0))
+def taken(clip: Filmed, settings: TakeSettings, draw: torch.Generator) -> Take:
+    """A random take of a clip."""
+    return Take.of(clip, Choice.draw(clip.frames, settings.at(*clip.bucket), draw))

@@ -12,10 +12,10 @@ from omniavatar.bench.compare import check_comparable, noise, regressions
 from omniavatar.bench.machine import machine
 from omniavatar.bench.record import (
     Asked,
-    Avatar,
     Calls,
     Combination,
     Machine,
+    Measured,
     Memory,
     Quality,
     Record,
@@ -98,8 +98,10 @@ def test_noise_is_three_standard_errors_of_a_difference() -> None:
     assert noise(spread, Spread.of([5.0])) == pytest.approx(3 * 0.93 * 2 / 5**0.5)
 
 
-def avatar(mouth: float) -> Avatar:
-    return Avatar(mouth_correlation=around(mouth), mouth_lag=0, identity_ssim=around(0.9), border_jump=None, drift=None)
+def metric(value: float, better: str | None = "higher", tolerance: float = 0.01) -> dict[str, Any]:
+    """The fields of a combination in which a package's metric has about this value."""
+    told = {"name": "sync", "package": "omniavatar-x", "heading": "sync", "description": "how well the lips follow"}
+    return {"metrics": (Measured(**told, better=better, tolerance=tolerance, values=around(value)),)}
 
 
 PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -117,7 +119,7 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"quality": Quality(identical=True, psnr_db=None, ssim=Spread.of([1.0]), latent_error=None)},
         {"quality": Quality(identical=False, psnr_db=Spread.of([60.0]), ssim=Spread.of([1.0]), latent_error=None)},
     ),
-    "mouth correlation": ({"avatar": avatar(0.9)}, {"avatar": avatar(0.8)}),
+    "sync": (metric(0.9), metric(0.8)),
 }
 
 
@@ -128,6 +130,21 @@ def test_what_else_is_worse(what: str) -> None:
     assert worse(old, old) == []
     if what != "status":
         assert worse(new, old) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_worse"),
+    [
+        (metric(0.9, tolerance=0.2), metric(0.8, tolerance=0.2), False),
+        (metric(0.9, "lower"), metric(0.8, "lower"), False),
+        (metric(0.8, "lower"), metric(0.9, "lower"), True),
+        (metric(0.8, "lower", tolerance=0.2), metric(0.9, "lower", tolerance=0.2), False),
+        (metric(0.8, None), metric(9.0, None), False),
+        (metric(0.9), {}, False),
+    ],
+)
+def test_metrics_say_what_is_worse(old: dict[str, Any], new: dict[str, Any], is_worse: bool) -> None:
+    assert worse(combination(**old), combination(**new)) == (["sync"] if is_worse else [])
 
 
 def test_seeds_are_held_against_themselves() -> None:

@@ -31,13 +31,13 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     written = record(combination())
     written.write(tmp_path / "a.json")
     assert Record.read(tmp_path / "a.json") == written
-    assert json.loads((tmp_path / "a.json").read_text())["version"] == 1
+    assert json.loads((tmp_path / "a.json").read_text())["version"] == 2
 
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"version": 2}, "is no record of this omni bench: version = 2"),
+        ({"version": 1}, "is no record of this omni bench: version = 1"),
         ({"surprise": 1}, "surprise = 1: extra inputs are not permitted"),
         ({"combinations": [{"name": "x"}]}, "'combinations.0.status' is required"),
     ],

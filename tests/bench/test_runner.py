@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from omniavatar.bench.record import Combination
 from omniavatar.bench.runner import Contender, Outcome, Runner, Schedule
+from omniavatar.cli.bench import explained
 from omniavatar.engine.scopes import Job, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import PlanError
@@ -55,7 +57,8 @@ def refused() -> Contender:
 
 
 def measured(makers: Makers, **schedule: object) -> tuple[Runner, list[Combination]]:
-    runner = Runner(makers, Schedule(**{"seeds": (1,), "repeats": 2, "warmup": 0, **schedule}))  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"seeds": (1,), "repeats": 2, "warmup": 0, **schedule}
+    runner = Runner(makers, Schedule(**settings), explain=explained)
     outcomes = runner.run()
     return runner, [outcome.combination(outcomes[0]) for outcome in outcomes]
 
@@ -171,6 +174,5 @@ def test_without_a_reference_there_is_no_quality() -> None:
 
 def test_an_outcome_without_anything_is_written_down_too() -> None:
     outcome = Outcome("never begun")
-    assert outcome.combination(outcome).model_dump(exclude={"name", "units", "hooks"}, exclude_none=True) == {
-        "status": "unfinished"
-    }
+    written = outcome.combination(outcome).model_dump(exclude_none=True)
+    assert written == {"name": "never begun", "status": "unfinished", "units": (), "hooks": (), "metrics": ()}

@@ -33,6 +33,11 @@ def formulas(tmp_path: Path) -> Formulas:
         ("= setting('config.json', 'nothing', 7)", 7),
         ("= setting('config.json', 'alpha.beta', 7)", 7),
         ("= setting('absent.json', 'alpha', dim('proj.weight', 0))", 8),
+        ("= quotient(dim('proj.weight', 1), 4)", 3),
+        ("= quotient(dim('proj.weight', 1), 8)", 0),
+        ("= evenly(count('layers.*.weight'), 6)", [0, 3]),
+        ("= evenly(2, 5)", None),
+        ("= evenly(4, 2)", None),
     ],
 )
 def test_values(formulas: Formulas, value: Any, expected: Any) -> None:
@@ -43,6 +48,8 @@ def test_values(formulas: Formulas, value: Any, expected: Any) -> None:
     "value",
     [
         "= 1 // 0",
+        "= quotient(8, 0)",
+        "= evenly(0, 4)",
         "= setting('../config.json', 'alpha', 1)",
         "= setting('/etc/passwd', 'alpha', 1)",
         "= __import__('os').getcwd()",
@@ -58,6 +65,12 @@ def test_anything_else_is_an_error(formulas: Formulas, value: str) -> None:
         formulas.evaluate(value)
 
 
+def test_without_a_folder_there_are_no_settings(formulas: Formulas, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert formulas.folder is not None
+    monkeypatch.chdir(formulas.folder)
+    assert replace(formulas, folder=None).evaluate("= setting('config.json', 'alpha', 1)") == 1
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -67,7 +80,7 @@ def test_anything_else_is_an_error(formulas: Formulas, value: str) -> None:
     ],
 )
 def test_what_a_part_of_a_file_lacks_is_said(formulas: Formulas, value: str, message: str) -> None:
-    empty = TensorInfo("empty.weight", (0, 4), "float32", formulas.folder / "x")
+    empty = TensorInfo("empty.weight", (0, 4), "float32", Path(str(formulas.folder)) / "x")
     header = replace(formulas.header, tensors={**formulas.header.tensors, "empty.weight": empty})
     with pytest.raises(CheckpointError, match=message):
         replace(formulas, header=header, what="Wan").evaluate(value)
@@ -76,6 +89,6 @@ def test_what_a_part_of_a_file_lacks_is_said(formulas: Formulas, value: str, mes
 
 @pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000])
 def test_damaged_settings(formulas: Formulas, content: str) -> None:
-    (formulas.folder / "config.json").write_text(content)
+    (Path(str(formulas.folder)) / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         formulas.evaluate("= setting('config.json', 'alpha', 1)")

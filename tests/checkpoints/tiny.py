@@ -27,7 +27,7 @@ DIT: dict[str, Any] = {
     "num_heads": 2,
     "num_layers": 6,
 }
-ADAPTER: dict[str, Any] = {"audio_in_dim": 7, "audio_hidden_size": 5, "dim": 24, "num_layers": 6}
+ADAPTER: dict[str, Any] = {"audio_in_dim": 7, "audio_hidden_size": 5, "dim": 24, "num_layers": 6, "audio_norm": 1}
 State = dict[str, Tensor]
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -44,6 +47,61 @@ class Stops(PipelineUnit):
 def omni_units():
     return [Breaks, Stops]
 '''
+
+
+METRICS = '''
+import numpy as np
+from pydantic import BaseModel
+from omniavatar.metrics import Metric
+from omniavatar.hookspecs import hookimpl
+from omniavatar.training.data.generated import ClipGenerator
+
+def greyness(video):
+    """1 for a video of the grey portrait."""
+    return 1 - float(np.ptp(video.portrait)) / 255
+
+def breaks(video):
+    raise ValueError("odd video")
+
+class Grey(ClipGenerator):
+    """Stands for what draws portraits."""
+    name = "grey"
+    class Settings(BaseModel):
+        clips: int
+    frames, prompt, bucket = 1, "A grey wall.", (64, 64)
+    def __len__(self):
+        return self.settings.clips
+    def clip(self, number):
+        return self
+    def pictures(self, start, count):
+        return np.full((count, 64, 64, 3), 128, np.uint8)
+    @classmethod
+    def unseen(cls, seed):
+        return cls(None)
+
+@hookimpl
+def omni_metrics():
+    return [
+        Metric("greyness", "1 for a grey portrait", greyness, needs=("portrait",), label="grey"),
+        Metric("of-grey", "1 where the generator is told", lambda video: video.generator == "grey"),
+        Metric("chroma-psnr", "likeness to the first", lambda video: 9, needs=("reference",), unit="dB"),
+        Metric("breaks", "goes wrong", breaks),
+        Metric("greyness", "a second of the same name", greyness),
+    ]
+
+@hookimpl
+def omni_clips():
+    return [Grey]
+'''
+
+
+@pytest.fixture
+def without_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where omniavatar-drawn is not installed."""
+    monkeypatch.setattr(
+        "omniavatar.plugins.entry_points",
+        lambda group: [entry for entry in entry_points(group=group) if entry.name != "drawn"],
+    )
 
 
 @pytest.fixture
@@ -120,6 +178,88 @@ def test_an_earlier_record_shows_what_is_worse(omni: Omni, folder: Path) -> None
     assert outcome.error.startswith(f"{path} was measured with other seconds: 0.24 there, 1.04 here")
 
 
+@pytest.mark.usefixtures("without_drawn")
+def test_a_package_brings_metrics_and_portraits(omni: Omni, folder: Path, install: Callable[[str, str], None]) -> None:
+    """What a package measures is in the tables and the report; what of it goes wrong is said, and stops nothing."""
+    install("omniavatar_grey", METRICS)
+    units = ("--units", "default-write-video", "--units", "default-write-video+cfg-merge")
+    shape = ("--size", "32x32", "--seconds", "0.2", "--schedule.steps", "1", "--guidance.scale", "2")
+    outcome = omni("bench", *units, *shape, "--faces", "--repeats", "1", "--warmup", "0")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.splitlines() == [
+        "omni: plugin 'omniavatar_grey': metric 'greyness' exists already; it was left out",
+        "omni: metric 'breaks' of omniavatar_grey failed and was left out: ValueError: odd video",
+    ]
+    record = Record.read(folder / "out/bench/bench.json")
+    first, second = ({one.name: one.values.median for one in each.metrics} for each in record.combinations)
+    assert first == {"greyness": 1, "of-grey": 1}
+    assert second == {**first, "chroma-psnr": 9}
+    assert {one.package for one in record.combinations[0].metrics} == {"omniavatar_grey"}
+    assert record.asked.faces
+    assert "out/bench/inputs/face-42.png" in tree(folder)
+    (heading,) = (line for line in outcome.out.splitlines() if line.startswith("omniavatar_grey"))
+    assert heading.split() == ["omniavatar_grey", "grey", "of-grey", "chroma-psnr", "dB"]
+    page = (folder / "out/bench/bench.html").read_text()
+    assert "Speed against grey" in page
+    assert "grey: 1 for a grey portrait." in page
+    assert "general measures" not in outcome.out
+
+
+INSIGHTFACE = """
+import numpy as np
+
+class Face:
+    def __init__(self, picture):
+        mean = picture.reshape(-1, 3).mean(axis=0)
+        self.normed_embedding = mean / np.linalg.norm(mean)
+
+class FaceAnalysis:
+    def __init__(self, allowed_modules):
+        assert allowed_modules == ["detection", "recognition"]
+    def prepare(self, ctx_id):
+        pass
+    def get(self, picture):
+        assert picture.flags.c_contiguous
+        return [Face(picture)]
+"""
+
+
+@pytest.mark.usefixtures("without_drawn")
+def test_the_metric_of_the_plugin_page_is_measured(
+    omni: Omni, folder: Path, install: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the network of faces: the mean colour of a picture."""
+    page = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text()
+    (block,) = (part for part in page.split("```python\n")[1:] if "insightface" in part)
+    install("omniavatar_arcface", block.partition("\n```")[0])
+    analysis = ModuleType("insightface.app")
+    exec(INSIGHTFACE, vars(analysis))
+    monkeypatch.setitem(sys.modules, "insightface", ModuleType("insightface"))
+    monkeypatch.setitem(sys.modules, "insightface.app", analysis)
+    outcome = omni("bench", "--units", "default-write-video", *QUICKLY, "--repeats", "0")
+    assert (outcome.code, outcome.err) == (0, "")
+    (metric,) = Record.read(folder / "out/bench/bench.json").combinations[0].metrics
+    assert (metric.name, metric.package) == ("arcface", "omniavatar_arcface")
+    assert 0 < metric.values.median < 1
+
+
+@pytest.mark.usefixtures("without_drawn")
+def test_without_a_package_there_are_the_general_measures(omni: Omni, folder: Path) -> None:
+    """On the demo's portrait, also where a suite asks for faces; one line says what would add the others."""
+    suite = 'units = ["default-write-video"]\nfaces = true\nrepeats = 1\nwarmup = 0\n'
+    (folder / "mine.toml").write_text(suite)
+    call = ("bench", "--suite", "mine.toml", *SMALL, "--seconds", "0.2")
+    outcome = omni(*call)
+    assert (outcome.code, outcome.err) == (0, "")
+    added = "these are the general measures; the package omniavatar-drawn adds those of drawn faces, with portraits"
+    assert outcome.out.splitlines()[-1] == added
+    record = Record.read(folder / "out/bench/bench.json")
+    assert (record.asked.faces, record.asked.inputs["image"]) == (False, "portrait.png")
+    assert record.combinations[0].metrics == ()
+    error = omni(*call, "--faces").error
+    assert error == "--faces needs a package that generates portraits; install omniavatar-drawn, or give --image"
+
+
 @pytest.mark.slow
 def test_a_suite_with_faces(omni: Omni, folder: Path) -> None:
     suite = 'title = "Mine"\nunits = ["default", "default+unheard-of"]\nfaces = true\nsize = "32x32"\nseconds = 0.24\n'
@@ -128,7 +268,7 @@ def test_a_suite_with_faces(omni: Omni, folder: Path) -> None:
     assert outcome == Outcome(0, "", "")
     record = Record.read(folder / "here/bench.json")
     assert (record.title, record.asked.faces, record.asked.interleaved) == ("Mine", True, False)
-    assert record.combinations[0].avatar is not None
+    assert [one.name for one in record.combinations[0].metrics] == ["identity-ssim"]
     assert record.combinations[1].status == "refused"
     assert (record.combinations[1].reason or "").startswith("unknown unit or preset 'unheard-of'")
     assert "here/inputs/face-42.png" in tree(folder)
@@ -159,7 +299,7 @@ def test_ctrl_c_leaves_a_report(folder: Path, capsys: pytest.CaptureFixture[str]
         (("--units", "default", "--teacache.threshold", "1"), "unit 'teacache' is not in the plan"),
         (("--units", "default", "--compare", "no.json"), "cannot read no.json: No such file"),
         (("--units", "default", "--xyzzy"), "unknown option '--xyzzy'; omni bench --help lists all"),
-        (("--faces", "--size", "64x32"), "--size is 64x32 and procedural faces are square"),
+        (("--faces", "--size", "64x32"), "--size is 64x32 and generated portraits are square"),
         (("--units", "default+teacache", "--teacache.threshold", "99"), "--teacache.threshold 99: at most 10"),
         (("--faces", "--image", "me.png"), "--faces brings an image for each seed; leave --image out"),
         (("--units", "default", "--seed", "-1"), "Invalid value for '--seed'"),

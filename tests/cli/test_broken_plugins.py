@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from omniavatar.plugins import discover
 from tests.cli.conftest import SMALL, Omni
+from tests.training.scenes import Stripes
 
 Install = Callable[[str, str], None]
 HEAD = """
@@ -325,3 +327,17 @@ def test_two_packages_with_one_entry_point_both_work(omni: Omni, install: Instal
     assert omni("one").out == omni("two").out == "mine\n"
     listed = [line for line in omni("plugins", "list").out.splitlines() if line.startswith("same")]
     assert [line.split()[-1] for line in listed] == ["active", "active"]
+
+
+def test_a_generator_of_clips_that_does_not_fit_is_left_out(install: Callable[[str, str], None]) -> None:
+    source = (
+        "from omniavatar.hookspecs import hookimpl\nfrom tests.training.scenes import Stripes\n"
+        "@hookimpl\ndef omni_clips():\n    return [Stripes, Stripes, 3]\n"
+    )
+    install("omniavatar_stripes", source)
+    plugins = discover()
+    assert plugins.clip_generators()["stripes"] is Stripes
+    assert [failure.reason for failure in plugins.failures] == [
+        "clip generator 'stripes' exists already; it was left out",
+        "3 is not a ClipGenerator; it was left out",
+    ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from omniavatar.cli.estimate import summary
+from omniavatar.cli.estimates import summary
 from omniavatar.estimate.report import Estimate, Phase
 from omniavatar.estimate.timing import Seconds
 from tests.cli.conftest import SMALL, Omni, tree
@@ -26,6 +26,7 @@ def test_an_estimate_is_the_figures_of_the_run(omni: Omni, folder: Path) -> None
     assert foreseen["left_out"] == ["write-video"]
 
 
+@pytest.mark.slow
 def test_a_table_of_networks_and_phases(omni: Omni) -> None:
     out = omni("estimate", "--quiet", *SMALL).out
     for word in (

@@ -136,10 +136,10 @@ def test_a_sample_that_was_made_is_not_made_again(
         (["--max-minutes=2"], "omni train prepare takes no --max-minutes; stop it with Ctrl-C, the same command goes"),
         (["--set=cache=train.yaml"], "cache 'train.yaml' is a file or lies in one; name a folder"),
         (["--set=cache=train.yaml/x"], "cache 'train.yaml/x' is a file or lies in one; name a folder"),
-        (["--set=cache=new", "--set=data.faces.clips=2"], "give path or faces, not both; the other is null"),
+        (["--set=cache=new", "--set=data.generated.x.clips=2"], "give path or generated, not both; the other is null"),
         (
-            ["--set=cache=new", "--set=data.path=null", "--set=data.faces={clips: 2, sounds: away}"],
-            "data.faces.sounds: there is no folder 'away'",
+            ["--set=cache=new", "--set=data.path=null", "--set=data.generated={unheard-of: {clips: 2}}"],
+            "data.generated names 'unheard-of', which no installed package brings",
         ),
         (
             ["--set=cache=new", "--set=data.limits.min_frames=4"],

@@ -32,7 +32,6 @@ from omniavatar.testing.models import WAN
 from omniavatar.testing.tiny import ADAPTER, write_original
 from omniavatar.training import trainer
 from omniavatar.training.diffusion import DiffusionConfig, DiffusionTask
-from omniavatar.training.faces.clips import Clip, write_clip
 from omniavatar.training.folder import claimed
 from omniavatar.training.preparation import Preparation
 from omniavatar.training.samples import read_shard
@@ -40,6 +39,7 @@ from omniavatar.training.takes import Take
 from omniavatar.training.validation import plan_of_videos
 from tests.cli.conftest import Omni, Outcome
 from tests.media.samples import tone, write_wav
+from tests.training.scenes import Striped, write_clip
 
 BASE = ("Wan2.1-T2V-tiny/*.safetensors", "Wan2.1-T2V-tiny/models_t5_umt5-xxl-enc-bf16.pth")
 MODELS = (*BASE, "Wan2.1-T2V-tiny/Wan2.1_VAE.pth", "wav2vec2-tiny")
@@ -65,7 +65,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_original(folder / "models")
     for number in range(2):
         sound = tone(1.0, 16000, hertz=300 + 200 * number).astype(np.float32)
-        write_clip(Clip.from_seed(number, 25, sound), folder / "clips" / f"{number}.mp4", 32)
+        write_clip(Striped(), folder / "clips" / f"{number}.mp4", sound)
     (folder / "clips" / "0.txt").write_text("A woman talks.")
     (folder / "clips" / "bad.mp4").write_bytes(b"This is no video.")
     write_wav(folder / "speech.wav", tone(0.4, 16000), 16000)

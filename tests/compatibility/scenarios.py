@@ -152,8 +152,9 @@ def clip(sizes: Sizes) -> Any:
 
 
 def vace_branch(sizes: Sizes) -> Any:
-    numbers = {**NUMBERS, "num_layers": 2, "eps": 1e-6, "patch_size": (1, 2, 2)}
-    return vace.Vace(in_dim=2 * sizes.latents + sizes.cell**2, every=2, **numbers)
+    numbers = {key: NUMBERS[key] for key in NUMBERS if key != "num_layers"}
+    in_dim = 2 * sizes.latents + sizes.cell**2
+    return vace.Vace(in_dim=in_dim, layers=(0, 2), eps=1e-6, patch_size=(1, 2, 2), **numbers)
 
 
 def motion_controller(sizes: Sizes) -> Any:

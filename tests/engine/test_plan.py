@@ -428,6 +428,44 @@ def test_old_names_change_a_plan_that_stands() -> None:
     assert (changed.units[1].settings.steps, changed.origins["grid"]["steps"]) == (3, "settings")
 
 
+class Renamed(PipelineUnit):
+    """A unit that was called otherwise, and so was its setting."""
+
+    name = "new-name"
+    former_names = ("old-name", "oldest")
+    moved: ClassVar = {"width": "new-name.size"}
+
+    class Settings(UnitSettings):
+        size: int = 1
+
+
+RENAMED = catalog_of(A, Renamed, both="a+old-name(size=2)")
+
+
+def size(expression: str, *layers: Layer) -> int:
+    (found,) = [unit for unit in build_plan(expression, RENAMED, *layers).units if unit.name == "new-name"]
+    size: int = found.settings.size
+    return size
+
+
+def test_former_names_of_units_are_read_everywhere(caplog: pytest.LogCaptureFixture) -> None:
+    tell_of_moved.cache_clear()
+    assert size("a+old-name") == 1
+    assert size("oldest(width=4)+a") == 4
+    assert size("both") == 2
+    assert names(build_plan("both-old-name", RENAMED)) == ["a"]
+    for strength in (Strength.CHECKPOINT, Strength.FILE, Strength.EXPLICIT, Strength.OVERRIDE):
+        for name in ("old-name", "new-name"):
+            for setting in ("size", "width"):
+                assert size("a+new-name", Layer(strength, "x", {name: {setting: 7}})) == 7
+    check_names(file_layer("y", {"oldest": {"width": 3}}), RENAMED)
+    changed = with_settings(build_plan("new-name", RENAMED), {"oldest": {"size": 3}})
+    assert changed.units[0].settings.size == 3
+    assert "plan: old-name is new-name now; the old name still works" in caplog.messages
+    assert "x: new-name.width is new-name.size now; the old name still works" in caplog.messages
+    assert caplog.messages.count("plan: old-name is new-name now; the old name still works") == 1
+
+
 def test_two_schedules_or_solvers_are_refused() -> None:
     assert error_of("late+own", MOVED) == "units 'grid' and 'own' are both schedules; leave one out with -grid"
     assert error_of("late+own-grid", MOVED) == "units 'old' and 'own' are both solvers; leave one out with -old"

@@ -121,6 +121,7 @@ def test_what_moves_weights_moves_those_of_a_role_of_its_own(other: str) -> None
     assert "aura" in engine.residency.in_steps
 
 
+@pytest.mark.slow
 def test_fp8_rounds_it_and_compile_compiles_it() -> None:
     frames, engine = play(f"{BASE}+aura+fp8(mode=storage)+compile(backend=eager)", models())
     blocks = engine.model("aura").blocks
@@ -155,6 +156,7 @@ def test_a_transformer_of_another_role_makes_the_same_video() -> None:
     assert frames.equal(play(f"{BASE}+offload+fp8(mode=storage)", TinyModels())[0])
 
 
+@pytest.mark.slow
 def test_every_expert_has_companions_of_its_own_if_there_are_some() -> None:
     second = {"refiner": randomized(WanDiT(**DIT), seed=9), "aura.refiner": randomized(Hints(DIT["dim"]), seed=4)}
     plan = f"{BASE}+turns+aura"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,8 +12,6 @@ from einops import rearrange
 from omniavatar_animate.adapter import AnimateAdapter
 from omniavatar_animate.image import AnimateImage
 from omniavatar_animate.motion import AnimateMotion, face_of
-from omniavatar_i2v.clip import ClipImageEncoder
-from omniavatar_i2v.image_dit import ImageDiT
 from PIL import Image
 from torch import Tensor, nn
 
@@ -24,11 +21,11 @@ from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import GivenModels
 from tests.golden.calls import first_window, one_call
 from tests.golden.cases import Case, kind
-from tests.golden.kind_i2v import IMAGE_TOKENS, encoder_only
-from tests.golden.kind_networks import loaded
+from tests.golden.files import Networks, networks_of
+from tests.golden.kind_i2v import given_image
+from tests.golden.kind_vae import encoder_only
 from tests.media.samples import write_lossless
 
-ADAPTER_KEYS = ("pose_patch_embedding.", "motion_encoder.", "face_encoder.", "face_adapter.")
 BFLOAT16 = 2.0**-8
 """The rounding of the reference's condition channels."""
 
@@ -72,55 +69,40 @@ class Taps(PipelineUnit):
 @kind("animate")
 def run_animate(case: Case) -> None:
     """Codes and tokens of a face, and one call with it, with a black one, and without pose and face."""
-    adapter, dit = networks(case)
-    pictures = case.inputs["face_pixel_values"]
+    sections = {"dit": case.config["dit"], "animate_adapter": case.config["animate_adapter"]}
+    _, networks, given = given_image(case, networks_of(case, **sections))
+    adapter = cast(AnimateAdapter, networks["animate_adapter"])
+    pictures, size = case.inputs["face_pixel_values"], case.config["call"]
+    case.equal("face_size", [adapter.face_size] * 3, [size["face_size"], *pictures.shape[-2:]])
+    case.equal("face_frames", pictures.shape[2], size["face_frames"])
     case.compare("face_motion", adapter.codes(pictures)[0], rtol=5e-5)
     faces = adapter.face(pictures)
     case.compare("motion_vec", faces, rtol=5e-5)
     pose = case.inputs["pose_latents"]
-    taps = call(case, adapter, dit, pose, faces)
-    for name in ("after_pose", "block_0_out", "before_block_1", "block_5_out", "noise_pred"):
+    taps = call(case, networks, given, pose, faces)
+    for name in taps.keys() & case.expected.keys():
         case.compare(name, taps[name], rtol=5e-5)
-    black = call(case, adapter, dit, pose, adapter.face(torch.full_like(pictures, -1.0)))
+    black = call(case, networks, given, pose, adapter.face(torch.full_like(pictures, -1.0)))
     case.compare("noise_pred_negative_face", black["noise_pred"], rtol=5e-5)
-    case.compare("noise_pred_without", call(case, adapter, dit, None, None)["noise_pred"], rtol=5e-5)
-
-
-def networks(case: Case) -> tuple[AnimateAdapter, ImageDiT]:
-    """The two networks that a case's weights are of."""
-    config = case.config["animate_adapter"]
-    numbers = {key: config[key] for key in inspect.signature(AnimateAdapter).parameters if key in config}
-    own = {key: value for key, value in case.weights.items() if key.startswith(ADAPTER_KEYS)}
-    base = case.config["dit"]
-    adapter = AnimateAdapter(**numbers, patch_size=base["patch_size"])
-    dit = ImageDiT(**{key: base[key] for key in inspect.signature(ImageDiT).parameters if key in base})
-    return loaded(adapter, own), loaded(dit, {key: case.weights[key] for key in case.weights if key not in own})
+    case.compare("noise_pred_without", call(case, networks, given, None, None)["noise_pred"], rtol=5e-5)
 
 
 def call(
-    case: Case, adapter: AnimateAdapter, dit: ImageDiT, pose: Tensor | None, faces: Tensor | None
+    case: Case, networks: Networks, given: dict[str, Any], pose: Tensor | None, faces: Tensor | None
 ) -> dict[str, Tensor]:
     """What one call through the engine makes, and the tokens on the way."""
     taps = Taps()
-    encoder = ClipImageEncoder(
-        tokens=IMAGE_TOKENS, patch_size=1, dim=dit.clip_dim, out_dim=1, mlp_ratio=1, num_heads=1, num_layers=1
-    )
-    given: dict[str, Any] = {"condition": case.inputs["y"], "image_features": case.inputs["clip_feature"]}
-    forward = one_call(
-        case,
-        [GivenImage(), AnimateMotion(), taps],
-        {"dit": dit, "animate_adapter": adapter, "image_encoder": encoder},
-        **given,
-        pose_latents=pose,
-        face_tokens=faces,
-    )
+    units: list[PipelineUnit] = [GivenImage(), AnimateMotion(), taps]
+    forward = one_call(case, units, networks, **given, pose_latents=pose, face_tokens=faces)
     return {**taps.taps, "noise_pred": forward.output}
 
 
 class Pictures(nn.Module):
     """An adapter that hands on the pictures of the face."""
 
-    face_size = 16
+    def __init__(self, face_size: int) -> None:
+        super().__init__()
+        self.face_size = face_size
 
     def face(self, pictures: Tensor) -> Tensor:
         return pictures
@@ -130,7 +112,9 @@ class Pictures(nn.Module):
 def run_animate_prep(case: Case) -> None:
     """Condition channels of a replacement, latents of the poses, the face and the black one."""
     size = case.config["call"]
-    models = GivenModels(vae=encoder_only(case), dit=nn.Identity(), animate_adapter=Pictures())
+    models = GivenModels(
+        vae=encoder_only(case), dit=nn.Identity(), animate_adapter=Pictures(case.inputs["face_u8"].shape[1])
+    )
     units = (AnimateImage(), AnimateMotion())
     with tempfile.TemporaryDirectory() as folder:
         request = Request(files(case, Path(folder)), height=size["height"], width=size["width"])

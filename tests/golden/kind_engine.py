@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import tempfile
+from collections.abc import Mapping
 from dataclasses import astuple
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any, cast
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import Wav2Vec2Config
 
 from omniavatar.checkpoints.lora import read_lora
 from omniavatar.engine import flow_match
@@ -27,7 +27,7 @@ from omniavatar.engine.windows import Span, audio_rows, plan_spans
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.image import fit_image
 from omniavatar.models.lora import merged
-from omniavatar.models.wav2vec import AudioEncoder
+from omniavatar.models.tiling import DECODE_TILING, ENCODE_TILING
 from omniavatar.testing import GivenModels, LatentFormat
 from omniavatar.testing.models import WAN
 from omniavatar.testing.recorder import SeenWindow, WindowRecorder, video_of
@@ -47,15 +47,12 @@ from omniavatar.units import (
 from omniavatar.units.prompt import clean
 from omniavatar.units.teacache import TeaSchedule, decide, relative_changes
 from tests.golden.cases import Case, group, kind
-from tests.golden.kind_networks import audio_adapter, wan_dit
+from tests.golden.files import networks_of, registry
+from tests.golden.kind_networks import wav2vec_of
 from tests.golden.kind_vae import wan_vae
 
-COEFFICIENTS = {
-    "Wan2.1-T2V-1.3B": (-5.21862437e04, 9.23041404e03, -5.28275948e02, 1.36987616e01, -4.99875664e-02),
-    "Wan2.1-T2V-14B": (-3.03318725e05, 4.90537029e04, -2.65530556e03, 5.87365115e01, -3.15583525e-01),
-    "Wan2.1-I2V-14B-480P": (2.57151496e05, -3.54229917e04, 1.40286849e03, -1.35890334e01, 1.32517977e-01),
-    "Wan2.1-I2V-14B-720P": (8.10705460e03, 2.13393892e03, -3.72934672e02, 1.66203073e01, -4.17769401e-02),
-}
+ROWS = {"Wan2.1-I2V-14B-480P": "Wan2.1-I2V-14B", "Wan2.1-I2V-14B-720P": "Wan2.1-Fun-14B-Control"}
+"""Rows of the registry with the TeaCache polynomial of a model, where the row has another name than the model."""
 
 
 # Pure numbers -------------------------------------------------------------------------------------------------------
@@ -73,12 +70,18 @@ def scheduler(case: Case) -> None:
         elif inputs["op"] == "training_weights":
             weights = flow_match.training_weights(sigmas)[inputs["indices"]]
             case.close(f"{name}.weights", weights, torch.tensor(expected["weights"]), rtol=1e-5)
+            times = sigmas[inputs["indices"]] * flow_match.TIMESTEPS
+            case.close(f"{name}.timesteps", times, torch.tensor(expected["timesteps"]), atol=1e-3)
+            total = torch.tensor(expected["sum"])
+            case.close(f"{name}.sum", flow_match.training_weights(sigmas).sum(), total, rtol=1e-5)
         else:
             scheduler_tensors(case, name, inputs, expected, sigmas)
 
 
-def sigmas_of(inputs: dict[str, Any]) -> Tensor:
+def sigmas_of(inputs: Mapping[str, Any]) -> Tensor:
     constructor, call = inputs["constructor"], inputs.get("set_timesteps") or {}
+    if inputs["op"] == "training_weights" and not call["training"]:
+        raise ValueError("a schedule that is not for training has no weights")
     return flow_match.shifted_sigmas(
         call.get("num_inference_steps", 1000),
         call.get("shift", constructor["shift"]),
@@ -88,7 +91,9 @@ def sigmas_of(inputs: dict[str, Any]) -> Tensor:
     )
 
 
-def scheduler_tensors(case: Case, name: str, inputs: dict[str, Any], expected: dict[str, Any], sigmas: Tensor) -> None:
+def scheduler_tensors(
+    case: Case, name: str, inputs: Mapping[str, Any], expected: Mapping[str, Any], sigmas: Tensor
+) -> None:
     """`step`, `add_noise` and `training_target`."""
     values = {key: torch.tensor(value) for key, value in inputs.items() if isinstance(value, list)}
     index = inputs.get("timestep_index", 0)
@@ -118,8 +123,8 @@ def windows(case: Case) -> None:
         inputs, expected = record["inputs"], record["expected"]
         length = WAN.frames_for(inputs["max_tokens"], inputs["height"], inputs["width"])
         rows = audio_rows(inputs["samples"], inputs["sample_rate"], inputs["fps"], float_ceil=True)
-        overlap = inputs["overlap_frame"] if inputs["random_prefix_frames"] else 1
-        spans = plan_spans(rows + 1, length, overlap, WAN, full=True)
+        overlap = inputs["overlap_frame"]  # which counts if there are any such frames
+        spans = plan_spans(rows + 1, length, overlap if inputs["random_prefix_frames"] else 1, WAN, full=True)
         padded = spans[-1].stop - 1
         case.equal(
             f"{index}",
@@ -133,7 +138,7 @@ def windows(case: Case) -> None:
                 "chunks": [chunk(span, number, length) for number, span in enumerate(spans)],
                 "video_frames": rows + 1,
             },
-            expected,
+            expected.read(),
         )
 
 
@@ -154,11 +159,15 @@ def chunk(span: Span, number: int, length: int) -> dict[str, Any]:
 @kind("prompt_clean")
 def prompt_clean(case: Case) -> None:
     for record in case.records:
-        case.equal(record["inputs"]["text"], clean(record["inputs"]["text"]), record["expected"]["text"])
+        inputs = record["inputs"]
+        case.equal("clean", "whitespace", inputs["clean"])
+        case.equal(inputs["text"], clean(inputs["text"]), record["expected"]["text"])
 
 
 def teacache_settings(model: str, threshold: float) -> TeaCache:
-    return TeaCache(threshold=threshold, coefficients=COEFFICIENTS[model], clamp=False)
+    """The unit with the polynomial that the registry has for a model."""
+    (row,) = (row for row in registry().rows if row.name == ROWS.get(model, model))
+    return TeaCache(threshold=threshold, **row.settings["teacache"], clamp=False)
 
 
 @kind("teacache")
@@ -182,7 +191,7 @@ def teacache_decisions(case: Case) -> None:
         compare_schedule(case, f"{index}.", schedule, expected, expected["skip"])
 
 
-def compare_schedule(case: Case, prefix: str, schedule: Any, expected: dict[str, Any], skips: Any) -> None:
+def compare_schedule(case: Case, prefix: str, schedule: Any, expected: Mapping[str, Any], skips: Any) -> None:
     case.equal(f"{prefix}skip", [bool(skip) for skip in schedule.skips], [bool(skip) for skip in skips])
     for name, actual in (("rel_l1", schedule.changes), ("accumulated", schedule.sums)):
         values = torch.tensor([value or 0.0 for value in map(float_or_none, expected[name])], dtype=torch.float64)
@@ -252,8 +261,8 @@ class HeldLatents(FixedFrames):
 @kind("denoise")
 def denoise(case: Case) -> None:
     call, inputs = case.config, case.inputs
-    dit, adapter = wan_dit(call, case.weights), audio_adapter(call, case.weights)
-    fixed = call["fixed_frame"]
+    networks = networks_of(case, dit=call)
+    fixed, clean_latents = call["fixed_frame"], inputs["lat"]
     given = Given(
         [inputs["noise"]],
         frames=inputs["noise"].shape[2] * 4 - 3,
@@ -261,28 +270,29 @@ def denoise(case: Case) -> None:
         negative_embedding=inputs["context_neg"],
         condition=inputs["y"],
         audio_rows=inputs["audio_emb"],
-        given_latents=inputs["lat"][:, :, :fixed] if fixed else None,
+        given_latents=clean_latents[:, :, :fixed] if fixed else None,
     )
     units = [given, GivenPrompt(), AudioAdapter(), HeldLatents(), *denoising_units(call)]
     height, width = (side * 8 for side in inputs["noise"].shape[-2:])
     request = Request(height=height, width=width)
-    (window,) = generate(units, request, dit=dit, audio_adapter=adapter, vae=LatentFormat())
+    (window,) = generate(units, request, **networks, vae=LatentFormat())
     case.compare("latents", window.latents, atol=5e-5)
     compare_caches(case, window, "")
 
 
-def denoising_units(call: dict[str, Any]) -> list[PipelineUnit]:
+def denoising_units(call: Mapping[str, Any]) -> list[PipelineUnit]:
     """Guidance, sampler, transformer and, if it is on, the cache."""
     units: list[PipelineUnit] = [
         guidance_of(call["cfg_scale"], call["audio_cfg_scale"]),
         GivenSchedule(
-            steps=call["num_inference_steps"], shift=call["sigma_shift"], strength=call.get("denoising_strength", 1.0)
+            steps=call["num_inference_steps"], shift=call["sigma_shift"], strength=call["denoising_strength"]
         ),
         Euler(),
         Transformer(),
     ]
-    if call.get("tea_cache_l1_thresh"):
-        units.append(teacache_settings(call["tea_cache_model_id"], call["tea_cache_l1_thresh"]))
+    model, threshold = call.get("tea_cache_model_id"), call.get("tea_cache_l1_thresh", 0)
+    if model and threshold:
+        units.append(teacache_settings(model, threshold))
     return units
 
 
@@ -298,20 +308,29 @@ def compare_caches(case: Case, window: SeenWindow, suffix: str) -> None:
     """The cache schedule of a window; one schedule serves all branches."""
     if f"skipped_pos{suffix}" not in case.expected:
         return
-    expected = {name: case.expected[name + suffix] for name in ("rel_l1", "accumulated")}
+    expected = {name: case.take(name + suffix) for name in ("rel_l1", "accumulated")}
     (schedule,) = window["teacache.schedules"].values()
-    compare_schedule(case, f"teacache{suffix}.", schedule, expected, case.expected[f"skipped_pos{suffix}"])
+    compare_schedule(case, f"teacache{suffix}.", schedule, expected, case.take(f"skipped_pos{suffix}"))
     if f"skipped_neg{suffix}" in case.expected:
-        negative = case.expected[f"skipped_neg{suffix}"].tolist()
+        negative = case.take(f"skipped_neg{suffix}").tolist()
         case.equal(f"skipped_neg{suffix}", [int(skip) for skip in schedule.skips], negative)
 
 
 @kind("generate")
 def whole_program(case: Case) -> None:
-    call, inputs = case.config["call"], case.inputs
+    call, inputs, derived = case.config["call"], case.inputs, case.config["derived"]
     weights = {role: group(case.weights, role) for role in ("dit", "vae", "audio_encoder")}
-    noise = [inputs[f"noise_{index}"] for index in range(case.config["derived"]["num_chunks"])]
+    networks = {
+        **networks_of(case, weights=weights["dit"], dit=case.config["dit"]),
+        "vae": wan_vae(case, case.config["vae"], weights["vae"]),
+        "audio_encoder": wav2vec_of(case, case.config["audio_encoder"], weights["audio_encoder"]),
+    }
+    check_tiles(case)
+    case.equal("do_normalize", True, case.config["audio_encoder"]["do_normalize"])
+    noise = [inputs[f"noise_{index}"] for index in range(derived["num_chunks"])]
     given = Given(noise, prompt_embedding=inputs["context_pos"], negative_embedding=inputs["context_neg"])
+    length = WAN.frames_for(call["max_tokens"], *derived["selected"])
+    overlap = call["overlap_frame"]
     units = [
         given,
         GivenPrompt(),
@@ -319,9 +338,9 @@ def whole_program(case: Case) -> None:
         Audio(silence=0, frame_count="original", segment=0),
         AudioAdapter(),
         FixedFrames(
-            overlap=call["overlap_frame"] if call["random_prefix_frames"] else 1,
+            overlap=overlap if call["random_prefix_frames"] else 1,
             max_tokens=64,
-            window_frames=WAN.frames_for(call["max_tokens"], *case.config["derived"]["selected"]),
+            window_frames=length,
             full_windows=True,
             tiled=call["tiled"],
         ),
@@ -331,17 +350,8 @@ def whole_program(case: Case) -> None:
     with tempfile.TemporaryDirectory() as folder:
         image, audio = Path(folder, "image.png"), Path(folder, "sound.wav")
         Image.fromarray(inputs["image"].numpy()).save(image)
-        audio.write_bytes(wav_float32(inputs["waveform"].numpy()))
-        windows = generate(
-            units,
-            Request(inputs={"image": image, "audio": audio}, fps=call["fps"]),
-            dit=wan_dit(case.config["dit"], weights["dit"]),
-            audio_adapter=audio_adapter(case.config["dit"], weights["dit"]),
-            vae=wan_vae(case.config["vae"], weights["vae"]),
-            audio_encoder=AudioEncoder.from_state_dict(
-                Wav2Vec2Config(**case.config["audio_encoder"]), weights["audio_encoder"]
-            ),
-        )
+        audio.write_bytes(wav_float32(inputs["waveform"].numpy(), call["sample_rate"]))
+        windows = generate(units, Request(inputs={"image": image, "audio": audio}, fps=call["fps"]), **networks)
     fitted = fit_image(inputs["image"].numpy(), tuple(windows[0]["frames"].shape[-2:]), original_rounding=True)
     case.compare("image_tensor", fitted.unsqueeze(2), atol=1e-5)
     case.compare("image_latent", windows[0]["image_latent"], atol=2e-5)
@@ -349,7 +359,33 @@ def whole_program(case: Case) -> None:
     case.compare("audio_features", windows[0]["audio_track"].rows(0, total, total), atol=5e-5)
     for window in windows:
         compare_window(case, window, total)
-    case.compare("video", video_of(windows).clamp(0, 1).transpose(1, 2), atol=5e-5)
+    video = video_of(windows).clamp(0, 1).transpose(1, 2)
+    case.compare("video", video, atol=5e-5)
+    made = {
+        "selected": list(video.shape[-2:]),
+        "frames_per_chunk": windows[0].span.frames,
+        "latent_frames": windows[0].latents.shape[2],
+        "audio_frames": audio_rows(len(inputs["waveform"]), call["sample_rate"], call["fps"], float_ceil=True),
+        "padded_audio_frames": total,
+        "padded_samples": total * int(call["sample_rate"] / call["fps"]),
+        "num_chunks": len(windows),
+        "prefix_latent_frames": [WAN.latent_frames(window.span.given) for window in windows],
+        "video_frames": video.shape[1],
+    }
+    case.equal("derived", made, derived.read())
+
+
+def check_tiles(case: Case) -> None:
+    """The tiles that a case names are those of the units, which matters where a picture has more than one."""
+    call, latents = case.config["call"], case.inputs["noise_0"]
+    for operation, tiling in (("encode", ENCODE_TILING), ("decode", DECODE_TILING)):
+        named = tuple(tuple(call[f"{operation}_tile_{part}"]) for part in ("size", "stride"))
+        if any(
+            side > limit
+            for size in (tiling.size, named[0])
+            for side, limit in zip(latents.shape[-2:], size, strict=True)
+        ):
+            case.equal(f"{operation} tiles", (tiling.size, tiling.stride), named)
 
 
 def compare_window(case: Case, window: SeenWindow, total: int) -> None:
@@ -364,10 +400,10 @@ def compare_window(case: Case, window: SeenWindow, total: int) -> None:
     compare_caches(case, window, suffix)
 
 
-def wav_float32(wave: Any) -> bytes:
-    """A mono 16 kHz WAV file of 32-bit floats."""
+def wav_float32(wave: Any, rate: int) -> bytes:
+    """A mono WAV file of 32-bit floats."""
     data: bytes = wave.astype("<f4").tobytes()
-    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, 16000, 64000, 4, 32)
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, rate, 4 * rate, 4, 32)
     chunks = form + struct.pack("<4sI", b"data", len(data)) + data
     return struct.pack("<4sI4s", b"RIFF", 4 + len(chunks), b"WAVE") + chunks
 
@@ -375,20 +411,27 @@ def wav_float32(wave: Any) -> bytes:
 # LoRA ---------------------------------------------------------------------------------------------------------------
 
 
-@kind("lora")
+@kind(
+    "lora",
+    unused={
+        "inputs.lora/unknown_prefix/*": "trainers of today write `transformer.`, which the original does not know",
+        "expected.changed/unknown_prefix": "so the original changes nothing, and here the LoRA is applied",
+    },
+)
 def lora(case: Case) -> None:
-    config = case.config["dit"]
-    for scheme in case.config["call"]["schemes"]:
+    call = case.config["call"]
+    weights = networks_of(case, dit=case.config["dit"])["dit"].state_dict()
+    for scheme in call["schemes"]:
         if scheme == "unknown_prefix":
-            continue  # `transformer.`, which the original leaves out; here it is read, as trainers of today write it
-        dit = wan_dit(config, case.weights)
-        weights = dit.state_dict()
-        fit = read_lora(group(case.inputs, f"lora/{scheme}")).fit({key: value.shape for key, value in weights.items()})
-        alpha = case.config["call"]["alpha"]
+            continue
+        tensors = group(case.inputs, f"lora/{scheme}")
+        ranks = {tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name or "lora_down" in name}
+        case.equal(f"rank/{scheme}", ranks, {call["rank"]})
+        fit = read_lora(tensors).fit({key: value.shape for key, value in weights.items()})
         changed = {
-            f"fused/{scheme}/{key}": merged(weights[key], [(change, alpha) for change in changes])
+            f"fused/{scheme}/{key}": merged(weights[key], [(change, call["alpha"]) for change in changes])
             for key, changes in fit.changes.items()
         }
-        case.equal(f"changed/{scheme}", len(changed), int(case.expected[f"changed/{scheme}"]))
+        case.equal(f"changed/{scheme}", len(changed), int(case.take(f"changed/{scheme}")))
         for name, weight in changed.items():
             case.compare(name, weight, rtol=1e-6)

@@ -13,7 +13,6 @@ import torch
 from einops import rearrange
 from omniavatar_fun.camera import FunCamera
 from omniavatar_fun.control import FunControl
-from omniavatar_fun.networks import CameraAdapter, ReferenceEmbedding
 from omniavatar_fun.reference import FunReference
 from omniavatar_fun.trajectory import directed, folded_rays, plucker
 from omniavatar_i2v.unit import ImageToVideo
@@ -26,12 +25,12 @@ from omniavatar.hookspecs import hookimpl
 from omniavatar.testing import GivenModels
 from tests.golden.calls import first_window, one_call
 from tests.golden.cases import Case, kind
-from tests.golden.kind_i2v import encoder_only
-from tests.golden.kind_networks import loaded, wan_dit
+from tests.golden.files import networks_of
+from tests.golden.kind_i2v import given_image
+from tests.golden.kind_vae import encoder_only
 from tests.media.samples import write_lossless
 
 FPS = 25
-ADAPTER_KEYS, REFERENCE_KEYS = "control_adapter.", "ref_conv."
 
 
 class Numbers(nn.Module):
@@ -55,12 +54,8 @@ class Tap(PipelineUnit):
 
 @kind("ref_conv")
 def run_ref_conv(case: Case) -> None:
-    own = {key: value for key, value in case.weights.items() if key.startswith(REFERENCE_KEYS)}
-    dit = wan_dit(case.config["dit"], {key: value for key, value in case.weights.items() if key not in own})
-    layer = ReferenceEmbedding(in_dim=16, dim=dit.dim, patch_size=dit.patch_size)
-    networks = {"dit": dit, "fun_reference": loaded(layer, own)}
-    units: list[PipelineUnit] = [ImageToVideo(), FunControl()]
-    given: dict[str, Any] = {"condition": case.inputs["y"]}
+    image, networks, given = given_image(case, networks_of(case, dit=case.config["dit"]))
+    units: list[PipelineUnit] = [*image, FunControl()]
     without = one_call(case, units, networks, **given)
     case.compare("noise_pred_without_reference", without.output, rtol=2e-5)
     tap = Tap()
@@ -72,20 +67,17 @@ def run_ref_conv(case: Case) -> None:
 
 @kind("camera")
 def run_camera(case: Case) -> None:
-    own = {key: value for key, value in case.weights.items() if key.startswith(ADAPTER_KEYS)}
-    config = case.config["dit"]
-    dit = wan_dit(config, {key: value for key, value in case.weights.items() if key not in own})
-    adapter = CameraAdapter(in_dim=config["in_dim_control_adapter"], dim=dit.dim, num_blocks=1)
-    loaded(adapter, {key.removeprefix(ADAPTER_KEYS): value for key, value in own.items()})
-    rays, expected = case.inputs["control_camera_latents_input"], case.expected["adapter_out"]
-    frames, rows, columns = expected.shape[2:]
-    made = rearrange(adapter(rays), "b (f h w) d -> b d f h w", f=frames, h=rows, w=columns)
+    image, networks, given = given_image(case, networks_of(case, dit=case.config["dit"]))
+    rays = case.inputs["control_camera_latents_input"]
+    _, _, frames, rows, columns = case.expected["adapter_out"].shape
+    tokens = networks["fun_camera"](rays)
+    made = rearrange(tokens, "b (f h w) d -> b d f h w", f=frames, h=rows, w=columns)
     case.compare("adapter_out", made, rtol=2e-5)
-    units, networks = [ImageToVideo(), FunCamera()], {"dit": dit, "fun_camera": adapter}
-    without = one_call(case, units, networks, condition=case.inputs["y"])
+    units = [*image, FunCamera()]
+    without = one_call(case, units, networks, **given)
     case.compare("noise_pred_without_camera", without.output, rtol=2e-5)
     with mock.patch("omniavatar_fun.camera.folded_rays", return_value=rays.split(1, dim=2)):
-        forward = one_call(case, units, networks, inputs={"camera": "Left"}, condition=case.inputs["y"])
+        forward = one_call(case, units, networks, inputs={"camera": "Left"}, **given)
     case.compare("noise_pred", forward.output, rtol=2e-5)
 
 
@@ -124,10 +116,11 @@ def run_control_prep(case: Case) -> None:
                 case.compare(f"y_alone_in_dim_{in_dim}", alone["condition"], rtol=2e-5)
                 features: Tensor = alone["image_features"]
             units = [FunControl(unknown="grey")]
-            with prepared(case, units, control, in_dim=in_dim, condition=case.inputs["y"]) as window:
+            image = {"condition": case.inputs["y"], "image_features": case.inputs["clip_feature"]}
+            with prepared(case, units, control, in_dim=in_dim, **image) as window:
                 case.compare(f"y_with_image_in_dim_{in_dim}", window["condition"], rtol=2e-5)
         case.compare("clip_feature_abs_sum_alone", features.abs().sum()[None], atol=0)
-        case.equal("clip shape", list(features.shape), case.expected["clip_feature_shape_alone"].tolist())
+        case.equal("clip shape", list(features.shape), case.take("clip_feature_shape_alone").tolist())
         reference = {"reference_image": picture(folder / "reference.png", case.inputs["reference_u8"])}
         with prepared(case, [FunReference()], reference, image_features=None) as window:
             case.compare("reference_latents", window["fun-reference.latent"], rtol=2e-5)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omniavatar_i2v.clip import ClipImageEncoder
@@ -17,12 +16,11 @@ from torch import Tensor, nn
 from omniavatar.engine.scopes import Request
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.models.wan_dit import BlockInputs
-from omniavatar.models.wan_vae import WanVAE
 from omniavatar.testing import GivenModels
 from tests.golden.calls import first_window, one_call
 from tests.golden.cases import Case, kind
-from tests.golden.kind_networks import loaded
-from tests.golden.kind_vae import LATENT_MEAN, LATENT_STD
+from tests.golden.files import Networks, networks_of
+from tests.golden.kind_vae import encoder_only
 
 IMAGE_TOKENS = 257
 """Of one picture, which DiffSynth always takes as the image tokens."""
@@ -43,31 +41,38 @@ def run_dit_i2v(case: Case) -> None:
 def run_dit_i2v_original(case: Case) -> None:
     """The prediction as the original program and as DiffSynth make it."""
     dit = image_dit(case)
+    case.equal("text_len", case.inputs["context"].shape[1], case.config["call"]["text_len"])
     case.compare("noise_pred_original", by_the_unit(dit, case), rtol=2e-5)
     case.compare("noise_pred_diffsynth", with_image_tokens(dit, case, IMAGE_TOKENS), rtol=2e-5)
 
 
 def image_dit(case: Case) -> ImageDiT:
     """The network of a case with its weights."""
-    config = case.config["dit"]
-    numbers = {key: config[key] for key in inspect.signature(ImageDiT).parameters if key in config}
-    positions = case.inputs["clip_feature"].shape[1] if config.get("has_image_pos_emb") else 0
-    return loaded(ImageDiT(**numbers, image_positions=positions), case.weights)
+    return cast(ImageDiT, networks_of(case, dit=case.config["dit"])["dit"])
 
 
 def by_the_unit(dit: ImageDiT, case: Case) -> Tensor:
     """The velocity of one call through the engine, which takes everything in front of the text for image tokens."""
-    units, networks, values = given_image(case, dit)
+    units, networks, values = given_image(case, {"dit": dit})
     return one_call(case, units, networks, **values).output
 
 
-def given_image(case: Case, dit: ImageDiT) -> tuple[list[PipelineUnit], dict[str, nn.Module], dict[str, Any]]:
-    """The unit, the networks and the values by which a call gets `y` and `clip_feature` of a case."""
-    encoder = ClipImageEncoder(
-        tokens=IMAGE_TOKENS, patch_size=1, dim=dit.clip_dim, out_dim=1, mlp_ratio=1, num_heads=1, num_layers=1
-    )
-    values = {"condition": case.inputs["y"], "image_features": case.inputs["clip_feature"]}
-    return [ImageToVideo()], {"dit": dit, "image_encoder": encoder}, values
+def given_image(case: Case, networks: Networks) -> tuple[list[PipelineUnit], Networks, dict[str, Any]]:
+    """The unit, the networks and the values by which a call gets `y` and `clip_feature` of a case, if it has them.
+
+    A transformer without image tokens makes nothing of the latter.
+    """
+    dit, features = networks["dit"], case.inputs.get("clip_feature")
+    if "y" not in case.inputs:
+        return [], networks, {}
+    values = {"condition": case.inputs["y"], "image_features": None}
+    if isinstance(dit, ImageDiT):
+        values["image_features"] = features
+        encoder = ClipImageEncoder(
+            tokens=IMAGE_TOKENS, patch_size=1, dim=dit.clip_dim, out_dim=1, mlp_ratio=1, num_heads=1, num_layers=1
+        )
+        networks = {**networks, "image_encoder": encoder}
+    return [ImageToVideo()], networks, values
 
 
 def with_image_tokens(dit: ImageDiT, case: Case, image_tokens: int) -> Tensor:
@@ -78,23 +83,14 @@ def with_image_tokens(dit: ImageDiT, case: Case, image_tokens: int) -> Tensor:
     tokens = torch.cat([dit.embed_image(inputs["clip_feature"]), dit.embed_text(inputs["context"])], dim=1)
     conditions = {"text": tokens[:, image_tokens:], "image": tokens[:, :image_tokens]}
     x = dit.run_blocks(x, BlockInputs(t_mod, dit.rope(grid), conditions))
-    return dit.unembed(x, t_emb, grid)
+    velocity: Tensor = dit.unembed(x, t_emb, grid)
+    return velocity
 
 
 @kind("clip")
 def run_clip(case: Case) -> None:
     """Pictures of two shapes to tokens."""
-    config = case.config["image_encoder"]
-    encoder = ClipImageEncoder(
-        tokens=1 + (config["image_size"] // config["patch_size"]) ** 2,
-        patch_size=config["patch_size"],
-        dim=config["vision_dim"],
-        out_dim=config["embed_dim"],
-        mlp_ratio=config["vision_mlp_ratio"],
-        num_heads=config["vision_heads"],
-        num_layers=config["vision_layers"],
-    )
-    loaded(encoder, case.weights)
+    encoder = cast(ClipImageEncoder, networks_of(case, image_encoder=case.config["image_encoder"])["image_encoder"])
     first, second = encoder(case.inputs["image"]), encoder(case.inputs["image_2"])
     case.compare("clip_feature", first, rtol=2e-5)
     case.compare("clip_feature_two", torch.cat([first, second]), rtol=2e-5)
@@ -116,22 +112,3 @@ def run_i2v_prep(case: Case) -> None:
             latents = torch.zeros(case.expected[expected][:, 4:].shape)
             with first_window([ImageToVideo()], models, request, latents) as window:
                 case.compare(expected, window["condition"], rtol=2e-5)
-
-
-def encoder_only(case: Case) -> WanVAE:
-    """The VAE of a case that holds the weights of its encoder alone."""
-    config: dict[str, Any] = case.config["vae"]
-    vae = WanVAE(
-        dim=config["dim"],
-        z_dim=config["z_dim"],
-        dim_mult=config["dim_mult"],
-        num_res_blocks=config["num_res_blocks"],
-        attn_scales=config["attn_scales"],
-        temporal_downsample=config["temperal_downsample"],
-        latent_mean=LATENT_MEAN,
-        latent_std=LATENT_STD,
-    )
-    missing, unexpected = vae.load_state_dict(case.weights, strict=False)
-    if unexpected or any(not name.startswith(("decoder.", "conv2.")) for name in missing):
-        raise ValueError(f"the case's encoder does not fit: {missing}, {unexpected}")
-    return vae.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
 from omniavatar.roles import companion_of
 from omniavatar.testing import FakeDiT, FakeVAE
-from omniavatar.units import Euler, Schedule, Transformer
+from omniavatar.units import Euler, Transformer
 from tests.golden.cases import Case, kind
-from tests.golden.kind_engine import Given, generate
+from tests.golden.kind_engine import Given, GivenSchedule, generate
 
 
 class Roles(PipelineUnit):
@@ -49,19 +50,22 @@ def run_moe(case: Case) -> None:
         case.equal(f"{index}.vace", branches, expected["vace"])
 
 
-def experts_of(inputs: dict[str, Any]) -> Roles:
+def experts_of(inputs: Mapping[str, Any]) -> Roles:
     """Denoise nothing on the schedule of a record."""
     roles, noise = Roles(), torch.zeros(1, 4, 1, 2, 2)
     text = {"prompt_embedding": None, "negative_embedding": None}
     units = [
         Given([noise], 1, **text),
         roles,
-        Schedule(steps=inputs["num_inference_steps"], shift=inputs["sigma_shift"]),
+        GivenSchedule(
+            steps=inputs["num_inference_steps"], shift=inputs["sigma_shift"], strength=inputs["denoising_strength"]
+        ),
         Euler(),
     ]
     networks = {"dit": FakeDiT(), "vae": FakeVAE()}
+    moe = Moe(boundary=inputs["boundary"])
     if inputs["has_second_expert"]:
-        units.append(Moe(boundary=inputs["boundary"]))
+        units.append(moe)
         networks["dit2"] = FakeDiT()
     generate([*units, Transformer()], Request(height=16, width=16), **networks)
     return roles

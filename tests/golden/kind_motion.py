@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from einops import rearrange
-from omniavatar_motion.network import MotionController
 from omniavatar_motion.unit import Motion
 
 from tests.golden.calls import one_call
 from tests.golden.cases import Case, group, kind
-from tests.golden.kind_networks import loaded, wan_dit
+from tests.golden.files import Networks, networks_of
 
 
 @kind("motion")
 def run_motion(case: Case) -> None:
-    networks = {
-        "dit": wan_dit(case.config["dit"], group(case.weights, "dit")),
-        "motion_controller": loaded(
-            MotionController(**case.config["motion_controller"]), group(case.weights, "motion_controller")
-        ),
-    }
+    networks: Networks = {}
+    for role in case.config["components"]:
+        networks |= networks_of(case, weights=group(case.weights, role), **{role: case.config[role]})
     without = one_call(case, [Motion()], networks)
     case.compare("noise_pred_without", without.output, rtol=2e-5)
     for index, bucket in enumerate(case.inputs["motion_bucket_id"].tolist()):

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import TypeVar, cast
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config
 
-from omniavatar.models.audio_adapter import AudioAdapter, AudioPack
-from omniavatar.models.umt5 import UMT5Encoder
+from omniavatar.models.audio_adapter import ROWS_PER_LATENT, AudioAdapter, AudioPack
 from omniavatar.models.wan_dit import BlockInputs, WanDiT
 from omniavatar.models.wav2vec import AudioEncoder, normalize
-from tests.golden.cases import Case, kind
+from tests.golden.cases import Case, Recorded, kind
+from tests.golden.files import loaded_file, networks_of, plain
 
 Network = TypeVar("Network", bound=nn.Module)
-AUDIO_KEYS = ("audio_proj.", "audio_cond_projs.")
-
-
-def wan_dit(config: dict[str, Any], weights: dict[str, Tensor]) -> WanDiT:
-    """A `WanDiT` with the numbers of the case that it has a parameter for."""
-    numbers = {key: config[key] for key in inspect.signature(WanDiT).parameters if key in config}
-    return loaded(WanDiT(**numbers), {key: value for key, value in weights.items() if not key.startswith(AUDIO_KEYS)})
-
-
-def audio_adapter(config: dict[str, Any], weights: dict[str, Tensor]) -> AudioAdapter:
-    """The audio layers of a case whose weights hold them beside those of the DiT."""
-    numbers = {key: config[key] for key in inspect.signature(AudioAdapter).parameters}
-    return loaded(AudioAdapter(**numbers), {k: value for k, value in weights.items() if k.startswith(AUDIO_KEYS)})
 
 
 def loaded(network: Network, weights: dict[str, Tensor]) -> Network:
@@ -41,7 +28,8 @@ def loaded(network: Network, weights: dict[str, Tensor]) -> Network:
 @kind("dit_audio")
 def run_dit_audio(case: Case) -> None:
     """One forward with sound; every latent frame's residual goes to all of its tokens."""
-    dit, adapter = wan_dit(case.config, case.weights), audio_adapter(case.config, case.weights)
+    networks = networks_of(case, dit=case.config)
+    dit, adapter = cast(WanDiT, networks["dit"]), cast(AudioAdapter, networks["audio_adapter"])
     x, grid = dit.embed_patches(torch.cat([case.inputs["x"], case.inputs["y"]], dim=1))
     t_emb, t_mod = dit.embed_time(case.inputs["timestep"])
     inputs = BlockInputs(t_mod, dit.rope(grid), {"text": dit.embed_text(case.inputs["context"])})
@@ -56,7 +44,7 @@ def run_dit_audio(case: Case) -> None:
 @kind("dit_t2v")
 def run_dit_t2v(case: Case) -> None:
     """One plain forward with all intermediate results."""
-    dit = wan_dit(case.config["dit"], case.weights)
+    dit = cast(WanDiT, networks_of(case, dit=case.config["dit"])["dit"])
     latents, timestep, context = (case.inputs[name] for name in ("latents", "timestep", "context"))
     x, grid = dit.embed_patches(latents)
     t_emb, t_mod = dit.embed_time(timestep)
@@ -75,23 +63,43 @@ def run_dit_t2v(case: Case) -> None:
 @kind("audio_pack")
 def run_audio_pack(case: Case) -> None:
     """Feature rows to one vector a latent frame; the original keeps two axes of length 1."""
-    pack = AudioPack(case.config["in_channels"], case.config["dim"])
-    pack.load_state_dict({key.removeprefix("audio_proj."): value for key, value in case.weights.items()})
+    config = case.config
+    pack = AudioPack(config["in_channels"], config["dim"], norm=config["layernorm"])
+    case.equal("patch_size", [ROWS_PER_LATENT, 1, 1], config["patch_size"])
+    loaded(pack, {key.removeprefix("audio_proj."): value for key, value in case.weights.items()})
     case.compare("out", rearrange(pack(case.inputs["audio_emb"]), "b t d -> b t 1 1 d"), atol=5e-6)
 
 
 @kind("text_encoder")
 def run_text_encoder(case: Case) -> None:
     """Ids and mask to text embeddings."""
-    encoder = loaded(UMT5Encoder(**case.config), case.weights)
+    encoder = networks_of(case, text_encoder=case.config)["text_encoder"]
     case.compare("prompt_emb", encoder(case.inputs["ids"], case.inputs["mask"]), atol=2e-5)
 
 
 @kind("wav2vec")
 def run_wav2vec(case: Case) -> None:
     """The raw clip to the normalised one, and the padded one to feature rows."""
-    encoder = AudioEncoder.from_state_dict(Wav2Vec2Config(**case.config), case.weights)
-    normalized, input_values = normalize(case.inputs["waveform"]), case.inputs["input_values"]
+    config = case.config
+    encoder = wav2vec_of(case, config, case.weights)
+    wave = case.inputs["waveform"]
+    normalized, input_values = normalize(wave) if config["do_normalize"] else wave, case.inputs["input_values"]
     case.close("normalized", normalized, case.inputs["normalized"], atol=5e-6)
-    features = encoder(input_values, case.config["seq_len"])
-    case.compare("features", features[0], atol=5e-5)
+    padded = nn.functional.pad(normalized, (0, input_values.shape[1] - len(wave)))
+    case.close("input_values", padded[None], input_values, atol=5e-6)
+    rows, samples = config["seq_len"], config["sample_rate"] // config["fps"]
+    case.equal("samples", input_values.shape[1], rows * samples)
+    case.compare("features", encoder(input_values, rows)[0], atol=5e-5)
+
+
+def wav2vec_of(case: Case, config: Recorded, weights: Mapping[str, Tensor]) -> AudioEncoder:
+    """The audio encoder of a folder with these weights and numbers; `key_style` says whose names the weights have."""
+    networks, _ = loaded_file(weights, {"model_type": "wav2vec2", **config.plain()})
+    encoder = cast(AudioEncoder, networks["audio_encoder"])
+    for key in config:
+        if hasattr(encoder.model.config, key) and key in Wav2Vec2Config().to_dict():
+            case.equal(key, plain(getattr(encoder.model.config, key)), config[key])
+    if "key_style" in config:
+        is_whole_file = all(name.startswith(("wav2vec2.", "lm_head.")) for name in weights)
+        case.equal("key_style", "ctc_file" if is_whole_file else "wav2vec2_model", config["key_style"])
+    return encoder

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
-from omniavatar_s2v.adapter import MOTION_FRAMES, S2VAdapter
+from omniavatar_s2v.adapter import MOTION_LATENTS, S2VAdapter
 from omniavatar_s2v.audio import FEATURE_RATE, S2VAudio, SpeechTrack, feature_row
 from omniavatar_s2v.clips import first_span
 from omniavatar_s2v.transformer import S2VTransformer
 from torch import Tensor
-from transformers import Wav2Vec2Config
 
 from omniavatar.engine.scopes import Forward, Job, Request, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.engine.windows import Span
 from omniavatar.hookspecs import hookimpl
-from omniavatar.models.wav2vec import AudioEncoder
 from omniavatar.testing import LatentFormat
 from omniavatar.units import Guidance
 from tests.golden.cases import Case, kind
+from tests.golden.files import Networks, networks_of
 from tests.golden.kind_engine import Given, GivenPrompt, generate
-from tests.golden.kind_networks import loaded, wan_dit
-
-ADAPTER_KEYS = ("casual_audio_encoder.", "audio_injector.", "cond_encoder.", "frame_packer.", "trainable_cond_mask.")
-
-
-def s2v_adapter(config: dict[str, Any], weights: dict[str, Tensor]) -> S2VAdapter:
-    """The layers of a case that lie beside the transformer."""
-    numbers = {key: config[key] for key in inspect.signature(S2VAdapter).parameters}
-    return loaded(S2VAdapter(**numbers), {key: value for key, value in weights.items() if key.startswith(ADAPTER_KEYS)})
+from tests.golden.kind_networks import wav2vec_of
 
 
 class OneCall(PipelineUnit):
@@ -79,29 +69,33 @@ class SilentAudio(S2VAudio):
 @kind("s2v")
 def run_s2v(case: Case) -> None:
     """The network's parts, and one call with and without past and poses, and one that hears features of zeros."""
-    adapter, inputs = s2v_adapter(case.config["dit"], case.weights), case.inputs
+    networks, inputs, call = networks_of(case, dit=case.config["dit"]), case.inputs, case.config["call"]
+    adapter = cast(S2VAdapter, networks["s2v_adapter"])
+    case.equal("motion_latent_frames", inputs["motion_latents"].shape[2], call["motion_latent_frames"])
+    case.equal("audio_frames", inputs["audio_embeds"].shape[-1], call["audio_frames"])
     features = rearrange(inputs["audio_embeds"], "b l c t -> b t l c")
-    speech = torch.cat([case.expected["audio_local"], case.expected["audio_global"]], dim=2)
-    past = (MOTION_FRAMES + 3) // 4
-    case.close("speech", adapter.speech(features), speech[:, past:], rtol=2e-5)
+    speech = torch.cat([case.take("audio_local"), case.take("audio_global")], dim=2)
+    case.close("speech", adapter.speech(features), speech[:, MOTION_LATENTS:], rtol=2e-5)
     tokens, _ = adapter.motion(inputs["motion_latents"])
     case.compare("motion_tokens", tokens, rtol=2e-5)
+    frames = inputs["latents"].shape[2] - 1
     for name, motion, heard in (
         ("motion_pose", inputs["motion_latents"], features),
         ("no_motion_no_pose", None, features),
         ("negative_audio", inputs["motion_latents"], torch.zeros_like(features)),
     ):
-        taps = one_call(case, adapter, motion, heard)
-        given = taps["noise_pred"].shape[2] - 2
-        case.equal(f"velocity of given frames, {name}", int(taps["noise_pred"][:, :, :given].count_nonzero()), 0)
-        expected = case.expected[f"noise_pred_{name}"]
-        case.close(f"noise_pred_{name}", taps["noise_pred"][:, :, given:], expected[:, :, 1:], rtol=2e-5)
+        taps = one_call(case, networks, motion, heard)
+        given, video = taps["noise_pred"].tensor_split([-frames], dim=2)
+        case.equal(f"velocity of given frames, {name}", int(given.count_nonzero()), 0)
+        case.close(f"noise_pred_{name}", video, case.take(f"noise_pred_{name}")[:, :, 1:], rtol=2e-5)
         if name == "motion_pose":
-            for tap in ("before_block_0", "after_block_0", "before_block_1", "rope_cos", "rope_sin"):
+            for part in ("cos", "sin"):
+                taps[f"motion_rope_{part}"] = taps[f"rope_{part}"][None, -tokens.shape[1] :]
+            for tap in (taps.keys() & case.expected.keys()) - {"noise_pred"}:
                 case.compare(tap, taps[tap], rtol=2e-5)
 
 
-def one_call(case: Case, adapter: S2VAdapter, motion: Tensor | None, features: Tensor) -> dict[str, Tensor]:
+def one_call(case: Case, networks: Networks, motion: Tensor | None, features: Tensor) -> dict[str, Tensor]:
     """What the engine makes of the case; poses go with the past."""
     inputs = case.inputs
     picture, video = inputs["latents"].split([1, inputs["latents"].shape[2] - 1], dim=2)
@@ -121,20 +115,14 @@ def one_call(case: Case, adapter: S2VAdapter, motion: Tensor | None, features: T
     call = OneCall(span, inputs["timestep"].item())
     units = [call, given, GivenPrompt(), SilentAudio(), Guidance(scale=1), S2VTransformer()]
     height, width = (side * 8 for side in noise.shape[-2:])
-    dit = wan_dit(case.config["dit"], {key: case.weights[key] for key in case.weights if key not in adapter_keys(case)})
-    generate(units, Request(height=height, width=width), dit=dit, s2v_adapter=adapter, vae=LatentFormat())
+    generate(units, Request(height=height, width=width), **networks, vae=LatentFormat())
     return call.taps
-
-
-def adapter_keys(case: Case) -> set[str]:
-    """The names of the case's weights that belong to the adapter."""
-    return {key for key in case.weights if key.startswith(ADAPTER_KEYS)}
 
 
 @kind("s2v_audio")
 def run_s2v_audio(case: Case) -> None:
     """Sound to hidden states, rows, and the features of the frames of every clip."""
-    encoder = AudioEncoder.from_state_dict(Wav2Vec2Config(**case.config["audio_encoder"]), case.weights)
+    encoder = wav2vec_of(case, case.config["audio_encoder"], case.weights)
     call = case.config["call"]
     track = SpeechTrack(case.inputs["audio"].numpy(), encoder, segment=0)
     case.compare("normalized_input", track.wave[None], atol=5e-5)
@@ -143,21 +131,37 @@ def run_s2v_audio(case: Case) -> None:
     rows = rearrange(track.rows(range(track.length)), "t l c -> l t c")
     case.compare("features_30hz", rows, rtol=5e-5)
     case.compare("features_30hz_last", rows[-1:], rtol=5e-5)
-    clips, layers, width, frames = case.expected["audio_embeds"].shape
-    picked = track.rows([feature_row(frame, call["fps"]) for frame in range(clips * frames)])
-    embeds = rearrange(picked, "(n t) l c -> n l c t", n=clips)
-    case.compare("audio_embeds", embeds, rtol=5e-5)
-    case.equal("sizes", [layers, width], [encoder.model.config.num_hidden_layers + 1, encoder.hidden_size])
+    picked = picked_rows(track.length, call["fps"], call["batch_frames"], call["m"])
+    embeds = side_by_side(track, picked)
+    case.compare("audio_embeds", rearrange(embeds, "(n t) l c -> n l c t", t=call["batch_frames"]), rtol=5e-5)
     compare_fixed_stride(case, track, call)
 
 
-def compare_fixed_stride(case: Case, track: SpeechTrack, call: dict[str, Any]) -> None:
-    """Every `stride`-th row with its neighbours side by side, which no clip is made of."""
-    centres = [frame * call["bucket_stride"] for frame in range(case.expected["bucket"].shape[0])]
-    groups = [neighbours(row, track.length, call["bucket_m"], call["bucket_stride"]) for row in centres]
+def compare_fixed_stride(case: Case, track: SpeechTrack, call: Mapping[str, Any]) -> None:
+    """Every `stride`-th row with its neighbours, which no clip is made of."""
+    stride, frames = call["bucket_stride"], call["bucket_frames"]
+    clips = clips_of(track.length, frames * stride)
+    rows = [neighbours(frame * stride, track.length, call["bucket_m"], 2) for frame in range(clips * frames)]
+    case.compare("bucket", side_by_side(track, rows), rtol=5e-5)
+    case.equal("bucket_clips", case.take("bucket_clips").tolist(), [clips])
+
+
+def side_by_side(track: SpeechTrack, groups: Sequence[Sequence[int]]) -> Tensor:
+    """Rows in groups, those of a group joined: (groups layers width)."""
     rows = track.rows([row for group in groups for row in group])
-    case.compare("bucket", rearrange(rows, "(t m) l c -> t l (m c)", t=len(groups)), rtol=5e-5)
-    case.equal("bucket_clips", case.expected["bucket_clips"].tolist(), [len(groups) // call["bucket_frames"]])
+    joined: Tensor = rearrange(rows, "(t m) l c -> t l (m c)", t=len(groups))
+    return joined
+
+
+def clips_of(rows: int, rows_of_clip: float) -> int:
+    """The clips of a track, the last one not full."""
+    return int(rows / rows_of_clip) + 1
+
+
+def picked_rows(rows: int, fps: int, batch_frames: int, reach: int) -> list[list[int]]:
+    """For every frame of all clips its row of a track of `rows`, with neighbours."""
+    frames = clips_of(rows, batch_frames * FEATURE_RATE / fps) * batch_frames
+    return [neighbours(feature_row(frame, fps), rows, reach, FEATURE_RATE // fps) for frame in range(frames)]
 
 
 @kind("s2v_bucket")
@@ -165,10 +169,9 @@ def run_s2v_bucket(case: Case) -> None:
     """Which rows go with which frames of the video."""
     for number, record in enumerate(case.records):
         inputs, expected = record["inputs"], record["expected"]
-        fps, rows = inputs["fps"], inputs["audio_frames"]
-        centres = [feature_row(frame, fps) for frame in range(expected["clips"] * inputs["batch_frames"])]
-        picked = [neighbours(row, rows, inputs["m"], FEATURE_RATE // fps) for row in centres]
+        picked = picked_rows(inputs["audio_frames"], inputs["fps"], inputs["batch_frames"], inputs["m"])
         case.equal(f"{number}", picked, expected["indices"])
+        case.equal(f"{number}.clips", len(picked) // inputs["batch_frames"], expected["clips"])
 
 
 def neighbours(row: int, length: int, reach: int, stride: int) -> list[int]:

@@ -3,58 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from omniavatar_ti2v.unit import Ti2v
 from omniavatar_ti2v.wan_vae38 import WanVAE38
 from torch import Tensor
 
-from omniavatar.checkpoints import Registry
 from omniavatar.engine.scopes import Forward, Request, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.wan_dit import PerToken
-from omniavatar.plugins import discover
 from omniavatar.testing import LatentFormat
 from omniavatar.testing.recorder import SeenWindow
 from omniavatar.units import Euler, FixedFrames, Guidance, Schedule, Transformer
 from tests.golden.cases import Case, kind
+from tests.golden.files import networks_of
 from tests.golden.kind_engine import Given, GivenPrompt, generate
-from tests.golden.kind_networks import loaded, wan_dit
 
 
 @kind("vae38")
 def run_vae38(case: Case) -> None:
     """Encode and decode; the case leaves out the published statistics of the latents."""
-    vae = wan_vae38(case)
-    for frames in (1, 5):
-        case.compare(f"latents_video_T{frames}", vae.encode(case.inputs[f"video_T{frames}"]), rtol=1e-4)
-    for frames in (1, 2):
-        latents = case.inputs[f"latents_T{frames}"]
-        case.compare(f"video_latents_T{frames}", vae.decode(latents), rtol=1e-4)
-        unclamped = torch.cat(list(vae._decode_passes(latents, 1)), dim=2)
-        case.compare(f"raw_latents_T{frames}", unclamped, rtol=1e-4)
-
-
-def wan_vae38(case: Case) -> WanVAE38:
-    """The network of a case with its weights."""
-    config = case.config["vae"]
-    (row,) = (row for row in Registry(discover().checkpoint_tables()).rows if row.name == "Wan2.2-VAE")
-    published = row.components["vae"].config
-    return loaded(
-        WanVAE38(
-            dim=config["dim"],
-            dec_dim=config["dec_dim"],
-            z_dim=config["z_dim"],
-            dim_mult=config["dim_mult"],
-            num_res_blocks=config["num_res_blocks"],
-            temporal_downsample=config["temperal_downsample"],
-            patch=published["patch"],
-            latent_mean=published["latent_mean"],
-            latent_std=published["latent_std"],
-        ),
-        case.weights,
-    )
+    vae = cast(WanVAE38, networks_of(case, vae=case.config["vae"])["vae"])
+    case.equal("attn_scales", [], case.config["vae"]["attn_scales"])
+    for name, tensor in case.inputs.items():
+        if name.startswith("video_"):
+            case.compare(f"latents_{name}", vae.encode(tensor), rtol=1e-4)
+            continue
+        case.compare(f"video_{name}", vae.decode(tensor), rtol=1e-4)
+        case.compare(f"raw_{name}", torch.cat(list(vae._decode_passes(tensor, 1)), dim=2), rtol=1e-4)
 
 
 class GivenPicture(Ti2v):
@@ -103,20 +81,22 @@ class Look(PipelineUnit):
         self.latents.append(step.window.latents.clone())
 
 
-class Latents48(LatentFormat):
-    """What the engine asks of the 2.2 VAE before it makes noise."""
-
-    spatial_factor = 16
-
-
-def denoised(case: Case, given: Given, *units: PipelineUnit) -> Look:
-    """Run a case's transformer on given noise and texts, in one window."""
-    look, latents = Look(), given.given_noise[0]
-    height, width = (side * 16 for side in latents.shape[-2:])
-    everything = [look, given, GivenPrompt(), GivenPicture(), FixedFrames(), *units, Transformer()]
-    dit = wan_dit(case.config["dit"], case.weights)
-    look.windows = generate(everything, Request(height=height, width=width), dit=dit, vae=Latents48())
+def denoised(case: Case, given: Given, *units: PipelineUnit, factor: int = 16) -> Look:
+    """Run a case's transformer on given noise and texts, in one window; factor: pixels of a latent's side."""
+    look, latents, vae = Look(), given.given_noise[0], LatentFormat()
+    vae.spatial_factor = factor
+    height, width = (side * factor for side in latents.shape[-2:])
+    everything: list[PipelineUnit] = [look, given, GivenPrompt(), GivenPicture(), FixedFrames(), *units, Transformer()]
+    dit = networks_of(case, dit=case.config["dit"])["dit"]
+    look.windows = generate(everything, Request(height=height, width=width), dit=dit, vae=vae)
     return look
+
+
+def is_fused(case: Case) -> bool:
+    """Whether a first frame is part of the latents, with a time step of its own; each of three keys can deny it."""
+    key = "fuse_vae_embedding_in_latents"
+    dit, call = case.config["dit"], case.config["call"]
+    return all([dit.get(key, False), dit.get("seperated_timestep", False), call.get(key, True)])
 
 
 def frames_of(latents: Tensor) -> int:
@@ -128,14 +108,14 @@ def frames_of(latents: Tensor) -> int:
 def run_dit_ti2v(case: Case) -> None:
     """One call with the first frame given, one without."""
     latents, context = case.inputs["latents"], case.inputs["context"]
-    for name, picture in (("noise_pred", latents[:, :, :1]), ("noise_pred_without_image", None)):
+    first = latents[:, :, :1] if is_fused(case) else None
+    for name, picture in (("noise_pred", first), ("noise_pred_without_image", None)):
         given = Given([latents], frames_of(latents), prompt_embedding=context, image_latent=picture)
         look = denoised(case, given, Guidance(scale=1), OneStep(case.inputs["timestep"].item()))
         case.compare(name, look.steps[0].velocity, rtol=2e-5)
-        if picture is not None:
+        if name == "noise_pred":
             time = look.forwards[0].time
-            assert isinstance(time, PerToken)
-            case.compare("t_emb", time.values, rtol=2e-5)
+            case.compare("t_emb", time.values if isinstance(time, PerToken) else time, rtol=2e-5)
 
 
 @kind("ti2v_loop")
@@ -147,14 +127,18 @@ def run_ti2v_loop(case: Case) -> None:
         call["num_frames"],
         prompt_embedding=inputs["context"],
         negative_embedding=inputs["context_negative"],
-        image_latent=inputs["first_frame_latents"],
+        image_latent=inputs["first_frame_latents"] if is_fused(case) else None,
     )
+    factor = call["spatial_factor"]
+    case.equal("size", [factor * side for side in inputs["noise"].shape[-2:]], [call["height"], call["width"]])
+    case.equal("frames", frames_of(inputs["noise"]), call["num_frames"])
     look = denoised(
         case,
         given,
         Guidance(scale=call["cfg_scale"]),
         Schedule(steps=call["steps"], shift=call["sigma_shift"]),
         Euler(),
+        factor=factor,
     )
     case.compare("timesteps", torch.tensor([step.timestep for step in look.steps]), rtol=1e-6)
     case.compare("sigmas", torch.tensor([step.sigma for step in look.steps]), rtol=1e-6)

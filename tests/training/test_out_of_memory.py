@@ -72,7 +72,6 @@ def test_a_network_that_is_too_large_asks_for_more_gpus(tmp_path: Path, monkeypa
     def load(*_: object, **__: object) -> nn.Module:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
 
-    (tmp_path / "sounds").mkdir()
     run = diffusion(tmp_path)
     samples = LiveSamples(run.preparation(), run.source(tmp_path), run.config.samples)
     monkeypatch.setattr(TinyModels, "load", load)

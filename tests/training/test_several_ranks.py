@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from omniavatar.distributed.world import ALONE, World, joined, place
 from omniavatar.errors import InputError
 from omniavatar.testing.tiny import TinyModels
-from omniavatar.training.diffusion import Diffusion, DiffusionTask
+from omniavatar.training.diffusion import DiffusionTask
 from omniavatar.training.gradients import Batch
 from omniavatar.training.samples import CachedSamples, CacheWriter, write_origin
 from omniavatar.training.sharded import local
@@ -28,7 +28,7 @@ from omniavatar.training.takes import Choice, Take
 from omniavatar.training.trained import DELTA, WHOLE
 from omniavatar.training.trainer import LOG, STATE, Settings, Trainer, generator
 from tests.distributed.conftest import run_program
-from tests.training.scenes import Striped, config, plan
+from tests.training.scenes import Striped, config, opened, plan
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +57,7 @@ def task(way: str, folder: Path, world: World, taken: int = 0) -> Numbered:
     expression, train = WAYS[way]
     settings = config(folder, train=train, merged=True)
     cpu = torch.device("cpu")
-    run = Diffusion.open(settings, plan(expression), TinyModels(), device=cpu, dtype=torch.float32, world=world)
+    run = opened(settings, plan(expression), TinyModels(), device=cpu, dtype=torch.float32, world=world)
     made = run.task(CachedSamples.open(folder / "cache", run.origin(), "cpu"))
     numbered = Numbered(made.engine, made.split, made.samples, made.trained, made.config)
     numbered.taken = taken
@@ -83,7 +83,7 @@ def learn(way: str, folder: Path, world: World) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one rank and what two ranks learn, in every way."""
     folder = tmp_path_factory.mktemp("ranks")
-    run = Diffusion.open(
+    run = opened(
         config(folder, train=EVERYTHING), plan(), TinyModels(), device=torch.device("cpu"), dtype=torch.float32
     )
     with CacheWriter(folder / "cache") as writer:

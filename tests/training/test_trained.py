@@ -20,12 +20,12 @@ from omniavatar.errors import InputError, OutputError
 from omniavatar.models.wan_dit import WanDiT
 from omniavatar.testing.models import GivenModels
 from omniavatar.testing.tiny import ADAPTER, DIT, TinyModels, weights, write_original
-from omniavatar.training.diffusion import Diffusion, DiffusionTask
+from omniavatar.training.diffusion import DiffusionTask
 from omniavatar.training.result import models_with_result
 from omniavatar.training.samples import Samples
 from omniavatar.training.trained import DELTA, EXPORT, WHOLE, Trained
 from omniavatar.units.lora import Lora
-from tests.training.scenes import config, plan
+from tests.training.scenes import config, opened, plan
 
 REGISTRY = Registry.builtin()
 LORA: dict[str, Any] = {"rank": 4, "alpha": 2}
@@ -136,7 +136,7 @@ def saved(published: Path, folder: Path, **fields: Any) -> DiffusionTask:
     fields = {"models_dir": str(published), "save_as": "fp32", **fields}
     settings, cpu = config(folder, **fields), torch.device("cpu")
     bundle = Bundle.open(settings.model_files(), REGISTRY)
-    run = Diffusion.open(settings, plan(), bundle, device=cpu, dtype=torch.float32)
+    run = opened(settings, plan(), bundle, device=cpu, dtype=torch.float32)
     task = run.task(cast(Samples, None))
     task.save(settings.output, changed(task.trained))
     return task

@@ -77,6 +77,7 @@ def run(folder: Path, spy: Spy | None, **fields: Any) -> tuple[Trainer, Diffusio
     return trainer, task
 
 
+@pytest.mark.slow
 def test_videos_show_the_averaged_weights_and_leave_the_run_as_it_is(tmp_path: Path) -> None:
     spy = Spy()
     torch.manual_seed(3)

@@ -143,7 +143,9 @@ def test_the_negative_prompt_counts_without_guidance(tiny_models: Bundle, catalo
     assert video(tiny_models, catalog, f"{PLAN}+nag(scale=1)").equal(plain)
 
 
-@pytest.mark.parametrize("more", ["cfg-merge", "offload", "compile(backend=eager)", "disk-offload"])
+@pytest.mark.parametrize(
+    "more", ["cfg-merge", "offload", pytest.param("compile(backend=eager)", marks=pytest.mark.slow), "disk-offload"]
+)
 def test_it_goes_with_what_makes_videos_cheaper(tiny_models: Bundle, catalog: Catalog, more: str) -> None:
     expected = video(tiny_models, catalog, f"{PLAN}+nag(end=0.5)", scale=3.0)
     for plan in (f"{PLAN}+nag(end=0.5)+{more}", f"{PLAN}+{more}+nag(end=0.5)"):

@@ -80,7 +80,15 @@ def test_the_video_is_that_of_the_dense_weights(folder: Path) -> None:
     torch.testing.assert_close(packed, play(folder, BARE, "dense")[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("unit", ["offload", "offload(resident=2)", "disk-offload", "compile(backend=aot_eager)"])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "offload",
+        "offload(resident=2)",
+        "disk-offload",
+        pytest.param("compile(backend=aot_eager)", marks=pytest.mark.slow),
+    ],
+)
 def test_what_moves_or_compiles_blocks_changes_nothing(folder: Path, unit: str) -> None:
     packed, _ = play(folder, BARE)
     other, engine = play(folder, f"{BARE}+{unit}")
@@ -99,7 +107,7 @@ def test_lora_is_added_beside_packed_weights(folder: Path) -> None:
     torch.testing.assert_close(merged, play(folder, "default-write-video", "dense")[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("lora", ["", "-lora"])
+@pytest.mark.parametrize("lora", ["", pytest.param("-lora", marks=pytest.mark.slow)])
 def test_fp8_and_disk_offload_go_together(folder: Path, lora: str) -> None:
     for transformer in ("quantised", "dense"):
         rounded, engine = play(folder, f"default-write-video{lora}+fp8", transformer)

@@ -88,7 +88,7 @@ def test_one_step_of_any_spacing_starts_from_noise() -> None:
         ("timesteps=[0]", "the list needs a level above 0"),
         ("timesteps=[1001]", "timesteps.0 = 1001: input should be less than or equal to 1000"),
         ("timesteps=[250, 500]", "levels must descend, and 500 follows 250"),
-        ("timesteps=1000", "timesteps = 1000: give a list, such as [1, 2]"),
+        ("timesteps=1000", "timesteps = 1000: give a list: [1000]"),
         ("sigmas=[1], timesteps=[1000]", "sigmas says all levels, and timesteps says them too; leave one of them out"),
         ("sigmas=[1, 0.5], steps=7", "sigmas says all levels, and steps says them too; leave one of them out"),
         ("timesteps=[900], spacing=karras", "timesteps says all levels, and spacing says them too"),

@@ -92,7 +92,9 @@ def video(models: Bundle, catalog: Catalog, plan: str, steps: int = 2, **setting
     return torch.cat(frames.seen, dim=2)
 
 
-@pytest.mark.parametrize("more", ["cfg-merge", "offload", "disk-offload", "compile(backend=eager)"])
+@pytest.mark.parametrize(
+    "more", ["cfg-merge", "offload", "disk-offload", pytest.param("compile(backend=eager)", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("rule", ["uncond", "extra_call"])
 def test_it_goes_with_what_makes_videos_cheaper(tiny_models: Bundle, catalog: Catalog, more: str, rule: str) -> None:
     mine = f"skip-layer-guidance(blocks=[1, 4], start=0, end=1, rule={rule})"

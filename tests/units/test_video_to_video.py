@@ -179,6 +179,7 @@ def test_pictures_in_front_of_the_video_are_refused() -> None:
     assert message.startswith("video-to-video starts from footage of the video alone, and other units put 2 pictures")
 
 
+@pytest.mark.slow
 def test_it_works_with_a_reference_image_and_other_solvers(catalog: Catalog, tiny_models: Bundle) -> None:
     portrait = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     for solver in ("euler", "unipc", "dpmpp-2m", "lcm"):

@@ -58,6 +58,12 @@ class AnimateMotion(PipelineUnit, IdleInSteps):
                 f"the layers of Animate go up to block {adapter.last_block} and the transformer has {len(dit.blocks)} "
                 "blocks; give both from one file"
             )
+        if adapter.face_layers * adapter.face_every < len(dit.blocks):
+            raise CheckpointError(
+                f"the {adapter.face_layers} layers for the face, one behind every {adapter.face_every}th block, do not "
+                f"reach the last of {len(dit.blocks)} blocks; put the config.json of the checkpoint, with "
+                "'face_every', beside its file"
+            )
 
     @hookimpl
     def check_request(self, draft: Draft) -> None:

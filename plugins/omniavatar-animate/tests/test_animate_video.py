@@ -519,6 +519,10 @@ def test_other_frames_in_front_are_refused(files: dict[str, Path]) -> None:
     ("change", "reason"),
     [
         ({"dim": 48}, "have width 48 and the transformer has width 96; give both from one file"),
+        (
+            {"face_layers": 1},
+            "do not reach the last of 6 blocks; put the config.json of the checkpoint, with 'face_every'",
+        ),
         ({"face_layers": 3}, "go up to block 10 and the transformer has 6 blocks; give both from one file"),
     ],
 )

@@ -44,7 +44,7 @@ class ClipImageEncoder(nn.Module):
         side = isqrt(tokens - 1)
         if side < 1 or side * side != tokens - 1:
             raise ValueError(f"tokens {tokens} must be 1 and a square number, such as 257")
-        if dim % num_heads:
+        if num_heads < 1 or dim % num_heads:
             raise ValueError(f"dim {dim} does not divide into num_heads {num_heads}")
         self.tokens, self.dim = tokens, dim
         self.image_size = side * patch_size

@@ -229,7 +229,7 @@ def test_on_a_gpu_they_change_places() -> None:
     "other",
     [
         *("offload", "offload(resident=1)", "disk-offload", "moe(offload=false)", "moe(offload=false)+offload"),
-        "compile(backend=eager)",
+        pytest.param("compile(backend=eager)", marks=pytest.mark.slow),
     ],
 )
 def test_how_they_wait_changes_no_bit(other: str) -> None:

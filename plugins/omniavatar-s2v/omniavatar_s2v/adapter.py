@@ -55,7 +55,7 @@ class S2VAdapter(nn.Module):
         audio_dim: int,
         audio_layers: int,
         num_audio_token: int,
-        audio_inject_layers: Sequence[int] | None,
+        audio_inject_layers: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if not audio_inject_layers:

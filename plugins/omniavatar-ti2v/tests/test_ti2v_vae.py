@@ -92,7 +92,7 @@ def test_the_published_hashes_are_known_and_their_settings_accepted() -> None:
 def test_golden() -> None:
     case = read_case(GOLDEN / "vae38-a.safetensors")
     kind_ti2v.run_vae38(case)
-    assert case.checks == 6
+    assert not list(case.left())
     assert not case.failures
 
 

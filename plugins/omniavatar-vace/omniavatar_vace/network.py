@@ -1,6 +1,6 @@
 """The VACE branch (Jiang et al. 2025, arXiv:2503.07598): blocks beside those of the Wan transformer.
 
-    vace = Vace(in_dim=96, dim=1536, ffn_dim=8960, num_heads=12, eps=1e-6, patch_size=(1, 2, 2), num_layers=15, every=2)
+    vace = Vace(in_dim=96, dim=1536, ffn_dim=8960, num_heads=12, eps=1e-6, patch_size=(1, 2, 2), layers=(0, 2, 4, ...))
     control = vace.embed(vace_context)                                # (1 96 t h w) -> (1 s d)
     for layer, hint in zip(vace.layers, vace.hints(control, x, inputs)): ...
 
@@ -10,7 +10,7 @@ its base transformer share one name space. Letters in shapes as in `omniavatar.m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from omniavatar.models.attention import Attention, sdpa
 from omniavatar.models.wan_dit import BlockInputs, Grid, WanBlock, check_patch_size
+from omniavatar_vace.layers import known_layers
 
 
 class VaceBlock(WanBlock):
@@ -47,9 +48,12 @@ class VaceBlock(WanBlock):
 
 
 class Vace(nn.Module):
-    """Turns control channels into hints: block k runs beside base block k * every, for `num_layers` blocks."""
+    """Turns control channels into hints: its block k runs beside block `layers[k]` of the transformer.
 
-    def __init__(  # noqa: PLR0913 - the numbers of a published configuration
+    Raises CheckpointError for layers as `known_layers` does.
+    """
+
+    def __init__(
         self,
         *,
         in_dim: int,
@@ -58,22 +62,19 @@ class Vace(nn.Module):
         num_heads: int,
         eps: float,
         patch_size: Grid,
-        num_layers: int,
-        every: int,
+        layers: Sequence[int] | None = None,
         attention: Attention = sdpa,
     ) -> None:
         super().__init__()
-        if num_layers < 1 or every < 1:
-            raise ValueError(f"num_layers {num_layers} and every {every} must be 1 or more")
+        self.layers = known_layers(layers)
         patch_size = check_patch_size(patch_size)
         self.in_dim, self.dim = in_dim, dim
-        self.layers = range(0, num_layers * every, every)
         self.vace_patch_embedding = nn.Conv3d(in_dim, dim, kernel_size=patch_size, stride=patch_size)
         self.vace_blocks = nn.ModuleList(
             VaceBlock(
                 dim=dim, ffn_dim=ffn_dim, num_heads=num_heads, eps=eps, attention=attention, takes_tokens=index == 0
             )
-            for index in range(num_layers)
+            for index in range(len(self.layers))
         )
 
     @property

@@ -19,6 +19,7 @@ from omniavatar.lazy import functional, torch
 from omniavatar.media.image import fit_image, load_image, picture_size, size_near
 from omniavatar.media.video import probe_video
 from omniavatar_vace.context import filled, on_white, vace_context
+from omniavatar_vace.layers import check_last, known_layers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,11 +76,7 @@ class VaceUnit(PipelineUnit, IdleInSteps):
         channels = 2 * vae.z_dim + vae.spatial_factor**2
         for role in engine.companions("vace"):
             branch = engine.model(role)
-            if branch.layers[-1] >= len(dit.blocks):
-                raise CheckpointError(
-                    f"the VACE branch '{role}' goes up to block {branch.layers[-1]} and the transformer has "
-                    f"{len(dit.blocks)} blocks; give the branch made for it"
-                )
+            check_last(role, branch.layers, len(dit.blocks))
             check_channels(role, branch.in_dim, channels)
 
     @hookimpl(trylast=True)
@@ -103,8 +100,11 @@ class VaceUnit(PipelineUnit, IdleInSteps):
         inputs, channels, cell = draft.inputs(self), draft.latent_channels, draft.latent_pixels
         draft.leading += len(inputs.reference_images)
         for role in draft.engine.companions("vace"):
-            check_width(role, draft.config(role).get("dim"), draft.config("dit").get("dim"))
-            taken = draft.config(role).get("in_dim")
+            own, blocks = draft.config(role), draft.config("dit").get("num_layers")
+            check_width(role, own.get("dim"), draft.config("dit").get("dim"))
+            if blocks is not None:
+                check_last(role, known_layers(own.get("layers")), blocks)
+            taken = own.get("in_dim")
             if taken is not None and channels is not None and cell is not None:
                 check_channels(role, taken, 2 * channels + cell**2)
 

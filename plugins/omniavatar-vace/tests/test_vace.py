@@ -39,8 +39,7 @@ from tests.scenes import TINY_SETTINGS
 BRANCH: dict[str, Any] = {
     **{key: DIT[key] for key in ("dim", "ffn_dim", "num_heads", "eps", "patch_size")},
     "in_dim": 96,
-    "num_layers": 3,
-    "every": 2,
+    "layers": [0, 2, 4],
 }
 Networks = dict[str, Any]
 TEXT_ONLY = "default-reference-image-audio-audio-adapter-write-video"
@@ -593,15 +592,22 @@ def test_what_cannot_be_used_is_named(
     ("numbers", "reason"),
     [
         ({"dim": 48}, "'vace' has width 48 .* transformer has width 96"),
-        ({"num_layers": 4}, "goes up to block 6 and the transformer has 6 blocks"),
+        ({"layers": [0, 2, 6]}, "goes up to block 6 and the transformer has 6 blocks"),
         ({"in_dim": 32}, "takes 32 channels, with this VAE there are 96"),
     ],
 )
-def test_a_branch_for_another_model(catalog: Catalog, networks: Networks, numbers: dict[str, int], reason: str) -> None:
+def test_a_branch_for_another_model(catalog: Catalog, networks: Networks, numbers: dict[str, Any], reason: str) -> None:
     with pytest.raises(CheckpointError, match=reason):
         make(catalog, {**networks, "vace": Vace(**{**BRANCH, **numbers})})
 
 
-def test_a_branch_without_blocks() -> None:
-    with pytest.raises(ValueError, match="num_layers 0 and every 2 must be 1 or more"):
-        Vace(**{**BRANCH, "num_layers": 0})
+@pytest.mark.parametrize("layers", [None, []])
+def test_a_branch_that_does_not_know_its_layers(layers: list[int] | None) -> None:
+    with pytest.raises(CheckpointError, match=r"put the config\.json of the checkpoint, with 'vace_layers', beside"):
+        Vace(**{**BRANCH, "layers": layers})
+
+
+@pytest.mark.parametrize("layers", [[0, 2, 2], [2, 0], [-1, 0], [0, 1.5], [0, True], ["0"]])
+def test_layers_are_numbers_of_blocks_in_their_order(layers: list[Any]) -> None:
+    with pytest.raises(CheckpointError, match="must be numbers of blocks, each larger than the one before"):
+        Vace(**{**BRANCH, "layers": layers})

@@ -20,8 +20,7 @@ pytestmark = pytest.mark.slow
 BRANCH: dict[str, Any] = {
     **{key: DIT[key] for key in ("dim", "ffn_dim", "num_heads", "eps", "patch_size")},
     "in_dim": 96,
-    "num_layers": 3,
-    "every": 2,
+    "layers": [0, 2, 4],
 }
 
 

@@ -16,10 +16,12 @@ from omniavatar_vace.network import Vace
 from PIL import Image
 from safetensors.torch import load_file
 
-from omniavatar.checkpoints import Bundle, Registry, Row, fingerprint
+from omniavatar.checkpoints import Bundle, Header, Registry, Row, fingerprint
+from omniavatar.checkpoints.formulas import Formulas
 from omniavatar.checkpoints.nearest import expected_shapes
 from omniavatar.checkpoints.tables import read_table
 from omniavatar.cli import run_cli
+from omniavatar.errors import CheckpointError
 from omniavatar.media.video import probe_video, read_video
 from omniavatar.models.wan_dit import WanDiT
 from omniavatar.resources import asset
@@ -33,8 +35,7 @@ BASE = {**DIT, "in_dim": 16}
 BRANCH: dict[str, Any] = {
     **{key: DIT[key] for key in ("dim", "ffn_dim", "num_heads", "eps", "patch_size")},
     "in_dim": 96,
-    "num_layers": 2,
-    "every": 3,
+    "layers": [0, 3],
 }
 TINY = [part for name in ("vae", "text_encoder") for part in ("--model", tiny_file(f"{name}.safetensors"))]
 SMALL = (
@@ -106,6 +107,53 @@ def test_without_config_heads_are_of_128(tmp_path: Path, registry: Registry) -> 
     assert models.config("dit")["num_heads"] == models.config("vace")["num_heads"] == 2
 
 
+def vace_file(folder: Path, layers: list[int], **settings: Any) -> Path:
+    """A model of 6 blocks with a branch beside these, and what config.json says."""
+    branch = weights(randomized(Vace(**{**BRANCH, "layers": layers})))
+    save(folder / "vace.safetensors", {**weights(WanDiT(**BASE)), **branch})
+    (folder / "config.json").write_text(json.dumps({"num_heads": DIT["num_heads"], **settings}))
+    return folder
+
+
+@pytest.mark.parametrize("layers", [[0, 1, 4, 5], [1, 3, 5]])
+def test_the_layers_of_a_branch_stand_in_the_configuration(
+    tmp_path: Path, registry: Registry, layers: list[int]
+) -> None:
+    models = Bundle.open([vace_file(tmp_path, layers, vace_layers=layers)], registry)
+    assert models.config("vace")["layers"] == layers
+    branch = models.load("vace")
+    assert isinstance(branch, Vace)
+    assert branch.layers == tuple(layers)
+
+
+def test_layers_at_other_distances_are_not_guessed(tmp_path: Path, registry: Registry) -> None:
+    models = Bundle.open([vace_file(tmp_path, [0, 1, 3, 5])], registry)
+    with pytest.raises(
+        CheckpointError, match=r"is not known.*; put the config\.json .* 'vace_layers', beside"
+    ) as caught:
+        models.load("vace")
+    assert "\n" not in str(caught.value)
+    assert isinstance(models.load("dit"), WanDiT)
+
+
+@pytest.mark.parametrize("said", [[0, 1, 2], [0], [0, 1.5, 3], "0, 1", {"0": 1}])
+def test_layers_that_do_not_go_with_the_file(tmp_path: Path, registry: Registry, said: Any) -> None:
+    models = Bundle.open([vace_file(tmp_path, [0, 3], vace_layers=said)], registry)
+    with pytest.raises(CheckpointError) as caught:
+        models.load("vace")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_published_row_follows_the_configuration_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not one that lies where the program was started."""
+    row = next(row for row in ROWS if row.name == "Wan2.1-VACE-1.3B")
+    (tmp_path / "config.json").write_text('{"vace_layers": [0, 1]}')
+    said = Formulas(Header((), {}, {}), tmp_path).evaluate(row.components["vace"].config)
+    assert said["layers"] == [0, 1]
+    monkeypatch.chdir(tmp_path)
+    assert fingerprint(expected_shapes(row)) == row.hash
+
+
 def test_two_experts_have_two_branches(pretrained: Path, registry: Registry) -> None:
     folder = pretrained / "VACE-tiny"
     models = Bundle.open([folder, folder], registry, [None, "dit2"])
@@ -132,6 +180,7 @@ def test_a_controlled_video_by_command(pretrained: Path, controls: Path, tmp_pat
     assert not np.array_equal(full, less)
 
 
+@pytest.mark.slow
 def test_an_avatar_by_command(pretrained: Path, controls: Path, tmp_path: Path) -> None:
     """What OmniAvatar trained (LoRA, condition channels, sound) goes on the VACE model as on the one it extends."""
     given = ("--model", pretrained / "VACE-tiny", "--model", pretrained / "OmniAvatar-tiny", "--size", "32x32")
@@ -157,6 +206,23 @@ def test_what_to_follow_is_all_that_must_be_given(pretrained: Path, controls: Pa
     )
     assert code == 0
     assert len(read_video(tmp_path / "o.mp4")) == 13
+
+
+def test_layers_that_are_not_known_are_named_before_anything_is_loaded(
+    pretrained: Path, controls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = vace_file(tmp_path, [0, 1, 3, 5])
+    plan = ["run", "--units", "vace-video", "--prompt", "hi", "--model", folder, *TINY, "--size", "32x32"]
+    words = [str(part) for part in (*plan, "--control-video", controls / "pose.mkv", "-o", tmp_path / "out.mp4")]
+    assert run_cli(words) == 2
+    error = capsys.readouterr().err
+    assert "which blocks of the transformer the VACE branch goes beside is not known" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out.mp4").exists()
+    settings = {"num_heads": DIT["num_heads"], "vace_layers": [0, 1, 3, 6]}
+    (folder / "config.json").write_text(json.dumps(settings))
+    assert run_cli([*words, "--quiet"]) == 2
+    assert "goes up to block 6 and the transformer has 6 blocks" in capsys.readouterr().err
 
 
 def test_bad_files_are_named_before_anything_is_loaded(

@@ -50,7 +50,7 @@ class Networks(RandomModels):
         if role != "vace":
             return super().load(role, device=device, dtype=dtype, **constructor)
         numbers = {key: tiny.DIT[key] for key in ("dim", "ffn_dim", "eps", "patch_size")}
-        layers: dict[str, Any] = {"in_dim": 96, "num_heads": HEADS, "num_layers": 2, "every": 2}
+        layers: dict[str, Any] = {"in_dim": 96, "num_heads": HEADS, "layers": [0, 2]}
         network: nn.Module = randomized(Vace(**numbers, **layers, attention=constructor["attention"]), seed=1)
         return network
 
