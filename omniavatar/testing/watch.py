@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,8 @@ from unittest import mock
 import torch
 from torch import nn
 
-from omniavatar.engine.engine import Adapter, Engine, Models
+from omniavatar.engine.delegation import DelegatingModels
+from omniavatar.engine.engine import Engine, Models
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.scopes import Scope
 from omniavatar.engine.surround import Around
@@ -134,31 +135,20 @@ class WatchedValues(MutableMapping[str, Any]):
         return len(self._values)
 
 
-class WatchedModels:
+class WatchedModels(DelegatingModels[Models]):
     """The models of an engine, with a note of who asks for the numbers or files of a role."""
 
     def __init__(self, watch: Watch, models: Models) -> None:
-        self._watch, self._models = watch, models
-
-    def __contains__(self, role: object) -> bool:
-        return role in self._models
-
-    def load(self, role: str, **options: Any) -> nn.Module:
-        return self._models.load(role, **options)
+        super().__init__(models)
+        self._watch = watch
 
     def config(self, role: str) -> Mapping[str, Any]:
         self._watch.note_model(role)
-        return self._models.config(role)
+        return super().config(role)
 
     def beside(self, role: str, path: Path) -> Path:
         self._watch.note_model(role)
-        return self._models.beside(role, path)
-
-    def tokenizer(self, role: str) -> Callable[[], Any] | None:
-        return self._models.tokenizer(role)
-
-    def adapters(self) -> Sequence[Adapter]:
-        return self._models.adapters()
+        return super().beside(role, path)
 
 
 class WatchedEngine(Engine):
