@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import click
 
+from omniavatar import sdk
 from omniavatar.cli import build_cli, run_cli
 from omniavatar.cli.models import TEST_TABLE, billions, recognised_by, row_facts
 from omniavatar.cli.unit_page import UnitPage
@@ -38,6 +39,7 @@ def pages() -> dict[str, str]:
     made = {
         "units.md": units_page(plugins),
         "hooks.md": hooks_page(),
+        "sdk.md": sdk_page(),
         "commands.md": commands_page(),
         "checkpoints.md": checkpoints_page(plugins),
         **{name: top_page(file) for name, file in TOP_PAGES.items()},
@@ -122,6 +124,27 @@ def signature(function: Callable[..., Any]) -> str:
         for name, parameter in found.parameters.items()
     ]
     return f"def {function.__name__}({', '.join(parameters)}){returned}"
+
+
+# The SDK --------------------------------------------------------------------------------------------------------------
+
+
+def sdk_page() -> str:
+    """Every name of `omniavatar.sdk`, by what it is about, with the beginning of its docstring."""
+    lines = ["# The SDK", "", text(inspect.getdoc(sdk) or ""), "", f"This is API {sdk.API}.", ""]
+    for title, names in sdk.GROUPS.items():
+        lines += [
+            f"## {title}",
+            "",
+            *table(("name", "what it is"), [(f"`{name}`", meaning(name)) for name in names]),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def meaning(name: str) -> str:
+    """What a name of the SDK is, in a sentence or two."""
+    return sdk.MEANINGS.get(name) or " ".join((inspect.getdoc(getattr(sdk, name)) or "").partition("\n\n")[0].split())
 
 
 # Commands -------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@
         result = engine.generate(Request({"image": "me.png", "audio": "me.wav", "output": "talk.mp4"}))
 
 This is the whole public API for programs; names are imported when they are used. Plugins are written against
-`omniavatar.hookspecs` and `omniavatar.engine`.
+`omniavatar.sdk`.
 """
 
 from __future__ import annotations

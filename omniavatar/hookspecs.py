@@ -138,13 +138,15 @@ class Pipeline:
 
         What is constant for all videos belongs to the engine's scope: `job.engine.values.once("x.tokenizer", load)`.
         A unit that denoises frames of its own in front of the video's says so: `job.leading += 1`.
+        Example: `job["mood_shift"] = job.engine.model("mood_table")(job.inputs(self).mood)`.
         """
 
     @hookspec(firstresult=True)
     def plan_windows(self, job: Job) -> Sequence[Span] | None:
         """Once per video, first result: which frames are denoised together. Only one unit of a plan may claim it.
 
-        Without any, the video is one window.
+        Without any, the video is one window. Example, windows of 17 frames to the end, `job.length`:
+        `return [Span(at, min(at + 17, end), 0, at, min(at + 17, end)) for at in range(0, end, 17)]`.
         """
 
     @hookspec(firstresult=True)
@@ -160,7 +162,7 @@ class Pipeline:
         """Once per window, first result: the denoising steps. Only one unit (the schedule) may claim it.
 
         A solver that wants other steps is a wrapper. Example, which ends at a level above 0:
-        `return steps_along(window, [1.0, 0.8, 0.5, 0.1])` of `omniavatar.engine.flow_match`.
+        `return steps_along(window, [1.0, 0.8, 0.5, 0.1])`.
         """
 
     @hookspec
@@ -181,7 +183,8 @@ class Pipeline:
     def guide(self, step: Step) -> Tensor | None:
         """Once per evaluation of a step, first result: the guided velocity (b c t h w).
 
-        Calls `step.predict(branches)` with the branches it wants and combines the results.
+        Calls `step.predict(branches)` with the branches it wants and combines the results. Only one unit (the guidance
+        rule) may claim it.
         Example: `positive, negative = step.predict([p, n]); return negative + scale * (positive - negative)`.
         """
 
@@ -189,7 +192,8 @@ class Pipeline:
     def substitute(self, step: Step, branches: Sequence[Branch]) -> Sequence[Branch] | None:
         """Once per call of `step.predict`, first result: for each branch the one whose prediction is taken for it.
 
-        Only those are predicted, each once. Example, which saves the call for the negative prompt at low noise:
+        Only those are predicted, each once. Several units may answer; all but the last name the hook in `passes_on`.
+        Example, which saves the call for the negative prompt at low noise:
         `return [Branch.fullest(branches)] * len(branches) if step.sigma < 0.3 else None`.
         """
 
@@ -199,6 +203,8 @@ class Pipeline:
 
         The engine's own implementation, asked last, runs one transformer call per branch. A unit that merges branches
         into one batch returns `step.forward(branches).chunk(len(branches))`; one that works around it is a wrapper.
+        Several units may answer; all but the last name the hook in `passes_on`.
+        Example: `return step.forward(branches).chunk(len(branches)) if len(branches) > 1 else None`.
         """
 
     @hookspec(firstresult=True)
@@ -207,7 +213,10 @@ class Pipeline:
 
         The engine's own implementation, asked last, runs the hooks below. A unit may make several calls of one:
         `step.forward(branches, frames)` is about some latent frames of the window. What a unit has for every latent
-        frame goes through `forward.cut`, or is chosen by `frame_index`.
+        frame goes through `forward.cut`, or is chosen by `frame_index`. Several units may answer; all but the last name
+        the hook in `passes_on`.
+        Example, two halves: `return torch.cat([forward.step.forward(forward.branches, half) for half in halves], 2)`,
+        and None for a call that is about a half already.
         """
 
     @hookspec
@@ -224,6 +233,7 @@ class Pipeline:
         `forward.left_out.add(9)`.
         After `embed` there may be only this rank's tokens: add to them by `frame_index`, or pass values per token
         through `forward.shard`.
+        Example: `forward.conditions["mood"] = forward.memory.once("mood.tokens", lambda: forward.stacked(tokens_of))`.
         """
 
     @hookspec(firstresult=True)
@@ -232,7 +242,9 @@ class Pipeline:
 
         The transformer answers last (`trylast`). A cache returns its own result to skip the blocks, or `None`.
         A wrapper may shard the tokens, yield, and gather the result. Whoever runs blocks calls
-        `forward.run_block(index)` for each, which honours `forward.left_out` and calls the three hooks below.
+        `forward.run_block(index)` for each, which honours `forward.left_out` and calls the three hooks below. Several
+        units may answer; all but the last name the hook in `passes_on`.
+        Example, a cache: `return forward.x + forward.memory["mine.residual"] if self.skips(forward.step) else None`.
         """
 
     @hookspec
@@ -249,7 +261,8 @@ class Pipeline:
 
         The engine's own implementation, asked last, calls the block with `forward.block_inputs(index)`. A unit may
         answer `forward.x` to leave the block out; if it knows that when the call begins, it adds the block to
-        `forward.left_out` instead, so that its weights are not fetched. A wrapper works around the block.
+        `forward.left_out` instead, so that its weights are not fetched. A wrapper works around the block. Several units
+        may answer; all but the last name the hook in `passes_on`.
         Example, for some samples only: `forward.run_block_for(index, rows)`.
         """
 
@@ -257,6 +270,7 @@ class Pipeline:
     def after_block(self, forward: Forward, index: int) -> None:
         """Once per block, also for one that is left out: `forward.x` (b s d) is the output of block `index`. It may be
         replaced. `forward.beside` are what its attentions have found beside their results.
+        Example: `forward.x = before + 1.2 * (forward.x - before)`, with the input that `before_block` has kept.
         """
 
     @hookspec
@@ -264,6 +278,7 @@ class Pipeline:
         """Once per transformer call: from `forward.x` to `forward.output` (b c t h w).
 
         The transformer comes last (`trylast`) with head and unpatchify; units drop their extra tokens before it.
+        Example, which takes away tokens that were put in front: `forward.x = forward.x[:, forward["mine.count"] :]`.
         """
 
     @hookspec(firstresult=True)
@@ -277,13 +292,16 @@ class Pipeline:
 
     @hookspec
     def after_step(self, step: Step) -> None:
-        """Once per step, also the last: `step.window.latents` are the new ones and may be changed."""
+        """Once per step, also the last: `step.window.latents` are the new ones and may be changed.
+
+        Example: `bar.update(step.index + 1, len(step.window.steps))`.
+        """
 
     @hookspec(firstresult=True)
     def decode_latents(self, window: Window) -> Iterator[Tensor] | None:
         """Once per window, after the last step, first result: its frames in order, group by group, as (1 3 t h w) in
         [0, 1]. Only one unit (the decoder) may claim it; it may be a generator, which works when the next group is
-        asked for.
+        asked for. Example: `for part in window.video_latents.split(4, dim=2): yield self.decoded(part)`.
         """
 
     @hookspec
@@ -305,8 +323,12 @@ class Pipeline:
     def end_window(self, window: Window) -> None:
         """Once per window, when its frames are decoded: `window["frames"]` (1 3 t h w) are the last ones, as many as
         the next window continues from. Store here what that one reads as "previous.NAME".
+        Example: `window["border_frame"] = window["frames"][:, :, -1]`.
         """
 
     @hookspec
     def end_job(self, job: Job) -> None:
-        """Once per video: finish the file. Results go to `job.results`, by name."""
+        """Once per video: finish the file. Results go to `job.results`, by name.
+
+        Example: `job.results["faces"] = job["mine.faces"]`.
+        """

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from omniavatar import __version__, builtin
-from omniavatar.errors import CheckpointError, Ended, PlanError, PluginError
+from omniavatar.errors import CheckpointError, Ended, PlanError, PluginError, shown
 from omniavatar.hookspecs import PROJECT, Discovery
+from omniavatar.sdk import API
 
 if TYPE_CHECKING:
     import click
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from omniavatar.training.data.generated import ClipGenerator
 
 OWN_PACKAGE = "omniavatar"
+API_ATTRIBUTE = "OMNIAVATAR_API"
+"""Where the hook module of a package says for which number of `omniavatar.sdk` it is written."""
 LONGEST = 500
 """Letters of an error that are shown."""
 
@@ -48,6 +51,7 @@ class Description:
     """A plugin: its name, package, version and place, the hooks it implements, what of it was left out and why.
 
     units, presets: the names of those that it brings, once `Plugins.catalog` has been asked.
+    api: the number of `omniavatar.sdk` that it says it is written for, if it says one.
     """
 
     name: str
@@ -59,6 +63,7 @@ class Description:
     presets: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     is_active: bool = True
+    api: int | None = None
 
 
 @dataclass
@@ -201,6 +206,7 @@ class Plugins:
             hooks=self.hooks_of(builtin),
             units=self._brought("unit", builtin.__name__),
             presets=self._brought("preset", builtin.__name__),
+            api=API,
         )
         found = [self._described(name, entry) for name, entry in self.entries.items()]
         return [own, *sorted(found, key=lambda description: not description.is_active)]
@@ -218,6 +224,7 @@ class Plugins:
             presets=self._brought("preset", name),
             faults=tuple(failure.reason for failure in failures),
             is_active=plugin is not None,
+            api=getattr(plugin, API_ATTRIBUTE, None),
         )
 
     def package_of(self, plugin: str) -> str:
@@ -302,6 +309,16 @@ def clash(one: Format, other: Format) -> bool:
     return one.name == other.name or not set(one.suffixes).isdisjoint(other.suffixes)
 
 
+def check_api(plugin: Any) -> None:
+    """Raise PluginError for a plugin that is written for another number of `omniavatar.sdk`; without one it is this."""
+    number = getattr(plugin, API_ATTRIBUTE, API)
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise PluginError(f"its {API_ATTRIBUTE} is {shown(number)} and not a number such as {API}")
+    if number != API:
+        remedy = "upgrade omniavatar, or install an older version of it" if number > API else "upgrade it"
+        raise PluginError(f"it is written for API {number}, and this omniavatar has API {API}; {remedy}")
+
+
 def check_marks(plugin: Any, hooks: Sequence[str]) -> None:
     """Raise PluginError for a hook that would never be called, and for a plugin without any."""
     known = [name for name, spec in vars(Discovery).items() if hasattr(spec, f"{PROJECT}_spec")]
@@ -369,6 +386,7 @@ def _register(plugins: Plugins, entry: EntryPoint) -> None:
     plugins.entries[name] = entry
     try:
         plugin = entry.load()
+        check_api(plugin)
         manager.register(plugin, name=name)
         manager.check_pending()
         check_marks(plugin, plugins.hooks_of(plugin))

@@ -85,20 +85,12 @@ def test_every_promise_is_listed_in_its_own_words() -> None:
     assert dict(re.findall(r"^- `(\w+)`: (.+)$", PAGE.read_text(), re.MULTILINE)) == promises
 
 
-IMPORTS = """
-import torch
-from pydantic import Field
-from omniavatar.engine.unit import PipelineUnit, UnitSettings
-from omniavatar.hookspecs import hookimpl
-"""
-
-
 @pytest.fixture
 def fade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The unit of the README, in a module of its own."""
     blocks = BLOCK.finditer((ROOT / "README.md").read_text())
     code = next(block["text"] for block in blocks if "hookimpl" in block["text"])
-    (tmp_path / "readme_unit.py").write_text(IMPORTS + code)
+    (tmp_path / "readme_unit.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     yield importlib.import_module("readme_unit").Fade
     del sys.modules["readme_unit"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from omniavatar.engine.plan import EXCLUSIVE_HOOKS, SHARED_HOOKS
 from omniavatar.hookspecs import PROJECT, Discovery, Pipeline
 
 SPECS = [
@@ -33,6 +34,22 @@ def test_every_hook_is_documented_and_typed(group: str, name: str, spec: Any) ->
     _, *parameters = signature.parameters.values()
     assert all(parameter.annotation is not inspect.Parameter.empty for parameter in parameters)
     assert all(parameter.default is inspect.Parameter.empty for parameter in parameters), "pluggy passes no defaults"
+
+
+@pytest.mark.parametrize(("group", "name", "spec"), SPECS, ids=[name for _, name, _ in SPECS])
+def test_every_hook_has_an_example_and_says_who_may_answer(group: str, name: str, spec: Any) -> None:
+    words = " ".join((inspect.getdoc(spec) or "").split())
+    assert "Example" in words, f"{name} has no example"
+    assert ("Only one unit" in words) == (name in EXCLUSIVE_HOOKS)
+    assert ("name the hook in `passes_on`" in words) == (name in SHARED_HOOKS)
+
+
+def test_the_docs_say_which_hooks_are_exclusive() -> None:
+    text = " ".join(PAGE.read_text().split()).partition("Of these with a first result")[2]
+    exclusive, _, rest = text.partition("The others,")
+    shared = rest.partition("may be answered by several")[0]
+    assert [re.findall(r"`(\w+)`", names) for names in (exclusive, shared)] == [[*EXCLUSIVE_HOOKS], [*SHARED_HOOKS]]
+    assert set(EXCLUSIVE_HOOKS) | set(SHARED_HOOKS) == FIRST_RESULT
 
 
 def test_nothing_public_is_unmarked() -> None:

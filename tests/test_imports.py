@@ -17,7 +17,7 @@ from omniavatar import lazy
 from omniavatar.units import BUILTIN
 
 ROOT = Path(omniavatar.__file__).parent
-LEAVES = {"errors", "hookspecs", "lazy", "metrics", "resources", "roles", "threads", "values"}
+LEAVES = {"deprecation", "errors", "hookspecs", "lazy", "metrics", "resources", "roles", "threads", "values"}
 BELOW_CONFIG = {"checkpoints", "errors", "resources", "values"}
 # Each folder and loose module of the package and what it may import, itself always included.
 ALLOWED: dict[str, set[str]] = {
@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "media": {"errors", "lazy"},
     "checkpoints": {"errors", "models", "resources", "roles", "values"},
     "distributed": {"errors", "models"},
-    "engine": {"errors", "roles", "values", "hookspecs", "lazy", "models", "media", "distributed"},
+    "engine": {"deprecation", "errors", "roles", "values", "hookspecs", "lazy", "models", "media", "distributed"},
     "units": {"errors", "hookspecs", "lazy", "models", "media", "distributed", "engine"},
     "builtin": {"checkpoints", "hookspecs", "resources", "units"},
     "calibration": {"checkpoints", "engine", "errors", "hookspecs", "units"},
@@ -35,7 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "config_base": {"config", "errors", "original"},
     "downloading": {"config", "errors"},
     "training": {"checkpoints", "config", "distributed", "engine", "errors", "hookspecs", "media", "units"},
-    "plugins": {"builtin", "checkpoints", "engine", "errors", "hookspecs", "metrics", "training"},
+    "plugins": {"builtin", "checkpoints", "engine", "errors", "hookspecs", "metrics", "sdk", "training"},
+    "sdk": set(),
     "locating": {"checkpoints", "config", "errors", "plugins"},
     "opening": {
         *("checkpoints", "config", "config_base", "distributed", "engine", "errors", "locating", "original"),
@@ -62,6 +63,10 @@ TYPES_ONLY = {
     "builtin": {"engine"},
     "threads": {"engine"},
     "hookspecs": {"checkpoints", "engine", "metrics", "training"},
+    "sdk": {
+        *("checkpoints", "distributed", "engine", "errors", "hookspecs", "lazy", "media", "metrics", "models"),
+        *("training", "units", "values"),
+    },
 }
 
 

@@ -61,7 +61,7 @@ def vace(numbers: Numbers) -> dict[str, Any]:
     return {
         "_class_name": "WanVACETransformer3DModel",
         "vace_in_channels": numbers["in_dim"],
-        "vace_layers": [index * numbers["every"] for index in range(numbers["num_layers"])],
+        "vace_layers": list(numbers["layers"]),
     }
 
 

@@ -65,6 +65,7 @@ def facts_of(unit: type[PipelineUnit], package: str) -> dict[str, str]:
         "models": models(unit),
         "conflicts": "; ".join(f"{what}: {why}" for what, why in unit.conflicts.items()),
         "brings": ", ".join(unit.brings),
+        "replaces": ", ".join(unit.replaces),
         "suggests": ", ".join(
             f"{other}.{name}={value}" for other, values in unit.suggests.items() for name, value in values.items()
         ),
@@ -109,6 +110,7 @@ def unit_facts(unit: type[PipelineUnit], package: str) -> dict[str, Any]:
         "optional_roles": list(unit.optional_roles),
         "conflicts": dict(unit.conflicts),
         "brings": list(unit.brings),
+        "replaces": list(unit.replaces),
         "suggests": {name: dict(values) for name, values in unit.suggests.items()},
         "moved": dict(unit.moved),
     }

@@ -3,6 +3,7 @@
     expression = term (("+" | "-") term)*        term = name [ "(" key=value, ... ")" ]
 
 A name is a unit or a preset; `-` takes a unit out; a unit named twice gets both groups of settings, the later ones win.
+A unit that is added takes those out that it replaces; a preset adds none that a unit of the plan replaces.
 The order is that of the expression, changed only where a unit needs what a later one provides.
 
 Settings come from several sources; `omniavatar.engine.settings.Strength` says which of them wins.
@@ -15,12 +16,12 @@ import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from itertools import permutations
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from omniavatar.deprecation import say_once
 from omniavatar.engine.settings import (
     DEFAULT,
     Chosen,
@@ -247,6 +248,10 @@ def _apply(
     members = _read(catalog.presets[name], catalog, (*inside, name)) if is_preset else written
     for unit, values in members.items():
         if sign == "+":
+            if is_preset and any(unit in catalog.units[other].replaces for other in chosen):
+                continue
+            for other in catalog.units[unit].replaces:
+                _check_unasked(chosen.pop(other, {}), other, unit)
             present = chosen.setdefault(unit, {})
             for key, setting in values.items():
                 target, new = moved_to(catalog.units[unit], key)
@@ -258,6 +263,13 @@ def _apply(
                     tell_of_moved(setting.origin, setting.strength, f"{unit}.{key}", f"{target}.{new}")
         elif chosen.pop(unit, None) is None:
             raise PlanError(f"'-{unit}': the plan has no unit '{unit}' to take out{nearest(unit, chosen)}")
+
+
+def _check_unasked(settings: Mapping[str, Setting], unit: str, taker: str) -> None:
+    """Refuse settings that an expression gives to a unit which another one replaces."""
+    written = [f"{unit}.{name}" for name, setting in settings.items() if setting.strength >= Strength.PLAN]
+    if written:
+        raise PlanError(f"'{taker}' replaces '{unit}', so nothing takes {', '.join(written)}; leave it out")
 
 
 def _read_name(text: str, position: int, catalog: Catalog, meant: Iterable[str]) -> tuple[str, int]:
@@ -435,11 +447,9 @@ def moved_to(unit_class: type[PipelineUnit], name: str) -> tuple[str, str]:
     return unit, new
 
 
-@cache
 def tell_of_moved(origin: str, strength: Strength, old: str, new: str) -> None:
-    """Say once that a setting or unit has another name today; to those who cannot change it, only if they ask for it."""
-    is_own = strength >= Strength.FILE
-    log.log(logging.WARNING if is_own else logging.INFO, "%s: %s is %s now; the old name still works", origin, old, new)
+    """Say once that a setting or unit has another name today; to those who cannot change it, only if they ask."""
+    say_once(origin, old, new, to_user=strength >= Strength.FILE)
 
 
 def _tell_of_left(layer: Layer, unit: str, names: Sequence[str], taker: str | None) -> None:
@@ -455,14 +465,18 @@ def _tell_of_left(layer: Layer, unit: str, names: Sequence[str], taker: str | No
 
 
 def in_place_of(unit: str, chosen: Iterable[str], catalog: Catalog, *, setting: str | None = None) -> str | None:
-    """The unit of the plan that answers an exclusive hook as this absent one would, such as another solver.
+    """The unit of the plan that replaces this absent one, or answers an exclusive hook as it would.
 
     setting: the name of one that it has to have.
     """
     if unit not in catalog.units:
         return None
     hooks = [hook for hook in EXCLUSIVE_HOOKS if claims_hook(catalog.units[unit], hook)]
-    others = (name for name in chosen if any(claims_hook(catalog.units[name], hook) for hook in hooks))
+    others = (
+        name
+        for name in chosen
+        if unit in catalog.units[name].replaces or any(claims_hook(catalog.units[name], hook) for hook in hooks)
+    )
     return next((name for name in others if setting is None or has_setting(catalog.units[name], setting)), None)
 
 

@@ -139,6 +139,7 @@ class PipelineUnit:
         plan must not claim the same.
     brings: units that come into the plan with it, in front of it, unless another unit answers what they would: a solver
         brings the schedule that it follows.
+    replaces: units that leave the plan when this one is added to it, because it does what they do.
     suggests: settings of other units that suit it, by unit; they count where nobody says anything else.
     former_names: what the unit was called once; plans and configurations may call it so.
     moved: settings that it had once, each with "UNIT.SETTING", what is called so today; the old names stay readable.
@@ -161,6 +162,7 @@ class PipelineUnit:
     passes_on: ClassVar[tuple[str, ...]] = ()
     claims: ClassVar[tuple[str, ...]] = ()
     brings: ClassVar[tuple[str, ...]] = ()
+    replaces: ClassVar[tuple[str, ...]] = ()
     suggests: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     former_names: ClassVar[tuple[str, ...]] = ()
     moved: ClassVar[Mapping[str, str]] = {}
@@ -214,7 +216,7 @@ class PipelineUnit:
 
 def declaration_faults(unit_class: type[PipelineUnit]) -> Iterator[str]:
     """What a class says about itself in another form than `PipelineUnit` does, one line each."""
-    names_in_tuples = ("needs", "uses", "provides", "passes_on", "claims", "brings", "former_names")
+    names_in_tuples = ("needs", "uses", "provides", "passes_on", "claims", "brings", "replaces", "former_names")
     roles_in_tuples = ("roles", "optional_roles", "experts", "companions")
     yield from names_faults(unit_class, *names_in_tuples, *roles_in_tuples)
     reasons = unit_class.conflicts

@@ -10,6 +10,7 @@ and take five to twenty seconds. The first broken promise raises AssertionError,
 from __future__ import annotations
 
 import inspect
+import logging
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -34,6 +35,7 @@ from omniavatar.engine.placing import PlacesWeights
 from omniavatar.engine.plan import PREVIOUS, Catalog, Plan, answers, build_plan, claims_hook, hooks_of, parse
 from omniavatar.engine.ranks import SpreadsWork
 from omniavatar.engine.residency import OUTSIDE_STEPS, IdleInSteps
+from omniavatar.engine.settings import explicit_layer
 from omniavatar.engine.surround import Around
 from omniavatar.engine.unit import ALL, PipelineUnit, declaration_faults
 from omniavatar.errors import InputError, OmniError, PlanError, nearest
@@ -78,6 +80,7 @@ def check_unit(
     unit_class: type[PipelineUnit],
     *,
     plan: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     networks: Mapping[str, Network] | None = None,
     inputs: Mapping[str, Any] | None = None,
     size: tuple[int, int] = SIZE,
@@ -86,6 +89,7 @@ def check_unit(
     """Raise AssertionError for the first promise that a unit breaks.
 
     plan: an expression with the unit in it; default: the default plan, without a file, and the unit.
+    settings: values for settings of the unit; default: those of its class, or of the plan.
     networks: class and numbers of a network for each further role, or in place of one of the test networks.
     inputs: values for inputs of the plan, so that the unit has something to do; a portrait, a voice and a prompt are
         given anyway. size: height and width of the videos. skip: promises that are not checked, each with the reason.
@@ -96,8 +100,8 @@ def check_unit(
             raise ValueError(f"no promise is called '{name}'{nearest(name, PROMISES)}")
         if not reason.strip():
             raise ValueError(f"say why '{name}' is skipped")
-    with TemporaryDirectory() as folder, one_thread():
-        subject = Subject(unit_class, plan, Stage(Path(folder), networks or {}, inputs or {}, size))
+    with TemporaryDirectory() as folder, one_thread(), few_words():
+        subject = Subject(unit_class, plan, Stage(Path(folder), networks or {}, inputs or {}, size), settings or {})
         for name, check in PROMISES.items():
             if name not in skip:
                 with naming(f"unit '{getattr(unit_class, 'name', unit_class.__name__)}' breaks the promise '{name}'"):
@@ -117,12 +121,12 @@ def check_plan(
     arguments are those of `check_unit`.
     """
     catalog = discover().catalog()
-    with TemporaryDirectory() as folder, one_thread():
+    with TemporaryDirectory() as folder, one_thread(), few_words():
         stage = Stage(Path(folder), networks or {}, inputs or {}, size)
         first: Subject | None = None
         names = build_plan(plan, catalog, SETTINGS).names
         for name in names:
-            subject = Subject(catalog.units[name], plan, stage)
+            subject = Subject(catalog.units[name], plan, stage, {})
             if first is not None:  # what has been made for another unit is the same for this one
                 vars(subject).update(first=first.first, second=first.second)
             for promise in QUICK if first is None else QUICK[:-1]:
@@ -154,11 +158,35 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class Subject:
-    """A unit, its plan and the stage for it."""
+@contextmanager
+def few_words() -> Iterator[None]:
+    """Log warnings and errors only: the compiler says hundreds of lines, which pytest shows with a failure.
 
-    def __init__(self, unit_class: type[PipelineUnit], expression: str | None, stage: Stage) -> None:
+    Its trace does not ask whether logging is disabled, so its logger is switched off by itself.
+    """
+    trace, level = logging.getLogger("torch.__trace"), logging.root.manager.disable
+    was_off = trace.disabled
+    logging.disable(max(level, logging.INFO))
+    trace.disabled = True
+    try:
+        yield
+    finally:
+        trace.disabled = was_off
+        logging.disable(level)
+
+
+class Subject:
+    """A unit with settings of its own, its plan and the stage for it."""
+
+    def __init__(
+        self,
+        unit_class: type[PipelineUnit],
+        expression: str | None,
+        stage: Stage,
+        settings: Mapping[str, Any],
+    ) -> None:
         self.unit_class = unit_class
+        self.settings = settings
         self.expression = expression or f"default-write-video+{getattr(unit_class, 'name', '')}"
         self.stage = stage
 
@@ -175,7 +203,9 @@ class Subject:
 
     def plan(self, change: str = "") -> Plan:
         """A plan of new units. Raises PlanError."""
-        return build_plan(self.expression + change, self.catalog, SETTINGS)
+        return build_plan(
+            self.expression + change, self.catalog, SETTINGS, explicit_layer({self.unit_class.name: self.settings})
+        )
 
     def unit_of(self, plan: Plan) -> PipelineUnit:
         """The unit in a plan."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class DpmSolverMultistep(PipelineUnit):
-    """Solver: DPM++ 2M, in place of euler (default-euler+dpmpp-2m); good pictures in half the steps.
+    """Solver: DPM++ 2M, in place of euler (default+dpmpp-2m); good pictures in half the steps.
 
     Each step extrapolates from the last two estimates of the clean video; the last one goes to the estimate itself.
     Every value is extrapolated by itself, so given frames, which are written over before every step, change no others.
@@ -24,6 +24,7 @@ class DpmSolverMultistep(PipelineUnit):
 
     name = "dpmpp-2m"
     brings = ("schedule",)
+    replaces = ("euler",)
     suggests: ClassVar = {"schedule": {"steps": 25}}
 
     @hookimpl

@@ -25,6 +25,7 @@ class Lcm(PipelineUnit):
 
     name = "lcm"
     brings = ("schedule",)
+    replaces = ("euler",)
     suggests: ClassVar = {"schedule": {"steps": 4}}
 
     @hookimpl

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class UniPC(PipelineUnit):
-    """Solver: UniPC of second order, in place of euler (default-euler+unipc); good pictures in half the steps.
+    """Solver: UniPC of second order, in place of euler (default+unipc); good pictures in half the steps.
 
     Each step predicts from the last two estimates of the clean video, and the next estimate corrects it without a
     further call. Given frames are written over before every step; their history never reaches other frames, since
@@ -25,6 +25,7 @@ class UniPC(PipelineUnit):
 
     name = "unipc"
     brings = ("schedule",)
+    replaces = ("euler",)
     suggests: ClassVar = {"schedule": {"steps": 25, "sigma_max": 1 - 1 / TIMESTEPS}}
     moved: ClassVar = {"steps": "schedule.steps", "shift": "schedule.shift"}
 

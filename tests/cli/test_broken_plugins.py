@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from omniavatar.plugins import discover
+from omniavatar.sdk import API
 from tests.cli.conftest import SMALL, Omni
 from tests.training.scenes import Stripes
 
@@ -62,6 +63,18 @@ LEFT_OUT = {
     ),
     "no hook at all": ("def units(): ...", "PluginError: it has none of the hooks omni_units, omni_presets, "),
     "a panic": ("class Panic(BaseException): ...\nraise Panic('at the disco')", "Panic: at the disco"),
+    "a later API": (
+        f"OMNIAVATAR_API = {API + 1}" + HEAD + COMMANDS.format("wave"),
+        f"PluginError: it is written for API {API + 1}, and this omniavatar has API {API}; upgrade omniavatar, or",
+    ),
+    "an earlier API": (
+        f"OMNIAVATAR_API = {API - 1}" + HEAD + COMMANDS.format("wave"),
+        f"PluginError: it is written for API {API - 1}, and this omniavatar has API {API}; upgrade it",
+    ),
+    "an API that is no number": (
+        "OMNIAVATAR_API = '1'" + HEAD + COMMANDS.format("wave"),
+        "PluginError: its OMNIAVATAR_API is '1' and not a number such as 1",
+    ),
     "an endless complaint": ("raise ValueError('no' * 10_000)", "nono..."),
 }
 """By fault, the module and what is said of it when anything is done: nothing of the package is used."""
@@ -157,7 +170,7 @@ def test_a_package_that_cannot_be_used_is_left_out(
     assert said.startswith("omni: plugin 'omniavatar_broken' is left out: ")
     assert reason in said
     line = line_of("omniavatar_broken", omni("plugins", "list").out)
-    assert line.split()[1:3] == ["1.2", str(tmp_path / "site")]
+    assert line.split()[1:3] == ["1.2", str(tmp_path / "site")], "no API, since it is not in use"
     assert "left out: " in line
     assert reason in line
 

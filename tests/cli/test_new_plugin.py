@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from omniavatar.cli.new_plugin import class_name
+from omniavatar.cli.new_plugin import KINDS, class_name
 from tests.cli.conftest import Omni, tree
+from tests.test_sdk import foreign_imports
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = {
@@ -26,12 +28,23 @@ PACKAGE = {
 }
 
 
-def run(*command: str | Path, where: Path | None = None, **environment: str) -> str:
+def run(*command: str | Path, where: Path | None = None, timeout: float = 100, **environment: str) -> str:
     """A command that must succeed: what it prints."""
     arguments, variables = [sys.executable, "-m", *map(str, command)], {**os.environ, **environment}
-    done = subprocess.run(arguments, cwd=where, env=variables, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(
+        arguments, cwd=where, env=variables, capture_output=True, text=True, timeout=timeout, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("like", KINDS)
+def test_a_package_of_each_kind_passes_its_tests(omni: Omni, folder: Path, like: str) -> None:
+    assert omni("plugins", "new", "slow-glow", "--like", like).code == 0
+    source = folder / "omniavatar-slow-glow"
+    path = os.pathsep.join([str(source), *sys.path])
+    assert " passed" in run("pytest", "-q", "-n", "0", "-p", "no:cacheprovider", source, PYTHONPATH=path, timeout=300)
 
 
 @pytest.mark.slow
@@ -49,10 +62,25 @@ def test_the_package_installs_and_passes_its_tests(omni: Omni, folder: Path, tmp
     assert (tmp_path / "glow.mp4").is_file()
 
 
-def test_the_package_is_written_in_our_style(omni: Omni, folder: Path) -> None:
-    assert omni("plugins", "new", "slow-glow").code == 0
+@pytest.mark.parametrize("like", KINDS)
+def test_the_package_is_written_in_our_style(omni: Omni, folder: Path, like: str) -> None:
+    assert omni("plugins", "new", "slow-glow", "--like", like).code == 0
     for command in (("check",), ("format", "--check")):
         run("ruff", *command, "--config", ROOT / "pyproject.toml", where=folder / "omniavatar-slow-glow")
+
+
+@pytest.mark.parametrize("like", KINDS)
+def test_the_package_imports_what_plugins_may_import(omni: Omni, folder: Path, like: str) -> None:
+    assert omni("plugins", "new", "slow-glow", "--like", like).code == 0
+    source = folder / "omniavatar-slow-glow"
+    for path in source.rglob("*.py"):
+        is_test = path.parent.name == "tests"
+        assert foreign_imports(path.read_text(encoding="utf-8"), for_tests=is_test) == [], path
+    assert "OMNIAVATAR_API = 1\n" in (source / "omniavatar_slow_glow" / "__init__.py").read_text()
+    readme = (source / "README.md").read_text()
+    modules = {str(path.relative_to(source)) for path in source.rglob("*") if path.suffix in (".py", ".toml")}
+    explained = set(re.findall(r"(?m)^\| `(\S+)` \|", readme))
+    assert explained == modules - {"pyproject.toml"}
 
 
 def test_it_says_what_to_do_next(omni: Omni, folder: Path) -> None:
@@ -61,7 +89,7 @@ def test_it_says_what_to_do_next(omni: Omni, folder: Path) -> None:
     assert outcome.out.splitlines() == [
         "wrote here; go on with:",
         "  pip install --editable ./here",
-        "  omni run --units default+slow-glow --slow-glow.strength 0.5",
+        "  omni run --units default+slow-glow",
         "  pytest here",
     ]
     assert tree(folder / "here") == PACKAGE
@@ -72,6 +100,17 @@ def test_what_to_do_next_can_be_pasted(omni: Omni) -> None:
     printed = omni("plugins", "new", "slow-glow", "my plugins/glow").out
     assert "  pip install --editable './my plugins/glow'\n" in printed
     assert "  pytest 'my plugins/glow'\n" in printed
+
+
+def test_a_kind_that_there_is_not_is_refused(omni: Omni, folder: Path) -> None:
+    outcome = omni("plugins", "new", "slow-glow", "--like", "samplr")
+    assert outcome.code == 2
+    assert "'sampler'" in outcome.error
+    assert tree(folder) == set()
+
+
+def test_what_is_no_class_of_one_kind_may_be_one_of_another(omni: Omni) -> None:
+    assert omni("plugins", "new", "tint", "--like", "sampler").code == 0
 
 
 @pytest.mark.parametrize(
@@ -89,7 +128,8 @@ def test_what_to_do_next_can_be_pasted(omni: Omni) -> None:
         ("none", "a class 'None' cannot be; choose another name than 'none'"),
         ("window", "a class 'Window' cannot be; choose another name than 'window'"),
         ("frames", "a class 'Frames' cannot be; choose another name than 'frames'"),
-        ("window-recorder", "a class 'WindowRecorder' cannot be; choose another name than 'window-recorder'"),
+        ("pipeline-unit", "a class 'PipelineUnit' cannot be; choose another name than 'pipeline-unit'"),
+        ("pickle", "'pickle' is a weight format already; choose another name"),
         ("tint", "a class 'Tint' cannot be; choose another name than 'tint'"),
         ("teacache", "'teacache' is a unit or preset already; choose another name"),
         ("vae", "'vae' is a role of models already; choose another name"),

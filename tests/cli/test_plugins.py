@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import omniavatar
 from omniavatar import __version__
 from omniavatar.resources import asset
+from omniavatar.sdk import API
 from tests.cli.conftest import Omni, tree
 
 COMMAND = '''
@@ -54,7 +56,7 @@ def test_list_shows_the_built_in_package(omni: Omni) -> None:
     outcome = omni("plugins", "list")
     assert (outcome.code, outcome.err) == (0, "")
     (line,) = [line for line in outcome.out.splitlines() if line.startswith("omniavatar.builtin")]
-    assert line.split()[1:3] == [__version__, str(Path(omniavatar.__file__).parent)]
+    assert line.split()[1:4] == [__version__, str(API), str(Path(omniavatar.__file__).parent)]
     assert all(hook in line for hook in ("omni_units", "omni_presets", "omni_checkpoints"))
     assert line.split()[-1] == "active"
 
@@ -69,7 +71,15 @@ def test_a_plugin_adds_a_command(omni: Omni, install: Install, tmp_path: Path) -
     assert "Wave to somebody." in omni("--help").out
     assert omni("wave", "Ada").out == "waving to Ada\n"
     line = next(line for line in omni("plugins", "list").out.splitlines() if line.startswith("omniavatar_wave"))
-    assert line.split() == ["omniavatar_wave", "1.2", str(tmp_path / "site"), "omni_commands", "active"]
+    assert line.split() == ["omniavatar_wave", "1.2", "not", "said", str(tmp_path / "site"), "omni_commands", "active"]
+
+
+def test_list_says_for_which_api_a_package_is_written(omni: Omni, install: Install) -> None:
+    install("omniavatar_wave", f"OMNIAVATAR_API = {API}{COMMAND}")
+    (listed,) = [entry for entry in json.loads(omni("plugins", "list", "--json").out) if entry["name"].endswith("wave")]
+    assert (listed["api"], listed["is_active"]) == (API, True)
+    line = next(line for line in omni("plugins", "list").out.splitlines() if line.startswith("omniavatar_wave"))
+    assert line.split()[1:3] == ["1.2", str(API)]
 
 
 def test_every_picture_of_a_list_is_looked_at_before_anything_is_made(

@@ -151,7 +151,7 @@ def test_units_of_plugins_are_shown_like_our_own(omni: Omni, install: Callable[[
 
 def test_show_says_what_a_solver_brings_and_suggests_and_what_it_once_had(omni: Omni) -> None:
     out = " ".join(omni("units", "show", "unipc").out.split())
-    assert "brings schedule suggests schedule.steps=25, schedule.sigma_max=0.999" in out
+    assert "brings schedule replaces euler suggests schedule.steps=25, schedule.sigma_max=0.999" in out
     assert "once had steps (now schedule.steps), shift (now schedule.shift)" in out
     shown = json.loads(omni("units", "show", "unipc", "--json").out)
     assert (shown["brings"], shown["suggests"]["schedule"]["steps"]) == (["schedule"], 25)

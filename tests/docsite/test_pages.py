@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from docsite.pages import cell, checkpoints_page, commands_page, hooks_page, text, top_page, unit_section, units_page
+from docsite.pages import (
+    cell,
+    checkpoints_page,
+    commands_page,
+    hooks_page,
+    sdk_page,
+    text,
+    top_page,
+    unit_section,
+    units_page,
+)
+from omniavatar import sdk
 from omniavatar.cli import COMMANDS
 from omniavatar.cli.unit_page import UnitPage
 from omniavatar.hookspecs import PROJECT, Discovery, Pipeline
@@ -62,6 +73,16 @@ def test_every_hook_has_its_signature_and_its_docstring() -> None:
     assert "*First result.*" in sections["guide"]
     assert "First result" not in sections["embed"]
     assert "Calls `step.predict(branches)` with the branches it wants" in sections["guide"]
+
+
+def test_every_name_of_the_sdk_is_explained() -> None:
+    sections = dict(re.findall(r"(?ms)^## ([^\n]+)\n(.*?)(?=^##|\Z)", sdk_page()))
+    rows = {title: dict(re.findall(r"(?m)^\| `(\w+)` \| (.+) \|$", section)) for title, section in sections.items()}
+    assert {title: set(names) for title, names in rows.items()} == {
+        title: set(names) for title, names in sdk.GROUPS.items()
+    }
+    assert rows["Schedules and solvers"]["steps_along"].startswith("A step between every two of these noise levels")
+    assert rows["Inputs"]["ImageFile"].startswith("the type of an input that is a picture")
 
 
 def test_every_command_has_its_options() -> None:

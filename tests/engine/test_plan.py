@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import Field
 
+from omniavatar.deprecation import say_once
 from omniavatar.engine.conditions import BringsConditions
 from omniavatar.engine.plan import (
     KINDS,
@@ -25,7 +26,6 @@ from omniavatar.engine.plan import (
     make_unit,
     order,
     parse,
-    tell_of_moved,
     with_settings,
 )
 from omniavatar.engine.scopes import Job, Step
@@ -406,7 +406,7 @@ def test_what_a_unit_suggests_is_weaker_than_all_that_is_said() -> None:
 
 
 def test_an_old_name_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    tell_of_moved.cache_clear()
+    say_once.cache_clear()
     for _ in range(2):
         grid("late", file_layer("y", {"old": {"steps": 3}}), Layer(Strength.CHECKPOINT, "x", {"old": {"steps": 4}}))
     assert caplog.messages == ["file y: old.steps is grid.steps now; the old name still works"]
@@ -449,7 +449,7 @@ def size(expression: str, *layers: Layer) -> int:
 
 
 def test_former_names_of_units_are_read_everywhere(caplog: pytest.LogCaptureFixture) -> None:
-    tell_of_moved.cache_clear()
+    say_once.cache_clear()
     assert size("a+old-name") == 1
     assert size("oldest(width=4)+a") == 4
     assert size("both") == 2
@@ -574,6 +574,30 @@ def test_the_one_whose_work_it_is_and_wrappers_go_with_all(catalog: Catalog) -> 
     build_plan("default+teacache+one", known)
     assert "'first-block-cache' and 'one' both answer 'run_blocks'" in error_of("default+first-block-cache+one", known)
     assert "'one' and 'teacache' both answer 'run_blocks'" in error_of("default+one+teacache", known)
+
+
+def test_a_unit_takes_those_out_that_it_replaces() -> None:
+    one, two = Knob, unit("two", replaces=("knob", "three"))
+    known = catalog_of(one, two, unit("three"), unit("four"), both="knob(level=0.1)+four", again="both+three+two")
+    names = {text: build_plan(text, known).names for text in ("knob+two", "both+two", "two+both", "four+three+two")}
+    assert names == {
+        "knob+two": ["two"],
+        "both+two": ["four", "two"],
+        "two+both": ["two", "four"],
+        "four+three+two": ["four", "two"],
+    }
+    assert build_plan("again", known).names == ["four", "two"]
+    assert build_plan("both+two+knob", known).names == ["four", "two", "knob"], "whoever asks for both gets both"
+    assert build_plan("both+two-two+knob", known).names == ["four", "knob"]
+
+
+def test_settings_of_a_unit_that_is_replaced() -> None:
+    two = type("Two", (Knob,), {"__doc__": "Another.", "name": "two", "replaces": ("knob",)})
+    known = catalog_of(Knob, two)
+    said = error_of("knob(level=0.2, text=x)+two", known)
+    assert said == "'two' replaces 'knob', so nothing takes knob.level, knob.text; leave it out"
+    (taker,) = build_plan("knob+two", known, {"knob": {"level": 0.3}}).units
+    assert (taker.name, taker.settings.level) == ("two", 0.3)
 
 
 def test_two_attention_kernels_are_refused(catalog: Catalog) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -491,7 +492,7 @@ class Trusting(Broken):
         assert forward["broken.seen"] >= 0
 
 
-class Picky(Broken):
+class Choosy(Broken):
     """A refusal of other units that nothing says beforehand."""
 
     @hookimpl
@@ -550,7 +551,7 @@ BROKEN: list[tuple[str, type[PipelineUnit], str]] = [
     ("precision", Stubborn, "in bfloat16: RuntimeError: mat1 and mat2 must have the same dtype"),
     ("exact", Inexact, "it says exact and changes the video"),
     ("together", Trusting, "KeyError"),
-    ("together", Picky, "+teacache' is refused, and no declaration says so: broken wants no cache; declare it in"),
+    ("together", Choosy, "+teacache' is refused, and no declaration says so: broken wants no cache; declare it in"),
 ]
 
 
@@ -653,6 +654,34 @@ def test_a_promise_is_not_left_out_without_one() -> None:
         check(Nan, skip={"video": " "})
     with pytest.raises(ValueError, match="no promise is called 'vidio'; did you mean 'video'"):
         check(Nan, skip={"vidio": "a slip"})
+
+
+class Picky(Sound):
+    """Cannot be used as its class has it."""
+
+    name = "picky"
+
+    @hookimpl(tryfirst=True, specname="begin_job")
+    def look(self, job: Job) -> None:
+        if not self.settings.words:
+            raise ValueError("no words")
+        logging.getLogger("torch.__trace").debug("hundreds of lines")
+
+
+def test_a_unit_is_checked_with_the_settings_that_are_given(caplog: pytest.LogCaptureFixture) -> None:
+    others = {name: "one is enough" for name in PROMISES if name not in ("video", "saved")}
+    with pytest.raises(AssertionError, match="'video': ValueError: no words"):
+        check(Picky, skip=others)
+    with caplog.at_level(logging.DEBUG, "torch.__trace"):
+        check(Picky, skip=others, settings={"words": ("warm", "soft")})
+        assert caplog.messages == [], "a failing check would show them"
+        logging.getLogger("torch.__trace").debug("heard again")
+    assert caplog.messages == ["heard again"]
+
+
+def test_a_misspelt_setting_is_named() -> None:
+    with pytest.raises(AssertionError, match="unit 'sound' has no setting 'wramth'; did you mean 'warmth'"):
+        check(Sound, settings={"wramth": 1})
 
 
 def test_a_misspelt_input_is_named() -> None:

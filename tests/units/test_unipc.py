@@ -81,6 +81,8 @@ def test_it_starts_from_pure_noise_too(sigmas: tuple[float, ...]) -> None:
 
 
 def test_it_stands_in_place_of_euler(catalog: Catalog) -> None:
-    build_plan("default-euler+unipc+schedule(steps=10)", catalog)
-    with pytest.raises(PlanError, match="units 'euler' and 'unipc' are both solvers; leave one out with -euler"):
-        build_plan("default+unipc", catalog)
+    plan = build_plan("default+unipc", catalog)
+    assert plan.names == build_plan("default-euler+unipc", catalog).names
+    assert "euler" not in plan
+    with pytest.raises(PlanError, match="units 'unipc' and 'euler' are both solvers; leave one out with -unipc"):
+        build_plan("default+unipc+euler", catalog)

@@ -22,9 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from omniavatar.models.causal import CausalConv1d
-from omniavatar.models.norm import RMSNorm
-from omniavatar.models.wan_dit import Grid, check_patch_size
+from omniavatar.sdk import CausalConv1d, Grid, RMSNorm, check_patch_size
 
 MOTION_CHANNELS = (32, 64, 128, 256, 512, 512, 512, 512)
 """Of the published motion encoder, from pictures of 512x512 to maps of 4x4."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from omniavatar.lazy import torch
+from omniavatar.sdk import Footage, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.scopes import Window
-    from omniavatar.media.footage import Footage
+    from omniavatar.sdk import Footage, Window
 
 
 def frames_of(footage: Footage, window: Window) -> Tensor:

@@ -9,24 +9,31 @@ from omniavatar_i2v.condition import TEMPORAL_FACTOR, fold_frames, frame_mask
 from omniavatar_i2v.unit import ImageToVideo, image_features
 from pydantic import Field
 
-from omniavatar.engine.outline import length_of
-from omniavatar.engine.pictures import encode, opened_footage
-from omniavatar.engine.unit import ImageFile, UnitInputs, VideoFile
-from omniavatar.errors import InputError, PlanError
-from omniavatar.hookspecs import hookimpl
-from omniavatar.lazy import functional, torch
-from omniavatar.media.image import choose_size, fit_image, load_image, picture_size
-from omniavatar.media.video import probe_video
+from omniavatar.sdk import (
+    ImageFile,
+    InputError,
+    PlanError,
+    UnitInputs,
+    VideoFile,
+    choose_size,
+    encode_pictures,
+    fit_image,
+    functional,
+    hookimpl,
+    length_of,
+    load_image,
+    opened_footage,
+    picture_size,
+    probe_video,
+    torch,
+)
 from omniavatar_animate.footage import frames_of
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from omniavatar.engine.draft import Draft
-    from omniavatar.engine.outline import Length, Outline
-    from omniavatar.engine.scopes import Job, Window
-    from omniavatar.media.footage import Footage
+    from omniavatar.sdk import Draft, Footage, Job, Length, Outline, Window
 
 BLACK = -1.0
 
@@ -91,7 +98,7 @@ class AnimateImage(ImageToVideo):
             source = getattr(inputs, name)
             job[f"animate-image.{name}"] = None if source is None else opened_footage(source, job)
         fitted = (on_black if self.settings.fit == "whole" else fit_image)(picture, job.size)
-        job["reference_latent"] = encode(job.engine, fitted.unsqueeze(2), tiled=self.settings.tiled)
+        job["reference_latent"] = encode_pictures(job.engine, fitted.unsqueeze(2), tiled=self.settings.tiled)
         job["image_features"] = image_features(job.engine, [fitted])
         job.leading += 1
 
@@ -99,7 +106,7 @@ class AnimateImage(ImageToVideo):
     def begin_window(self, window: Window) -> None:
         stands_alone(window.job.leading)
         video, known = known_pictures(window, window["animate-image.background"], window["animate-image.mask"])
-        latents = encode(window.engine, video, tiled=self.settings.tiled)
+        latents = encode_pictures(window.engine, video, tiled=self.settings.tiled)
         reference = window["reference_latent"]
         height, width = latents.shape[-2:]
         known = functional.interpolate(known, size=(known.shape[2], height, width), mode="nearest")

@@ -7,23 +7,26 @@ from typing import TYPE_CHECKING
 from einops import rearrange, repeat
 from pydantic import Field
 
-from omniavatar.engine.outline import length_of
-from omniavatar.engine.pictures import encode, opened_footage
-from omniavatar.engine.residency import IdleInSteps
-from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
-from omniavatar.errors import CheckpointError
-from omniavatar.hookspecs import hookimpl
-from omniavatar.lazy import functional, torch
+from omniavatar.sdk import (
+    CheckpointError,
+    IdleInSteps,
+    PipelineUnit,
+    UnitInputs,
+    UnitSettings,
+    VideoFile,
+    encode_pictures,
+    functional,
+    hookimpl,
+    length_of,
+    opened_footage,
+    torch,
+)
 from omniavatar_animate.footage import frames_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.draft import Draft
-    from omniavatar.engine.engine import Engine
-    from omniavatar.engine.outline import Length, Outline
-    from omniavatar.engine.scopes import Branch, Forward, Job, Window
-    from omniavatar.media.footage import Footage
+    from omniavatar.sdk import Branch, Draft, Engine, Footage, Forward, Job, Length, Outline, Window
 
 BLACK = -1.0
 
@@ -94,7 +97,7 @@ class AnimateMotion(PipelineUnit, IdleInSteps):
         window["pose_latents"] = None
         if pose is not None:
             pictures = frames_of(pose, window) * 2 - 1
-            window["pose_latents"] = encode(window.engine, pictures, tiled=self.settings.tiled)
+            window["pose_latents"] = encode_pictures(window.engine, pictures, tiled=self.settings.tiled)
         window["face_tokens"] = None if face is None else encode_face(window, frames_of(face, window) * 2 - 1)
 
     @hookimpl

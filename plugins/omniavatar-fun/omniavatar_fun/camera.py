@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from omniavatar_i2v.condition import behind_leading
 from pydantic import AfterValidator, Field, field_validator
 
-from omniavatar.engine.residency import IdleInSteps
-from omniavatar.engine.unit import InputKind, PipelineUnit, UnitInputs, UnitSettings
-from omniavatar.errors import InputError
-from omniavatar.hookspecs import hookimpl
-from omniavatar.lazy import functional, torch
-from omniavatar.media.paths import input_file
+from omniavatar.sdk import (
+    IdleInSteps,
+    InputError,
+    InputKind,
+    PipelineUnit,
+    UnitInputs,
+    UnitSettings,
+    functional,
+    hookimpl,
+    input_file,
+    torch,
+)
 from omniavatar_fun.shared import OTHER_CHANNELS, check_width, picture_channels, tell_channels
 from omniavatar_fun.trajectory import (
     ENTRY,
@@ -30,8 +36,7 @@ from omniavatar_fun.trajectory import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.draft import Draft
-    from omniavatar.engine.scopes import Forward, Job, Window
+    from omniavatar.sdk import Draft, Forward, Job, Window
 
 ROLE = "fun_camera"
 TrajectoryFile = Annotated[Path, AfterValidator(partial(input_file, what="trajectory")), InputKind("text file")]

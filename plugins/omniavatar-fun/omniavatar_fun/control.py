@@ -7,20 +7,25 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from omniavatar_i2v.condition import behind_leading
 from pydantic import Field
 
-from omniavatar.engine.outline import length_of
-from omniavatar.engine.pictures import MULTIPLE, encode, opened_footage
-from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
-from omniavatar.hookspecs import hookimpl
-from omniavatar.lazy import torch
-from omniavatar.media.image import size_near
-from omniavatar.media.video import probe_video
+from omniavatar.sdk import (
+    SIZE_MULTIPLE,
+    Footage,
+    PipelineUnit,
+    UnitInputs,
+    UnitSettings,
+    VideoFile,
+    encode_pictures,
+    hookimpl,
+    length_of,
+    opened_footage,
+    probe_video,
+    size_near,
+    torch,
+)
 from omniavatar_fun.shared import OTHER_CHANNELS, picture_channels, tell_channels
 
 if TYPE_CHECKING:
-    from omniavatar.engine.draft import Draft
-    from omniavatar.engine.outline import Length, Outline
-    from omniavatar.engine.scopes import Job, Window
-    from omniavatar.media.footage import Footage
+    from omniavatar.sdk import Draft, Footage, Job, Length, Outline, Window
 
 
 class FunControl(PipelineUnit):
@@ -40,7 +45,7 @@ class FunControl(PipelineUnit):
     class Settings(UnitSettings):
         pixels: int = Field(
             480 * 832,
-            ge=MULTIPLE**2,
+            ge=SIZE_MULTIPLE**2,
             description="about how many pixels a frame has, if the control video sets the size",
         )
         unknown: Literal["zeros", "grey"] = Field(
@@ -82,6 +87,6 @@ class FunControl(PipelineUnit):
         control = torch.zeros_like(window.video_latents)
         if footage is not None:
             pictures = footage.read(window.span.start, window.span.stop, hold=True, device=window.engine.device)
-            control = encode(window.engine, pictures * 2 - 1, tiled=self.settings.tiled)
+            control = encode_pictures(window.engine, pictures * 2 - 1, tiled=self.settings.tiled)
         known = picture_channels(window, control.shape[1], grey=self.settings.unknown == "grey")
         window["condition"] = behind_leading(torch.cat([control, known], dim=1), window.job.leading)

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from omniavatar.models.wan_dit import Grid, check_patch_size
+from omniavatar.sdk import Grid, check_patch_size
 
 CELL = 8
 """Pixels of a latent's side, which become channels."""

@@ -8,19 +8,25 @@ from typing import TYPE_CHECKING, ClassVar
 from omniavatar_i2v.unit import image_features
 from pydantic import Field
 
-from omniavatar.engine.pictures import encode
-from omniavatar.engine.residency import IdleInSteps
-from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
-from omniavatar.hookspecs import hookimpl
-from omniavatar.lazy import functional, torch
-from omniavatar.media.image import fit_image, load_image
+from omniavatar.sdk import (
+    IdleInSteps,
+    ImageFile,
+    PipelineUnit,
+    UnitInputs,
+    UnitSettings,
+    encode_pictures,
+    fit_image,
+    functional,
+    hookimpl,
+    load_image,
+    torch,
+)
 from omniavatar_fun.shared import check_width
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.draft import Draft
-    from omniavatar.engine.scopes import Forward, Job
+    from omniavatar.sdk import Draft, Forward, Job
 
 ROLE = "fun_reference"
 
@@ -59,7 +65,7 @@ class FunReference(PipelineUnit, IdleInSteps):
         job["fun-reference.latent"] = None
         if source is not None:
             picture = fit_image(load_image(source), job.size)
-            job["fun-reference.latent"] = encode(engine, picture.unsqueeze(2), tiled=self.settings.tiled)
+            job["fun-reference.latent"] = encode_pictures(engine, picture.unsqueeze(2), tiled=self.settings.tiled)
             job["image_features"] = image_features(engine, [picture])
 
     @hookimpl

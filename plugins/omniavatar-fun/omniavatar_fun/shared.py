@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 from omniavatar_i2v.condition import TEMPORAL_FACTOR
 
-from omniavatar.errors import CheckpointError, InputError, PlanError
+from omniavatar.sdk import CheckpointError, InputError, PlanError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.draft import Draft
-    from omniavatar.engine.scopes import Window
+    from omniavatar.sdk import Draft, Window
 
 OTHER_CHANNELS = "Fun models take the channels that image-to-video makes"
 """Why they go with no other unit for pictures."""

@@ -18,9 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from einops import rearrange
 from omniavatar_i2v.condition import TEMPORAL_FACTOR
 
-from omniavatar.errors import InputError
-from omniavatar.lazy import functional, torch
-from omniavatar.media.paths import shown
+from omniavatar.sdk import InputError, functional, shown_path, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,14 +66,16 @@ def read_trajectory(path: Path) -> Tensor:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise InputError(f"trajectory {shown(path)} is not a readable text file: {error}") from None
+        raise InputError(f"trajectory {shown_path(path)} is not a readable text file: {error}") from None
     entries = [
-        entry(line, f"trajectory {shown(path)}, line {number}")
+        entry(line, f"trajectory {shown_path(path)}, line {number}")
         for number, line in enumerate(lines, start=1)
         if line.strip() and not (number == 1 and is_title(line))
     ]
     if not entries:
-        raise InputError(f"trajectory {shown(path)} holds no camera poses; it needs a line of {ENTRY} numbers a frame")
+        raise InputError(
+            f"trajectory {shown_path(path)} holds no camera poses; it needs a line of {ENTRY} numbers a frame"
+        )
     return torch.tensor(entries, dtype=torch.float64)
 
 

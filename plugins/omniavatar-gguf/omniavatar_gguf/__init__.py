@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omniavatar.hookspecs import hookimpl
+from omniavatar.sdk import hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.checkpoints.formats import Format
+    from omniavatar.sdk import Format
+
+OMNIAVATAR_API = 1
 
 
 @hookimpl

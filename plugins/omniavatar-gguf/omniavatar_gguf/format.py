@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from omniavatar.checkpoints.formats import FileHeader, Format, TensorInfo
-from omniavatar.errors import CheckpointError, shown
-from omniavatar.lazy import torch
+from omniavatar.sdk import CheckpointError, FileHeader, Format, TensorInfo, shown, torch
 from omniavatar_gguf.header import MAGIC, MAX_DIMENSIONS, ORIGINAL_SHAPE, Contents, Record, quoted, read_contents
 from omniavatar_gguf.names import TEXT_ENCODERS, architecture, full_shape, hugging_face_name
 from omniavatar_gguf.tokenizer import TOKENS, GgufTokenizer

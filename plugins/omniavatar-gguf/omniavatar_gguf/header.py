@@ -18,8 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from omniavatar.checkpoints.formats import MAX_HEADER_BYTES, MAX_TENSORS, check_readable
-from omniavatar.errors import CheckpointError, shortened, shown
+from omniavatar.sdk import MAX_HEADER_BYTES, MAX_TENSORS, CheckpointError, check_readable, shortened, shown
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

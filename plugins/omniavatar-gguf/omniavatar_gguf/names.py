@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from omniavatar.errors import CheckpointError, shown
+from omniavatar.sdk import CheckpointError, shown
 from omniavatar_gguf.header import quoted
 
 WAN = "wan"

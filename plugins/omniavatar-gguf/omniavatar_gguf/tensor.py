@@ -6,7 +6,7 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from omniavatar.checkpoints.formats import PackedTensor
+from omniavatar.sdk import PackedTensor
 from omniavatar_gguf.blocks import dequantise
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omniavatar.errors import CheckpointError, parsing, shown
+from omniavatar.sdk import CheckpointError, parsing, shown
 from omniavatar_gguf.header import read_contents
 
 TOKENS = "tokenizer.ggml.tokens"

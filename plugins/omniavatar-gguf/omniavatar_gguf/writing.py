@@ -19,7 +19,7 @@ import torch
 from gguf import GGMLQuantizationType, LlamaFileType
 from torch import Tensor
 
-from omniavatar.errors import CheckpointError, OutputError, nearest
+from omniavatar.sdk import CheckpointError, OutputError, nearest
 from omniavatar_gguf.blocks import PLAIN, Type, block_size
 from omniavatar_gguf.header import ALIGNMENT, ORIGINAL_SHAPE
 from omniavatar_gguf.names import WAN

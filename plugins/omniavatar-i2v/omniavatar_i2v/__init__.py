@@ -7,10 +7,12 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import TYPE_CHECKING
 
-from omniavatar.hookspecs import hookimpl
+from omniavatar.sdk import hookimpl
 
 if TYPE_CHECKING:
-    from omniavatar.engine.unit import PipelineUnit
+    from omniavatar.sdk import PipelineUnit
+
+OMNIAVATAR_API = 1
 
 
 @hookimpl

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from einops import rearrange
 
-from omniavatar.lazy import functional, torch
+from omniavatar.sdk import functional, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.models.tiling import Tiling
+    from omniavatar.sdk import Tiling
 
 TEMPORAL_FACTOR = 4
 """Frames of a latent of Wan's VAEs, which the masks of these networks are made for."""

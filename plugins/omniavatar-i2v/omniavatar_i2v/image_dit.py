@@ -15,9 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from omniavatar.models.attention import Address, Attention, sdpa
-from omniavatar.models.norm import RMSNorm
-from omniavatar.models.wan_dit import BlockInputs, CrossAttention, Grid, WanBlock, WanDiT
+from omniavatar.sdk import Address, Attention, BlockInputs, CrossAttention, Grid, RMSNorm, WanBlock, WanDiT, sdpa
 
 
 class ImageCrossAttention(CrossAttention):

@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from omniavatar.engine.residency import IdleInSteps
-from omniavatar.engine.unit import ImageFile
-from omniavatar.errors import CheckpointError, InputError
-from omniavatar.hookspecs import hookimpl
-from omniavatar.lazy import torch
-from omniavatar.media.image import load_image
-from omniavatar.models.tiling import ENCODE_TILING
-from omniavatar.units import ReferenceImage
+from omniavatar.sdk import (
+    ENCODE_TILING,
+    CheckpointError,
+    IdleInSteps,
+    ImageFile,
+    InputError,
+    ReferenceImage,
+    hookimpl,
+    load_image,
+    torch,
+)
 from omniavatar_i2v.condition import TEMPORAL_FACTOR, behind_leading, image_condition, no_condition
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.draft import Draft
-    from omniavatar.engine.engine import Engine, Models
-    from omniavatar.engine.plan import Plan
-    from omniavatar.engine.scopes import Forward, Job, Window
+    from omniavatar.sdk import Draft, Engine, Forward, Job, Models, Plan, Window
 
 SIZES_480P = ((480, 832), (544, 720), (640, 640), (720, 544), (832, 480))
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from omniavatar.hookspecs import hookimpl
+from omniavatar.sdk import hookimpl
 
 if TYPE_CHECKING:
-    from omniavatar.engine.unit import PipelineUnit
+    from omniavatar.sdk import PipelineUnit
 
+OMNIAVATAR_API = 1
 # Steps, shift and scales as published with the model.
 WAN_T2V_A14B = (
     "prompt+fixed-frames+moe+moe-guidance(scale=4, low_scale=3)+schedule(steps=40, shift=12)+euler"

@@ -6,17 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from omniavatar.engine.unit import PipelineUnit, UnitSettings
-from omniavatar.errors import PlanError
-from omniavatar.hookspecs import hookimpl
-from omniavatar.units import Guidance
+from omniavatar.sdk import Guidance, PipelineUnit, PlanError, UnitSettings, hookimpl
 from omniavatar_moe.unit import LOW, Moe
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.draft import Draft
-    from omniavatar.engine.scopes import Step
+    from omniavatar.sdk import Draft, Step
 
 
 class MoeGuidance(PipelineUnit):

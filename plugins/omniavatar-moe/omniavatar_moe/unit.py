@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from omniavatar.engine.flow_match import TIMESTEPS
-from omniavatar.engine.placing import Kept, PlacesWeights
-from omniavatar.engine.saving import SavesMemory
-from omniavatar.engine.unit import PipelineUnit, UnitSettings
-from omniavatar.errors import CheckpointError, PlanError
-from omniavatar.hookspecs import hookimpl
+from omniavatar.sdk import (
+    TIMESTEPS,
+    CheckpointError,
+    Kept,
+    PipelineUnit,
+    PlacesWeights,
+    PlanError,
+    SavesMemory,
+    UnitSettings,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from omniavatar.engine.draft import Draft
-    from omniavatar.engine.engine import Engine
-    from omniavatar.engine.plan import Plan
-    from omniavatar.engine.scopes import Step, Window
+    from omniavatar.sdk import Draft, Engine, Plan, Step, Window
 
 HIGH, LOW = "dit", "dit2"
 SHARDED = "fsdp"
@@ -64,7 +66,7 @@ class Moe(PipelineUnit, PlacesWeights, SavesMemory):
         """Before and after all other units: they may change weights, and bring networks to the device themselves."""
         check_alike(*(engine.model(role) for role in self.experts))
         yield
-        from omniavatar.engine.streaming import let_wait
+        from omniavatar.sdk import let_wait
 
         if self.settings.offload:
             let_wait(self, engine, self.experts)

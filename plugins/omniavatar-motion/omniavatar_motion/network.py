@@ -9,7 +9,7 @@ from __future__ import annotations
 from einops import rearrange
 from torch import Tensor, nn
 
-from omniavatar.models.wan_dit import sinusoid
+from omniavatar.sdk import sinusoid
 
 BUCKET_SCALE = 10
 """Buckets 0 to 100 go through the sinusoid on the scale of the time steps, 0 to 1000."""

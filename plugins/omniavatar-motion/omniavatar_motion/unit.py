@@ -6,16 +6,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from omniavatar.engine.residency import IdleInSteps
-from omniavatar.engine.unit import PipelineUnit, UnitInputs
-from omniavatar.errors import CheckpointError
-from omniavatar.hookspecs import hookimpl
-from omniavatar.lazy import torch
+from omniavatar.sdk import CheckpointError, IdleInSteps, PipelineUnit, UnitInputs, hookimpl, torch
 
 if TYPE_CHECKING:
-    from omniavatar.engine.engine import Models
-    from omniavatar.engine.plan import Plan
-    from omniavatar.engine.scopes import Forward, Job
+    from omniavatar.sdk import Forward, Job, Models, Plan
 
 
 class Motion(PipelineUnit, IdleInSteps):

@@ -21,10 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from omniavatar.errors import CheckpointError
-from omniavatar.models.attention import sdpa
-from omniavatar.models.causal import CausalConv1d
-from omniavatar.models.wan_dit import CrossAttention, Grid, check_patch_size, modulate
+from omniavatar.sdk import CausalConv1d, CheckpointError, CrossAttention, Grid, check_patch_size, modulate, sdpa
 from omniavatar_s2v.shared import MOTION_FRAMES
 
 FRAMES_PER_LATENT = 4

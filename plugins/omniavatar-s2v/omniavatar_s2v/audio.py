@@ -9,24 +9,30 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from omniavatar.engine.outline import Length
-from omniavatar.engine.residency import IdleInSteps
-from omniavatar.engine.unit import AudioFile, PipelineUnit, UnitInputs, UnitSettings
-from omniavatar.engine.windows import audio_rows
-from omniavatar.errors import CheckpointError, InputError
-from omniavatar.hookspecs import hookimpl
-from omniavatar.lazy import np, torch
-from omniavatar.media.audio import load_waveform
-from omniavatar.media.sound import Soundtrack
-from omniavatar.units.audio import heard_seconds
+from omniavatar.sdk import (
+    AudioFile,
+    CheckpointError,
+    IdleInSteps,
+    InputError,
+    Length,
+    PipelineUnit,
+    Soundtrack,
+    UnitInputs,
+    UnitSettings,
+    audio_rows,
+    heard_seconds,
+    hookimpl,
+    load_waveform,
+    np,
+    torch,
+)
 from omniavatar_s2v.clips import LEAD
 from omniavatar_s2v.shared import FOR_S2V
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.outline import Outline
-    from omniavatar.engine.scopes import Branch, Forward, Job, Window
+    from omniavatar.sdk import Branch, Forward, Job, Outline, Window
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +145,7 @@ class SpeechTrack:
     MARGIN = 4.0
 
     def __init__(self, wave: np.ndarray, encoder: Any, segment: float) -> None:
-        from omniavatar.models.wav2vec import normalize  # imports transformers, which takes seconds
+        from omniavatar.sdk import normalize_audio  # imports transformers, which takes seconds
 
         config = encoder.model.config
         self.encoder = encoder
@@ -151,7 +157,7 @@ class SpeechTrack:
         self.length = self.states * FEATURE_RATE * self.hop // SAMPLE_RATE
         if self.length < 1:
             raise InputError(f"the sound has {len(wave)} samples; give one of a tenth of a second or more")
-        self.wave = normalize(torch.from_numpy(wave))
+        self.wave = normalize_audio(torch.from_numpy(wave))
         self.piece = round(segment * SAMPLE_RATE / self.hop) or self.states
         self.margin = round(self.MARGIN * SAMPLE_RATE / self.hop)
         self._pieces: dict[int, Tensor] = {}

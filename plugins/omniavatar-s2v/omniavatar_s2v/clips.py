@@ -7,22 +7,26 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from omniavatar.engine.pictures import encode
-from omniavatar.engine.residency import IdleInSteps
-from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
-from omniavatar.engine.windows import Span
-from omniavatar.errors import PlanError
-from omniavatar.hookspecs import hookimpl
-from omniavatar.lazy import functional
-from omniavatar.media.footage import Footage
-from omniavatar.units.fixed_frames import overwrite
+from omniavatar.sdk import (
+    Footage,
+    IdleInSteps,
+    PipelineUnit,
+    PlanError,
+    Span,
+    UnitInputs,
+    UnitSettings,
+    VideoFile,
+    encode_pictures,
+    functional,
+    hookimpl,
+    overwrite_frames,
+)
 from omniavatar_s2v.shared import FOR_S2V, MOTION_FRAMES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.draft import Draft
-    from omniavatar.engine.scopes import Job, Step, Window
+    from omniavatar.sdk import Draft, Job, Step, Window
 
 TEMPORAL_FACTOR = 4
 """Frames of a latent of Wan's VAE, which S2V is made for."""
@@ -75,18 +79,18 @@ class S2VClips(PipelineUnit, IdleInSteps):
     def begin_window(self, window: Window) -> None:
         frames = self.frames_before(window)
         window["motion_latents"] = (
-            None if frames is None else encode(window.engine, frames * 2 - 1, tiled=self.settings.tiled)
+            None if frames is None else encode_pictures(window.engine, frames * 2 - 1, tiled=self.settings.tiled)
         )
         window["given_latents"] = window["image_latent"] if frames is None else window["motion_latents"]
 
     @hookimpl
     def before_step(self, step: Step) -> None:
-        overwrite(step.window)
+        overwrite_frames(step.window)
 
     @hookimpl
     def after_step(self, step: Step) -> None:
         if step.is_last:
-            overwrite(step.window)
+            overwrite_frames(step.window)
 
     def frames_before(self, window: Window) -> Tensor | None:
         """The last 73 frames before a window (1 3 73 h w) in [0, 1], grey where there are fewer; None without any."""

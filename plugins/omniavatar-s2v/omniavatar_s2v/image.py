@@ -6,16 +6,24 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
-from omniavatar.engine.pictures import check_size, encode, usable_sizes
-from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
-from omniavatar.hookspecs import hookimpl
-from omniavatar.media.image import choose_size, fit_image, load_image, picture_size
+from omniavatar.sdk import (
+    ImageFile,
+    PipelineUnit,
+    UnitInputs,
+    UnitSettings,
+    check_size,
+    choose_size,
+    encode_pictures,
+    fit_image,
+    hookimpl,
+    load_image,
+    picture_size,
+    usable_sizes,
+)
 from omniavatar_s2v.shared import FOR_S2V
 
 if TYPE_CHECKING:
-    from omniavatar.engine.draft import Draft
-    from omniavatar.engine.outline import Outline
-    from omniavatar.engine.scopes import Job
+    from omniavatar.sdk import Draft, Job, Outline
 
 MULTIPLE = 64
 """Pixels of a side that one of the coarsest patches, those of the oldest frames, covers."""
@@ -64,4 +72,4 @@ class S2VImage(PipelineUnit):
     def begin_job(self, job: Job) -> None:
         picture = load_image(job.inputs(self).image)
         fitted = fit_image(picture, job.size)
-        job["image_latent"] = encode(job.engine, fitted.unsqueeze(2), tiled=self.settings.tiled)
+        job["image_latent"] = encode_pictures(job.engine, fitted.unsqueeze(2), tiled=self.settings.tiled)

@@ -6,17 +6,24 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from omniavatar.engine.pictures import encode, opened_footage
-from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
-from omniavatar.hookspecs import hookimpl
-from omniavatar.lazy import functional, torch
+from omniavatar.sdk import (
+    Footage,
+    PipelineUnit,
+    UnitInputs,
+    UnitSettings,
+    VideoFile,
+    encode_pictures,
+    functional,
+    hookimpl,
+    opened_footage,
+    torch,
+)
 from omniavatar_s2v.shared import FOR_S2V
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.scopes import Job, Window
-    from omniavatar.media.footage import Footage
+    from omniavatar.sdk import Footage, Job, Window
 
 BLACK = -1.0
 
@@ -53,7 +60,7 @@ class S2VPose(PipelineUnit):
     def encode(self, window: Window, frames: Tensor) -> Tensor:
         """Pictures (1 3 4t h w) -> latents (1 c t h w). One is added, since a VAE's first latent is of one picture."""
         video = torch.cat([frames[:, :, :1], frames], dim=2)
-        return encode(window.engine, video, tiled=self.settings.tiled)[:, :, 1:]
+        return encode_pictures(window.engine, video, tiled=self.settings.tiled)[:, :, 1:]
 
 
 def pose_frames(footage: Footage, window: Window) -> Tensor:

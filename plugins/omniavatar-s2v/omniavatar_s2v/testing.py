@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from omniavatar.models.wan_dit import WanDiT
+from omniavatar.sdk import WanDiT
 from omniavatar.testing import tiny
 from omniavatar_s2v.adapter import S2VAdapter
 

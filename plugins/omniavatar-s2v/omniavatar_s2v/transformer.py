@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from omniavatar.hookspecs import hookimpl
-from omniavatar.lazy import functional, torch
-from omniavatar.units.transformer import Transformer, tell_noise
+from omniavatar.sdk import Transformer, functional, hookimpl, tell_noise, torch
 from omniavatar_s2v.audio import HEARS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.scopes import Forward
+    from omniavatar.sdk import Forward
 
 REFERENCE_TIME = 30
 """The frame at which the reference picture stands, behind those of any clip."""
@@ -76,7 +74,7 @@ def pose_tokens(forward: Forward) -> Tensor:
 
 def tokens_beside(forward: Forward) -> tuple[Tensor, Tensor]:
     """The tokens of picture and past (1 e d) and their rotary table (e hd/2 2)."""
-    from omniavatar.models.rope import grid_positions, rope_table
+    from omniavatar.sdk import grid_positions, rope_table
     from omniavatar_s2v.adapter import MOTION, REFERENCE, tokens_of
 
     adapter, network = forward.engine.model("s2v_adapter"), forward.network

@@ -6,17 +6,25 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
-from omniavatar.engine.pictures import check_size, encode, usable_sizes
-from omniavatar.engine.residency import IdleInSteps
-from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
-from omniavatar.hookspecs import hookimpl
-from omniavatar.media.image import choose_size, fit_image, load_image, picture_size
-from omniavatar.units.transformer import tell_noise
+from omniavatar.sdk import (
+    IdleInSteps,
+    ImageFile,
+    PipelineUnit,
+    UnitInputs,
+    UnitSettings,
+    check_size,
+    choose_size,
+    encode_pictures,
+    fit_image,
+    hookimpl,
+    load_image,
+    picture_size,
+    tell_noise,
+    usable_sizes,
+)
 
 if TYPE_CHECKING:
-    from omniavatar.engine.draft import Draft
-    from omniavatar.engine.outline import Outline
-    from omniavatar.engine.scopes import Forward, Job
+    from omniavatar.sdk import Draft, Forward, Job, Outline
 
 MULTIPLE = 32
 
@@ -72,7 +80,7 @@ class Ti2v(PipelineUnit, IdleInSteps):
         job["image_latent"] = None
         if picture is not None:
             fitted = fit_image(picture, job.size)
-            job["image_latent"] = encode(job.engine, fitted.unsqueeze(2), tiled=self.settings.tiled)
+            job["image_latent"] = encode_pictures(job.engine, fitted.unsqueeze(2), tiled=self.settings.tiled)
 
     @hookimpl
     def embed(self, forward: Forward) -> None:

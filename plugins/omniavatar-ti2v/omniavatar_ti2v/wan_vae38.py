@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
-from omniavatar.models.wan_vae import (
+from omniavatar.sdk import (
     CausalCache,
     CausalConv3d,
     CausalStack,
@@ -26,8 +26,8 @@ from omniavatar.models.wan_vae import (
     ResidualBlock,
     Upsample,
     check_levels,
-    head,
-    middle,
+    vae_head,
+    vae_middle,
 )
 
 
@@ -85,8 +85,8 @@ class Encoder(nn.Module):
             DownLevel(before, after, num_res_blocks, temporal)
             for (before, after), temporal in zip(pairwise(widths), (*temporal_downsample, None), strict=True)
         )
-        self.middle = middle(widths[-1])
-        self.head = head(widths[-1], out_dim)
+        self.middle = vae_middle(widths[-1])
+        self.head = vae_head(widths[-1], out_dim)
 
     def forward(self, frames: Tensor, cache: CausalCache) -> Tensor:
         x = self.conv1(folded(frames, self.patch), cache)
@@ -114,12 +114,12 @@ class Decoder(nn.Module):
         super().__init__()
         self.patch = patch
         self.conv1 = CausalConv3d(z_dim, widths[0], (3, 3, 3))
-        self.middle = middle(widths[0])
+        self.middle = vae_middle(widths[0])
         self.upsamples = nn.ModuleList(
             UpLevel(before, after, num_res_blocks + 1, temporal)
             for (before, after), temporal in zip(pairwise(widths), (*temporal_upsample, None), strict=True)
         )
-        self.head = head(widths[-1], 3 * patch**2)
+        self.head = vae_head(widths[-1], 3 * patch**2)
 
     def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
         x = self.conv1(x, cache)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from einops import rearrange
 
-from omniavatar.lazy import functional, torch
-from omniavatar.media.image import resized
+from omniavatar.sdk import functional, resized, torch
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from omniavatar.errors import CheckpointError
+from omniavatar.sdk import CheckpointError
 
 NEXT_STEP = "put the config.json of the checkpoint, with 'vace_layers', beside its file"
 

@@ -17,8 +17,7 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor, nn
 
-from omniavatar.models.attention import Attention, sdpa
-from omniavatar.models.wan_dit import BlockInputs, Grid, WanBlock, check_patch_size
+from omniavatar.sdk import Attention, BlockInputs, Grid, WanBlock, check_patch_size, sdpa
 from omniavatar_vace.layers import known_layers
 
 

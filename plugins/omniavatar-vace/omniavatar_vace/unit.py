@@ -9,15 +9,32 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from omniavatar.engine.outline import length_of
-from omniavatar.engine.pictures import MULTIPLE, encode, opened_footage
-from omniavatar.engine.residency import IdleInSteps
-from omniavatar.engine.unit import ImageFile, InputKind, PipelineUnit, UnitInputs, UnitSettings, VideoFile, listed
-from omniavatar.errors import CheckpointError, InputError, PlanError
-from omniavatar.hookspecs import hookimpl
-from omniavatar.lazy import functional, torch
-from omniavatar.media.image import fit_image, load_image, picture_size, size_near
-from omniavatar.media.video import probe_video
+from omniavatar.sdk import (
+    SIZE_MULTIPLE,
+    CheckpointError,
+    Footage,
+    IdleInSteps,
+    ImageFile,
+    InputError,
+    InputKind,
+    PipelineUnit,
+    PlanError,
+    UnitInputs,
+    UnitSettings,
+    VideoFile,
+    encode_pictures,
+    fit_image,
+    functional,
+    hookimpl,
+    length_of,
+    listed,
+    load_image,
+    opened_footage,
+    picture_size,
+    probe_video,
+    size_near,
+    torch,
+)
 from omniavatar_vace.context import filled, on_white, vace_context
 from omniavatar_vace.layers import check_last, known_layers
 
@@ -25,11 +42,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from omniavatar.engine.draft import Draft
-    from omniavatar.engine.engine import Engine
-    from omniavatar.engine.outline import Length, Outline
-    from omniavatar.engine.scopes import Forward, Job, Window
-    from omniavatar.media.footage import Footage
+    from omniavatar.sdk import Draft, Engine, Footage, Forward, Job, Length, Outline, Window
 
 GREY = 0.5
 
@@ -57,7 +70,9 @@ class VaceUnit(PipelineUnit, IdleInSteps):
         )
         extend: bool = Field(True, description="give the branch the frames taken over from the window before")
         pixels: int = Field(
-            480 * 832, ge=MULTIPLE**2, description="about how many pixels a frame has, if nothing else sets the size"
+            480 * 832,
+            ge=SIZE_MULTIPLE**2,
+            description="about how many pixels a frame has, if nothing else sets the size",
         )
         tiled: bool = Field(False, description="encode in overlapping tiles: less memory, twice the work")
 
@@ -127,7 +142,7 @@ class VaceUnit(PipelineUnit, IdleInSteps):
     def _reference(self, job: Job, source: Path | np.ndarray) -> Tensor:
         """The latent of a reference picture (1 c 1 h w)."""
         fit = fit_image if self.settings.reference_fit == "cover" else on_white
-        return encode(job.engine, fit(load_image(source), job.size).unsqueeze(2), tiled=self.settings.tiled)
+        return encode_pictures(job.engine, fit(load_image(source), job.size).unsqueeze(2), tiled=self.settings.tiled)
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
@@ -151,7 +166,7 @@ class VaceUnit(PipelineUnit, IdleInSteps):
             pictures,
             changes,
             references,
-            partial(encode, engine, tiled=self.settings.tiled),
+            partial(encode_pictures, engine, tiled=self.settings.tiled),
             engine.model("vae").spatial_factor,
         )
 

@@ -2,7 +2,9 @@
 
 from importlib.resources import files
 
-from omniavatar.hookspecs import hookimpl
+from omniavatar.sdk import hookimpl
+
+OMNIAVATAR_API = 1
 
 
 @hookimpl

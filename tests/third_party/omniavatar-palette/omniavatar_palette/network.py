@@ -2,8 +2,7 @@
 
 from torch import nn
 
-from omniavatar.models.attention import Address
-from omniavatar.models.wan_dit import CrossAttention, WanBlock, WanDiT
+from omniavatar.sdk import Address, CrossAttention, WanBlock, WanDiT
 
 
 class PaletteAttention(CrossAttention):

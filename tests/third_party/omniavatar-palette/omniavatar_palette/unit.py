@@ -5,9 +5,7 @@ from typing import Annotated
 import torch
 from pydantic import BeforeValidator, Field
 
-from omniavatar.engine.unit import InputKind, PipelineUnit, UnitInputs, UnitSettings, listed
-from omniavatar.errors import CheckpointError
-from omniavatar.hookspecs import hookimpl
+from omniavatar.sdk import CheckpointError, InputKind, PipelineUnit, UnitInputs, UnitSettings, hookimpl, listed
 
 COLOUR = r"^#[0-9a-fA-F]{6}$"
 

@@ -4,8 +4,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings
-from omniavatar.hookspecs import hookimpl
+from omniavatar.sdk import PipelineUnit, UnitInputs, UnitSettings, hookimpl
 
 BROWN = (1.0, 0.8, 0.6)
 
