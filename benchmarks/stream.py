@@ -31,9 +31,10 @@ from benchmarks.report import publish
 from benchmarks.synthetic import RandomModels
 from omniavatar.bench.machine import machine
 from omniavatar.bench.memory import Host
+from omniavatar.engine import outline
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Plan
-from omniavatar.engine.scopes import Forward, Job, Request, Step, Window
+from omniavatar.engine.scopes import Forward, Request, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import Pipeline, hookimpl
 from omniavatar.testing import GivenModels
@@ -105,8 +106,8 @@ class Length(PipelineUnit):
         self.frames = frames
 
     @hookimpl
-    def begin_job(self, job: Job) -> None:
-        job.frames = self.frames
+    def plan_length(self) -> outline.Length:
+        return outline.Length(self.frames)
 
     @hookimpl
     def embed(self, forward: Forward) -> None:

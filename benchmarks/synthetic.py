@@ -14,6 +14,7 @@ from omniavatar.checkpoints.loading import build_on_meta
 from omniavatar.checkpoints.names import matches
 from omniavatar.checkpoints.registry import Registry
 from omniavatar.engine.draft import Draft
+from omniavatar.engine.outline import Length
 from omniavatar.engine.scopes import Job, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
@@ -134,8 +135,8 @@ class RandomSound(PipelineUnit):
         self.frames = frames
 
     @hookimpl
-    def begin_job(self, job: Job) -> None:
-        job.frames = self.frames
+    def plan_length(self) -> Length:
+        return Length(self.frames)
 
     @hookimpl
     def begin_window(self, window: Window) -> None:

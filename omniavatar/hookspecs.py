@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from omniavatar.checkpoints.formats import Format
     from omniavatar.engine.draft import Draft
     from omniavatar.engine.engine import Engine
+    from omniavatar.engine.outline import Length, Outline
     from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Step, Window
     from omniavatar.engine.unit import PipelineUnit
     from omniavatar.engine.windows import Span
@@ -85,7 +86,8 @@ class Discovery:
 class Pipeline:
     """The points at which a unit takes part in making a video. Order of one video:
 
-    check_request; setup; begin_job; plan_windows; per window: plan_steps, begin_window; per step: before_step,
+    plan_size, plan_length, check_request; setup; plan_size, plan_length, begin_job; plan_windows; per window: noise,
+    plan_steps, begin_window; per step: before_step,
     guide -> substitute, predict -> call -> (embed, run_blocks -> before_block, run_block, after_block per block,
     unembed) per transformer call, advance, after_step; decode_latents; per group of frames: postprocess_frames,
     output_frames; end_window; end_job.
@@ -93,16 +95,32 @@ class Pipeline:
     `setup` belongs to the engine; all other hooks to one run, whose units may have other settings.
     """
 
+    @hookspec(firstresult=True)
+    def plan_size(self, video: Outline) -> tuple[int, int] | None:
+        """If the request says no size, first result: the height and width of the video in pixels.
+
+        Asked before anything is loaded, with the `Draft`, and once more with the `Job` before `begin_job`, when the
+        networks are known for certain. A unit that chooses a size in any case stands behind one that has a reason.
+        Example: `return choose_size(*picture_size(video.inputs(self).image), self.settings.sizes)`.
+        """
+
+    @hookspec
+    def plan_length(self, video: Outline) -> Length | None:
+        """What limits the length of the video, or sets it where nothing else does; asked where `plan_size` is.
+
+        The video is as long as is asked for, but not longer than the shortest limit. Example, which lets a sound end
+        it: `return Length(lambda job: self.rows_of(job))`; one for footage: `length_of(source, video.fps)`.
+        """
+
     @hookspec
     def check_request(self, draft: Draft) -> None:
         """Once per video, before anything is loaded: raise an OmniError for what cannot work, as far as settings,
         inputs and headers of files tell; `draft.config("dit")` are the numbers of a network.
 
-        A unit that gives the video its size, its length, leading frames or condition channels later says so here, in
-        the same order (`tryfirst`, `trylast`); see `Draft`. One that depends on what others say is a wrapper, and looks
-        behind its yield. While a unit has a `begin_job` and no `check_request`, it may settle what others leave open,
-        so that size and length are judged only when the job has begun.
-        Example: `draft.has_length |= draft.inputs(self).audio is not None`.
+        Size and length have been settled, as far as they can be. A unit that gives the video leading frames or
+        condition channels later says so here; see `Draft`. One that depends on what others say is a wrapper, and looks
+        behind its yield.
+        Example: `draft.leading += len(draft.inputs(self).reference_images)`.
         """
 
     @hookspec
@@ -129,6 +147,14 @@ class Pipeline:
 
         Without any, the video is one window. Example, windows of 17 frames to the end, `job.length`:
         `return [Span(at, min(at + 17, end), 0, at, min(at + 17, end)) for at in range(0, end, 17)]`.
+        """
+
+    @hookspec(firstresult=True)
+    def noise(self, window: Window) -> Tensor | None:
+        """Once per window, first result: the noise (1 c t h w), float32, that its denoising starts from.
+
+        The engine's own implementation, asked last, draws it by the seed and the window's number, the same on every
+        device and rank. Example, a wrapper: `noise = yield; return mixed(noise, window.previous)`.
         """
 
     @hookspec(firstresult=True)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
         TensorInfo,
         check_readable,
     )
+    from omniavatar.engine.conditions import BringsConditions
+    from omniavatar.engine.conversion import TrainsWeights
     from omniavatar.engine.draft import Draft
     from omniavatar.engine.engine import Engine, Models
     from omniavatar.engine.flow_match import (
@@ -34,10 +36,17 @@ if TYPE_CHECKING:
         steps_along,
     )
     from omniavatar.engine.geometry import Geometry
+    from omniavatar.engine.manifest import Recorded
+    from omniavatar.engine.outline import Length, Outline, length_of
     from omniavatar.engine.pictures import MULTIPLE as SIZE_MULTIPLE
+    from omniavatar.engine.pictures import check_size, opened_footage, usable_sizes
     from omniavatar.engine.pictures import encode as encode_pictures
-    from omniavatar.engine.pictures import multiple_of, settle_size, usable_sizes
+    from omniavatar.engine.placing import Kept, PlacesWeights
     from omniavatar.engine.plan import Plan
+    from omniavatar.engine.ranks import MainRankOnly, SpreadsWork
+    from omniavatar.engine.rehearsing import NotRehearsed, ReadsDecisiveWeights
+    from omniavatar.engine.residency import IdleInSteps
+    from omniavatar.engine.saving import SavesMemory
     from omniavatar.engine.scopes import Branch, Forward, Frames, FrameTokens, Job, Memory, Step, Window
     from omniavatar.engine.step_cache import OTHER_CACHE, Residual, StepCache
     from omniavatar.engine.step_cache import Schedule as CacheSchedule
@@ -47,7 +56,6 @@ if TYPE_CHECKING:
         AudioFile,
         ImageFile,
         InputKind,
-        Kept,
         PipelineUnit,
         UnitInputs,
         UnitSettings,
@@ -78,6 +86,7 @@ if TYPE_CHECKING:
     from omniavatar.media.video import VideoInfo, probe_video
     from omniavatar.metrics import MadeVideo, Metric
     from omniavatar.models.attention import Address, Attention, AttentionSlot, sdpa, slot_of
+    from omniavatar.models.causal import CausalConv1d
     from omniavatar.models.conversion import Conversion, Merging
     from omniavatar.models.norm import RMSNorm
     from omniavatar.models.rope import apply_rope, grid_positions, rope_table
@@ -132,8 +141,10 @@ __all__ = [
     "AudioFile",
     "BlockInputs",
     "Branch",
+    "BringsConditions",
     "CacheSchedule",
     "CausalCache",
+    "CausalConv1d",
     "CausalConv3d",
     "CausalStack",
     "CausalVAE",
@@ -154,37 +165,48 @@ __all__ = [
     "Geometry",
     "Grid",
     "Guidance",
+    "IdleInSteps",
     "ImageFile",
     "InputError",
     "InputKind",
     "Job",
     "Kept",
+    "Length",
     "MadeVideo",
+    "MainRankOnly",
     "Memory",
     "Merging",
     "Metric",
     "Models",
+    "NotRehearsed",
     "OmniError",
+    "Outline",
     "OutputError",
     "PackedTensor",
     "PerToken",
     "PipelineUnit",
+    "PlacesWeights",
     "Plan",
     "PlanError",
     "RMSNorm",
+    "ReadsDecisiveWeights",
+    "Recorded",
     "ReferenceImage",
     "Residual",
     "ResidualBlock",
     "Samples",
+    "SavesMemory",
     "SelfAttention",
     "Soundtrack",
     "Span",
+    "SpreadsWork",
     "Step",
     "StepCache",
     "StepRange",
     "TensorInfo",
     "Tiling",
     "TimeValue",
+    "TrainsWeights",
     "Transformer",
     "UnitInputs",
     "UnitSettings",
@@ -200,6 +222,7 @@ __all__ = [
     "check_levels",
     "check_patch_size",
     "check_readable",
+    "check_size",
     "choose_size",
     "clean_latents",
     "encode_pictures",
@@ -210,15 +233,16 @@ __all__ = [
     "hookimpl",
     "in_words",
     "input_file",
+    "length_of",
     "let_wait",
     "listed",
     "load_image",
     "load_waveform",
     "modulate",
-    "multiple_of",
     "nearest",
     "normalize_audio",
     "np",
+    "opened_footage",
     "overwrite_frames",
     "parsing",
     "picture_size",
@@ -227,7 +251,6 @@ __all__ = [
     "rope_table",
     "said_beforehand",
     "sdpa",
-    "settle_size",
     "shifted_sigmas",
     "shortened",
     "shown",
@@ -253,10 +276,22 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "PipelineUnit": "omniavatar.engine.unit",
         "UnitSettings": "omniavatar.engine.unit",
         "UnitInputs": "omniavatar.engine.unit",
-        "Kept": "omniavatar.engine.unit",
         "StepRange": "omniavatar.engine.step_range",
         "said_beforehand": "omniavatar.engine.step_range",
         "in_words": "omniavatar.engine.step_range",
+    },
+    "What one part of the engine asks of a unit": {
+        "PlacesWeights": "omniavatar.engine.placing",
+        "Kept": "omniavatar.engine.placing",
+        "IdleInSteps": "omniavatar.engine.residency",
+        "SpreadsWork": "omniavatar.engine.ranks",
+        "MainRankOnly": "omniavatar.engine.ranks",
+        "SavesMemory": "omniavatar.engine.saving",
+        "NotRehearsed": "omniavatar.engine.rehearsing",
+        "ReadsDecisiveWeights": "omniavatar.engine.rehearsing",
+        "BringsConditions": "omniavatar.engine.conditions",
+        "TrainsWeights": "omniavatar.engine.conversion",
+        "Recorded": "omniavatar.engine.manifest",
     },
     "Inputs": {
         "ImageFile": "omniavatar.engine.unit",
@@ -275,6 +310,9 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "FrameTokens": "omniavatar.engine.scopes",
         "Memory": "omniavatar.engine.scopes",
         "Draft": "omniavatar.engine.draft",
+        "Outline": "omniavatar.engine.outline",
+        "Length": "omniavatar.engine.outline",
+        "length_of": "omniavatar.engine.outline",
         "Engine": "omniavatar.engine.engine",
         "Models": "omniavatar.engine.engine",
         "Plan": "omniavatar.engine.plan",
@@ -308,9 +346,9 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     "Pictures, video and sound": {
         "SIZE_MULTIPLE": "omniavatar.engine.pictures:MULTIPLE",
         "encode_pictures": "omniavatar.engine.pictures:encode",
-        "multiple_of": "omniavatar.engine.pictures",
-        "settle_size": "omniavatar.engine.pictures",
         "usable_sizes": "omniavatar.engine.pictures",
+        "check_size": "omniavatar.engine.pictures",
+        "opened_footage": "omniavatar.engine.pictures",
         "choose_size": "omniavatar.media.image",
         "fit_image": "omniavatar.media.image",
         "load_image": "omniavatar.media.image",
@@ -349,6 +387,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "rope_table": "omniavatar.models.rope",
         "apply_rope": "omniavatar.models.rope",
         "RMSNorm": "omniavatar.models.norm",
+        "CausalConv1d": "omniavatar.models.causal",
         "let_wait": "omniavatar.engine.streaming",
     },
     "VAEs": {

@@ -12,6 +12,7 @@ from torch import Tensor
 from omniavatar.checkpoints import Bundle
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.loop import Loop
+from omniavatar.engine.outline import Length
 from omniavatar.engine.plan import Catalog, Plan, build_plan
 from omniavatar.engine.scopes import Branch, Forward, Job, Request, Window
 from omniavatar.engine.scopes import Frames as DecodedFrames
@@ -52,8 +53,10 @@ class Scene(PipelineUnit):
     @hookimpl
     def begin_job(self, job: Job) -> None:
         self.recorder.begin_job(job)
-        if self.frames is not None:
-            job.frames = self.frames
+
+    @hookimpl
+    def plan_length(self) -> Length | None:
+        return None if self.frames is None else Length(self.frames)
 
     @hookimpl(tryfirst=True)
     def begin_window(self, window: Window) -> None:

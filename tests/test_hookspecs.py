@@ -20,6 +20,7 @@ SPECS = [
 ]
 PAGE = Path(__file__).parents[1] / "docs" / "plugins.md"
 FIRST_RESULT = {
+    *("plan_size", "noise"),
     *("plan_windows", "plan_steps", "guide", "substitute", "predict", "call", "run_blocks", "run_block", "advance"),
     "decode_latents",
 }

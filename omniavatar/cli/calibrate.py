@@ -27,6 +27,8 @@ from omniavatar.cli.run import (
 )
 from omniavatar.cli.start import EARLY, Start, start
 from omniavatar.cli.videos import VideoMaker
+from omniavatar.engine.plan import answers
+from omniavatar.engine.ranks import MainRankOnly
 from omniavatar.errors import InputError, OutputError, PlanError
 from omniavatar.threads import suit_threads
 
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from omniavatar.engine.scopes import Request
 
 CALIBRATED = ("teacache", "magcache")
-CACHES = (*CALIBRATED, "first-block-cache")
 MOST_RUNS = 100
 
 
@@ -47,10 +48,12 @@ class CalibrateCommand(RunCommand):
 
     def begin(self, early: Mapping[str, Any]) -> Start:
         begin = start(early)
-        for name in CACHES:
-            if name in begin.chosen:
+        for name in begin.chosen:
+            if answers(begin.units[name], "run_blocks"):
                 raise PlanError(f"unit '{name}' skips blocks, which are to be measured; leave it out with -{name}")
-        chosen = {name: values for name, values in begin.chosen.items() if not begin.units[name].main_rank_only}
+        chosen = {
+            name: values for name, values in begin.chosen.items() if not issubclass(begin.units[name], MainRankOnly)
+        }
         return replace(begin, chosen=chosen)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from omniavatar.engine.delegation import DelegatingModels
 from omniavatar.errors import CheckpointError
 from omniavatar.locating import located
 
@@ -98,26 +99,8 @@ def planned_window(plan: Plan, bundle: Bundle, config: RunConfig) -> Window:
     return Loop(engine, engine.plan, Request()).plan_window()
 
 
-class WithoutBlocks:
+class WithoutBlocks(DelegatingModels["Bundle"]):
     """An `engine.Models` that leaves the blocks of networks on the meta device: nothing of a large file is read."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
-
-    def __contains__(self, role: object) -> bool:
-        return role in self.bundle
-
     def load(self, role: str, **options: Any) -> Any:
-        return self.bundle.load(role, **{**options, "blocks": False})
-
-    def config(self, role: str) -> Mapping[str, Any]:
-        return self.bundle.config(role)
-
-    def beside(self, role: str, path: Path) -> Path:
-        return self.bundle.beside(role, path)
-
-    def tokenizer(self, role: str) -> Callable[[], Any] | None:
-        return self.bundle.tokenizer(role)
-
-    def adapters(self) -> tuple[Any, ...]:
-        return self.bundle.adapters()
+        return super().load(role, **{**options, "blocks": False})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from omniavatar.engine.engine import Engine
+    from omniavatar.engine.unit import PipelineUnit
     from omniavatar.models.conversion import Conversion, Conversions
 
 
@@ -21,6 +23,15 @@ class Converts(Protocol):
         ...
 
 
+class TrainsWeights:
+    """A unit that changes weights while the engine works, so that they have to stay as they can be trained."""
+
+
+def trains(units: Iterable[PipelineUnit]) -> bool:
+    """Whether one of the units changes weights."""
+    return any(isinstance(unit, TrainsWeights) for unit in units)
+
+
 def conversions_of(engine: Engine, role: str) -> Conversions:
     """What the plan makes of the weights of this role's network. In training they stay as they can be trained."""
     from omniavatar.models.conversion import Conversions
@@ -28,4 +39,4 @@ def conversions_of(engine: Engine, role: str) -> Conversions:
     units = engine.plan.units
     asked = (unit.conversion(engine, role) for unit in units if isinstance(unit, Converts))
     steps = [conversion for conversion in asked if conversion is not None]
-    return Conversions(steps, engine.device, keeps_packed=not any(unit.trains for unit in units))
+    return Conversions(steps, engine.device, keeps_packed=not trains(units))

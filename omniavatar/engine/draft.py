@@ -12,19 +12,20 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from omniavatar.engine.geometry import Geometry
-from omniavatar.engine.plan import Plan, hooks_of
+from omniavatar.engine.outline import Outline, settle_size
+from omniavatar.engine.plan import Plan
 from omniavatar.errors import InputError
 
 if TYPE_CHECKING:
     from omniavatar.engine.engine import Engine
+    from omniavatar.engine.hooks import Hooks
     from omniavatar.engine.scopes import Request
-    from omniavatar.engine.unit import PipelineUnit
 
 
-class Draft:
-    """What is known of a video, for `check_request`; units add what they will give it in `begin_job`.
+class Draft(Outline):
+    """What is known of a video before loading, for `check_request`; units add what they will give it in `begin_job`.
 
-    height, width: pixels, None while nobody has said it. has_length: whether something sets the length.
+    has_length: whether something sets the length; `frames` is what is asked for, if anything is.
     leading: latent frames in front of the video's. condition: channels beside the latents, None while not known.
     `engine` has not loaded anything; do not ask it for networks.
     """
@@ -32,22 +33,15 @@ class Draft:
     def __init__(self, engine: Engine, plan: Plan, request: Request) -> None:
         self.engine = engine
         self.plan = plan
-        self.request = request
-        self.inputs_by_unit = plan.parse_inputs(request.inputs)
-        self.fps = request.fps
-        self.height = request.height
-        self.width = request.width
-        self.has_length = request.seconds is not None
+        self._ask(request, plan.parse_inputs(request.inputs))
+        self.has_length = self.frames is not None
         self.leading = 0
         self.condition = None if any("condition" in unit.provides for unit in plan.units) else 0
 
-    def inputs(self, unit: PipelineUnit) -> Any:
-        """The validated `Inputs` of this unit."""
-        return self.inputs_by_unit[unit.name]
-
-    def given(self, name: str) -> Any:
-        """The input of this name, whichever unit takes it; None without one."""
-        return next((getattr(values, name) for values in self.inputs_by_unit.values() if hasattr(values, name)), None)
+    def settle(self, hooks: Hooks) -> None:
+        """Let the units say size and length, as far as that can be told now."""
+        settle_size(hooks, self)
+        self.has_length |= bool(hooks.plan_length(self))
 
     def config(self, role: str) -> Mapping[str, Any]:
         """The numbers of this role's network, such as `in_dim`; nothing without a model."""
@@ -55,16 +49,9 @@ class Draft:
         return models.config(role) if role in models else {}
 
     @property
-    def is_complete(self) -> bool:
-        """Whether every unit that may change the video when it begins has a say here too."""
-        return not any(stays_silent(type(unit)) for unit in self.plan.units)
-
-    @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width in pixels, once they are certain."""
-        if self.height is None or self.width is None:
-            return None
-        return (self.height, self.width) if self.request.height is not None or self.is_complete else None
+        """Height and width in pixels, if they are known."""
+        return None if self.height is None or self.width is None else (self.height, self.width)
 
     @property
     def latent_channels(self) -> int | None:
@@ -90,9 +77,7 @@ class Draft:
         return number
 
     def check_complete(self) -> None:
-        """Raise InputError for what nobody has said and nobody will."""
-        if not self.is_complete:
-            return
+        """Raise InputError for what nobody has said."""
         if self.height is None or self.width is None:
             raise InputError("the size of the video is unknown; give its height and width (--size)")
         if not self.has_length:
@@ -102,14 +87,3 @@ class Draft:
                 if "audio" in self.plan.input_fields
                 else "the length of the video is unknown; give seconds (--seconds NUMBER)"
             )
-
-
-def stays_silent(unit_class: type[PipelineUnit]) -> bool:
-    """Whether a unit begins jobs in a way of its own and says nothing of it in `check_request`."""
-    defined = {"begin_job": -1, "check_request": -1}
-    for attribute, options in hooks_of(unit_class).items():
-        hook = options["specname"] or attribute
-        if hook in defined:
-            place = next(index for index, kind in enumerate(unit_class.__mro__) if attribute in vars(kind))
-            defined[hook] = max(defined[hook], len(unit_class.__mro__) - place)
-    return defined["check_request"] < defined["begin_job"]

@@ -22,12 +22,14 @@ from torch import nn
 from omniavatar.distributed.groups import Groups, grid_shape
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.attention import AttentionSlot
-from omniavatar.engine.conversion import conversions_of
+from omniavatar.engine.conversion import conversions_of, trains
 from omniavatar.engine.draft import Draft
 from omniavatar.engine.geometry import Geometry
 from omniavatar.engine.hooks import Hooks
 from omniavatar.engine.media_inputs import check_media
+from omniavatar.engine.placing import placing_units
 from omniavatar.engine.plan import Plan, SettingsByUnit, with_settings
+from omniavatar.engine.ranks import degrees_of, working
 from omniavatar.engine.residency import Residency
 from omniavatar.engine.run import Result, Run, State
 from omniavatar.engine.scopes import Forward, Request, Scope, Step
@@ -195,7 +197,7 @@ class Engine:
                         f"add the file with --model, beside a configuration that has the others (--config NAME), "
                         f"or leave the unit out with -{unit.name}"
                     )
-            unit.check_models(models)
+            unit.check(plan, models)
 
     # Networks ---------------------------------------------------------------------------------------------------------
 
@@ -268,10 +270,11 @@ class Engine:
         """The network of this role, loaded now."""
         if self._is_closed:
             raise InputError("the engine is closed; open another one")
-        in_host_memory = any(unit.hosts(role) for unit in self.plan.units)
+        placing = placing_units(self.plan.units)
+        in_host_memory = any(unit.hosts(role) for unit in placing)
         device = torch.device("cpu") if in_host_memory else self.device
         options: dict[str, Any] = {"attention": self.attention}
-        if any(unit.reads_blocks for unit in self.plan.units):
+        if any(unit.reads_blocks for unit in placing):
             options["blocks"] = False
         conversions = conversions_of(self, role)
         network = self.models.load(role, device=device, dtype=self.dtype, conversions=conversions, **options).eval()
@@ -317,8 +320,7 @@ class Engine:
 
     def check_frozen(self, network: nn.Module, unit: PipelineUnit) -> None:
         """For a unit that keeps weights in another form. Raises PlanError if they change."""
-        is_training = any(one.trains for one in self.plan.units)
-        if is_training or any(weight.requires_grad for weight in network.parameters()):
+        if trains(self.plan.units) or any(weight.requires_grad for weight in network.parameters()):
             raise PlanError(f"unit '{unit.name}' is for making videos, and training changes weights; leave it out")
 
     def wait(self) -> None:
@@ -385,10 +387,12 @@ class Engine:
 
     def _check(self, plan: Plan, request: Request) -> None:
         for unit in plan.units:
-            unit.check_models(self.models)
+            unit.check(plan, self.models)
         draft = Draft(self, plan, request)
         check_media(plan, draft.inputs_by_unit, request.seconds)
-        Hooks(self._working(plan)).check_request(draft)
+        hooks = Hooks(self._working(plan))
+        draft.settle(hooks)
+        hooks.check_request(draft)
         draft.check_complete()
 
     def _is_busy(self) -> bool:
@@ -434,7 +438,7 @@ class Engine:
 
     def _working(self, plan: Plan) -> list[PipelineUnit]:
         """The units that this rank runs."""
-        return [unit for unit in plan.units if self.world.is_main or not unit.main_rank_only]
+        return working(plan.units, is_main=self.world.is_main)
 
     @contextmanager
     def instrumented(self, around: Around) -> Iterator[None]:
@@ -455,13 +459,7 @@ class Engine:
 
     def degrees(self) -> dict[str, int]:
         """Over how many ranks the plan spreads work, by axis; units that take what is left are asked last."""
-        degrees: dict[str, int] = {}
-        ranks = self.world.size
-        for unit in sorted(self.plan.units, key=lambda unit: unit.fills_ranks):
-            for axis, degree in unit.degrees(self, ranks).items():
-                degrees[axis] = degree
-                ranks //= degree
-        return degrees
+        return degrees_of(self.plan.units, self, self.world.size)
 
     def agreed(self, number: int) -> int:
         """The first rank's number, on all ranks."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from omniavatar.engine.draft import Draft
     from omniavatar.engine.engine import Engine
+    from omniavatar.engine.outline import Length, Outline
     from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Step, Window
     from omniavatar.engine.unit import PipelineUnit
     from omniavatar.engine.windows import Span
@@ -57,6 +58,14 @@ class Hooks:
             who = name or type(implementations).__name__
             raise PluginError(f"'{who}' does not fit the hooks of omniavatar.hookspecs.Pipeline: {reason}") from None
 
+    def plan_size(self, video: Outline) -> tuple[int, int] | None:
+        result: tuple[int, int] | None = self._call.plan_size(video=video)
+        return result
+
+    def plan_length(self, video: Outline) -> Sequence[Length]:
+        result: Sequence[Length] = self._call.plan_length(video=video)
+        return result
+
     def check_request(self, draft: Draft) -> None:
         self._call.check_request(draft=draft)
 
@@ -68,6 +77,10 @@ class Hooks:
 
     def plan_windows(self, job: Job) -> Sequence[Span] | None:
         result: Sequence[Span] | None = self._call.plan_windows(job=job)
+        return result
+
+    def noise(self, window: Window) -> Tensor:
+        result: Tensor = _answered("noise", "", self._call.noise(window=window))
         return result
 
     def plan_steps(self, window: Window) -> Sequence[Step]:
@@ -148,7 +161,11 @@ class Hooks:
 
 
 class Skeleton:
-    """The skeleton's own `predict`, `call` and `run_block`, asked after all units."""
+    """The skeleton's own `noise`, `predict`, `call` and `run_block`, asked after all units."""
+
+    @hookimpl(trylast=True)
+    def noise(self, window: Window) -> Tensor:
+        return window.loop.noise(window.index, window.span)
 
     @hookimpl(trylast=True)
     def predict(self, step: Step, branches: Sequence[Branch]) -> Sequence[Tensor]:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from omniavatar.engine.finite import Watch
 from omniavatar.engine.flow_match import START_LATENTS, add_noise
+from omniavatar.engine.outline import settle_length, settle_size
 from omniavatar.engine.plan import PREVIOUS, Plan
 from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Previous, Request, Step, Window
 from omniavatar.engine.windows import Span
@@ -80,6 +81,8 @@ class Loop:
         """
         self.job.seed = self.engine.agreed(self.job.seed)
         self.check()
+        settle_size(self.hooks, self.job)
+        settle_length(self.hooks, self.job)
         self.hooks.begin_job(self.job)
         self.check()
         self.job.spans = spans or self.hooks.plan_windows(self.job) or [whole_video(self.job)]
@@ -115,7 +118,7 @@ class Loop:
         self.check()
         window = Window(self.job, index, span, previous)
         if latents is None:
-            window.latents = self.noise(index, span)
+            window.latents = self.hooks.noise(window)
             window.steps = self.hooks.plan_steps(window)
         else:
             window.latents = latents

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 
+class Recorded:
+    """A unit of which the record of a video says more than its settings, such as how much of a LoRA file was used."""
+
+    def record(self, engine: Engine) -> Mapping[str, Any]:
+        """What the record says of it, as JSON values by name."""
+        raise NotImplementedError
+
+
 def manifest(engine: Engine, plan: Plan, job: Job, timings: Timings) -> dict[str, Any]:
     """The record of a finished video. Paths are written as they were given; what was in memory is described."""
     import torch
@@ -42,12 +50,13 @@ def manifest(engine: Engine, plan: Plan, job: Job, timings: Timings) -> dict[str
 def recipe(plan: Plan, job: Job) -> dict[str, Any]:
     """What is needed to make the video once more, besides the models; `command` if a command line has said it."""
     request: Request = job.request
+    told = [unit for unit in plan.units if isinstance(unit, Recorded)]
     return {
         "plan": [repr(unit) for unit in plan.units],
         "settings": {unit.name: unit.settings.model_dump(mode="json") for unit in plan.units},
         "inputs": {name: described(value) for name, value in request.inputs.items()},
         **({"command": job["command"]} if "command" in job else {}),
-        **{name: value for unit in plan.units for name, value in unit.record(job.engine).items()},
+        **{name: value for unit in told for name, value in unit.record(job.engine).items()},
         "seed": job.seed,
         "fps": job.fps,
         "seconds": request.seconds,

@@ -26,6 +26,7 @@ from omniavatar.engine.engine import Engine
 from omniavatar.engine.hooks import Hooks
 from omniavatar.engine.loop import Loop
 from omniavatar.engine.plan import check_conflicts, make_unit
+from omniavatar.engine.saving import eased_by, smaller
 from omniavatar.engine.scopes import Forward, Job, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import PlanError
@@ -48,6 +49,7 @@ WORK_OF_HOOK = {
     "setup": "load",
     "begin_job": "prepare",
     "plan_windows": "prepare",
+    "noise": "prepare",
     "plan_steps": "prepare",
     "begin_window": "prepare",
     "decode_latents": "decode",
@@ -144,7 +146,7 @@ class Place:
 
     @property
     def work(self) -> str:
-        """The kind of work, of `unit.WORKS`."""
+        """The kind of work, of `saving.WORKS`."""
         if self.trained is not None and self.job is None:
             return "train"
         if self.role is not None:
@@ -232,12 +234,12 @@ class Shortage:
         added = [
             f"--units with +{name}"
             for name, unit in known.items()
-            if works & set(unit.eases) and not self._is_barred(unit, units)
+            if works & set(eased_by(unit)) and not self._is_barred(unit, units)
         ]
         changed = [
             f"{unit.name}({key}={str(value).lower()})"
             for unit in units
-            for key, value in unit.smaller(place.work, place.window).items()
+            for key, value in smaller(unit, place.work, place.window).items()
         ]
         words = {"load": ["a smaller model"]}.get(place.work, ["a smaller --size"])
         return [*changed, *added, *words]
@@ -255,7 +257,7 @@ class Shortage:
         added = [
             f"units with +{name}"
             for name, unit in known.items()
-            if work in unit.eases and not self._is_barred(unit, units)
+            if work in eased_by(unit) and not self._is_barred(unit, units)
         ]
         return [*added, "a smaller samples.max_tokens, samples.frames or batch", *ranks]
 
@@ -267,7 +269,7 @@ class Shortage:
             check_conflicts([*units, make_unit(unit, {})])
         except PlanError:
             return True
-        return _runs_on_host(self.place) and "host" not in unit.eases and self.place.work != "train"
+        return _runs_on_host(self.place) and "host" not in eased_by(unit) and self.place.work != "train"
 
 
 def _runs_on_host(place: Place) -> bool:

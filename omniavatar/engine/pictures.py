@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omniavatar.errors import InputError, PlanError
+from omniavatar.media.footage import Footage
 from omniavatar.models.tiling import ENCODE_TILING
 
 if TYPE_CHECKING:
@@ -34,26 +34,6 @@ def usable_sizes(sizes: tuple[Size, ...], multiple: int = MULTIPLE) -> tuple[Siz
     return sizes
 
 
-def multiple_of(job: Job | Draft) -> int:
-    """Of what both sides of the video are multiples: the pixels of a token, those of Wan 2.1 while none is known."""
-    return MULTIPLE if job.geometry is None else job.geometry.multiple
-
-
-def settle_size(job: Job | Draft, choose: Callable[[], Size], multiple: int | None = None) -> None:
-    """Give the video the size (height, width) that `choose` says, unless it has one.
-
-    multiple: of what both sides must be multiples, if not of the pixels of a token of the networks.
-    Raises InputError if the size that it has is not usable.
-    """
-    if job.height is None or job.width is None:
-        job.height, job.width = choose()
-    geometry = job.geometry
-    if multiple is None and geometry is not None:
-        multiple = geometry.multiple
-    if multiple is not None:
-        check_size((job.height, job.width), multiple)
-
-
 def check_sizes(draft: Draft, unit: str, sizes: tuple[Size, ...]) -> None:
     """Raise PlanError for a size of a unit's setting `sizes` that the networks cannot make, if they are known."""
     multiple = 1 if draft.geometry is None else draft.geometry.multiple
@@ -78,3 +58,12 @@ def encode(engine: Engine, pictures: Tensor, *, tiled: bool = False) -> Tensor:
         pictures.to(engine.device, engine.dtype), tiling=tiling
     )
     return latents.float()
+
+
+def opened_footage(source: Any, job: Job, size: Size | None = None) -> Footage:
+    """A video that is read along with the one that is made, until the job ends.
+
+    size: height and width of its pictures, if not those of the video.
+    """
+    footage = Footage(source, fps=job.fps, size=size or job.size)
+    return job.resources.enter_context(footage)

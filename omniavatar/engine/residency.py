@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from omniavatar.engine.plan import Plan, hooks_of
 from omniavatar.engine.surround import Around
+from omniavatar.engine.unit import names_faults
 from omniavatar.hookspecs import hookimpl
 from omniavatar.roles import companion_of
 
@@ -24,11 +25,26 @@ if TYPE_CHECKING:
 
 OUTSIDE_STEPS = frozenset(
     (
-        *("begin_job", "plan_windows", "plan_steps", "begin_window"),
+        *("begin_job", "plan_windows", "noise", "plan_steps", "begin_window"),
         *("decode_latents", "postprocess_frames", "output_frames", "end_window", "end_job"),
     )
 )
 """The hooks of a video that are not called from step to step."""
+
+
+class IdleInSteps:
+    """A unit that works with some of its networks only outside the denoising steps, such as the encoder of a picture.
+
+    idle_in_steps: the roles of these, so that a plan that is short of memory can have their networks elsewhere
+        meanwhile. A unit without hooks in the steps need not say so.
+    """
+
+    idle_in_steps: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def faults(cls) -> Iterator[str]:
+        """What the class says in another form, one line each."""
+        return names_faults(cls, "idle_in_steps")
 
 
 class Visitor(Protocol):
@@ -88,6 +104,6 @@ class Residency:
 def roles_in_steps(unit: PipelineUnit, plan: Plan) -> set[str]:
     """The roles that a unit works with while steps run."""
     hooks = {options["specname"] or attribute for attribute, options in hooks_of(type(unit)).items()}
-    if hooks <= OUTSIDE_STEPS | {"check_request", "setup"}:
+    if hooks <= OUTSIDE_STEPS | {"plan_size", "plan_length", "check_request", "setup"}:
         return set()
-    return {*plan.roles_of(unit)} - {*unit.idle_in_steps}
+    return {*plan.roles_of(unit)} - {*(unit.idle_in_steps if isinstance(unit, IdleInSteps) else ())}

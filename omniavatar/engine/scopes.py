@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from omniavatar.engine.outline import Outline
 from omniavatar.engine.windows import Span
 from omniavatar.errors import InputError
 from omniavatar.lazy import torch
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from omniavatar.distributed.sharding import Sharding
     from omniavatar.engine.geometry import Geometry
     from omniavatar.engine.loop import Loop
-    from omniavatar.engine.unit import PipelineUnit
     from omniavatar.models.wan_dit import BlockInputs, TimeValue
 
 MAX_SEED = 2**63 - 1
@@ -130,14 +130,14 @@ class Request:
         object.__setattr__(self, name, operator.index(value))
 
 
-class Job(Scope):
+class Job(Scope, Outline):
     """One video.
 
-    `frames` (length of the video), `height` and `width` (pixels) are what the request says, else what units set in
-    `begin_job`; a sound that ends earlier shortens the video. `leading` counts latent frames that are denoised in front
-    of those of every window and are not of the video, such as reference pictures: a unit that wants some adds to it in
-    `begin_job`. `resources` closes whatever a unit opened, however the job ends; `results` is what units
-    leave for `Result`, by name.
+    `frames` (length of the video), `height` and `width` (pixels) are what the request says, else what units say in
+    `plan_length` and `plan_size`; a sound that ends earlier shortens the video. `leading` counts latent frames that are
+    denoised in front of those of every window and are not of the video, such as reference pictures: a unit that wants
+    some adds to it in `begin_job`. `resources` closes whatever a unit opened, however the job ends; `results` is what
+    units leave for `Result`, by name.
     `first` and `first_frame` are the numbers of the first window and frame that are made, above 0 when an earlier run
     is resumed.
     """
@@ -146,13 +146,8 @@ class Job(Scope):
         super().__init__(loop.engine.values)
         self.loop = loop
         self.engine = loop.engine
-        self.request = request
-        self.inputs_by_unit = inputs
+        self._ask(request, inputs)
         self.seed = int(request.seed or 0)
-        self.fps = request.fps
-        self.frames = None if request.seconds is None else max(1, round(request.seconds * request.fps))
-        self.height = request.height
-        self.width = request.width
         self.leading = 0
         self.first = 0
         self.first_frame = 0
@@ -160,10 +155,6 @@ class Job(Scope):
         self.memories: dict[str, dict[str, Tensor]] = {}
         self.resources = ExitStack()
         self.results: dict[str, Any] = {}
-
-    def inputs(self, unit: PipelineUnit) -> Any:
-        """The validated `Inputs` of this unit."""
-        return self.inputs_by_unit[unit.name]
 
     @property
     def geometry(self) -> Geometry:

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import yaml
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationInfo, field_validator
 
-from omniavatar.errors import nearest
 from omniavatar.values import refuse_bools
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from omniavatar.engine.engine import Engine, Models
+    from omniavatar.engine.engine import Models
     from omniavatar.engine.plan import Plan
     from omniavatar.engine.scopes import Window
     from omniavatar.media.clip import Clip
@@ -31,7 +30,7 @@ else:
     Pixels = Sound = object  # the validators see to it; pydantic would look at the classes, and so import numpy
 
 ALL = "*"
-"""In `host_roles` and `optional_roles`: every role of the plan."""
+"""In `optional_roles`, and in `PlacesWeights.host_roles`: every role of the plan."""
 WORD = re.compile(r"[A-Za-z][\w./-]*")
 """A text that needs no quotes in a plan expression, unless YAML means something else by it."""
 
@@ -110,23 +109,19 @@ class UnitInputs(Values):
     """Base of a unit's inputs: what changes from video to video. The command line makes an option of each."""
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Where the blocks of a network are while it works; besides, it is on the device only while a unit works with it.
-
-    on_device: blocks that are on the device at once, copies on their way included. in_host: blocks in host memory.
-    copied: blocks that every call of the network copies to the device, while others compute.
-    arriving: blocks that come along whenever the network comes to the device.
-    """
-
-    on_device: int
-    in_host: int = 0
-    copied: int = 0
-    arriving: int = 0
-
-
-WORKS = ("load", "prepare", "denoise", "decode", "train", "host")
-"""What can run out of memory: the device at one of these kinds of work, or the host."""
+SMALL_CONTRACTS = {
+    **dict.fromkeys(("keeps", "host_roles", "reads_blocks"), "omniavatar.engine.placing.PlacesWeights"),
+    "idle_in_steps": "omniavatar.engine.residency.IdleInSteps",
+    **dict.fromkeys(("degrees", "fills_ranks"), "omniavatar.engine.ranks.SpreadsWork"),
+    "main_rank_only": "omniavatar.engine.ranks.MainRankOnly",
+    **dict.fromkeys(("eases", "smaller"), "omniavatar.engine.saving.SavesMemory"),
+    "rehearses": "omniavatar.engine.rehearsing.NotRehearsed",
+    "decisive": "omniavatar.engine.rehearsing.ReadsDecisiveWeights",
+    "nulls": "omniavatar.engine.conditions.BringsConditions",
+    "trains": "omniavatar.engine.conversion.TrainsWeights",
+    "record": "omniavatar.engine.manifest.Recorded",
+}
+"""What a unit may say to one part of the engine alone, and the class that it must be derived from to be heard."""
 
 
 class PipelineUnit:
@@ -148,27 +143,14 @@ class PipelineUnit:
     suggests: settings of other units that suit it, by unit; they count where nobody says anything else.
     former_names: what the unit was called once; plans and configurations may call it so.
     moved: settings that it had once, each with "UNIT.SETTING", what is called so today; the old names stay readable.
-    nulls: for every condition that it brings and branches may drop: values that it provides, each with the value that
-        stands for nothing, zeros if it is not there; training drops conditions by them.
     roles, optional_roles: models it works with; `ALL` in the latter for one that works with whatever the plan has.
     experts: roles of the transformers that take turns in denoising, the first one first; each step's `expert` is one of
         them. They are needed, and come to the device when they work.
     autoencoder: the role of the network whose latents are denoised, for the unit that decodes them.
     companions: those of its roles of which every expert may have one of its own; see `Engine.companion`.
-    host_roles: those that are to be loaded in host memory, because it brings them to the device itself: some of its
-        roles, or `ALL` that the plan works with.
-    idle_in_steps: those of its roles that it works with only outside the denoising steps, so that a plan that is short
-        of memory can have their networks elsewhere meanwhile.
-    reads_blocks: it reads the weights of blocks itself: networks come from files without them, on the meta device.
     exact: it changes what a video costs, not what it shows (up to rounding).
-    fills_ranks: it spreads its work over the ranks that the other units leave; see `degrees`.
-    main_rank_only: of several ranks only the first runs the unit's hooks, because it writes a file, say.
-    trains: it changes weights while the engine works.
-    rehearses: an estimate may run the unit's hooks on networks with random weights, to see what a run costs; not if it
-        writes something, moves the weights of blocks, or decides by what networks compute.
-    decisive: weights whose values decide how much work there is, as patterns of names by role, further experts and
-        companions included; an estimate reads these.
-    eases: kinds of work, of `WORKS`, that take less memory with the unit in the plan; said when memory runs out.
+    What one part of the engine alone asks is said by a further base class, such as `PlacesWeights` for offload or
+    `SpreadsWork` for sequence-parallel: `SMALL_CONTRACTS` names them.
     The class docstring is the unit's help: one line, then what a user should know.
     """
 
@@ -184,22 +166,12 @@ class PipelineUnit:
     suggests: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     former_names: ClassVar[tuple[str, ...]] = ()
     moved: ClassVar[Mapping[str, str]] = {}
-    nulls: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     roles: ClassVar[tuple[str, ...]] = ()
     optional_roles: ClassVar[tuple[str, ...]] = ()
     experts: ClassVar[tuple[str, ...]] = ()
     companions: ClassVar[tuple[str, ...]] = ()
     autoencoder: ClassVar[str] = ""
-    host_roles: ClassVar[tuple[str, ...]] = ()
-    idle_in_steps: ClassVar[tuple[str, ...]] = ()
-    reads_blocks: ClassVar[bool] = False
     exact: ClassVar[bool] = False
-    main_rank_only: ClassVar[bool] = False
-    fills_ranks: ClassVar[bool] = False
-    trains: ClassVar[bool] = False
-    rehearses: ClassVar[bool] = True
-    decisive: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    eases: ClassVar[tuple[str, ...]] = ()
 
     class Settings(UnitSettings):
         """No settings."""
@@ -217,38 +189,11 @@ class PipelineUnit:
         """The models without which it cannot work."""
         return tuple(dict.fromkeys((*cls.roles, *cls.experts)))
 
-    @classmethod
-    def hosts(cls, role: str) -> bool:
-        """Whether the network of this role is to be loaded in host memory."""
-        return role in cls.host_roles or ALL in cls.host_roles
+    def check(self, plan: Plan, models: Models) -> None:
+        """Raise an OmniError if the unit cannot work in this plan, with these models or its settings for them.
 
-    def degrees(self, engine: Engine, ranks: int) -> dict[str, int]:
-        """Over how many ranks the unit spreads work, by axis of `distributed.groups.AXES`, if `ranks` are left for it.
-
-        Raises PlanError, with the valid choices, if it cannot.
+        No network is loaded yet. What depends on the request is refused in the hook `check_request`.
         """
-        return {}
-
-    def keeps(self, role: str, blocks: int, plan: Plan) -> Kept | None:
-        """Where the `blocks` blocks of this role's network are while it works, if it is not always on the device."""
-        return None
-
-    def smaller(self, work: str, window: Window | None) -> Mapping[str, Any]:
-        """Settings with which the unit takes less memory for a kind of work, of `WORKS`; none if there are no such.
-
-        window: the one in which memory has run out.
-        """
-        return {}
-
-    def check_models(self, models: Models) -> None:
-        """Raise an OmniError if the unit cannot work with these models or its settings for them; none is loaded yet.
-
-        What depends on the request is refused in the hook `check_request`.
-        """
-
-    def record(self, engine: Engine) -> Mapping[str, Any]:
-        """What the record of a video says of the unit beside its settings, as JSON values by name."""
-        return {}
 
     def forecast(self, window: Window) -> Iterable[str]:
         """Lines on what the unit will do in a window with these steps and networks, for `omni units plan`.
@@ -272,28 +217,27 @@ class PipelineUnit:
 def declaration_faults(unit_class: type[PipelineUnit]) -> Iterator[str]:
     """What a class says about itself in another form than `PipelineUnit` does, one line each."""
     names_in_tuples = ("needs", "uses", "provides", "passes_on", "claims", "brings", "replaces", "former_names")
-    roles_in_tuples = ("roles", "optional_roles", "experts", "companions", "host_roles", "idle_in_steps")
-    for attribute in (*names_in_tuples, *roles_in_tuples):
-        names = getattr(unit_class, attribute)
-        if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
-            yield f"its {attribute} are {names!r} and not names in a tuple, such as ('frames',)"
+    roles_in_tuples = ("roles", "optional_roles", "experts", "companions")
+    yield from names_faults(unit_class, *names_in_tuples, *roles_in_tuples)
     reasons = unit_class.conflicts
     if not isinstance(reasons, Mapping) or not all(isinstance(text, str) for pair in reasons.items() for text in pair):
         yield f"its conflicts are {reasons!r} and not names with reasons, such as {{'audio': 'it has a voice already'}}"
-    nulls = unit_class.nulls
-    if not isinstance(nulls, Mapping) or not all(isinstance(forms, Mapping) for forms in nulls.values()):
-        yield f"its nulls are {nulls!r} and not values by condition, such as {{'audio': {{'rows': 'silent_rows'}}}}"
-    else:
-        for name in (name for forms in nulls.values() for pair in forms.items() for name in pair):
-            if name not in unit_class.provides:
-                yield f"its nulls name '{name}', which provides does not{nearest(str(name), unit_class.provides)}"
     yield from _faults_about_settings(unit_class)
+    yield from _faults_about_contracts(unit_class)
     for attribute, base in (("Settings", UnitSettings), ("Inputs", UnitInputs)):
         fields = getattr(unit_class, attribute)
         if not (isinstance(fields, type) and issubclass(fields, base)):
             yield f"its {attribute} are {fields!r} and no class derived from {base.__name__}"
         elif fields.model_rebuild(raise_errors=False) is False:
             yield f"its {attribute} have a field of a type that does not exist"
+
+
+def names_faults(unit_class: type, *attributes: str) -> Iterator[str]:
+    """Which of the attributes are not names in a tuple, one line each."""
+    for attribute in attributes:
+        names = getattr(unit_class, attribute)
+        if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+            yield f"its {attribute} are {names!r} and not names in a tuple, such as ('frames',)"
 
 
 def _faults_about_settings(unit_class: type[PipelineUnit]) -> Iterator[str]:
@@ -306,6 +250,20 @@ def _faults_about_settings(unit_class: type[PipelineUnit]) -> Iterator[str]:
         yield f"its moved are {moved!r} and not names with 'UNIT.SETTING', such as {{'steps': 'schedule.steps'}}"
     else:
         yield from (f"it has moved the setting '{name}' and has it" for name in moved if has_setting(unit_class, name))
+
+
+def _faults_about_contracts(unit_class: type[PipelineUnit]) -> Iterator[str]:
+    """What it says to a part of the engine that does not hear it, or in another form, one line each."""
+    bases = {f"{base.__module__}.{base.__qualname__}" for base in unit_class.__mro__}
+    for attribute, contract in SMALL_CONTRACTS.items():
+        if hasattr(unit_class, attribute) and contract not in bases:
+            name = contract.rpartition(".")[2]
+            yield f"its {attribute} is never asked for, since it is no {name}; derive it from {contract} as well"
+    if hasattr(unit_class, "check_models"):
+        yield "its check_models is never called; it is check(plan, models) now"
+    for base in unit_class.__mro__:
+        if "faults" in vars(base) and f"{base.__module__}.{base.__qualname__}" in SMALL_CONTRACTS.values():
+            yield from vars(base)["faults"].__get__(None, unit_class)()
 
 
 def has_setting(unit_class: type[PipelineUnit], name: str) -> bool:

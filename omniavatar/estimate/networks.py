@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from omniavatar.engine.delegation import DelegatingModels
 from omniavatar.engine.engine import Adapter, Models
-from omniavatar.engine.unit import Kept
+from omniavatar.engine.placing import Kept
 
 NOISE = 2**20
 """Random numbers that are made; larger weights repeat them."""
@@ -107,7 +107,7 @@ class Alike:
         return next((weight.device.type for weight in self.network.parameters()), "")
 
 
-class RehearsalModels:
+class RehearsalModels(DelegatingModels[Skeletons]):
     """`engine.Models` for a rehearsal.
 
     decisive: the weights that are read, as patterns by role; all others are random. LoRA files are left out, since they
@@ -115,23 +115,9 @@ class RehearsalModels:
     """
 
     def __init__(self, models: Skeletons, decisive: Mapping[str, Sequence[str]]) -> None:
-        self.models = models
+        super().__init__(models)
         self.decisive = decisive
         self.networks: dict[str, Alike] = {}
-
-    def __contains__(self, role: object) -> bool:
-        return role in self.models
-
-    def config(self, role: str) -> Mapping[str, Any]:
-        """The numbers of the role's network."""
-        return self.models.config(role)
-
-    def beside(self, role: str, path: Path) -> Path:
-        """The path beside the role's files."""
-        return self.models.beside(role, path)
-
-    def tokenizer(self, role: str) -> Callable[[], Any] | None:
-        return self.models.tokenizer(role)
 
     def adapters(self) -> Sequence[Adapter]:
         """None."""

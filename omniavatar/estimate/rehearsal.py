@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.out_of_memory import host_peak
+from omniavatar.engine.placing import placing_units
 from omniavatar.engine.plan import Plan
+from omniavatar.engine.rehearsing import NotRehearsed, ReadsDecisiveWeights
 from omniavatar.engine.run import Run
 from omniavatar.engine.scopes import Forward, Request, Window
 from omniavatar.estimate.networks import Alike, RehearsalModels, signature, stand_in
@@ -158,9 +160,9 @@ class Rehearsal:
 
     def __init__(self, engine: Engine, observers: Iterable[Any] = ()) -> None:
         self.wanted = engine.plan
-        units = [unit for unit in engine.plan.units if unit.rehearses]
+        units = [unit for unit in engine.plan.units if not isinstance(unit, NotRehearsed)]
         decisive: dict[str, list[str]] = {}
-        for unit in units:
+        for unit in (unit for unit in units if isinstance(unit, ReadsDecisiveWeights)):
             for role, patterns in unit.decisive.items():
                 for each in engine.plan.companions(role):
                     decisive.setdefault(each, []).extend(patterns)
@@ -219,7 +221,7 @@ class Rehearsal:
 
     def _keep(self, role: str, network: Alike) -> None:
         """Let a network come and go, if a unit of the run keeps its blocks elsewhere."""
-        said = (unit.keeps(role, network.blocks, self.wanted) for unit in self.wanted.units)
+        said = (unit.keeps(role, network.blocks, self.wanted) for unit in placing_units(self.wanted.units))
         if kept := [each for each in said if each is not None]:
             network.kept = min(kept, key=lambda each: each.on_device)
             network.is_here = False
@@ -298,7 +300,7 @@ class Rehearsal:
         peaks = self.memory.peaks
         return Estimate(
             units=[repr(unit) for unit in self.wanted.units],
-            left_out=[unit.name for unit in self.wanted.units if not unit.rehearses],
+            left_out=[unit.name for unit in self.wanted.units if isinstance(unit, NotRehearsed)],
             device=str(self.engine.device),
             dtype=str(self.engine.dtype).removeprefix("torch."),
             frames=last.frames,

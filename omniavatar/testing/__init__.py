@@ -1,4 +1,4 @@
-"""Helpers for tests of units and plugins: `check_unit`, small videos, small networks, some of which compute nothing."""
+"""Helpers for tests of units and plugins: `check_unit`, `check_plan`, small videos, small networks."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -7,7 +7,7 @@ from omniavatar.testing.fakes import FakeAudioAdapter, FakeAudioEncoder, FakeDiT
 from omniavatar.testing.models import GivenLora, GivenModels, LatentFormat
 
 if TYPE_CHECKING:
-    from omniavatar.testing.check import check_unit
+    from omniavatar.testing.check import check_plan, check_unit
     from omniavatar.testing.videos import models_in, small_video
 
 __all__ = [
@@ -18,11 +18,13 @@ __all__ = [
     "GivenLora",
     "GivenModels",
     "LatentFormat",
+    "check_plan",
     "check_unit",
     "models_in",
     "small_video",
 ]
 _MODULES = {
+    "check_plan": "omniavatar.testing.check",
     "check_unit": "omniavatar.testing.check",
     "models_in": "omniavatar.testing.videos",
     "small_video": "omniavatar.testing.videos",

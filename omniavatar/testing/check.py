@@ -27,14 +27,18 @@ from pydantic import ValidationError
 from omniavatar.cli.fields import leaves
 from omniavatar.cli.new_plugin import NAME
 from omniavatar.cli.run import run
+from omniavatar.distributed.world import World
+from omniavatar.engine.engine import Engine
 from omniavatar.engine.hooks import SPECS, hook_faults
 from omniavatar.engine.loop import FRAMES as DECODED
+from omniavatar.engine.placing import PlacesWeights
 from omniavatar.engine.plan import PREVIOUS, Catalog, Plan, answers, build_plan, claims_hook, hooks_of, parse
-from omniavatar.engine.residency import OUTSIDE_STEPS
+from omniavatar.engine.ranks import SpreadsWork
+from omniavatar.engine.residency import OUTSIDE_STEPS, IdleInSteps
 from omniavatar.engine.settings import explicit_layer
 from omniavatar.engine.surround import Around
 from omniavatar.engine.unit import ALL, PipelineUnit, declaration_faults
-from omniavatar.errors import OmniError, nearest
+from omniavatar.errors import InputError, OmniError, PlanError, nearest
 from omniavatar.hookspecs import PROJECT
 from omniavatar.plugins import discover
 from omniavatar.testing.stage import (
@@ -68,6 +72,8 @@ ONE_ANSWER = frozenset(name for name, spec in SPECS.items() if getattr(spec, f"{
 """Hooks of which the first answer counts."""
 SKELETON = {"dit", "vae"}
 """Roles that every engine loads, whoever asks for them."""
+QUICK = ("values", "state", "jobs")
+"""The promises of `check_plan`; the last one is about the plan as a whole."""
 
 
 def check_unit(
@@ -100,6 +106,34 @@ def check_unit(
             if name not in skip:
                 with naming(f"unit '{getattr(unit_class, 'name', unit_class.__name__)}' breaks the promise '{name}'"):
                     check(subject)
+
+
+def check_plan(
+    plan: str,
+    *,
+    networks: Mapping[str, Network] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    size: tuple[int, int] = SIZE,
+) -> list[str]:
+    """Raise AssertionError for the first of the promises `QUICK` that a unit of a plan breaks; gives their names.
+
+    All units of the plan are looked at while the same few videos are made, so this takes one or two seconds. The other
+    arguments are those of `check_unit`.
+    """
+    catalog = discover().catalog()
+    with TemporaryDirectory() as folder, one_thread(), few_words():
+        stage = Stage(Path(folder), networks or {}, inputs or {}, size)
+        first: Subject | None = None
+        names = build_plan(plan, catalog, SETTINGS).names
+        for name in names:
+            subject = Subject(catalog.units[name], plan, stage, {})
+            if first is not None:  # what has been made for another unit is the same for this one
+                vars(subject).update(first=first.first, second=first.second)
+            for promise in QUICK if first is None else QUICK[:-1]:
+                with naming(f"unit '{name}' of '{plan}' breaks the promise '{promise}'"):
+                    PROMISES[promise](subject)
+            first = first or subject
+        return names
 
 
 @contextmanager
@@ -234,22 +268,22 @@ class Subject:
 
     @cached_property
     def second(self) -> Again:
-        """The same video by another engine, and the attributes of the unit before and after it."""
+        """The same video by another engine, and the attributes of the units before and after it."""
         player = self.player()
-        unit = self.unit_of(player.engine.plan)
-        before = picture(unit)
+        units = player.engine.plan.units
+        before = {type(unit): picture(unit) for unit in units}
         take = player.play(self.request(player.engine.plan))
-        return Again(player, take, before, picture(unit))
+        return Again(player, take, before, {type(unit): picture(unit) for unit in units})
 
 
 @dataclass(frozen=True)
 class Again:
-    """A video that was made again, by which engine, and the attributes of the unit before and after it."""
+    """A video that was made again, by which engine, and the attributes of its units before and after it."""
 
     player: Player
     take: Take
-    before: dict[str, Any]
-    after: dict[str, Any]
+    before: Mapping[type[PipelineUnit], dict[str, Any]]
+    after: Mapping[type[PipelineUnit], dict[str, Any]]
 
 
 def same(take: Take, expected: Take, what: str, *, tolerance: float = 0.0, first: int = 0) -> None:
@@ -417,19 +451,25 @@ def roles_are_declared(subject: Subject) -> None:
     plan = subject.plan()
     known = {*plan.roles_of(subject.unit_of(plan))}
     asked = list(of_unit(unit_class, subject.first[1].models))
+    idle_in_steps = unit_class.idle_in_steps if issubclass(unit_class, IdleInSteps) else ()
     for access in asked:
-        assert access.name in known or ALL in unit_class.optional_roles or unit_class.hosts(access.name), (
+        assert access.name in known or ALL in unit_class.optional_roles or hosts(unit_class, access.name), (
             f"its {access.hook} asks for the model '{access.name}', which neither roles nor optional_roles name"
         )
-        assert access.hook in (*OUTSIDE_STEPS, "setup") or access.name not in unit_class.idle_in_steps, (
+        assert access.hook in (*OUTSIDE_STEPS, "setup") or access.name not in idle_in_steps, (
             f"its {access.hook} asks for the model '{access.name}', which idle_in_steps says it does not do in steps"
         )
     for role in set(unit_class.roles) - SKELETON - {access.name for access in asked}:
         raise AssertionError(f"it names the role '{role}', without which no plan with it works, and has never asked")
-    surplus = set(unit_class.host_roles) - {*known, ALL}
-    surplus_idle = set(unit_class.idle_in_steps) - known
+    surplus = set(unit_class.host_roles if issubclass(unit_class, PlacesWeights) else ()) - {*known, ALL}
+    surplus_idle = set(idle_in_steps) - known
     assert not surplus_idle, f"its idle_in_steps name {sorted(surplus_idle)}, which roles and optional_roles do not"
     assert not surplus, f"its host_roles name {sorted(surplus)}, which roles and optional_roles do not"
+
+
+def hosts(unit_class: type[PipelineUnit], role: str) -> bool:
+    """Whether the network of this role is loaded in host memory for a unit of this class."""
+    return issubclass(unit_class, PlacesWeights) and unit_class.hosts(role)
 
 
 # What must not change a video ----------------------------------------------------------------------------------------
@@ -437,7 +477,8 @@ def roles_are_declared(subject: Subject) -> None:
 
 def nothing_stays_on_the_unit(subject: Subject) -> None:
     """After a video the unit is as it was made: what it remembers lies in the scopes."""
-    before, after = subject.second.before, subject.second.after
+    unit_class, again = subject.unit_class, subject.second
+    before, after = again.before[unit_class], again.after[unit_class]
     for name in before.keys() | after.keys():
         assert before.get(name) == after.get(name), (
             f"a video has changed its attribute '{name}'; keep that in the job, window, branch or forward.memory"
@@ -470,7 +511,7 @@ def jobs_are_apart(subject: Subject) -> None:
     between = subject.other
     try:
         other = player.play(between(plan))
-    except OmniError:  # the unit cannot do without them
+    except InputError:  # the unit cannot do without them
         between = partial(subject.request, frames=ONE_WINDOW)
         other = player.play(between(plan))
     same(player.play(subject.request(plan)), subject.take, what)
@@ -491,8 +532,9 @@ def windows_are_apart(subject: Subject) -> None:
     change = "" if len(subject.take.windows) > 1 else "+fixed-frames"
     try:
         take = subject.play(change=change) if change else subject.take
-    except OmniError:
-        return  # it makes videos of one window only
+    except PlanError as error:
+        check_declared(subject, change, error)
+        return
     assert not take.unsaved, f"no video with it can be resumed: {take.unsaved}"
     if take.state is not None:
         again = subject.play(change=change, state=take.state)
@@ -513,13 +555,27 @@ def branches_can_be_joined(subject: Subject) -> None:
 
 def ranks_can_share(subject: Subject) -> None:
     """The tokens of a call may be spread over ranks; see `forward.frame_index` and `forward.shard`."""
-    if subject.unit_class.degrees is not PipelineUnit.degrees:
-        return  # it spreads work itself, over real ranks
+    if issubclass(subject.unit_class, SpreadsWork):
+        splits_for_ranks(subject)  # it spreads work itself, over real ranks
+        return
     plans = [subject.plan() for _ in range(RANKS)]
-    takes = play_on_ranks(subject.stage, plans, lambda: subject.request(plans[0]))
+    try:
+        takes = play_on_ranks(subject.stage, plans, lambda: subject.request(plans[0]))
+    except PlanError as error:
+        check_declared(subject, "+sequence-parallel", error)
+        return
     for rank, take in enumerate(takes):
         what = f"a video is another one on rank {rank} of {RANKS} that share the tokens of each call"
         same(take, subject.take, what, tolerance=ROUNDING)
+
+
+def splits_for_ranks(subject: Subject) -> None:
+    """What it says of one rank and of several is a way to spread them, or refused in one line."""
+    for ranks in (1, RANKS):
+        try:
+            Engine(subject.plan(), subject.stage.models, world=World(size=ranks)).check_split()
+        except PlanError as error:
+            one_line(error)
 
 
 def half_precision_will_do(subject: Subject) -> None:
@@ -543,8 +599,10 @@ def goes_with_built_in_units(subject: Subject) -> None:
         if unit.name in present:
             if unit.name != subject.unit_class.name:
                 works_or_is_refused(subject, f"-{unit.name}")
-        elif not refusal(subject, f"+{unit.name}"):
+        elif (error := refusal(subject, f"+{unit.name}")) is None:
             more.append(f"+{unit.name}")
+        elif isinstance(error, PlanError):
+            check_declared(subject, f"+{unit.name}", error)
     try:
         take, asked = subject.asked("".join(more), FRAMES)
         finite(take)
@@ -556,11 +614,14 @@ def goes_with_built_in_units(subject: Subject) -> None:
 
 
 def works_or_is_refused(subject: Subject, change: str) -> None:
-    """A video for which the unit gave its answers, or an error for the user in one line."""
+    """A video for which the unit gave its answers, a conflict that is declared, or an error about inputs or models."""
     with naming(f"with '{subject.expression}{change}'"):
         try:
             take, asked = subject.asked(change, ONE_WINDOW)
             finite(take)
+        except PlanError as error:
+            check_declared(subject, change, error)
+            return
         except OmniError as error:
             one_line(error)
             return
@@ -571,11 +632,38 @@ def works_or_is_refused(subject: Subject, change: str) -> None:
         )
 
 
-def refusal(subject: Subject, change: str) -> str:
-    """Why the plan is refused before anything is loaded."""
+def refusal(subject: Subject, change: str) -> OmniError | None:
+    """Why the plan is refused before anything is loaded, if it is."""
     try:
         subject.player(change=change).engine.check_split()
     except OmniError as error:
+        one_line(error)
+        return error
+    return None
+
+
+def check_declared(subject: Subject, change: str, error: PlanError) -> None:
+    """See that the refusal of a plan is one that declarations tell, or that has nothing to do with the unit."""
+    reason = one_line(error)
+    if declared_refusal(subject, change):
+        return
+    without = f"{change}-{subject.unit_class.name}"
+    try:
+        if refusal(subject, without) is not None:
+            return
+        subject.play(change=without, frames=ONE_WINDOW)
+    except OmniError:
+        return  # without the unit as well
+    raise AssertionError(
+        f"'{subject.expression}{change}' is refused, and no declaration says so: {reason}; declare it in conflicts"
+    )
+
+
+def declared_refusal(subject: Subject, change: str) -> str:
+    """Why a plan is refused for what the classes of its units say: conflicts, claims, needs and answers."""
+    try:
+        subject.plan(change).check_complete()
+    except PlanError as error:
         return one_line(error)
     return ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,8 @@ from unittest import mock
 import torch
 from torch import nn
 
-from omniavatar.engine.engine import Adapter, Engine, Models
+from omniavatar.engine.delegation import DelegatingModels
+from omniavatar.engine.engine import Engine, Models
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.scopes import Scope
 from omniavatar.engine.surround import Around
@@ -35,6 +36,7 @@ class Watch:
         self.writes: list[Access] = []
         self.models: list[Access] = []
         self._running: list[tuple[str, str]] = []
+        self._is_inside_scope = False
 
     @contextmanager
     def watching(self, engine: Engine) -> Iterator[None]:
@@ -43,6 +45,8 @@ class Watch:
         with ExitStack() as stack:
             for method, accesses in notes.items():
                 stack.enter_context(mock.patch.object(Scope, method, self._noting(method, accesses)))
+            direct = property(self._values_of, self._set_values)
+            stack.enter_context(mock.patch.object(Scope, "values", direct, create=True))
             stack.enter_context(engine.instrumented(Around(self._inside)))
             yield
 
@@ -59,6 +63,26 @@ class Watch:
         if self._running:
             notes.append(Access(*self._running[-1], name))
 
+    def note_direct(self, notes: list[Access], name: str) -> None:
+        """Put down an access to `scope.values`, unless a method of scopes makes it, which is noted itself."""
+        if not self._is_inside_scope:
+            self._note(notes, name)
+
+    def _values_of(self, scope: Scope) -> WatchedValues:
+        return WatchedValues(self, vars(scope)["values"])
+
+    def _set_values(self, scope: Scope, values: Mapping[str, Any]) -> None:
+        vars(scope)["values"] = {}
+        self._values_of(scope).update(values)
+
+    @contextmanager
+    def _inside_scope(self, is_inside: bool) -> Iterator[None]:
+        before, self._is_inside_scope = self._is_inside_scope, is_inside
+        try:
+            yield
+        finally:
+            self._is_inside_scope = before
+
     def note_model(self, role: str) -> None:
         """Put down that a unit asks for a model."""
         self._note(self.models, role)
@@ -69,36 +93,62 @@ class Watch:
 
         def noting(scope: Scope, name: str, *value: Any) -> Any:
             self._note(notes, name)
-            return original(scope, name, *value)
+            with self._inside_scope(True):
+                return original(scope, name, *value)
 
-        return noting
+        def once(scope: Scope, name: str, make: Callable[[], Any]) -> Any:
+            def making() -> Any:
+                with self._inside_scope(False):
+                    return make()
+
+            return noting(scope, name, making)
+
+        return once if method == "once" else noting
 
 
-class WatchedModels:
+class WatchedValues(MutableMapping[str, Any]):
+    """The values of a scope for those who go past its methods, with a note of who reads and changes which."""
+
+    def __init__(self, watch: Watch, values: dict[str, Any]) -> None:
+        self._watch, self._values = watch, values
+
+    def __getitem__(self, name: str) -> Any:
+        self._watch.note_direct(self._watch.reads, name)
+        return self._values[name]
+
+    def __contains__(self, name: object) -> bool:
+        self._watch.note_direct(self._watch.reads, str(name))
+        return name in self._values
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._watch.note_direct(self._watch.writes, name)
+        self._values[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        self._watch.note_direct(self._watch.writes, name)
+        del self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+class WatchedModels(DelegatingModels[Models]):
     """The models of an engine, with a note of who asks for the numbers or files of a role."""
 
     def __init__(self, watch: Watch, models: Models) -> None:
-        self._watch, self._models = watch, models
-
-    def __contains__(self, role: object) -> bool:
-        return role in self._models
-
-    def load(self, role: str, **options: Any) -> nn.Module:
-        return self._models.load(role, **options)
+        super().__init__(models)
+        self._watch = watch
 
     def config(self, role: str) -> Mapping[str, Any]:
         self._watch.note_model(role)
-        return self._models.config(role)
+        return super().config(role)
 
     def beside(self, role: str, path: Path) -> Path:
         self._watch.note_model(role)
-        return self._models.beside(role, path)
-
-    def tokenizer(self, role: str) -> Callable[[], Any] | None:
-        return self._models.tokenizer(role)
-
-    def adapters(self) -> Sequence[Adapter]:
-        return self._models.adapters()
+        return super().beside(role, path)
 
 
 class WatchedEngine(Engine):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from omniavatar.config import RunConfig
 from omniavatar.distributed.world import ALONE, World
+from omniavatar.engine.conditions import nulls_of
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.flow_match import TIMESTEPS
 from omniavatar.engine.loop import Loop
@@ -163,7 +164,7 @@ class Diffusion:
         data = config.data
         generator = generator_named(data.generated, generators or {}) if data.generated else None
         for condition in config.objective.drop:
-            known = {name for unit in plan.units for name in unit.nulls}
+            known = set(nulls_of(plan.units))
             if condition not in known:
                 raise InputError(f"objective.drop names the condition '{condition}'{nearest(condition, known)}")
         config = config.model_copy(update={"trainer": with_precision(config.trainer, dtype)})
@@ -325,12 +326,3 @@ class DiffusionTask:
     def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         config = self.config
         self.trained.save(folder, weights, merged=config.merged, dtype=config.saved_dtype, start=config.start)
-
-
-def nulls_of(units: Sequence[PipelineUnit]) -> dict[str, dict[str, str]]:
-    """By condition: the values that it is, each with the one that stands for nothing (zeros if it is not there)."""
-    found: dict[str, dict[str, str]] = {}
-    for unit in units:
-        for condition, nulls in unit.nulls.items():
-            found.setdefault(condition, {}).update(nulls)
-    return found

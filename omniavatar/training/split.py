@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from omniavatar.engine.conditions import nulls_of
 from omniavatar.engine.plan import Plan, hooks_of, made_by
+from omniavatar.engine.ranks import SpreadsWork
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import PlanError
 
@@ -43,7 +45,7 @@ def split(plan: Plan, trained: Collection[str]) -> Split:
     Raises PlanError for a unit that cannot be prepared although it takes inputs or looks at the job.
     """
     for unit in plan.units:
-        if type(unit).degrees is not PipelineUnit.degrees:
+        if isinstance(unit, SpreadsWork):
             raise PlanError(
                 f"unit '{unit.name}' spreads one video over ranks, and training gives each rank samples of its own; "
                 f"leave it out with -{unit.name}"
@@ -67,7 +69,7 @@ def split(plan: Plan, trained: Collection[str]) -> Split:
                 "are read before training; make two units of it, or train something else"
             )
     read = {name for unit in taking_part if unit in live or steps(unit) for name in (*unit.needs, *unit.uses)}
-    read |= {null for unit in prepared for nulls in unit.nulls.values() for name, null in nulls.items() if name in read}
+    read |= {null for nulls in nulls_of(prepared).values() for name, null in nulls.items() if name in read}
     own = {name for unit in prepared if steps(unit) for name in unit.provides}
     values = [name for unit in prepared for name in unit.provides if name in read | own]
     return Split(tuple(prepared), tuple(live), tuple(dict.fromkeys(values)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,8 @@ from torch import nn
 
 from omniavatar.checkpoints.hashing import content_sample
 from omniavatar.checkpoints.loading import accepted, import_network
-from omniavatar.engine.engine import Adapter, Models
+from omniavatar.engine.delegation import DelegatingModels
+from omniavatar.engine.engine import Models
 from omniavatar.errors import InputError
 from omniavatar.media.paths import input_file
 
@@ -38,7 +39,7 @@ class KnownModels(Models, Protocol):
         ...
 
 
-class Starting:
+class Starting(DelegatingModels[KnownModels]):
     """Models of which some are new or changed; see `omniavatar.engine.engine.Models`."""
 
     def __init__(self, models: KnownModels, changes: Mapping[str, StartSettings], seed: int) -> None:
@@ -95,15 +96,6 @@ class Starting:
         if change.weights is not None:
             content.update(content_sample(input_file(change.weights, "weights")))
         return content.hexdigest()
-
-    def beside(self, role: str, path: Path) -> Path:
-        return self.models.beside(role, path)
-
-    def tokenizer(self, role: str) -> Callable[[], Any] | None:
-        return self.models.tokenizer(role)
-
-    def adapters(self) -> Sequence[Adapter]:
-        return self.models.adapters()
 
 
 def initialise(network: nn.Module) -> None:

@@ -20,7 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from omniavatar.checkpoints.registry import TRANSFORMER
+from omniavatar.engine.conversion import TrainsWeights
 from omniavatar.engine.engine import Engine
+from omniavatar.engine.ranks import SpreadsWork
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.errors import InputError, OutputError, nearest
 from omniavatar.hookspecs import hookimpl
@@ -72,7 +74,7 @@ class WhatSettings(UnitSettings):
         return next((role for role in self.roles if role.startswith(TRANSFORMER)), TRANSFORMER)
 
 
-class Trained(PipelineUnit):
+class Trained(PipelineUnit, SpreadsWork, TrainsWeights):
     """Adds what is to be trained to the networks, and takes everything else out of training.
 
     Trained weights are float32, whatever the rest of their network is.
@@ -80,7 +82,6 @@ class Trained(PipelineUnit):
 
     name = "trained"
     fills_ranks = True
-    trains = True
 
     class Settings(WhatSettings):
         pass

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from omniavatar.engine.delegation import DelegatingModels
 from omniavatar.engine.engine import Adapter, Engine, Models
 from omniavatar.engine.out_of_memory import Place, is_out_of_memory
 from omniavatar.engine.plan import Plan, current_names, make_unit
+from omniavatar.engine.ranks import working
 from omniavatar.engine.scopes import Request
 from omniavatar.engine.settings import Layer, Strength
 from omniavatar.errors import InputError, OmniError, PlanError, nearest
@@ -98,7 +100,7 @@ class Validation:
     ) -> None:
         self.models, self.requests, self.lenders, self.observers = models, requests, lenders, observers
         is_main = lenders[0].world.is_main
-        units = [unit for unit in plan.units if is_main or not unit.main_rank_only]
+        units = working(plan.units, is_main=is_main)
         # What only sets networks up has done so with those that are lent, and the others do without.
         self.plan = Plan(tuple(unit for unit in units if hooks(unit) != {"setup"}))
 
@@ -204,29 +206,18 @@ def put(weight: nn.Parameter, value: Tensor) -> None:
     weight.copy_(value)
 
 
-class Lent:
+class Lent(DelegatingModels[Models]):
     """The networks that engines hold already, and those of `models`; see `omniavatar.engine.engine.Models`."""
 
     def __init__(self, models: Models, lenders: Sequence[Engine]) -> None:
-        self.models, self.lenders = models, lenders
-
-    def __contains__(self, role: object) -> bool:
-        return role in self.models
+        super().__init__(models)
+        self.lenders = lenders
 
     def load(self, role: str, *, device: torch.device, dtype: torch.dtype, **constructor: Any) -> nn.Module:
         for lender in self.lenders:
             if role in lender.networks:
                 return lender.networks[role]
         return self.models.load(role, device=device, dtype=dtype, **constructor)
-
-    def config(self, role: str) -> Mapping[str, Any]:
-        return self.models.config(role)
-
-    def beside(self, role: str, path: Path) -> Path:
-        return self.models.beside(role, path)
-
-    def tokenizer(self, role: str) -> Callable[[], Any] | None:
-        return self.models.tokenizer(role)
 
     def adapters(self) -> Sequence[Adapter]:
         """None: the networks that are lent have been changed by theirs."""

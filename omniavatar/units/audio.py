@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from omniavatar.engine.conditions import BringsConditions
+from omniavatar.engine.outline import Length
 from omniavatar.engine.unit import AudioFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.engine.windows import audio_rows
 from omniavatar.errors import InputError
@@ -18,8 +20,8 @@ from omniavatar.media.sound import Soundtrack
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.draft import Draft
     from omniavatar.engine.engine import Engine
+    from omniavatar.engine.outline import Outline
     from omniavatar.engine.scopes import Job, Window
     from omniavatar.media.sound import Samples
 
@@ -28,7 +30,7 @@ BEYOND = 60.0
 """Seconds of sound behind the end of the video that are read."""
 
 
-class Audio(PipelineUnit):
+class Audio(PipelineUnit, BringsConditions):
     """Speech that the mouth follows; it also sets the length of the video.
 
     Frame 0 is the picture itself; frame n goes with row n-1 of the features. Without an audio the mouth rests and the
@@ -62,27 +64,34 @@ class Audio(PipelineUnit):
     settings: Settings
 
     @hookimpl
-    def check_request(self, draft: Draft) -> None:
-        draft.has_length |= draft.inputs(self).audio is not None
+    def plan_length(self, video: Outline) -> Length | None:
+        """As long as the sound, which is read when the job begins."""
+        if self._counts_picture and video.frames is not None:
+            video.frames += 1  # there the picture itself comes on top of the length that is asked for
+        return None if video.inputs(self).audio is None else Length(self._rows_of)
+
+    @property
+    def _counts_picture(self) -> bool:
+        return self.settings.frame_count == "original"
+
+    def _rows_of(self, job: Job) -> int:
+        """How many frames the sound lasts, the picture included; what has been read of it stays in the job."""
+        wave = load_waveform(job.inputs(self).audio, SAMPLE_RATE, seconds=heard_seconds(job))
+        wave = np.concatenate([np.zeros(round(self.settings.silence * SAMPLE_RATE), wave.dtype), wave])
+        job["audio.wave"] = wave
+        return 1 + audio_rows(len(wave), SAMPLE_RATE, job.fps, float_ceil=self._counts_picture)
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
         source: Path | Samples | None = job.inputs(self).audio
-        original = self.settings.frame_count == "original"
-        if original and job.frames is not None:
-            job.frames += 1  # there the picture itself comes on top of the length that is asked for
         delay = self.settings.silence + 1 / job.fps
         job["audio_delay"] = delay
         job["soundtrack"] = None if source is None else Soundtrack(source, delay)
         job["audio_track"] = None
         job["silent_rows"] = self._silence(job.engine) if self.settings.dropped == "silence" else None
-        if source is None:
-            return
-        wave = load_waveform(source, SAMPLE_RATE, seconds=heard_seconds(job))
-        wave = np.concatenate([np.zeros(round(self.settings.silence * SAMPLE_RATE), wave.dtype), wave])
-        length = 1 + audio_rows(len(wave), SAMPLE_RATE, job.fps, float_ceil=original)
-        job.frames = length if job.frames is None else min(job.frames, length)
-        job["audio_track"] = AudioTrack(wave, job.fps, job.engine.model("audio_encoder"), self.settings.segment)
+        if source is not None:
+            encoder = job.engine.model("audio_encoder")
+            job["audio_track"] = AudioTrack(job.pop("audio.wave"), job.fps, encoder, self.settings.segment)
 
     @hookimpl
     def begin_window(self, window: Window) -> None:

@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from omniavatar.engine.unit import ALL, Kept, PipelineUnit
+from omniavatar.engine.placing import Kept, PlacesWeights
+from omniavatar.engine.rehearsing import NotRehearsed
+from omniavatar.engine.saving import SavesMemory
+from omniavatar.engine.unit import ALL, PipelineUnit
 from omniavatar.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 ONE_WAY = "both bring the blocks to the device; take the one for which there is memory"
 
 
-class DiskOffload(PipelineUnit):
+class DiskOffload(PipelineUnit, PlacesWeights, SavesMemory, NotRehearsed):
     """Little GPU memory and little host memory: each block is read from its file while the one before computes.
 
     Steps take as long as reading the transformer from the disk, unless the system keeps the file in memory it has left.
@@ -30,7 +33,6 @@ class DiskOffload(PipelineUnit):
 
     name = "disk-offload"
     exact = True
-    rehearses = False
     eases = ("load", "prepare", "denoise", "decode", "host")
     optional_roles = (ALL,)
     host_roles = (ALL,)

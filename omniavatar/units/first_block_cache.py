@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from omniavatar.engine.rehearsing import NotRehearsed
 from omniavatar.engine.step_cache import OTHER_CACHE, borders, changes_of_regimes, ranges, steps_by_role
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.hookspecs import hookimpl
@@ -34,7 +35,7 @@ class Past:
     regimes: frozenset[str]
 
 
-class FirstBlockCache(PipelineUnit):
+class FirstBlockCache(PipelineUnit, NotRehearsed):
     """Cache: run the first block, and reuse what the others added if it adds about the same as when they ran.
 
     It needs no calibration and follows what is shown. That costs one block and one wait for the device in each call. A
@@ -44,7 +45,6 @@ class FirstBlockCache(PipelineUnit):
     """
 
     name = "first-block-cache"
-    rehearses = False
     conflicts: ClassVar = {"teacache": OTHER_CACHE, "magcache": OTHER_CACHE}
 
     class Settings(UnitSettings):

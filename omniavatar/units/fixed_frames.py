@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from omniavatar.engine.geometry import Geometry, Patch
 from omniavatar.engine.pictures import encode
+from omniavatar.engine.residency import IdleInSteps
+from omniavatar.engine.saving import SavesMemory
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.engine.windows import check_windows, plan_spans
 from omniavatar.errors import PlanError
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from omniavatar.engine.windows import Span
 
 
-class FixedFrames(PipelineUnit):
+class FixedFrames(PipelineUnit, IdleInSteps, SavesMemory):
     """Long video: overlapping windows, each starting from the last frames of the one before, held fixed in denoising.
 
     The first window starts from the reference image, if there is one.
@@ -62,10 +64,8 @@ class FixedFrames(PipelineUnit):
         height, width = window.job.size
         return {"max_tokens": math.ceil(frames * height * width / math.prod(geometry.token))}
 
-    @hookimpl(wrapper=True)
-    def check_request(self, draft: Draft) -> Iterator[None]:
-        """When the size is known."""
-        yield
+    @hookimpl
+    def check_request(self, draft: Draft) -> None:
         geometry, settings = draft.geometry, self.settings
         if geometry is None:
             return

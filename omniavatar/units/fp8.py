@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from omniavatar.engine.saving import SavesMemory
 from omniavatar.engine.unit import ALL, PipelineUnit, UnitSettings
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
@@ -22,7 +23,7 @@ FIRST_CAPABILITY = (8, 9)
 """Ada; Hopper is 9.0."""
 
 
-class Fp8(PipelineUnit):
+class Fp8(PipelineUnit, SavesMemory):
     """Half the memory for weights, and faster steps on Hopper, for a small error: attention and feed-forward in 8 bits.
 
     The linear layers of the blocks are stored as float8_e4m3fn with a scale for every output. mode=compute also rounds

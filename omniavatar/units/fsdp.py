@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from omniavatar.engine.placing import PlacesWeights
 from omniavatar.engine.unit import ALL, PipelineUnit
 from omniavatar.hookspecs import hookimpl
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from omniavatar.engine.engine import Engine
 
 
-class Fsdp(PipelineUnit):
+class Fsdp(PipelineUnit, PlacesWeights):
     """Less memory per GPU: the blocks of all networks that have some are sharded over all ranks (torch's FSDP2).
 
     Those are the transformers, the text encoder, and whatever a plugin brings as `blocks`, a list of modules that work

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from omniavatar.engine.rehearsing import NotRehearsed
+from omniavatar.engine.saving import SavesMemory
 from omniavatar.engine.unit import ALL, PipelineUnit
 from omniavatar.hookspecs import hookimpl
 
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
     from omniavatar.engine.engine import Engine
 
 
-class GradientCheckpointing(PipelineUnit):
+class GradientCheckpointing(PipelineUnit, NotRehearsed, SavesMemory):
     """Training in less memory: every block runs twice, and only its input is kept. Does nothing when videos are made.
 
     After Chen et al. 2016, "Training deep nets with sublinear memory cost" (arXiv:1604.06174).
@@ -20,7 +22,6 @@ class GradientCheckpointing(PipelineUnit):
     name = "gradient-checkpointing"
     exact = True
     optional_roles = (ALL,)
-    rehearses = False
     eases = ("train",)
 
     @hookimpl(trylast=True)

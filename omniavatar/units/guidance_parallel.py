@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from omniavatar.engine.ranks import SpreadsWork
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 REPEATS = "guidance makes %d calls a step for %d groups of ranks; some repeat the work of others"
 
 
-class GuidanceParallel(PipelineUnit):
+class GuidanceParallel(PipelineUnit, SpreadsWork):
     """Several GPUs for each step: every rank, or group of ranks, computes some of the guidance branches.
 
     Only the velocities travel, so this is the cheapest way to use two or three GPUs.

@@ -13,6 +13,8 @@ from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
+from omniavatar.engine.conversion import trains
+from omniavatar.engine.manifest import Recorded
 from omniavatar.engine.unit import ALL, PipelineUnit, UnitSettings
 from omniavatar.errors import CheckpointError, PlanError
 from omniavatar.hookspecs import hookimpl
@@ -31,7 +33,7 @@ Numbered = tuple["Change", int]
 """A change with the number of its file."""
 
 
-class Lora(PipelineUnit):
+class Lora(PipelineUnit, Recorded):
     """LoRA files among the models (the OmniAvatar delta has one) change the weights of their networks.
 
     Each file has a strength of its own: --lora FILE=0.7, or `strength:` in the models of a configuration; `scale`
@@ -289,7 +291,7 @@ def shapes_of(network: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def check_is_for_videos(engine: Engine) -> None:
     """Raise PlanError in training, which saves weights by the names that they have in files."""
-    if any(unit.trains for unit in engine.plan.units):
+    if trains(engine.plan.units):
         raise PlanError(
             "unit 'lora': in training every LoRA is merged; leave out merge=false and strengths by ranges of steps"
         )

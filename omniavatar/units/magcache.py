@@ -13,6 +13,7 @@ from omniavatar.errors import CheckpointError
 
 if TYPE_CHECKING:
     from omniavatar.engine.engine import Models
+    from omniavatar.engine.plan import Plan
     from omniavatar.engine.scopes import Step
 
 
@@ -39,7 +40,7 @@ class MagCache(StepCache):
 
     settings: Settings
 
-    def check_models(self, models: Models) -> None:
+    def check(self, plan: Plan, models: Models) -> None:
         if not self.settings.ratios:
             raise CheckpointError(
                 "unit 'magcache' has no magnitude ratios for this checkpoint; measure them with 'omni calibrate "

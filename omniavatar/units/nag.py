@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from omniavatar.engine.residency import IdleInSteps
 from omniavatar.engine.step_range import StepRange, in_words, said_beforehand
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import PlanError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from omniavatar.engine.scopes import Branch, Forward, Job, Step, Window
 
 
-class Nag(PipelineUnit):
+class Nag(PipelineUnit, IdleInSteps):
     """NAG: a negative prompt that works inside attention, also for networks that need no guidance.
 
     Where tokens attend to the text, they are led away from what they would make of the negative one, and no further
@@ -59,10 +60,6 @@ class Nag(PipelineUnit):
     def forecast(self, window: Window) -> Iterable[str]:
         count = len(window.steps)
         yield f"leads away from the negative prompt {in_words(self.acting(count), count)}"
-
-    @hookimpl
-    def check_request(self) -> None:
-        """It changes neither the size of a video nor its length."""
 
     @hookimpl
     def begin_job(self, job: Job) -> None:

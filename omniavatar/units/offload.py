@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from omniavatar.engine.unit import ALL, Kept, PipelineUnit, UnitSettings
+from omniavatar.engine.placing import Kept, PlacesWeights
+from omniavatar.engine.rehearsing import NotRehearsed
+from omniavatar.engine.saving import SavesMemory
+from omniavatar.engine.unit import ALL, PipelineUnit, UnitSettings
 from omniavatar.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from omniavatar.engine.plan import Plan
 
 
-class Offload(PipelineUnit):
+class Offload(PipelineUnit, PlacesWeights, SavesMemory, NotRehearsed):
     """Little GPU memory: weights wait in host memory, and each block comes to the device while the one before computes.
 
     Where a block computes for longer than it travels, as with the 14B model, that hides the copies. Every network is on
@@ -28,7 +31,6 @@ class Offload(PipelineUnit):
 
     name = "offload"
     exact = True
-    rehearses = False
     eases = ("load", "prepare", "denoise", "decode")
     optional_roles = (ALL,)
     host_roles = (ALL,)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from omniavatar.engine.conditions import BringsConditions
+from omniavatar.engine.residency import IdleInSteps
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.errors import CheckpointError, InputError, parsing
 from omniavatar.hookspecs import hookimpl
@@ -39,7 +41,7 @@ SHOWN = 200
 """Letters of what is cut off that a warning shows."""
 
 
-class Prompt(PipelineUnit):
+class Prompt(PipelineUnit, BringsConditions, IdleInSteps):
     """Text conditioning: what the video shows, and what it must not show.
 
     The negative prompt is used by guidance branches that drop the condition "text". A text longer than `length` is cut,

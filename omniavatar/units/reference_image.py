@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from omniavatar.engine.pictures import check_sizes, encode, settle_size, usable_sizes
+from omniavatar.engine.pictures import check_sizes, encode, usable_sizes
+from omniavatar.engine.saving import SavesMemory
 from omniavatar.engine.unit import ImageFile, PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.hookspecs import hookimpl
 from omniavatar.lazy import functional, torch
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from omniavatar.engine.draft import Draft
+    from omniavatar.engine.outline import Outline
     from omniavatar.engine.scopes import Job, Window
 
 MASK_CHANNELS = 1
 
 
-class ReferenceImage(PipelineUnit):
+class ReferenceImage(PipelineUnit, SavesMemory):
     """Who is talking: a picture that becomes frame 0 and conditions every frame.
 
     The video takes the size from the table whose shape is nearest to the picture's; the picture is scaled to cover it
@@ -60,25 +62,25 @@ class ReferenceImage(PipelineUnit):
         return {"tiled": True} if work == "prepare" and window is None and not self.settings.tiled else {}
 
     @hookimpl
+    def plan_size(self, video: Outline) -> tuple[int, int]:
+        """The size of the table that suits the picture; the first one without a picture."""
+        source = video.inputs(self).image
+        return self.settings.sizes[0] if source is None else choose_size(*picture_size(source), self.settings.sizes)
+
+    @hookimpl
     def check_request(self, draft: Draft) -> None:
-        source, channels = draft.inputs(self).image, draft.latent_channels
+        channels = draft.latent_channels
         check_sizes(draft, self.name, self.settings.sizes)
-        settle_size(draft, lambda: self._size_for(None if source is None else picture_size(source)))
         draft.condition = None if channels is None else channels + MASK_CHANNELS
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
         source = job.inputs(self).image
         picture = None if source is None else load_image(source)
-        settle_size(job, lambda: self._size_for(None if picture is None else picture.shape[:2]))
         job["image_latent"] = None
         if picture is not None:
             fitted = self.fitted(picture, job)
             job["image_latent"] = encode(job.engine, fitted.unsqueeze(2), tiled=self.settings.tiled)
-
-    def _size_for(self, shape: tuple[int, ...] | None) -> tuple[int, int]:
-        """The size of the table that suits a picture of this height and width; the first one without a picture."""
-        return self.settings.sizes[0] if shape is None else choose_size(shape[0], shape[1], self.settings.sizes)
 
     def fitted(self, picture: np.ndarray, job: Job) -> Tensor:
         """A picture (h w 3) at the video's size: (1 3 H W) in [-1, 1]."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from omniavatar.engine.ranks import SpreadsWork
 from omniavatar.engine.unit import ALL, PipelineUnit, UnitSettings
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from omniavatar.engine.scopes import Forward
 
 
-class SequenceParallel(PipelineUnit):
+class SequenceParallel(PipelineUnit, SpreadsWork):
     """Several GPUs for each transformer call: every rank has a part of the tokens.
 
     Ulysses exchanges tokens for heads before attention, so its degree divides the number of heads; ring passes keys

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from omniavatar.engine.draft import Draft
     from omniavatar.engine.engine import Models
+    from omniavatar.engine.plan import Plan
     from omniavatar.engine.scopes import Forward, Step, Window
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class SkipLayerGuidance(PipelineUnit):
 
     settings: Settings
 
-    def check_models(self, models: Models) -> None:
+    def check(self, plan: Plan, models: Models) -> None:
         count = models.config("dit").get("num_layers")
         if count is not None and self.settings.blocks[-1] >= count:
             raise PlanError(

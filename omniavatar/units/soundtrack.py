@@ -28,10 +28,6 @@ class Soundtrack(PipelineUnit):
         audio: AudioFile | None = Field(None, description="what is heard: any audio or video file that ffmpeg reads")
 
     @hookimpl
-    def check_request(self) -> None:
-        """The sound is cut to the video's length, and gives it none."""
-
-    @hookimpl
     def begin_job(self, job: Job) -> None:
         source = job.inputs(self).audio
         job["soundtrack"] = None if source is None else Track(source)

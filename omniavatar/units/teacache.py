@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from omniavatar.engine.rehearsing import ReadsDecisiveWeights
 from omniavatar.engine.step_cache import OTHER_CACHE, Schedule, StepCache
 from omniavatar.engine.unit import UnitSettings
 from omniavatar.lazy import torch
@@ -29,7 +30,7 @@ class TeaSchedule(Schedule):
     sums: tuple[float, ...]
 
 
-class TeaCache(StepCache):
+class TeaCache(StepCache, ReadsDecisiveWeights):
     """Cache: reuse what the blocks added in an earlier step while the modulation by time changes little.
 
     The change between calls, mapped by the checkpoint's polynomial, is summed up; a step is computed when the sum

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from omniavatar.engine.saving import SavesMemory
 from omniavatar.engine.unit import PipelineUnit, UnitSettings
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.tiling import DECODE_TILING
@@ -20,7 +21,7 @@ GROUP = 16
 """Frames that are made float32 at once."""
 
 
-class VaeDecode(PipelineUnit):
+class VaeDecode(PipelineUnit, SavesMemory):
     """VAE decoding: the latents of a chunk to frames, group by group.
 
     Where chunks go on in the latents of the one before (`Span.first_latent`), the decoder keeps what it remembers.

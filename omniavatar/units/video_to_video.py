@@ -8,22 +8,26 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from omniavatar.engine.pictures import MULTIPLE, encode, multiple_of, settle_size
+from omniavatar.engine.outline import length_of
+from omniavatar.engine.pictures import MULTIPLE, encode, opened_footage
+from omniavatar.engine.residency import IdleInSteps
+from omniavatar.engine.saving import SavesMemory
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings, VideoFile
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
-from omniavatar.media.footage import Footage
 from omniavatar.media.image import size_near
-from omniavatar.media.video import VideoInfo, probe_video
+from omniavatar.media.video import probe_video
 
 if TYPE_CHECKING:
     from omniavatar.engine.draft import Draft
+    from omniavatar.engine.outline import Length, Outline
     from omniavatar.engine.scopes import Job, Window
+    from omniavatar.media.footage import Footage
 
 log = logging.getLogger(__name__)
 
 
-class VideoToVideo(PipelineUnit):
+class VideoToVideo(PipelineUnit, IdleInSteps, SavesMemory):
     """Video to video: denoising starts from given footage with noise on it, so that its motion and colours stay.
 
     How much noise it gets is schedule.strength, 0.8 unless something else is said; less keeps more of the footage.
@@ -54,11 +58,17 @@ class VideoToVideo(PipelineUnit):
         return {"tiled": True} if work == "prepare" and window is not None and not self.settings.tiled else {}
 
     @hookimpl(tryfirst=True)
-    def check_request(self, draft: Draft) -> None:
-        """First, since other units choose a size where there is none."""
-        info = probe_video(draft.inputs(self).video)
-        self._settle_size(draft, info, has_picture=draft.given("image") is not None)
-        draft.has_length |= not info.is_still
+    def plan_size(self, video: Outline) -> tuple[int, int] | None:
+        """The footage's, or a smaller one, if no picture says another; first, since others choose one in any case."""
+        if video.given("image") is not None:
+            return None
+        info = probe_video(video.inputs(self).video)
+        pixels = min(self.settings.pixels, info.height * info.width)
+        return size_near(info.height, info.width, pixels, video.multiple)
+
+    @hookimpl
+    def plan_length(self, video: Outline) -> Length | None:
+        return length_of(video.fps, video.inputs(self).video, is_limit=False)
 
     @hookimpl(wrapper=True, specname="check_request")
     def check_leading(self, draft: Draft) -> Iterator[None]:
@@ -70,23 +80,9 @@ class VideoToVideo(PipelineUnit):
                 "in front of it; leave these pictures out, or -video-to-video"
             )
 
-    @hookimpl(tryfirst=True)
+    @hookimpl
     def begin_job(self, job: Job) -> None:
-        source = job.inputs(self).video
-        info = probe_video(source)
-        self._settle_size(
-            job, info, has_picture=any(getattr(one, "image", None) is not None for one in job.inputs_by_unit.values())
-        )
-        job["video-to-video.info"] = info
-
-    @hookimpl(trylast=True, specname="begin_job")
-    def open_footage(self, job: Job) -> None:
-        """Last, when the size is settled, and since a sound sets the length before all others."""
-        info: VideoInfo = job["video-to-video.info"]
-        footage = Footage(job.inputs(self).video, fps=job.fps, size=job.size, info=info)
-        job["video-to-video.footage"] = job.resources.enter_context(footage)
-        if job.frames is None:
-            job.frames = footage.length
+        footage = job["video-to-video.footage"] = opened_footage(job.inputs(self).video, job)
         if footage.length is not None and footage.length < job.length:
             log.warning(
                 "%s has %d frames at %d a second, and the video %d; behind them its last picture stays",
@@ -95,12 +91,6 @@ class VideoToVideo(PipelineUnit):
                 job.fps,
                 job.length,
             )
-
-    def _settle_size(self, job: Job | Draft, info: VideoInfo, *, has_picture: bool) -> None:
-        """Let the footage set the size, at most its own, if no picture will."""
-        if not has_picture:
-            pixels = min(self.settings.pixels, info.height * info.width)
-            settle_size(job, lambda: size_near(info.height, info.width, pixels, multiple_of(job)))
 
     @hookimpl
     def begin_window(self, window: Window) -> None:

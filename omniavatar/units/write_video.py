@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import AfterValidator, Field
 
 from omniavatar.engine.manifest import recipe
+from omniavatar.engine.ranks import MainRankOnly
+from omniavatar.engine.rehearsing import NotRehearsed
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings
 from omniavatar.errors import Cancelled
 from omniavatar.hookspecs import hookimpl
@@ -29,7 +31,7 @@ LONGEST_RECORD = 50_000
 """Characters of JSON that a file may carry about how it was made."""
 
 
-class WriteVideo(PipelineUnit):
+class WriteVideo(PipelineUnit, MainRankOnly, NotRehearsed):
     """The file: frames are encoded as they are decoded, and the file gets its name only when it is complete.
 
     Everything it needs, the sound too, is tried before the first step. A run that fails or is interrupted leaves what
@@ -39,8 +41,6 @@ class WriteVideo(PipelineUnit):
     name = "write-video"
     needs = ("frames",)
     uses = ("soundtrack", "command")
-    main_rank_only = True
-    rehearses = False
 
     class Settings(UnitSettings):
         crf: int = Field(18, ge=0, le=51, description="H.264 quality, 0 best to 51 worst")
@@ -58,10 +58,6 @@ class WriteVideo(PipelineUnit):
         )
 
     settings: Settings
-
-    @hookimpl
-    def check_request(self) -> None:
-        """The file takes size and length as they are; whether it can be written is tried with the inputs."""
 
     @hookimpl(wrapper=True)
     def begin_job(self, job: Job) -> Iterator[None]:

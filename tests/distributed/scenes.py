@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from omniavatar.distributed.world import ALONE, World
 from omniavatar.engine.engine import Engine
+from omniavatar.engine.outline import Length, Outline
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.scopes import Branch, Forward, Job, Request, Step, Window
 from omniavatar.engine.unit import PipelineUnit
@@ -119,7 +120,10 @@ class Voice(Audio):
     @hookimpl
     def begin_job(self, job: Job) -> None:
         job["audio_track"] = self
-        job.frames = self.frames
+
+    @hookimpl
+    def plan_length(self, video: Outline) -> Length:
+        return Length(self.frames)
 
     def rows(self, start: int, stop: int, total: int) -> Tensor:
         """(stop-start, features)."""

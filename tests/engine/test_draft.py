@@ -12,18 +12,19 @@ import torch
 from PIL import Image
 from torch import nn
 
-from omniavatar.engine.draft import Draft, stays_silent
+from omniavatar.engine.draft import Draft
 from omniavatar.engine.engine import Engine
-from omniavatar.engine.plan import Catalog, build_plan
+from omniavatar.engine.hooks import Hooks
+from omniavatar.engine.outline import Length, settle_length, settle_size
+from omniavatar.engine.plan import Catalog, Plan, build_plan
 from omniavatar.engine.scopes import Job, Request
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, InputError, OmniError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.media.image import load_image, picture_size
 from omniavatar.models.wan_dit import WanDiT
-from omniavatar.plugins import discover
 from omniavatar.testing.tiny import DIT, TinyModels
-from omniavatar.units import Audio, Soundtrack
+from tests.scenes import bare_job, denoising_units, fake_engine
 
 TOO_LARGE = "is too large for this model: 800 tokens hold"
 PORTRAIT = np.zeros((40, 20, 3), np.uint8)
@@ -127,51 +128,78 @@ def test_without_pictures_the_size_must_be_given(catalog: Catalog) -> None:
 # Who has a say --------------------------------------------------------------------------------------------------------
 
 
-class Silent(PipelineUnit):
-    """Settles in `begin_job` what others leave open, and does not say so before."""
+class Limited(PipelineUnit):
+    """Says how long a video is at most, and a size."""
 
-    name = "silent"
+    name = "limited"
 
-    @hookimpl
-    def begin_job(self, job: Job) -> None:
-        job.frames = 5
-
-
-class Told(Silent):
-    """Says so."""
-
-    name = "told"
+    def __init__(self, length: Length, size: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.length, self.size = length, size
 
     @hookimpl
-    def check_request(self, draft: Draft) -> None:
-        draft.has_length = True
-
-
-class Retold(Told):
-    """Begins in a way of its own, for which what is inherited need not be true."""
-
-    name = "retold"
+    def plan_length(self) -> Length:
+        return self.length
 
     @hookimpl
-    def begin_job(self, job: Job) -> None:
-        job.frames = 9
+    def plan_size(self) -> tuple[int, int] | None:
+        return self.size
+
+
+class Second(Limited):
+    """Another one."""
+
+    name = "second"
 
 
 @pytest.mark.parametrize(
-    ("unit", "silent"), [(PipelineUnit, False), (Silent, True), (Told, False), (Retold, True), (Audio, False)]
+    ("seconds", "lengths", "frames"),
+    [
+        (1, [Length(9), Length(5)], 5),
+        (0.12, [Length(9), Length(5)], 3),
+        (None, [Length(9), Length(5)], 5),
+        (None, [Length(3, is_limit=False), Length(5)], 5),
+        (1, [Length(3, is_limit=False)], 25),
+        (None, [Length(7, is_limit=False), Length(5, is_limit=False)], 7),
+        (None, [Length(lambda job: job.fps)], 25),
+        (None, [], None),
+    ],
 )
-def test_who_begins_in_its_own_way_must_say_so(unit: type[PipelineUnit], silent: bool) -> None:
-    assert stays_silent(unit) == silent
+def test_the_shortest_limit_counts_or_else_the_first_offer(
+    seconds: float | None, lengths: list[Length], frames: int | None
+) -> None:
+    units = [kind(length) for kind, length in zip((Limited, Second), lengths, strict=False)]
+    made = fake_engine([*units, *denoising_units()])
+    asked_for = Request(seconds=seconds, height=16, width=16)
+    draft = Draft(made, made.plan, asked_for)
+    draft.settle(Hooks(units))
+    assert draft.has_length == (frames is not None)
+    job = bare_job(asked=asked_for)
+    settle_length(Hooks(units), job)
+    assert job.frames == frames
 
 
-def test_all_units_of_ours_have_a_say() -> None:
-    assert [name for name, unit in discover().catalog().units.items() if stays_silent(unit)] == []
+def test_the_first_size_counts_unless_one_is_asked_for() -> None:
+    hooks = Hooks([Limited(Length(1)), Second(Length(1), (32, 48))])
+    for asked_for, size in ((Request(), (32, 48)), (Request(height=64, width=80), (64, 80))):
+        job = bare_job(asked=asked_for)
+        settle_size(hooks, job)
+        assert job.size == size
+    with pytest.raises(InputError, match="the size 36x32 is not made of positive multiples of 8"):
+        settle_size(hooks, bare_job(asked=Request(height=32, width=36)))
 
 
-@pytest.mark.parametrize("unit", [Silent, Told])
-def test_a_length_that_may_come_later_is_not_missing(unit: type[PipelineUnit], catalog: Catalog) -> None:
-    plan = build_plan(f"default-write-video+{unit.name}", Catalog({**catalog.units, unit.name: unit}, catalog.presets))
-    Engine(plan, OnlyHeaders()).check_request(Request(height=64, width=64))
+def test_a_length_that_is_not_asked_for_before_loading(catalog: Catalog) -> None:
+    """A sound says that it sets the length, and is not read for it."""
+    plan = build_plan("default-write-video", catalog)
+
+    def read(job: Job) -> int:
+        raise AssertionError("it was read")
+
+    late = Plan((*plan.units, Limited(Length(read))))
+    Engine(late, OnlyHeaders()).check_request(Request(height=64, width=64))
+    with pytest.raises(InputError, match="the length of the video is unknown"):
+        Engine(plan, OnlyHeaders()).check_request(Request(height=64, width=64))
 
 
 def test_a_wrapper_sees_what_all_others_say(catalog: Catalog) -> None:
@@ -189,11 +217,7 @@ def test_a_wrapper_sees_what_all_others_say(catalog: Catalog) -> None:
     plan = build_plan("look+default-write-video", Catalog({**catalog.units, "look": Look}, catalog.presets))
     sound = (np.zeros(1600, np.float32), 16000)
     Engine(plan, OnlyHeaders()).check_request(Request({"image": PORTRAIT, "audio": sound}))
-    assert seen == [(None, None, False), ((720, 400), 17, True)]
-
-
-def test_the_sound_beside_a_video_gives_no_length() -> None:
-    assert not stays_silent(Soundtrack)
+    assert seen == [((720, 400), None, True), ((720, 400), 17, True)]
 
 
 # The shape of a picture -----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 from omniavatar.engine.draft import Draft
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.hooks import Hooks
+from omniavatar.engine.outline import Outline
 from omniavatar.engine.plan import hooks_of
 from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Step, Window
 from omniavatar.engine.unit import PipelineUnit
@@ -32,6 +33,14 @@ class Recorder(PipelineUnit):
         self.log = log
 
     @hookimpl
+    def plan_size(self, video: Outline) -> None:
+        self.log.append(f"plan_size {type(video).__name__}")
+
+    @hookimpl
+    def plan_length(self, video: Outline) -> None:
+        self.log.append(f"plan_length {type(video).__name__}")
+
+    @hookimpl
     def check_request(self, draft: Draft) -> None:
         self.log.append("check_request")
 
@@ -46,6 +55,10 @@ class Recorder(PipelineUnit):
     @hookimpl
     def plan_windows(self, job: Job) -> None:
         self.log.append("plan_windows")
+
+    @hookimpl
+    def noise(self, window: Window) -> None:
+        self.log.append(f"noise {window.index}")
 
     @hookimpl
     def plan_steps(self, window: Window) -> None:
@@ -204,9 +217,9 @@ end_window 1
 
 def expected_log() -> list[str]:
     """Two windows, 5 frames of the first in the second too; two steps, branches, blocks and groups of frames each."""
-    lines = ["check_request", "setup", "begin_job", "plan_windows"]
+    lines = ["plan_length Draft", "check_request", "setup", "plan_length Job", "begin_job", "plan_windows"]
     for window in range(2):
-        lines += [f"plan_steps {window}", f"begin_window {window}"]
+        lines += [f"noise {window}", f"plan_steps {window}", f"begin_window {window}"]
         for step in range(2):
             calls = ONE_CALL + ONE_CALL.replace("positive", "negative")
             lines += [f"before_step {window}.{step}", *GUIDED.format(step=step, calls=calls).split("\n")]

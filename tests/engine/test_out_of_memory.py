@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.out_of_memory import Shortage, amount, is_out_of_memory
 from omniavatar.engine.plan import Plan
+from omniavatar.engine.saving import SavesMemory
 from omniavatar.engine.scopes import Forward, Job, Request, Step, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
@@ -75,7 +76,7 @@ class Greedy(PipelineUnit):
         self.ask("end_window", window)
 
 
-class Saver(PipelineUnit):
+class Saver(PipelineUnit, SavesMemory):
     """Would take less."""
 
     name = "saver"

@@ -5,28 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omniavatar.engine.pictures import encode, is_usable, settle_size, usable_sizes
-from omniavatar.engine.scopes import Job, Request
+from omniavatar.engine.pictures import check_size, encode, is_usable, usable_sizes
 from omniavatar.errors import InputError
 from tests.models.networks import noise
-from tests.scenes import bare_job, fake_engine, fake_models
-
-
-def job(height: int | None = None, width: int | None = None) -> Job:
-    return bare_job(asked=Request(height=height, width=width))
-
-
-def test_a_size_is_chosen_only_if_there_is_none() -> None:
-    for video, size in ((job(), (32, 48)), (job(64, 80), (64, 80))):
-        settle_size(video, lambda: (32, 48))
-        assert video.size == size
+from tests.scenes import fake_engine, fake_models
 
 
 def test_a_size_that_the_patches_do_not_divide_is_refused() -> None:
     with pytest.raises(InputError, match="the size 36x32 is not made of positive multiples of 8"):
-        settle_size(job(32, 36), lambda: (32, 32))
-    with pytest.raises(InputError, match="multiples of 64"):
-        settle_size(job(), lambda: (32, 64), multiple=64)
+        check_size((32, 36), 8)
     assert not is_usable((0, 16))
     assert is_usable((32, 16))
     with pytest.raises(ValueError, match=r"\[32, 8\] is not made of positive multiples of 16"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import permutations
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ import pytest
 from pydantic import Field
 
 from omniavatar.deprecation import say_once
+from omniavatar.engine.conditions import BringsConditions
 from omniavatar.engine.plan import (
     KINDS,
     Catalog,
@@ -28,14 +30,24 @@ from omniavatar.engine.plan import (
 )
 from omniavatar.engine.scopes import Job, Step
 from omniavatar.engine.settings import Layer, Strength, file_layer
-from omniavatar.engine.unit import AudioFile, ImageFile, PipelineUnit, UnitInputs, UnitSettings, VideoFile
+from omniavatar.engine.unit import (
+    SMALL_CONTRACTS,
+    AudioFile,
+    ImageFile,
+    PipelineUnit,
+    UnitInputs,
+    UnitSettings,
+    VideoFile,
+)
 from omniavatar.errors import InputError, PlanError
 from omniavatar.hookspecs import hookimpl
 
 
-def unit(name: str, **declared: Any) -> type[PipelineUnit]:
+def unit(name: str, *contracts: type, **declared: Any) -> type[PipelineUnit]:
     """A unit class with these declarations."""
-    return type(name.title().replace("-", ""), (PipelineUnit,), {"name": name, "__doc__": f"The {name}.", **declared})
+    return type(
+        name.title().replace("-", ""), (PipelineUnit, *contracts), {"name": name, "__doc__": f"The {name}.", **declared}
+    )
 
 
 def catalog_of(*units: type[PipelineUnit], **presets: str) -> Catalog:
@@ -695,11 +707,38 @@ def test_a_conflict_with_a_value_is_one_with_whoever_provides_it() -> None:
 
 def test_a_null_form_that_its_unit_does_not_provide() -> None:
     for nulls in ({"voice": {"rows": "silent_row"}}, {"voice": {"silent_row": "rows"}}):
-        voice = unit("voice", provides=("rows", "silent_rows"), nulls=nulls)
+        voice = unit("voice", BringsConditions, provides=("rows", "silent_rows"), nulls=nulls)
         message = error_of("a+voice", catalog_of(A, voice))
         assert message == (
             "unit 'voice': its nulls name 'silent_row', which provides does not; did you mean 'silent_rows'?"
         )
+
+
+@pytest.mark.parametrize("attribute", SMALL_CONTRACTS)
+def test_what_a_unit_says_to_a_part_that_would_not_hear_it(attribute: str) -> None:
+    """Every small contract exists and asks for what the table says; without it a declaration is a fault."""
+    module, _, name = SMALL_CONTRACTS[attribute].rpartition(".")
+    contract = getattr(import_module(module), name)
+    assert hasattr(contract, attribute) != (attribute in ("main_rank_only", "rehearses", "trains"))
+    said = {attribute: getattr(contract, attribute, True)}
+    message = error_of("a+deaf", catalog_of(A, unit("deaf", **said)))
+    assert message.startswith(f"unit 'deaf': its {attribute} is never asked for, since it is no {name}; derive it from")
+    assert names(build_plan("a+deaf", catalog_of(A, unit("deaf", contract, **said)))) == ["a", "deaf"]
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "attribute"),
+    [("placing", "PlacesWeights", "host_roles"), ("residency", "IdleInSteps", "idle_in_steps")],
+)
+def test_roles_that_are_no_names_in_a_tuple(module: str, name: str, attribute: str) -> None:
+    contract = getattr(import_module(f"omniavatar.engine.{module}"), name)
+    message = error_of("wrong", catalog_of(unit("wrong", contract, **{attribute: "vae"})))
+    assert message == f"unit 'wrong': its {attribute} are 'vae' and not names in a tuple, such as ('frames',)"
+
+
+def test_a_check_under_its_old_name() -> None:
+    message = error_of("old", catalog_of(unit("old", check_models=lambda self, models: None)))
+    assert message == "unit 'old': its check_models is never called; it is check(plan, models) now"
 
 
 def test_what_is_not_in_the_plan_is_not_suggested_to_be_taken_out(catalog: Catalog) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Plan
-from omniavatar.engine.residency import Residency, roles_in_steps
+from omniavatar.engine.residency import IdleInSteps, Residency, roles_in_steps
 from omniavatar.engine.scopes import Forward, Job, Window
 from omniavatar.engine.unit import PipelineUnit
 from omniavatar.hookspecs import hookimpl
@@ -44,7 +44,7 @@ class Noting(PipelineUnit):
         self.log.append(f"{self.name}.{hook}")
 
 
-class Reader(Noting):
+class Reader(Noting, IdleInSteps):
     """Works with the text encoder at the beginning of a job, and takes part in calls without it."""
 
     name = "reader"
@@ -61,7 +61,7 @@ class Reader(Noting):
             self.note("before_block")
 
 
-class Painter(Noting):
+class Painter(Noting, IdleInSteps):
     """Wraps the end of a window and works with two networks, on both sides; one of them in steps too."""
 
     name = "painter"

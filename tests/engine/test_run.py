@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 import omniavatar
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.loop import Loop
+from omniavatar.engine.outline import Length
 from omniavatar.engine.progress import Progress, Status
 from omniavatar.engine.run import Run
 from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Request, Step, Window
@@ -46,8 +47,8 @@ class Quiet(PipelineUnit):
         self.frames = frames
 
     @hookimpl
-    def begin_job(self, job: Job) -> None:
-        job.frames = self.frames
+    def plan_length(self) -> Length | None:
+        return None if self.frames is None else Length(self.frames)
 
     @hookimpl
     def embed(self, forward: Forward) -> None:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from omniavatar.engine.engine import Engine
+from omniavatar.engine.placing import Kept, PlacesWeights
 from omniavatar.engine.plan import Plan, build_plan
 from omniavatar.engine.progress import Progress
+from omniavatar.engine.rehearsing import NotRehearsed
 from omniavatar.engine.scopes import Request, Window
-from omniavatar.engine.unit import Kept, PipelineUnit
+from omniavatar.engine.unit import PipelineUnit
 from omniavatar.estimate import rehearsal as rehearsing
 from omniavatar.estimate import timing
 from omniavatar.estimate.networks import join_blocks, materialize, signature
@@ -261,9 +263,8 @@ def test_sizes_are_those_of_the_whole_networks() -> None:
 def test_a_unit_says_where_blocks_are() -> None:
     """What is on the device is what it says, and a network is there only while a unit works with it."""
 
-    class Elsewhere(PipelineUnit):
+    class Elsewhere(PipelineUnit, PlacesWeights, NotRehearsed):
         name = "elsewhere"
-        rehearses = False
 
         def keeps(self, role: str, blocks: int, plan: Plan) -> Kept | None:
             return Kept(on_device=2, in_host=blocks, copied=blocks) if role == "dit" else None

@@ -36,6 +36,8 @@ class GivenImage(AnimateImage):
     class Inputs(UnitInputs):
         """None."""
 
+    plan_size = None  # type: ignore[assignment]
+    plan_length = None  # type: ignore[assignment]
     begin_window = None  # type: ignore[assignment]
 
     @hookimpl

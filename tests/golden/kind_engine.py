@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from omniavatar.checkpoints.lora import read_lora
 from omniavatar.engine import flow_match
 from omniavatar.engine.engine import Engine
+from omniavatar.engine.outline import Length
 from omniavatar.engine.plan import Plan
 from omniavatar.engine.scopes import Job, Request, Step, Window
 from omniavatar.engine.unit import PipelineUnit
@@ -212,18 +213,21 @@ class Given(PipelineUnit):
 
     def __init__(self, noise: list[Tensor], frames: int | None = None, **values: Any) -> None:
         super().__init__()
-        self.noise = noise
+        self.given_noise = noise
         self.frames = frames
         self.values = values
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
         job.values.update(self.values)
-        job.frames = self.frames
 
     @hookimpl
-    def begin_window(self, window: Window) -> None:
-        window.latents = self.noise[window.index].clone()
+    def plan_length(self) -> Length | None:
+        return None if self.frames is None else Length(self.frames)
+
+    @hookimpl
+    def noise(self, window: Window) -> Tensor:
+        return self.given_noise[window.index].clone()
 
 
 class GivenPrompt(Prompt):

@@ -83,7 +83,7 @@ class Look(PipelineUnit):
 
 def denoised(case: Case, given: Given, *units: PipelineUnit, factor: int = 16) -> Look:
     """Run a case's transformer on given noise and texts, in one window; factor: pixels of a latent's side."""
-    look, latents, vae = Look(), given.noise[0], LatentFormat()
+    look, latents, vae = Look(), given.given_noise[0], LatentFormat()
     vae.spatial_factor = factor
     height, width = (side * factor for side in latents.shape[-2:])
     everything: list[PipelineUnit] = [look, given, GivenPrompt(), GivenPicture(), FixedFrames(), *units, Transformer()]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Annotated, Any, ClassVar
 
 import pytest
@@ -11,10 +13,13 @@ import torch
 from pydantic import AfterValidator, BaseModel, Field
 from torch import Tensor
 
+from omniavatar.engine.conditions import BringsConditions
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import Catalog
+from omniavatar.engine.ranks import SpreadsWork
 from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Step, Window
 from omniavatar.engine.unit import PipelineUnit, UnitInputs, UnitSettings
+from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.wan_dit import WanDiT
 from omniavatar.plugins import discover
@@ -126,14 +131,14 @@ class Scattered(Broken):
     needs = "frames"  # type: ignore[assignment]
 
 
-class Unprovided(Broken):
+class Unprovided(Broken, BringsConditions):
     """A null form that it does not provide."""
 
     provides = ("mood",)
     nulls: ClassVar = {"mood": {"mood": "no_mood"}}
 
 
-class Unpaired(Broken):
+class Unpaired(Broken, BringsConditions):
     """A null form of nothing."""
 
     nulls: ClassVar = {"mood": "no_mood"}  # type: ignore[dict-item]
@@ -251,6 +256,30 @@ class SecretWriter(Broken):
         window.once("sparkle", list)
 
 
+class DirectReader(Broken):
+    """The same, past the methods of scopes."""
+
+    @hookimpl
+    def end_window(self, window: Window) -> None:
+        window.job.values.get("prompt_embedding")
+
+
+class DirectWriter(Broken):
+    """Values put past the methods of scopes."""
+
+    @hookimpl
+    def begin_window(self, window: Window) -> None:
+        window.values.update(sparkle=1)
+
+
+class DirectTaker(Broken):
+    """A value of another unit taken away."""
+
+    @hookimpl
+    def end_window(self, window: Window) -> None:
+        del window.values["given_latents"]
+
+
 class EmptyPromise(Broken):
     """A value that never comes."""
 
@@ -347,6 +376,15 @@ class Untidy(Broken):
         vars(job.engine.attention)["jobs"] -= 1
 
 
+class Once(Broken):
+    """One video for each engine, which nothing says."""
+
+    @hookimpl
+    def begin_job(self, job: Job) -> None:
+        if vars(job.engine.attention).setdefault("first", job.seed) != job.seed:
+            raise PlanError("one video is enough")
+
+
 class Nostalgic(Broken):
     """What the first window was like, kept for all."""
 
@@ -415,6 +453,15 @@ class Blunt(Broken):
         forward.x = forward.x + torch.ones(frames * rows * columns, 1)
 
 
+class Undivided(Broken):
+    """A refusal of ranks that nothing says beforehand."""
+
+    @hookimpl
+    def before_block(self, forward: Forward) -> None:
+        if forward.sharding is not None:
+            raise PlanError("broken wants all tokens")
+
+
 class Stubborn(Broken):
     """Numbers of the precision that the computer likes."""
 
@@ -445,6 +492,15 @@ class Trusting(Broken):
         assert forward["broken.seen"] >= 0
 
 
+class Choosy(Broken):
+    """A refusal of other units that nothing says beforehand."""
+
+    @hookimpl
+    def begin_job(self, job: Job) -> None:
+        if "teacache" in job.loop.plan:
+            raise PlanError("broken wants no cache")
+
+
 BROKEN: list[tuple[str, type[PipelineUnit], str]] = [
     ("documented", Undocumented, "its class has no docstring"),
     ("documented", Misnamed, "its name 'Not_a_name' is not of lower-case letters"),
@@ -470,6 +526,9 @@ BROKEN: list[tuple[str, type[PipelineUnit], str]] = [
     ("video", Unfit, "unit 'broken' needs 'moonlight', which no unit of the plan provides; see plan="),
     ("values", SecretReader, "its end_window reads 'prompt_embedding', which neither needs nor uses names"),
     ("values", SecretWriter, "its begin_window stores 'sparkle', which provides does not name; call it 'broken.spark"),
+    ("values", DirectReader, "its end_window reads 'prompt_embedding', which neither needs nor uses names"),
+    ("values", DirectWriter, "its begin_window stores 'sparkle', which provides does not name; call it 'broken.spark"),
+    ("values", DirectTaker, "its end_window stores 'given_latents', which provides does not name"),
     ("values", EmptyPromise, "it provides 'sparkle' and has never stored it"),
     ("values", Backward, "its begin_window reads 'given_latents', which neither"),
     ("values", Intruder, "its after_step stores 'transformer.positions', which is private to a unit 'transformer'"),
@@ -479,6 +538,7 @@ BROKEN: list[tuple[str, type[PipelineUnit], str]] = [
     ("state", SharedDiarist, "a video has changed its attribute 'diary'"),
     ("again", Gambler, "a second engine makes another video of the same request: 'latents' of window 0 differs by"),
     ("jobs", Grudge, "a video is another one when the engine has made one before"),
+    ("jobs", Once, "PlanError: one video is enough"),
     ("interrupted", Untidy, "a video is another one after one that was interrupted"),
     ("windows", Nostalgic, "a window is another one when the run is resumed with it: 'latents' of window 1 differs"),
     ("windows", Unsavable, "no video with it can be resumed: the value 'sparkle' is function and no tensor"),
@@ -487,9 +547,11 @@ BROKEN: list[tuple[str, type[PipelineUnit], str]] = [
     ("batch", Loner, "a video is another one when its guidance branches are joined in one batch"),
     ("ranks", Counter, "a video is another one on rank 0 of 2 that share the tokens of each call"),
     ("ranks", Blunt, "RuntimeError: The size of tensor a"),
+    ("ranks", Undivided, "+sequence-parallel' is refused, and no declaration says so: broken wants all tokens; decl"),
     ("precision", Stubborn, "in bfloat16: RuntimeError: mat1 and mat2 must have the same dtype"),
     ("exact", Inexact, "it says exact and changes the video"),
     ("together", Trusting, "KeyError"),
+    ("together", Choosy, "+teacache' is refused, and no declaration says so: broken wants no cache; declare it in"),
 ]
 
 
@@ -517,6 +579,53 @@ def test_a_class_without_a_name_is_told_so() -> None:
 
     with pytest.raises(AssertionError, match="unit 'Nameless' breaks the promise 'documented': it has no name"):
         check_unit(Nameless)
+
+
+class OneChunk(Broken):
+    """Videos of one window only."""
+
+    @hookimpl
+    def begin_window(self, window: Window) -> None:
+        if len(window.job.spans) > 1:
+            raise PlanError("broken makes one window")
+
+
+class SaysSo(OneChunk):
+    """The same, said beforehand."""
+
+    conflicts: ClassVar = {"fixed-frames": "it makes videos of one window only"}
+
+
+class Shared(Undivided):
+    """Refuses ranks, and says so beforehand."""
+
+    conflicts: ClassVar = {"sequence-parallel": "it wants all tokens"}
+
+
+class Spread(Broken, SpreadsWork):
+    """Work for three ranks, however many there are."""
+
+    def degrees(self, engine: Engine, ranks: int) -> dict[str, int]:
+        return {"samples": 3} if ranks > 1 else {}
+
+
+@pytest.mark.parametrize(
+    ("promise", "unit", "text"),
+    [
+        ("windows", OneChunk, "+fixed-frames' is refused, and no declaration says so: broken makes one window"),
+        ("windows", SaysSo, ""),
+        ("ranks", Shared, ""),
+        ("ranks", Spread, ""),
+    ],
+)
+def test_a_refusal_counts_if_the_unit_has_said_so(promise: str, unit: type[PipelineUnit], text: str) -> None:
+    plan = f"{PLAN.replace('+fixed-frames', '')}+{unit.name}"
+    with pytest.raises(AssertionError, match=re.escape(text)) if text else nullcontext():
+        check_unit(unit, plan=plan, networks=NETWORKS, skip=all_but(promise))
+
+
+def all_but(promise: str) -> dict[str, str]:
+    return {name: "only one counts here" for name in PROMISES if name != promise}
 
 
 def test_the_default_plan_is_the_default_with_the_unit() -> None:
@@ -611,6 +720,5 @@ def test_an_answer_that_nobody_asks_for_is_a_broken_promise(monkeypatch: pytest.
     catalog = Catalog({**found.units, Thief.name: Thief}, found.presets)
     monkeypatch.setattr(check_module, "BUILTIN", (Thief,))
     monkeypatch.setattr(check_module.Subject, "installed", catalog)
-    others = {name: "only one counts here" for name in PROMISES if name != "together"}
     with pytest.raises(AssertionError, match="its predict is never asked, since another unit answers first"):
-        check_unit(Heard, skip=others)
+        check_unit(Heard, skip=all_but("together"))

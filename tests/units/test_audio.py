@@ -121,7 +121,7 @@ def test_what_dropped_sounds_are_replaced_by(stairs: Path, tiny_models: Bundle) 
 
 
 def test_without_sound_and_length_it_is_said_what_to_give() -> None:
-    with pytest.raises(InputError, match="no audio is given; give one, or seconds for a silent video"):
+    with pytest.raises(InputError, match="no audio is given, so the length of the video is unknown; give one"):
         run(None)
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from omniavatar.checkpoints import Bundle, Registry
 from omniavatar.engine.engine import Engine
+from omniavatar.engine.placing import Kept
 from omniavatar.engine.plan import Plan, build_plan
 from omniavatar.engine.scopes import Request
-from omniavatar.engine.unit import Kept
 from omniavatar.models.streaming import ReadBlocks
 from omniavatar.testing import GivenLora
 from omniavatar.testing.tiny import write_original

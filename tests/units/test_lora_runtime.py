@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from omniavatar.checkpoints.lora import Delta
+from omniavatar.engine.conversion import TrainsWeights
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.plan import build_plan
 from omniavatar.engine.scopes import Request
@@ -238,9 +239,8 @@ def test_a_packed_weight_stays_packed() -> None:
 
 
 def test_training_is_refused() -> None:
-    class Trains(Lora):
+    class Trains(Lora, TrainsWeights):
         name = "trains"
-        trains = True
 
     models = TinyModels()
     models.adapters = lambda: [QUERIES]  # type: ignore[method-assign]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from omniavatar.engine.engine import Engine
+from omniavatar.engine.placing import Kept
 from omniavatar.engine.plan import Plan, build_plan
 from omniavatar.engine.scopes import Forward, Request, Step, Window
-from omniavatar.engine.unit import Kept
 from omniavatar.errors import PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.compiled import Compiled

@@ -141,15 +141,15 @@ def test_compiled_layers_break_no_graph(folder: Path) -> None:
 
 
 def test_training_has_dense_weights(folder: Path) -> None:
+    from omniavatar.engine.conversion import TrainsWeights
     from omniavatar.engine.plan import Plan
     from omniavatar.engine.unit import PipelineUnit
 
-    class Trains(PipelineUnit):
+    class Trains(PipelineUnit, TrainsWeights):
         """Changes weights."""
 
         name = "trains"
         roles = ("dit",)
-        trains = True
 
     engine = Engine(Plan((Trains(),)), opened(folder, "quantised"))
     assert not layers_of(engine)

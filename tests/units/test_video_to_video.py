@@ -142,7 +142,7 @@ def test_without_sound_the_footage_sets_the_length_and_without_a_picture_the_siz
 def test_a_large_footage_is_made_smaller() -> None:
     engine = fake_engine([VideoToVideo(pixels=64 * 64), *denoising_units()])
     draft = Draft(engine, engine.plan, Request({"video": clip(3, size=256)}))
-    engine.hooks_of(engine.plan).check_request(draft)
+    draft.settle(engine.hooks_of(engine.plan))
     assert (draft.height, draft.width, draft.has_length) == (64, 64, True)
 
 

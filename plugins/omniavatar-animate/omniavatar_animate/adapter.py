@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from omniavatar.sdk import Grid, RMSNorm, check_patch_size
+from omniavatar.sdk import CausalConv1d, Grid, RMSNorm, check_patch_size
 
 MOTION_CHANNELS = (32, 64, 128, 256, 512, 512, 512, 512)
 """Of the published motion encoder, from pictures of 512x512 to maps of 4x4."""
@@ -269,20 +269,6 @@ class FaceEncoder(nn.Module):
         x = self.conv3(activated(x))
         x = rearrange(self.out_proj(activated(x)), "(b k) t d -> b t k d", k=self.tokens)
         return torch.cat([x, self.padding_tokens.expand_as(x[:, :, :1])], dim=2)
-
-
-class CausalConv1d(nn.Module):
-    """A convolution over time with kernel 3 that sees the present and two steps of the past; the first one repeats."""
-
-    def __init__(self, in_dim: int, out_dim: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(in_dim, out_dim, kernel_size=3, stride=stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b f c) -> (b (f-1)/stride+1 c')."""
-        padded = functional.pad(rearrange(x, "b f c -> b c f"), (2, 0), mode="replicate")
-        convolved: Tensor = self.conv(padded)
-        return rearrange(convolved, "b c f -> b f c")
 
 
 def activated(x: Tensor) -> Tensor:

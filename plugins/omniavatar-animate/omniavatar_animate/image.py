@@ -10,29 +10,30 @@ from omniavatar_i2v.unit import ImageToVideo, image_features
 from pydantic import Field
 
 from omniavatar.sdk import (
-    ENCODE_TILING,
     ImageFile,
     InputError,
     PlanError,
     UnitInputs,
     VideoFile,
     choose_size,
+    encode_pictures,
     fit_image,
     functional,
     hookimpl,
+    length_of,
     load_image,
+    opened_footage,
     picture_size,
     probe_video,
-    settle_size,
     torch,
 )
-from omniavatar_animate.footage import frames_of, opened, tell_length
+from omniavatar_animate.footage import frames_of
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from omniavatar.sdk import Draft, Engine, Footage, Job, Window
+    from omniavatar.sdk import Draft, Footage, Job, Length, Outline, Window
 
 BLACK = -1.0
 
@@ -62,15 +63,24 @@ class AnimateImage(ImageToVideo):
     settings: Settings
 
     @hookimpl
+    def plan_size(self, video: Outline) -> tuple[int, int]:
+        """The size of the table that suits the background, or else the picture."""
+        inputs = video.inputs(self)
+        info = None if inputs.background is None else probe_video(inputs.background)
+        shape = picture_size(inputs.image) if info is None else (info.height, info.width)
+        return choose_size(*shape, self.settings.sizes)
+
+    @hookimpl
+    def plan_length(self, video: Outline) -> Length | None:
+        inputs = video.inputs(self)
+        return length_of(video.fps, inputs.background, inputs.mask)
+
+    @hookimpl
     def check_request(self, draft: Draft) -> None:
         inputs, channels = draft.inputs(self), draft.latent_channels
         if (inputs.background is None) != (inputs.mask is None):
             missing = "background" if inputs.background is None else "mask"
             raise InputError(f"to replace a person both background and mask are needed; give --{missing} as well")
-        info = None if inputs.background is None else probe_video(inputs.background)
-        height, width = picture_size(inputs.image) if info is None else (info.height, info.width)
-        settle_size(draft, lambda: choose_size(height, width, self.settings.sizes))
-        tell_length(draft, inputs.background, inputs.mask)
         draft.condition = None if channels is None else TEMPORAL_FACTOR + channels
         draft.leading += 1
 
@@ -84,13 +94,11 @@ class AnimateImage(ImageToVideo):
     def begin_job(self, job: Job) -> None:
         inputs = job.inputs(self)
         picture = load_image(inputs.image)
-        info = None if inputs.background is None else probe_video(inputs.background)
-        height, width = picture.shape[:2] if info is None else (info.height, info.width)
-        settle_size(job, lambda: choose_size(height, width, self.settings.sizes))
-        job["animate-image.background"] = opened(inputs.background, job, job.size, info)
-        job["animate-image.mask"] = opened(inputs.mask, job, job.size)
+        for name in ("background", "mask"):
+            source = getattr(inputs, name)
+            job[f"animate-image.{name}"] = None if source is None else opened_footage(source, job)
         fitted = (on_black if self.settings.fit == "whole" else fit_image)(picture, job.size)
-        job["reference_latent"] = self.encode(job.engine, fitted.unsqueeze(2))
+        job["reference_latent"] = encode_pictures(job.engine, fitted.unsqueeze(2), tiled=self.settings.tiled)
         job["image_features"] = image_features(job.engine, [fitted])
         job.leading += 1
 
@@ -98,18 +106,13 @@ class AnimateImage(ImageToVideo):
     def begin_window(self, window: Window) -> None:
         stands_alone(window.job.leading)
         video, known = known_pictures(window, window["animate-image.background"], window["animate-image.mask"])
-        latents, reference = self.encode(window.engine, video), window["reference_latent"]
+        latents = encode_pictures(window.engine, video, tiled=self.settings.tiled)
+        reference = window["reference_latent"]
         height, width = latents.shape[-2:]
         known = functional.interpolate(known, size=(known.shape[2], height, width), mode="nearest")
         shown = frame_mask(torch.ones(1), (height, width)).to(reference)
         leading = torch.cat([shown, reference], dim=1)
         window["condition"] = torch.cat([leading, torch.cat([fold_frames(known).to(latents), latents], dim=1)], dim=2)
-
-    def encode(self, engine: Engine, video: Tensor) -> Tensor:
-        """Pictures (1 3 f H W) in [-1, 1] to latents (1 c t h w), float32."""
-        tiling = ENCODE_TILING if self.settings.tiled else None
-        latents: Tensor = engine.model("vae").encode(video.to(engine.device, engine.dtype), tiling=tiling)
-        return latents.float()
 
 
 def stands_alone(leading: int) -> None:

@@ -8,27 +8,30 @@ from einops import rearrange, repeat
 from pydantic import Field
 
 from omniavatar.sdk import (
-    ENCODE_TILING,
     CheckpointError,
+    IdleInSteps,
     PipelineUnit,
     UnitInputs,
     UnitSettings,
     VideoFile,
+    encode_pictures,
     functional,
     hookimpl,
+    length_of,
+    opened_footage,
     torch,
 )
-from omniavatar_animate.footage import frames_of, opened, tell_length
+from omniavatar_animate.footage import frames_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.sdk import Branch, Draft, Engine, Footage, Forward, Job, Window
+    from omniavatar.sdk import Branch, Draft, Engine, Footage, Forward, Job, Length, Outline, Window
 
 BLACK = -1.0
 
 
-class AnimateMotion(PipelineUnit):
+class AnimateMotion(PipelineUnit, IdleInSteps):
     """Movement and expression, from a video of drawn poses and a video of a face; frame n goes with frame n.
 
     Either may be left out. The shorter of the two limits the length of the video. Guidance branches that drop the
@@ -67,35 +70,35 @@ class AnimateMotion(PipelineUnit):
 
     @hookimpl
     def check_request(self, draft: Draft) -> None:
-        inputs = draft.inputs(self)
         width, needed = draft.config("animate_adapter").get("dim"), draft.config("dit").get("dim")
         if width != needed:
             raise CheckpointError(
                 f"the layers of Animate have width {width} and the transformer has width {needed}; give both from one "
                 "file"
             )
-        tell_length(draft, inputs.pose, inputs.face)
 
-    @hookimpl(trylast=True)
+    @hookimpl
+    def plan_length(self, video: Outline) -> Length | None:
+        inputs = video.inputs(self)
+        return length_of(video.fps, inputs.pose, inputs.face)
+
+    @hookimpl
     def begin_job(self, job: Job) -> None:
-        """Last, since another unit sets the size."""
         inputs = job.inputs(self)
         side = job.engine.model("animate_adapter").face_size
-        job["animate-motion.pose"] = opened(inputs.pose, job, job.size)
-        job["animate-motion.face"] = opened(inputs.face, job, (side, side))
+        for name, size in (("pose", job.size), ("face", (side, side))):
+            source = getattr(inputs, name)
+            job[f"animate-motion.{name}"] = None if source is None else opened_footage(source, job, size)
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
         pose: Footage | None = window["animate-motion.pose"]
         face: Footage | None = window["animate-motion.face"]
-        window["pose_latents"] = None if pose is None else self.encode(window, frames_of(pose, window))
+        window["pose_latents"] = None
+        if pose is not None:
+            pictures = frames_of(pose, window) * 2 - 1
+            window["pose_latents"] = encode_pictures(window.engine, pictures, tiled=self.settings.tiled)
         window["face_tokens"] = None if face is None else encode_face(window, frames_of(face, window) * 2 - 1)
-
-    def encode(self, window: Window, frames: Tensor) -> Tensor:
-        """The latents (1 c t h w) of pictures (1 3 f H W) in [0, 1]."""
-        engine, tiling = window.engine, ENCODE_TILING if self.settings.tiled else None
-        latents: Tensor = engine.model("vae").encode((frames * 2 - 1).to(engine.device, engine.dtype), tiling=tiling)
-        return latents.float()
 
     @hookimpl
     def embed(self, forward: Forward) -> None:

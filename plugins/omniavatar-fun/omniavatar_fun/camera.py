@@ -10,6 +10,7 @@ from omniavatar_i2v.condition import behind_leading
 from pydantic import AfterValidator, Field, field_validator
 
 from omniavatar.sdk import (
+    IdleInSteps,
     InputError,
     InputKind,
     PipelineUnit,
@@ -41,7 +42,7 @@ ROLE = "fun_camera"
 TrajectoryFile = Annotated[Path, AfterValidator(partial(input_file, what="trajectory")), InputKind("text file")]
 
 
-class FunCamera(PipelineUnit):
+class FunCamera(PipelineUnit, IdleInSteps):
     """How the camera moves, for Fun Control-Camera transformers: in a direction, or along a trajectory.
 
     It stands beside image-to-video, whose picture is the first frame. Every window of a long video is told the way from

@@ -16,16 +16,16 @@ from omniavatar.sdk import (
     VideoFile,
     encode_pictures,
     hookimpl,
-    multiple_of,
+    length_of,
+    opened_footage,
     probe_video,
-    settle_size,
     size_near,
     torch,
 )
 from omniavatar_fun.shared import OTHER_CHANNELS, picture_channels, tell_channels
 
 if TYPE_CHECKING:
-    from omniavatar.sdk import Draft, Job, Window
+    from omniavatar.sdk import Draft, Footage, Job, Length, Outline, Window
 
 
 class FunControl(PipelineUnit):
@@ -60,34 +60,26 @@ class FunControl(PipelineUnit):
     settings: Settings
 
     @hookimpl(tryfirst=True)
-    def check_request(self, draft: Draft) -> None:
-        source = draft.inputs(self).control_video
-        if source is not None:
-            info = probe_video(source)
-            settle_size(draft, lambda: size_near(info.height, info.width, self.settings.pixels, multiple_of(draft)))
-            draft.has_length |= not info.is_still
+    def plan_size(self, video: Outline) -> tuple[int, int] | None:
+        """By the shape of the control video; first, since other units choose a size in any case."""
+        source = video.inputs(self).control_video
+        if source is None:
+            return None
+        info = probe_video(source)
+        return size_near(info.height, info.width, self.settings.pixels, video.multiple)
 
-    @hookimpl(specname="check_request")
-    def check_channels(self, draft: Draft) -> None:
+    @hookimpl
+    def plan_length(self, video: Outline) -> Length | None:
+        return length_of(video.fps, video.inputs(self).control_video, is_limit=False)
+
+    @hookimpl
+    def check_request(self, draft: Draft) -> None:
         tell_channels(draft, is_controlled=True, grey=self.settings.unknown == "grey")
 
-    @hookimpl(tryfirst=True)
+    @hookimpl
     def begin_job(self, job: Job) -> None:
-        """First, since other units choose a size where there is none."""
         source = job.inputs(self).control_video
-        job["fun-control.footage"] = None
-        if source is not None:
-            info = probe_video(source)
-            settle_size(job, lambda: size_near(info.height, info.width, self.settings.pixels, multiple_of(job)))
-            footage = Footage(source, fps=job.fps, size=job.size, info=info)
-            job["fun-control.footage"] = job.resources.enter_context(footage)
-
-    @hookimpl(trylast=True, specname="begin_job")
-    def set_length(self, job: Job) -> None:
-        """Last, since a sound sets the length before all others."""
-        footage: Footage | None = job["fun-control.footage"]
-        if footage is not None and job.frames is None:
-            job.frames = footage.length
+        job["fun-control.footage"] = None if source is None else opened_footage(source, job)
 
     @hookimpl
     def begin_window(self, window: Window) -> None:

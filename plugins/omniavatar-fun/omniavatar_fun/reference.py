@@ -9,6 +9,7 @@ from omniavatar_i2v.unit import image_features
 from pydantic import Field
 
 from omniavatar.sdk import (
+    IdleInSteps,
     ImageFile,
     PipelineUnit,
     UnitInputs,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 ROLE = "fun_reference"
 
 
-class FunReference(PipelineUnit):
+class FunReference(PipelineUnit, IdleInSteps):
     """A picture of who or what the video shows, for Fun Control transformers from V1.1 on.
 
     The blocks see it as a frame in front of the video, and CLIP, where the transformer has it, sees it in place of the

@@ -9,6 +9,7 @@ from pydantic import Field
 from omniavatar.sdk import (
     ENCODE_TILING,
     CheckpointError,
+    IdleInSteps,
     ImageFile,
     InputError,
     ReferenceImage,
@@ -21,12 +22,12 @@ from omniavatar_i2v.condition import TEMPORAL_FACTOR, behind_leading, image_cond
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.sdk import Draft, Engine, Forward, Job, Models, Window
+    from omniavatar.sdk import Draft, Engine, Forward, Job, Models, Plan, Window
 
 SIZES_480P = ((480, 832), (544, 720), (640, 640), (720, 544), (832, 480))
 
 
-class ImageToVideo(ReferenceImage):
+class ImageToVideo(ReferenceImage, IdleInSteps):
     """A picture that the video starts from, and one that it may end with, for image-to-video transformers.
 
     It stands in the plan instead of reference-image. Size and fit are chosen by the first picture. Later windows of a
@@ -53,7 +54,7 @@ class ImageToVideo(ReferenceImage):
 
     settings: Settings
 
-    def check_models(self, models: Models) -> None:
+    def check(self, plan: Plan, models: Models) -> None:
         """See that a network that takes image tokens gets them from an encoder of its width."""
         taken = clip_dim(models)
         if taken is None:

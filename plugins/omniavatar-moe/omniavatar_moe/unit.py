@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from omniavatar.sdk import TIMESTEPS, CheckpointError, Kept, PipelineUnit, PlanError, UnitSettings, hookimpl
+from omniavatar.sdk import (
+    TIMESTEPS,
+    CheckpointError,
+    Kept,
+    PipelineUnit,
+    PlacesWeights,
+    PlanError,
+    SavesMemory,
+    UnitSettings,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +30,7 @@ SHARDED = "fsdp"
 """The unit that shards weights, so that nothing of them can wait."""
 
 
-class Moe(PipelineUnit):
+class Moe(PipelineUnit, PlacesWeights, SavesMemory):
     """Two transformers for one video, as in Wan 2.2 A14B: --model FILE for high noise, --model dit2=FILE for low noise.
 
     The second takes over at the first step whose time is below the boundary, in every window anew. While one works the

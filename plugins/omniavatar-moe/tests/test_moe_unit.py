@@ -15,9 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from omniavatar.checkpoints import Registry
 from omniavatar.engine.engine import Engine
+from omniavatar.engine.placing import Kept
 from omniavatar.engine.plan import Plan, build_plan
 from omniavatar.engine.scopes import Forward, Request, Step
-from omniavatar.engine.unit import Kept, PipelineUnit
+from omniavatar.engine.unit import PipelineUnit
 from omniavatar.errors import CheckpointError, PlanError
 from omniavatar.hookspecs import hookimpl
 from omniavatar.models.wan_dit import WanDiT

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from omniavatar.sdk import CheckpointError, PipelineUnit, UnitInputs, hookimpl, torch
+from omniavatar.sdk import CheckpointError, IdleInSteps, PipelineUnit, UnitInputs, hookimpl, torch
 
 if TYPE_CHECKING:
-    from omniavatar.sdk import Forward, Job, Models
+    from omniavatar.sdk import Forward, Job, Models, Plan
 
 
-class Motion(PipelineUnit):
+class Motion(PipelineUnit, IdleInSteps):
     """Speed control: how fast everything in the video moves, by a motion bucket.
 
     Made for Wan2.1-T2V-1.3B. Without a bucket the video is what it is without the unit.
@@ -25,17 +25,13 @@ class Motion(PipelineUnit):
     class Inputs(UnitInputs):
         motion_bucket_id: float | None = Field(None, ge=0, le=100, description="speed, 0 slow to 100 fast")
 
-    def check_models(self, models: Models) -> None:
+    def check(self, plan: Plan, models: Models) -> None:
         width, needed = models.config("motion_controller")["dim"], models.config("dit")["dim"]
         if width != needed:
             raise CheckpointError(
                 f"the motion controller is made for a transformer of width {width} and this one has {needed}; "
                 "use it with Wan2.1-T2V-1.3B or leave it out with -motion"
             )
-
-    @hookimpl
-    def check_request(self) -> None:
-        """The bucket changes neither size nor length."""
 
     @hookimpl
     def begin_job(self, job: Job) -> None:

@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from omniavatar.sdk import CheckpointError, CrossAttention, Grid, check_patch_size, modulate, sdpa
+from omniavatar.sdk import CausalConv1d, CheckpointError, CrossAttention, Grid, check_patch_size, modulate, sdpa
 from omniavatar_s2v.shared import MOTION_FRAMES
 
 FRAMES_PER_LATENT = 4
@@ -146,20 +146,6 @@ class SpeechConvolutions(nn.Module):
         """The layers that both paths share: (b t d/4) -> (b t/4 d)."""
         later: Tensor = self.conv3(activated(self.conv2(activated(x))))
         return activated(later)
-
-
-class CausalConv1d(nn.Module):
-    """A convolution over time with kernel 3 that sees the present and two steps of the past; the first one repeats."""
-
-    def __init__(self, in_dim: int, out_dim: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(in_dim, out_dim, kernel_size=3, stride=stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b t c) -> (b t/stride c)."""
-        padded = functional.pad(rearrange(x, "b t c -> b c t"), (2, 0), mode="replicate")
-        convolved: Tensor = self.conv(padded)
-        return rearrange(convolved, "b c t -> b t c")
 
 
 def activated(x: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from pydantic import Field
 from omniavatar.sdk import (
     AudioFile,
     CheckpointError,
+    IdleInSteps,
     InputError,
+    Length,
     PipelineUnit,
     Soundtrack,
     UnitInputs,
@@ -30,7 +32,7 @@ from omniavatar_s2v.shared import FOR_S2V
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.sdk import Branch, Draft, Forward, Job, Window
+    from omniavatar.sdk import Branch, Forward, Job, Outline, Window
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ TRAINED_FPS = 16
 HEARS = "S2V hears the sound through s2v-audio"
 
 
-class S2VAudio(PipelineUnit):
+class S2VAudio(PipelineUnit, IdleInSteps):
     """Speech that the mouth follows; it also sets the length of the video.
 
     Frame n of the video goes with the sound at n / fps seconds. Without a sound the mouth rests and the length comes
@@ -67,8 +69,16 @@ class S2VAudio(PipelineUnit):
     settings: Settings
 
     @hookimpl
-    def check_request(self, draft: Draft) -> None:
-        draft.has_length |= draft.inputs(self).audio is not None
+    def plan_length(self, video: Outline) -> Length | None:
+        """As long as the sound, which is read when the job begins."""
+        return None if video.inputs(self).audio is None else Length(self._frames_of)
+
+    def _frames_of(self, job: Job) -> int:
+        """How many frames the sound lasts; what has been read of it stays in the job."""
+        wave = load_waveform(job.inputs(self).audio, SAMPLE_RATE, seconds=heard_seconds(job))
+        wave = np.concatenate([np.zeros(round(self.settings.silence * SAMPLE_RATE), wave.dtype), wave])
+        job["s2v-audio.wave"] = wave
+        return audio_rows(len(wave), SAMPLE_RATE, job.fps)
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
@@ -80,10 +90,7 @@ class S2VAudio(PipelineUnit):
         job["audio_track"] = None
         if source is None:
             return
-        wave = load_waveform(source, SAMPLE_RATE, seconds=heard_seconds(job))
-        wave = np.concatenate([np.zeros(round(self.settings.silence * SAMPLE_RATE), wave.dtype), wave])
-        length = audio_rows(len(wave), SAMPLE_RATE, job.fps)
-        job.frames = length if job.frames is None else min(job.frames, length)
+        wave = job.pop("s2v-audio.wave")
         lead = np.zeros(round(LEAD * SAMPLE_RATE / job.fps), wave.dtype)
         encoder = job.engine.model("audio_encoder")
         job["audio_track"] = SpeechTrack(np.concatenate([lead, wave]), encoder, self.settings.segment)

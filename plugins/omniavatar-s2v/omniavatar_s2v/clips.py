@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from omniavatar.sdk import (
-    ENCODE_TILING,
     Footage,
+    IdleInSteps,
     PipelineUnit,
     PlanError,
     Span,
     UnitInputs,
     UnitSettings,
     VideoFile,
+    encode_pictures,
     functional,
     hookimpl,
     overwrite_frames,
@@ -34,7 +35,7 @@ LEAD = TEMPORAL_FACTOR - 1
 GREY = 0.5
 
 
-class S2VClips(PipelineUnit):
+class S2VClips(PipelineUnit, IdleInSteps):
     """Long video: clips that follow each other, each told what the 73 frames before it looked like.
 
     The frames before a clip, or in front of the first one the picture, are in its window as given frames, so that the
@@ -77,7 +78,9 @@ class S2VClips(PipelineUnit):
     @hookimpl
     def begin_window(self, window: Window) -> None:
         frames = self.frames_before(window)
-        window["motion_latents"] = None if frames is None else self.encode(window, frames)
+        window["motion_latents"] = (
+            None if frames is None else encode_pictures(window.engine, frames * 2 - 1, tiled=self.settings.tiled)
+        )
         window["given_latents"] = window["image_latent"] if frames is None else window["motion_latents"]
 
     @hookimpl
@@ -102,12 +105,6 @@ class S2VClips(PipelineUnit):
             return None
         shown = shown[:, :, -MOTION_FRAMES:]
         return functional.pad(shown, (0, 0, 0, 0, MOTION_FRAMES - shown.shape[2], 0), value=GREY)
-
-    def encode(self, window: Window, frames: Tensor) -> Tensor:
-        """The latents (1 c 19 h w) of frames (1 3 73 h w) in [0, 1]."""
-        engine, tiling = window.engine, ENCODE_TILING if self.settings.tiled else None
-        latents: Tensor = engine.model("vae").encode((frames * 2 - 1).to(engine.device, engine.dtype), tiling=tiling)
-        return latents.float()
 
 
 def refuse_leading(leading: int) -> None:

@@ -7,25 +7,23 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, field_validator
 
 from omniavatar.sdk import (
-    ENCODE_TILING,
     ImageFile,
     PipelineUnit,
     UnitInputs,
     UnitSettings,
+    check_size,
     choose_size,
+    encode_pictures,
     fit_image,
     hookimpl,
     load_image,
     picture_size,
-    settle_size,
     usable_sizes,
 )
 from omniavatar_s2v.shared import FOR_S2V
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from omniavatar.sdk import Draft, Job
+    from omniavatar.sdk import Draft, Job, Outline
 
 MULTIPLE = 64
 """Pixels of a side that one of the coarsest patches, those of the oldest frames, covers."""
@@ -62,20 +60,16 @@ class S2VImage(PipelineUnit):
     settings: Settings
 
     @hookimpl
+    def plan_size(self, video: Outline) -> tuple[int, int]:
+        return choose_size(*picture_size(video.inputs(self).image), self.settings.sizes)
+
+    @hookimpl
     def check_request(self, draft: Draft) -> None:
-        shape = picture_size(draft.inputs(self).image)
-        settle_size(draft, lambda: choose_size(*shape, self.settings.sizes), MULTIPLE)
+        if draft.size is not None:
+            check_size(draft.size, MULTIPLE)
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
         picture = load_image(job.inputs(self).image)
-        height, width = picture.shape[:2]
-        settle_size(job, lambda: choose_size(height, width, self.settings.sizes), MULTIPLE)
-        job["image_latent"] = self.encode(job, fit_image(picture, job.size))
-
-    def encode(self, job: Job, picture: Tensor) -> Tensor:
-        """The latent (1 c 1 h w) of a picture (1 3 h w)."""
-        engine = job.engine
-        video = picture.unsqueeze(2).to(engine.device, engine.dtype)
-        latent: Tensor = engine.model("vae").encode(video, tiling=ENCODE_TILING if self.settings.tiled else None)
-        return latent.float()
+        fitted = fit_image(picture, job.size)
+        job["image_latent"] = encode_pictures(job.engine, fitted.unsqueeze(2), tiled=self.settings.tiled)

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from omniavatar.sdk import (
-    ENCODE_TILING,
     Footage,
     PipelineUnit,
     UnitInputs,
     UnitSettings,
     VideoFile,
+    encode_pictures,
     functional,
     hookimpl,
+    opened_footage,
     torch,
 )
 from omniavatar_s2v.shared import FOR_S2V
@@ -22,7 +23,7 @@ from omniavatar_s2v.shared import FOR_S2V
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.sdk import Job, Window
+    from omniavatar.sdk import Footage, Job, Window
 
 BLACK = -1.0
 
@@ -47,17 +48,9 @@ class S2VPose(PipelineUnit):
     settings: Settings
 
     @hookimpl
-    def check_request(self) -> None:
-        """Poses are brought to the video's size, and give it no length."""
-
-    @hookimpl(trylast=True)
     def begin_job(self, job: Job) -> None:
-        """Last, since another unit sets the size."""
         source = job.inputs(self).pose
-        job["s2v-pose.footage"] = None
-        if source is not None:
-            footage = Footage(source, fps=job.fps, size=job.size)
-            job["s2v-pose.footage"] = job.resources.enter_context(footage)
+        job["s2v-pose.footage"] = None if source is None else opened_footage(source, job)
 
     @hookimpl
     def begin_window(self, window: Window) -> None:
@@ -66,10 +59,8 @@ class S2VPose(PipelineUnit):
 
     def encode(self, window: Window, frames: Tensor) -> Tensor:
         """Pictures (1 3 4t h w) -> latents (1 c t h w). One is added, since a VAE's first latent is of one picture."""
-        engine, tiling = window.engine, ENCODE_TILING if self.settings.tiled else None
-        video = torch.cat([frames[:, :, :1], frames], dim=2).to(engine.device, engine.dtype)
-        latents: Tensor = engine.model("vae").encode(video, tiling=tiling)
-        return latents[:, :, 1:].float()
+        video = torch.cat([frames[:, :, :1], frames], dim=2)
+        return encode_pictures(window.engine, video, tiled=self.settings.tiled)[:, :, 1:]
 
 
 def pose_frames(footage: Footage, window: Window) -> Tensor:

@@ -7,28 +7,29 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, field_validator
 
 from omniavatar.sdk import (
+    IdleInSteps,
     ImageFile,
     PipelineUnit,
     UnitInputs,
     UnitSettings,
+    check_size,
     choose_size,
     encode_pictures,
     fit_image,
     hookimpl,
     load_image,
     picture_size,
-    settle_size,
     tell_noise,
     usable_sizes,
 )
 
 if TYPE_CHECKING:
-    from omniavatar.sdk import Draft, Forward, Job
+    from omniavatar.sdk import Draft, Forward, Job, Outline
 
 MULTIPLE = 32
 
 
-class Ti2v(PipelineUnit):
+class Ti2v(PipelineUnit, IdleInSteps):
     """Text and image to video by Wan 2.2 TI2V: the picture becomes frame 0, the prompt says what happens next.
 
     Tokens of given frames (the picture's, in later windows those of the window before) are told time step 0, the others
@@ -62,23 +63,24 @@ class Ti2v(PipelineUnit):
     settings: Settings
 
     @hookimpl
+    def plan_size(self, video: Outline) -> tuple[int, int]:
+        """The size of the table that suits the picture; the first one without a picture."""
+        source = video.inputs(self).image
+        return self.settings.sizes[0] if source is None else choose_size(*picture_size(source), self.settings.sizes)
+
+    @hookimpl
     def check_request(self, draft: Draft) -> None:
-        source = draft.inputs(self).image
-        settle_size(draft, lambda: self._size_for(None if source is None else picture_size(source)), MULTIPLE)
+        if draft.size is not None:
+            check_size(draft.size, MULTIPLE)
 
     @hookimpl
     def begin_job(self, job: Job) -> None:
         source = job.inputs(self).image
         picture = None if source is None else load_image(source)
-        settle_size(job, lambda: self._size_for(None if picture is None else picture.shape[:2]), MULTIPLE)
         job["image_latent"] = None
         if picture is not None:
             fitted = fit_image(picture, job.size)
             job["image_latent"] = encode_pictures(job.engine, fitted.unsqueeze(2), tiled=self.settings.tiled)
-
-    def _size_for(self, shape: tuple[int, ...] | None) -> tuple[int, int]:
-        """The size of the table that suits a picture of this height and width; the first one without a picture."""
-        return self.settings.sizes[0] if shape is None else choose_size(shape[0], shape[1], self.settings.sizes)
 
     @hookimpl
     def embed(self, forward: Forward) -> None:

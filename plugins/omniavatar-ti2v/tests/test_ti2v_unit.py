@@ -144,8 +144,8 @@ class Size(PipelineUnit):
     name = "size"
 
     @hookimpl
-    def begin_job(self, job: Any) -> None:
-        job.height, job.width = 32, 64
+    def plan_size(self) -> tuple[int, int]:
+        return 32, 64
 
 
 def test_the_picture_and_what_its_tokens_are_told_change_the_other_frames(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from omniavatar.sdk import (
     SIZE_MULTIPLE,
     CheckpointError,
     Footage,
+    IdleInSteps,
     ImageFile,
     InputError,
     InputKind,
@@ -25,12 +26,12 @@ from omniavatar.sdk import (
     fit_image,
     functional,
     hookimpl,
+    length_of,
     listed,
     load_image,
-    multiple_of,
+    opened_footage,
     picture_size,
     probe_video,
-    settle_size,
     size_near,
     torch,
 )
@@ -41,12 +42,12 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from omniavatar.sdk import Clip, Draft, Engine, Forward, Job, Window
+    from omniavatar.sdk import Draft, Engine, Footage, Forward, Job, Length, Outline, Window
 
 GREY = 0.5
 
 
-class VaceUnit(PipelineUnit):
+class VaceUnit(PipelineUnit, IdleInSteps):
     """VACE: the video follows a control video, keeps what a mask protects, and shows what reference pictures show.
 
     The control video is a pose, depth, scribble or grey video to follow, or a real one of which the mask says what is
@@ -94,11 +95,24 @@ class VaceUnit(PipelineUnit):
             check_channels(role, branch.in_dim, channels)
 
     @hookimpl(trylast=True)
+    def plan_size(self, video: Outline) -> tuple[int, int] | None:
+        """By the shape of the first thing given; last, since other units may set it."""
+        inputs = video.inputs(self)
+        for source in (inputs.control_video, inputs.control_mask):
+            if source is not None:
+                info = probe_video(source)
+                return size_near(info.height, info.width, self.settings.pixels, video.multiple)
+        if not inputs.reference_images:
+            raise InputError("the size of the video is unknown; give one with --size, or something to follow")
+        return size_near(*picture_size(inputs.reference_images[0]), self.settings.pixels, video.multiple)
+
+    @hookimpl
+    def plan_length(self, video: Outline) -> Length | None:
+        return length_of(video.fps, video.inputs(self).control_video, is_limit=False)
+
+    @hookimpl
     def check_request(self, draft: Draft) -> None:
-        """Last, since other units may set size and length."""
         inputs, channels, cell = draft.inputs(self), draft.latent_channels, draft.latent_pixels
-        settle_size(draft, lambda: self._size_for(inputs, multiple_of(draft)))
-        draft.has_length |= inputs.control_video is not None and not probe_video(inputs.control_video).is_still
         draft.leading += len(inputs.reference_images)
         for role in draft.engine.companions("vace"):
             own, blocks = draft.config(role), draft.config("dit").get("num_layers")
@@ -117,28 +131,13 @@ class VaceUnit(PipelineUnit):
         if inputs.control_video is not None or inputs.control_mask is not None or inputs.reference_images:
             stand_alone(len(inputs.reference_images), draft.leading)
 
-    @hookimpl(trylast=True)
+    @hookimpl
     def begin_job(self, job: Job) -> None:
-        """Last, since other units may set size and length."""
         inputs = job.inputs(self)
-        settle_size(job, lambda: self._size_for(inputs, multiple_of(job)))
-        video = job["vace.video"] = opened(inputs.control_video, job)
-        job["vace.mask"] = opened(inputs.control_mask, job)
-        if job.frames is None and video is not None:
-            job.frames = video.length
+        for name, source in (("video", inputs.control_video), ("mask", inputs.control_mask)):
+            job[f"vace.{name}"] = None if source is None else opened_footage(source, job)
         job["vace.references"] = [self._reference(job, source) for source in inputs.reference_images]
         job.leading += len(inputs.reference_images)
-
-    def _size_for(self, inputs: Any, multiple: int) -> tuple[int, int]:
-        """The size (height, width) for the shape of the first thing given."""
-        for source in (inputs.control_video, inputs.control_mask):
-            if source is not None:
-                info = probe_video(source)
-                return size_near(info.height, info.width, self.settings.pixels, multiple)
-        if not inputs.reference_images:
-            raise InputError("the size of the video is unknown; give one with --size, or something to follow")
-        height, width = picture_size(inputs.reference_images[0])
-        return size_near(height, width, self.settings.pixels, multiple)
 
     def _reference(self, job: Job, source: Path | np.ndarray) -> Tensor:
         """The latent of a reference picture (1 c 1 h w)."""
@@ -208,11 +207,6 @@ def stand_alone(count: int, leading: int) -> None:
             f"vace puts {count} frame{'s' * (count != 1)} in front of the video and another unit more of them; "
             "leave one of the two out"
         )
-
-
-def opened(source: Path | Clip | None, job: Job) -> Footage | None:
-    """A video that is read along with the one that is made, until the job ends."""
-    return None if source is None else job.resources.enter_context(Footage(source, fps=job.fps, size=job.size))
 
 
 def frames_of(footage: Footage | None, window: Window, *, hold: bool = False) -> Tensor:

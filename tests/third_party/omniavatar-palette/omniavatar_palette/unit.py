@@ -28,7 +28,7 @@ class Palette(PipelineUnit):
             tuple[Annotated[str, Field(pattern=COLOUR)], ...], BeforeValidator(listed), InputKind("#rrggbb|[...]")
         ] = Field((), description="colours of the video, one or [several]")
 
-    def check_models(self, models):
+    def check(self, plan, models):
         if "colour_dim" not in models.config("dit"):
             raise CheckpointError("the transformer has no palette layers; add their file, or leave '-palette' out")
 
