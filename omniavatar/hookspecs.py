@@ -153,8 +153,9 @@ class Pipeline:
     def noise(self, window: Window) -> Tensor | None:
         """Once per window, first result: the noise (1 c t h w), float32, that its denoising starts from.
 
-        The engine's own implementation, asked last, draws it by the seed and the window's number, the same on every
-        device and rank. Example, a wrapper: `noise = yield; return mixed(noise, window.previous)`.
+        Only one unit of a plan may answer it; any may wrap it. The engine's own implementation, asked last, draws it by
+        the seed and the window's number, the same on every device and rank.
+        Example, a wrapper: `noise = yield; return mixed(noise, window.previous)`.
         """
 
     @hookspec(firstresult=True)

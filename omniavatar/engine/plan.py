@@ -41,7 +41,7 @@ from omniavatar.values import parse_yaml
 
 log = logging.getLogger(__name__)
 
-EXCLUSIVE_HOOKS = ("plan_windows", "plan_steps", "guide", "advance", "decode_latents")
+EXCLUSIVE_HOOKS = ("plan_windows", "noise", "plan_steps", "guide", "advance", "decode_latents")
 ANSWERED_HOOKS = {
     "plan_steps": "schedule; add one such as +schedule",
     "guide": "guidance; add a rule such as +guidance",
