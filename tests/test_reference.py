@@ -15,6 +15,7 @@ from omniavatar.checkpoints.tables import ComponentSpec, Row
 from omniavatar.engine.draft import Draft
 from omniavatar.engine.engine import Engine
 from omniavatar.engine.geometry import Geometry
+from omniavatar.engine.outline import Outline
 from omniavatar.engine.plan import made_by
 from omniavatar.engine.scopes import Branch, Forward, Frames, Job, Scope, Step, Window
 from omniavatar.engine.windows import Span
@@ -30,11 +31,18 @@ PAGE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"(?ms)^##+ ([\w ]+)\n(.*?)(?=^##|\Z)", PAGE))
 OF_THE_ENGINE = {"loop", "inputs_by_unit", "memories", "sharding", "shard_tokens", "close", "clear"}
 """Attributes of scopes that the engine works with, and units do not."""
-OF_DRAFTS = {"is_complete", "check_complete", "inputs_by_unit"}
+OF_DRAFTS = {"is_complete", "check_complete", "inputs_by_unit", "settle"}
 
 
 def attributes(owner: type) -> set[str]:
-    """The public attributes of a class, those that its constructor sets included."""
+    """The public attributes of a class, those that its constructor sets included, and those of an `Outline`."""
+    if issubclass(owner, Outline) and owner is not Outline:
+        return own_attributes(owner) | own_attributes(Outline)
+    return own_attributes(owner)
+
+
+def own_attributes(owner: type) -> set[str]:
+    """Those that its own code has."""
     (tree,) = ast.parse(inspect.getsource(owner)).body
     assert isinstance(tree, ast.ClassDef)
     names = {
