@@ -11,8 +11,8 @@ from omniavatar.models.tiling import ENCODE_TILING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omniavatar.engine.draft import Draft
     from omniavatar.engine.engine import Engine
+    from omniavatar.engine.outline import Outline
     from omniavatar.engine.scopes import Job
 
 Size = tuple[int, int]
@@ -34,9 +34,9 @@ def usable_sizes(sizes: tuple[Size, ...], multiple: int = MULTIPLE) -> tuple[Siz
     return sizes
 
 
-def check_sizes(draft: Draft, unit: str, sizes: tuple[Size, ...]) -> None:
+def check_sizes(video: Outline, unit: str, sizes: tuple[Size, ...]) -> None:
     """Raise PlanError for a size of a unit's setting `sizes` that the networks cannot make, if they are known."""
-    multiple = 1 if draft.geometry is None else draft.geometry.multiple
+    multiple = 1 if video.geometry is None else video.geometry.multiple
     for size in sizes:
         if not is_usable(size, multiple):
             raise PlanError(f"{unit}.sizes: {list(size)} is not made of positive multiples of {multiple}")

@@ -64,6 +64,7 @@ class ReferenceImage(PipelineUnit, SavesMemory):
     @hookimpl
     def plan_size(self, video: Outline) -> tuple[int, int]:
         """The size of the table that suits the picture; the first one without a picture."""
+        check_sizes(video, self.name, self.settings.sizes)
         source = video.inputs(self).image
         return self.settings.sizes[0] if source is None else choose_size(*picture_size(source), self.settings.sizes)
 

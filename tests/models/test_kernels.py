@@ -217,7 +217,7 @@ def test_where_triton_does_not_work_torch_computes(
     def fail(x: Tensor, gamma: Tensor) -> Tensor:
         raise RuntimeError("Failed to find C compiler.")
 
-    monkeypatch.setattr(kernels, "norm_silu", fail)
+    monkeypatch.setattr("omniavatar.models.triton_kernels.norm_silu", fail)
     assert not gpu.starts.__wrapped__(DEVICE)
     assert "Triton does not work here, so torch's slower kernels are used: Failed to find C compiler." in caplog.text
 
