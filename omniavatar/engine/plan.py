@@ -261,7 +261,7 @@ def _apply(
                     put(present, key, setting)
                 if (target, new) != (unit, key):
                     tell_of_moved(setting.origin, setting.strength, f"{unit}.{key}", f"{target}.{new}")
-        elif chosen.pop(unit, None) is None:
+        elif chosen.pop(unit, None) is None and not any(unit in catalog.units[one].replaces for one in chosen):
             raise PlanError(f"'-{unit}': the plan has no unit '{unit}' to take out{nearest(unit, chosen)}")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from omniavatar.errors import OmniError, PlanError
-from tests.compatibility.cases import UNITS, Case, Pair, cases, catalog, fault, refusal
+from tests.compatibility.cases import UNITS, Case, Pair, cases, catalog, clash, fault, refusal
 from tests.compatibility.studio import Broken, Studio
 
 WORKS, REFUSED, BROKEN = "works", "refused", "broken"
@@ -26,7 +26,12 @@ class Outcome:
 
 
 def outcome_of(pair: Pair, studio: Studio) -> Outcome:
-    """Try the plans that have both units; one that works is enough, and none may break."""
+    """Try the plans that have both units; one that works is enough, and none may break.
+
+    Where one unit takes the other out of an expression, no plan has both.
+    """
+    if any(other in catalog().units[one].replaces for one, other in (pair, pair[::-1])):
+        return Outcome(REFUSED, str(clash(*pair)))
     first, *others = cases(pair)
     reordered = [other for other in others if set(other.units) == set(first.units)]
     tried = [case for case in (first, *others) if case not in reordered]

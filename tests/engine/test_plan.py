@@ -576,6 +576,15 @@ def test_the_one_whose_work_it_is_and_wrappers_go_with_all(catalog: Catalog) -> 
     assert "'one' and 'teacache' both answer 'run_blocks'" in error_of("default+one+teacache", known)
 
 
+def test_what_has_been_replaced_may_be_taken_out_too() -> None:
+    """Whoever wrote `default+unipc-euler` before keeps his plan."""
+    new = unit("new-knob", replaces=("knob",))
+    catalog = catalog_of(A, Knob, new)
+    for expression in ("a+knob+new-knob-knob", "a+new-knob-knob", "a+knob-knob+new-knob"):
+        assert names(build_plan(expression, catalog)) == ["a", "new-knob"]
+    assert "has no unit 'knob' to take out" in error_of("a-knob", catalog)
+
+
 def test_a_unit_takes_those_out_that_it_replaces() -> None:
     one, two = Knob, unit("two", replaces=("knob", "three"))
     known = catalog_of(one, two, unit("three"), unit("four"), both="knob(level=0.1)+four", again="both+three+two")
