@@ -108,6 +108,7 @@ def test_a_plan_gives_the_same_settings_through_all_doors(units: str, write: Any
         assert value(found, "vae-decode", "tiled") == (True, "preset original")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("units", UNITS[:3])
 def test_a_file_gives_the_same_settings_through_all_doors(units: str, settings: Settings, write: Any) -> None:
@@ -119,6 +120,7 @@ def test_a_file_gives_the_same_settings_through_all_doors(units: str, settings: 
                 assert value(found, unit, name)[1] == "file mine.yaml", "a preset is weaker"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("units", UNITS)
 def test_explicit_settings_win_through_all_doors(units: str, settings: dict[str, Any], write: Any) -> None:

@@ -63,6 +63,7 @@ def parsed(unit: type[PipelineUnit], name: str, value: Any) -> Any:
     return seen[0] if isinstance(seen, tuple) else seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("unit", "name", "kind"), MEDIA)
 def test_what_is_in_memory_is_what_a_file_holds(unit: type[PipelineUnit], name: str, kind: str, tmp_path: Path) -> None:
     kept = {"image": np.ndarray, "audio": Samples, "video": Clip}[kind]

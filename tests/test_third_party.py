@@ -177,6 +177,7 @@ def test_layers_inside_the_blocks_are_loaded_over_a_base(
     assert "PaletteDiT over the base" in shown.stdout
 
 
+@pytest.mark.slow
 def test_layers_without_their_base_or_a_base_without_them_are_refused(
     palette: Path, models: dict[str, list[str]], tmp_path: Path
 ) -> None:

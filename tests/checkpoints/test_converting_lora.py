@@ -57,6 +57,7 @@ def assert_same_effects(file: Path, other: Path, base: Path, registry: Registry)
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LORAS)
 @pytest.mark.parametrize("form", ["comfy", "omniavatar"])
 def test_every_kind_keeps_its_effect(name: str, form: str, tmp_path: Path, registry: Registry) -> None:

@@ -78,6 +78,7 @@ def test_a_28_gb_file_is_recognised_at_once(tmp_path: Path) -> None:
 skips = pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 skips no data")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zipped", [pytest.param(True, id="zip"), pytest.param(False, id="legacy", marks=skips)])
 def test_pickled_data_is_not_read(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "model.pth"

@@ -141,6 +141,7 @@ def test_pickled_files_in_portions(tmp_path: Path, zipped: bool, monkeypatch: py
     assert_equal(load_network(tiny_registry(tmp_path).detect(tmp_path / "m.pth").components), dit_state())
 
 
+@pytest.mark.slow
 def test_blocks_can_be_left_in_the_file_and_read_later(base: Component, overlay: Component) -> None:
     parts = [base, overlay]
     network: Any = load_network(parts, dtype=torch.bfloat16, blocks=False)

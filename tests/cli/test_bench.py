@@ -114,6 +114,7 @@ def figures(folder: Path) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plugin")
 def test_what_is_measured_refused_and_broken(omni: Omni, folder: Path) -> None:
     expressions = ("default", "default+cfg-merge", "default-prompt", "default+breaks")
@@ -178,6 +179,7 @@ def test_an_earlier_record_shows_what_is_worse(omni: Omni, folder: Path) -> None
     assert outcome.error.startswith(f"{path} was measured with other seconds: 0.24 there, 1.04 here")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_drawn")
 def test_a_package_brings_metrics_and_portraits(omni: Omni, folder: Path, install: Callable[[str, str], None]) -> None:
     """What a package measures is in the tables and the report; what of it goes wrong is said, and stops nothing."""

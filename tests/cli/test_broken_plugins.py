@@ -175,6 +175,7 @@ def test_a_package_that_cannot_be_used_is_left_out(
     assert reason in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "reason"), UNIT_FAULTS.values(), ids=UNIT_FAULTS.keys())
 def test_what_is_broken_in_a_package_is_left_out(omni: Omni, install: Install, source: str, reason: str) -> None:
     install("omniavatar_broken", source + COMMANDS.format("wave"))

@@ -17,6 +17,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cache", "setting", "count"), [("magcache", "ratios", 7), ("teacache", "coefficients", 5)])
 def test_a_table_is_made_and_used(cache: str, setting: str, count: int, omni: Omni, folder: Path) -> None:
     made = omni("calibrate", cache, *SMALL, "--write", "new/table.toml", "--runs", "1", "--quiet")

@@ -30,6 +30,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "expression",
     [pytest.param(text, id=name, marks=SLOW if text == "original" else ()) for name, text in WORK.items()],

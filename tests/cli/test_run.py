@@ -252,6 +252,7 @@ def test_model_files_can_be_named(omni: Omni, folder: Path) -> None:
     assert tree(folder) == {"a.mp4"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PICTURES)
 def test_pictures_of_all_kinds(omni: Omni, folder: Path, name: str) -> None:
     picture = PICTURES[name]()
@@ -261,6 +262,7 @@ def test_pictures_of_all_kinds(omni: Omni, folder: Path, name: str) -> None:
     assert probe_video(folder / "a.mp4").frames == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stereo_8k", "mono_48k", "float", "mp3", "a_video"])
 def test_sounds_of_all_kinds(omni: Omni, folder: Path, kind: str) -> None:
     if kind == "float":

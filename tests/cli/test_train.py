@@ -212,6 +212,7 @@ def test_bad_validation_is_found_before_anything_starts(
     assert message in outcome.error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [{"lora": {"rank": 4}}, {"weights": ["dit.*"]}], ids=str)
 def test_what_was_trained_alone_is_used(omni: Omni, config: Path, studio: Path, train: dict[str, Any]) -> None:
     """A delta with the other model files, a whole transformer in place of one."""
@@ -321,6 +322,7 @@ def test_time_that_is_up_ends_a_call(omni: Omni, config: Path, folder: Path, mon
     assert len(log(folder / "out")) == 4
 
 
+@pytest.mark.slow
 def test_bad_clips_are_passed_over_without_a_cache_too(omni: Omni, config: Path, folder: Path) -> None:
     trained = omni("train", "--config", config, "--set", "cache=null", "--set", "trainer.steps=3")
     assert (trained.code, trained.out) == (0, f"out  (trained, 3 steps)\n{HINT}")
@@ -378,6 +380,7 @@ def test_several_processes_prepare_the_same(omni: Omni, config: Path, folder: Pa
     assert len(list((folder / "other").glob("*.safetensors"))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "named"),
     [

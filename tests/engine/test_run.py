@@ -346,6 +346,7 @@ def hook_that_cancels(hook: str, runs: list[Run]) -> Any:
     return type("Cancels", (), {hook: hookimpl(cancel)})()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", [list, Run.result, lambda run: list(run.groups())], ids=["chunks", "result", "groups"])
 @pytest.mark.parametrize("hook", ["plan_steps", "begin_window", "postprocess_frames", "output_frames", "end_window"])
 def test_a_cancel_in_any_hook_ends_the_run(alive: Alive, hook: str, by: Callable[[Run], Any]) -> None:

@@ -159,6 +159,7 @@ def test_a_gap_in_the_time_stamps_is_silence_where_times_count(tmp_path: Path) -
 # What is in memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [8000, 16000, 48000])
 @pytest.mark.parametrize("channels", [1, 2, 6])
 def test_samples_in_memory_are_those_of_a_file(tmp_path: Path, rate: int, channels: int) -> None:

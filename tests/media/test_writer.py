@@ -199,6 +199,7 @@ def test_sound_that_aac_cannot_hold_is_converted(
     assert 0.4 < np.abs(sound_as_played(talk)).max() < 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "channels"),
     [

@@ -555,6 +555,7 @@ BROKEN: list[tuple[str, type[PipelineUnit], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("promise", "unit", "text"), BROKEN, ids=[f"{row[0]}-{row[1].__name__}" for row in BROKEN])
 def test_a_broken_promise_is_found_and_named(promise: str, unit: type[PipelineUnit], text: str) -> None:
     with pytest.raises(AssertionError) as caught:

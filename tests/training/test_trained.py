@@ -161,6 +161,7 @@ def assert_same(engine: Engine, task: DiffusionTask) -> None:
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [ON_RELEASED, ON_WAN], ids=["on the released", "on Wan"])
 @pytest.mark.parametrize(("train", "kind"), SUBSETS.values(), ids=SUBSETS)
 def test_the_saved_delta_makes_the_same_network(

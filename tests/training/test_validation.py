@@ -110,6 +110,7 @@ class Breaks(Spy):
         raise ValueError("no\nluck")
 
 
+@pytest.mark.slow
 def test_whatever_breaks_a_video_does_not_end_the_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     broken, task = run(tmp_path / "with", Breaks())
     assert broken.step == 4

@@ -33,6 +33,7 @@ def video(expression: str) -> Tensor:
     return torch.cat(watch.seen, dim=2)
 
 
+@pytest.mark.slow
 def test_it_changes_nothing() -> None:
     plain = video("default-write-video")
     torch.testing.assert_close(video("default-write-video+compile(backend=aot_eager)"), plain, atol=1e-5, rtol=1e-5)

@@ -46,6 +46,7 @@ def play(folder: Path, expression: str, dtype: torch.dtype) -> tuple[Tensor, Eng
     return torch.cat(watch.seen, dim=2), engine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_changes_no_bit(folder: Path, dtype: torch.dtype) -> None:
     plain, _ = play(folder, "default-write-video", dtype)

@@ -121,6 +121,7 @@ def test_every_kind(kind: str, without: Tensor) -> None:
     assert (frames - without).abs().max() > 0.005
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [None, *KINDS])
 def test_strengths_by_ranges_of_the_steps(kind: str | None, without: Tensor, merged: Tensor) -> None:
     """The same all along is as merged, 0 all along as without; a range lies between."""

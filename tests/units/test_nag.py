@@ -143,6 +143,7 @@ def test_the_negative_prompt_counts_without_guidance(tiny_models: Bundle, catalo
     assert video(tiny_models, catalog, f"{PLAN}+nag(scale=1)").equal(plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more", ["cfg-merge", "offload", pytest.param("compile(backend=eager)", marks=pytest.mark.slow), "disk-offload"]
 )

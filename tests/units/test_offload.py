@@ -73,6 +73,7 @@ def test_it_changes_no_bit(settings: str) -> None:
     assert all(isinstance(block, Streamed) for block in engine.model("dit").blocks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "others", ["teacache(threshold=10)", "cfg-merge", "sliding-window(size=2, stride=1)", "gradient-checkpointing"]
 )

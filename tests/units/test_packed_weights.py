@@ -107,6 +107,7 @@ def test_lora_is_added_beside_packed_weights(folder: Path) -> None:
     torch.testing.assert_close(merged, play(folder, "default-write-video", "dense")[0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", ["", pytest.param("-lora", marks=pytest.mark.slow)])
 def test_fp8_and_disk_offload_go_together(folder: Path, lora: str) -> None:
     for transformer in ("quantised", "dense"):

@@ -92,6 +92,7 @@ def video(models: Bundle, catalog: Catalog, plan: str, steps: int = 2, **setting
     return torch.cat(frames.seen, dim=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more", ["cfg-merge", "offload", "disk-offload", pytest.param("compile(backend=eager)", marks=pytest.mark.slow)]
 )

@@ -451,6 +451,7 @@ class Part(PipelineUnit):
         forward.shard_tokens(Sharding(Rank(self.rank, self.size), forward.x.shape[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_tokens_of_every_rank_see_their_pose_and_face(
     files: dict[str, Path], size: int, monkeypatch: pytest.MonkeyPatch
@@ -475,6 +476,7 @@ def test_two_experts_share_the_layers(files: dict[str, Path], moved: Look) -> No
     assert relative_error(look.latents[0], moved.latents[0]) > 1e-3
 
 
+@pytest.mark.slow
 def test_sound_drives_an_animated_person(files: dict[str, Path]) -> None:
     """Its features go to the tokens of the video alone; the shorter of sound and pose sets the length."""
     setting: dict[str, Any] = {"audio": {"silence": 0}, "frames": 13}

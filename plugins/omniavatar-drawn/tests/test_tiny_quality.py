@@ -73,6 +73,7 @@ FOLLOWS, LAG, CLOSED = "mouth opening, correlation", "mouth, best lag", "mouth o
 COLOURS, FACE = "colours off, worst", "face like the picture, SSIM"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("maker", "bars"),
     [
@@ -110,6 +111,7 @@ def jumping(made: Made) -> np.ndarray:
     return frames.astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("maker", "bars"),
     [

@@ -127,6 +127,7 @@ def test_a_camera_by_direction_and_by_file(files: dict[str, str], tmp_path: Path
     assert not np.array_equal(still, along)
 
 
+@pytest.mark.slow
 def test_an_avatar_that_follows_a_control_video(files: dict[str, str], tmp_path: Path) -> None:
     """Several windows, sound, a cache, and a delta whose LoRA and audio layers go on the Fun base."""
     models = [files["v1.1"], files["clip"], files["delta"], str(tiny_file("wav2vec2"))]

@@ -486,6 +486,7 @@ def test_branches_may_share_a_call(files: dict[str, Path], plan: str) -> None:
     torch.testing.assert_close(joined.latents[0], apart.latents[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("others", ["sequence-parallel", "teacache(threshold=1e-9)", "vae-parallel+fsdp"])
 @pytest.mark.parametrize("plan", CASES)
 def test_units_that_only_spread_or_save_work_change_nothing(files: dict[str, Path], plan: str, others: str) -> None:
@@ -542,6 +543,7 @@ class Shard(PipelineUnit):
         forward.shard_tokens(Sharding(self.group, forward.x.shape[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("plan", CASES)
 def test_the_parts_of_all_ranks_are_the_whole(

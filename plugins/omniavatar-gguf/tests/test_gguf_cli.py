@@ -47,6 +47,7 @@ def test_what_a_file_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert component["dtypes"] == {"float16": 7, "float32": 25, "q8_0": 10}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", BROKEN, ids=lambda file: Path(file).name)
 def test_a_broken_file_is_one_line_and_exit_code_2(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli(["models", "inspect", file]) == 2

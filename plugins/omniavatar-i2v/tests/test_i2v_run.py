@@ -113,6 +113,7 @@ def test_from_a_first_to_a_last_picture(models: Models) -> None:
     assert len(video) == 9
 
 
+@pytest.mark.slow
 def test_an_avatar_on_an_image_to_video_transformer(models: Models) -> None:
     """The delta's LoRA and audio layers go on the base that animates pictures."""
     files = [*models.files(), delta(models.folder / "trained"), Path(str(tiny_file("wav2vec2")))]

@@ -495,6 +495,7 @@ def by_itself(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return v
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 5])
 def test_a_rank_gets_the_hints_of_its_tokens(catalog: Catalog, files: dict[str, Path], ranks: int) -> None:
     """4 frames of 4 tokens and 3 more are 19, which no number of ranks here divides."""

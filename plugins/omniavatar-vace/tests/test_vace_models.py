@@ -169,6 +169,7 @@ def run(folder: Path, *arguments: str | Path) -> np.ndarray:
     return read_video(output)
 
 
+@pytest.mark.slow
 def test_a_controlled_video_by_command(pretrained: Path, controls: Path, tmp_path: Path) -> None:
     """The size is that of the control video."""
     plan = ("--units", "vace-video", "--model", pretrained / "VACE-tiny", "--vace.pixels", "1024")

@@ -230,6 +230,7 @@ def test_errors_behind_the_reading_are_faults_of_the_clip(mixed: list[Entry]) ->
     assert set(clips.faults.found) == {pair[1]}
 
 
+@pytest.mark.slow
 def test_parts_take_the_same_of_a_clip_as_one_does_alone(mixed: list[Entry]) -> None:
     settings = TakeSettings(frames=5, prefixes=(5,), no_prefix=0).fitted(WAN)
     source = FilmedSource(Clips(mixed, LIMITS, Faults(mixed, most=1)))

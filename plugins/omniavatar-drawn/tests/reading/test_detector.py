@@ -42,6 +42,7 @@ def spoilt(frames: np.ndarray, *, sigma: float = 1.0, noise: float = 5.0) -> np.
     return result.astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_opening_is_read(seed: int) -> None:
     reading = read_clip(drawn(seed))
