@@ -599,6 +599,8 @@ def goes_with_built_in_units(subject: Subject) -> None:
         if unit.name in present:
             if unit.name != subject.unit_class.name:
                 works_or_is_refused(subject, f"-{unit.name}")
+        elif subject.unit_class.name in unit.replaces:
+            continue  # no plan has both
         elif (error := refusal(subject, f"+{unit.name}")) is None:
             more.append(f"+{unit.name}")
         elif isinstance(error, PlanError):
