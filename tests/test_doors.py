@@ -88,6 +88,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("units", UNITS)
 def test_a_plan_gives_the_same_settings_through_all_doors(units: str, write: Any) -> None:
     named = write()

@@ -203,6 +203,7 @@ def test_dictionaries_without_end(tmp_path: Path, content: dict[str, Any], messa
         read_header([tmp_path / "model.pt"])
 
 
+@pytest.mark.slow
 def test_headers_of_too_many_tensors(tmp_path: Path) -> None:
     empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     (tmp_path / "a.safetensors").write_bytes(raw({str(number): empty for number in range(100_001)}))

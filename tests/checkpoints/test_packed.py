@@ -199,6 +199,7 @@ def test_what_a_file_wants_multiplied_in_full_precision_is(tmp_path: Path) -> No
     assert {layer.mode for layer in network.modules() if isinstance(layer, Fp8Linear)} == {"storage"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "one scale", "int8", "raw"])
 @pytest.mark.parametrize("steps", ["none", "fp8", "lora", "lora+fp8"])
 def test_blocks_are_read_later_as_they_would_have_been_loaded(tmp_path: Path, kind: str, steps: str) -> None:

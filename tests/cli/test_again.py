@@ -34,6 +34,7 @@ def test_other_words_are_stronger(arguments: list[str], expected: list[str]) -> 
     assert again.expanded(arguments) == expected
 
 
+@pytest.mark.slow
 def test_the_last_command_is_repeated_where_it_was_given(
     omni: Omni, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

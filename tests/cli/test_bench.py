@@ -141,6 +141,7 @@ def test_what_is_measured_refused_and_broken(omni: Omni, folder: Path) -> None:
     assert "report: out/bench/bench.html" in outcome.out
 
 
+@pytest.mark.slow
 def test_other_weights_without_times(omni: Omni, folder: Path) -> None:
     """A combination more for every file, compared with the model's own; nothing is timed."""
     state = load_file(tiny_file("transformer.safetensors"))
@@ -276,6 +277,7 @@ def test_a_suite_with_faces(omni: Omni, folder: Path) -> None:
     assert "here/inputs/face-42.png" in tree(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plugin")
 def test_ctrl_c_leaves_a_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     units = ("--units", "default-write-video", "--units", "default-write-video+stops")

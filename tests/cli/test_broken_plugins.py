@@ -158,6 +158,7 @@ def line_of(plugin: str, listed: str) -> str:
     return line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "reason"), LEFT_OUT.values(), ids=LEFT_OUT.keys())
 def test_a_package_that_cannot_be_used_is_left_out(
     omni: Omni, install: Install, tmp_path: Path, source: str, reason: str

@@ -14,6 +14,7 @@ from omniavatar.estimate.timing import Seconds
 from tests.cli.conftest import SMALL, Omni, tree
 
 
+@pytest.mark.slow
 def test_an_estimate_is_the_figures_of_the_run(omni: Omni, folder: Path) -> None:
     options = ("--json", "--quiet", "-o", "a.mp4", *SMALL)
     foreseen = json.loads(omni("estimate", *options).out)

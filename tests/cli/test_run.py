@@ -114,6 +114,7 @@ def test_without_a_sound_the_length_must_be_given(omni: Omni, folder: Path, port
     assert outcome.error.startswith("the length of the video is unknown; give seconds (--seconds")
 
 
+@pytest.mark.slow
 def test_what_the_built_in_avatar_lacks_comes_from_the_demo(omni: Omni, folder: Path, portrait: Path) -> None:
     short = ("--schedule.steps", "1", "--reference-image.sizes", "[[32, 32]]", "--fixed-frames.window-frames", "49")
     sound = write_wav(folder / "tone.wav", tone(0.3, 16000), 16000)
@@ -363,6 +364,7 @@ def test_a_list_wants_a_folder(omni: Omni, folder: Path) -> None:
 # Where videos go ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_names_that_nobody_has_given_are_numbered(omni: Omni, folder: Path, portrait: Path) -> None:
     short = (*SMALL, "--seconds", "0.04", "--quiet")
     (folder / "list.txt").write_text("one\n")
@@ -376,6 +378,7 @@ def test_names_that_nobody_has_given_are_numbered(omni: Omni, folder: Path, port
     assert files == {*videos, "list/result_000.mp4", "list-2/result_000.mp4"}
 
 
+@pytest.mark.slow
 def test_a_name_that_is_given_replaces_and_may_hold_the_seed(omni: Omni, folder: Path) -> None:
     short = (*SMALL, "--seconds", "0.04", "--quiet")
     for _ in range(2):
@@ -388,6 +391,7 @@ def test_a_name_that_is_given_replaces_and_may_hold_the_seed(omni: Omni, folder:
 # Lengths and sizes --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "fps", "frames"), [(0.04, 25, 1), (0.2, 25, 5), (0.5, 1, 1), (3, 1, 3)])
 def test_a_video_is_as_long_as_asked(omni: Omni, folder: Path, seconds: float, fps: int, frames: int) -> None:
     outcome = omni("run", *SMALL, "--seconds", str(seconds), "--fps", str(fps), "-o", "a.mp4")

@@ -342,6 +342,7 @@ def test_a_cache_that_is_there_is_left_alone(omni: Omni, config: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_preparing_goes_on_where_it_was_stopped(
     omni: Omni, config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

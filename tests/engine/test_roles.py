@@ -113,6 +113,7 @@ def test_it_counts() -> None:
     assert not play(f"{BASE}+aura", models())[0].equal(play(BASE, models())[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["offload", "offload(resident=1)", "disk-offload"])
 def test_what_moves_weights_moves_those_of_a_role_of_its_own(other: str) -> None:
     frames, engine = play(f"{BASE}+aura+{other}", models())

@@ -57,6 +57,7 @@ def latents(*units: PipelineUnit, observers: Sequence[Any] = ()) -> Tensor:
     return scene.windows[0].latents
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [0, 2])
 @pytest.mark.parametrize("cache", CACHES)
 def test_a_range_of_steps_ends_where_it_ends(cache: str, start: int) -> None:

@@ -42,6 +42,7 @@ def numbers(path: Path, start: int, count: int) -> list[int]:
     return numbers_in(read_frames(probe_timeline(path), start, count, fps=25, size=SIZE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -82,6 +83,7 @@ def test_decoding_begins_near_the_piece(folder: Path, monkeypatch: pytest.Monkey
     assert calls[0][calls[0].index("-ss") + 1] == "5.100000"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rate", "suffix"), [("50", "mp4"), ("30", "mp4"), ("30", "mkv"), ("24000/1001", "mkv"), ("5", "mp4")]
 )

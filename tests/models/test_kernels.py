@@ -37,6 +37,7 @@ def assert_rounded_once(result: Tensor, exact: Tensor) -> None:
     torch.testing.assert_close(result.double(), exact, rtol=torch.finfo(DTYPE).eps, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "made", "kernel"),
     [

@@ -76,6 +76,7 @@ def test_it_learns_and_only_what_it_shall(tmp_path: Path) -> None:
     assert made.engine.model("dit").patch_embedding.weight.equal(frozen)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
     """20 steps are 10, and 10 more after everything was loaded anew."""
     settings = {"learning_rate": 1e-3, "log_every": 1, "ema": 0.9, "warmup": 2, "schedule": "cosine"}

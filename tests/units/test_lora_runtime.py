@@ -113,6 +113,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind(kind: str, without: Tensor) -> None:
     lora = GivenLora(KINDS[kind], kind, strength=0.7)

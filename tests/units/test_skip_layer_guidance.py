@@ -105,6 +105,7 @@ def test_it_goes_with_what_makes_videos_cheaper(tiny_models: Bundle, catalog: Ca
         assert relative_error(video(tiny_models, catalog, plan), expected) < 1e-4
 
 
+@pytest.mark.slow
 def test_every_end_of_its_range_is_another_video_under_a_cache(tiny_models: Bundle, catalog: Catalog) -> None:
     """The cache alone would compute steps 1 and 6 to 8."""
     cached = f"{PLAN}+teacache(threshold=0.06)"

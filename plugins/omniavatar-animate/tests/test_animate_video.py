@@ -329,6 +329,7 @@ def test_one_of_background_and_mask_is_not_enough(files: dict[str, Path], given:
 # Long video
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("pose", "face"), ("pose", "face", "background", "mask")])
 def test_each_window_reads_its_part_and_is_told_what_it_takes_over(
     files: dict[str, Path], names: tuple[str, ...]
@@ -378,6 +379,7 @@ def test_videos_in_memory_are_followed_as_their_files(files: dict[str, Path]) ->
 # Together with other units
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "others",
     ["+cfg-merge", "+sequence-parallel", "+teacache(threshold=1e-9)", "+vae-parallel+fsdp"],
@@ -393,6 +395,7 @@ def test_branches_share_a_call(files: dict[str, Path], moved: Look) -> None:
     assert merged.embedded[0].shape[0] == 2
 
 
+@pytest.mark.slow
 def test_skipped_steps_keep_what_the_face_added(files: dict[str, Path]) -> None:
     steps: dict[str, Any] = {"schedule": {"steps": 6}, "frames": 13}
     plan = "animate+teacache(threshold=10)"

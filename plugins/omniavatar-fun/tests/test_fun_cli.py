@@ -99,6 +99,7 @@ def test_a_control_video(files: dict[str, str], tmp_path: Path) -> None:
     assert not np.array_equal(free, follows)
 
 
+@pytest.mark.slow
 def test_a_control_video_and_a_reference(files: dict[str, str], tmp_path: Path) -> None:
     models, control = [files["v1.1"], files["clip"]], ("--control-video", files["pose"])
     alone = made(tmp_path, "fun-reference-video", models, *control)
@@ -115,6 +116,7 @@ def test_two_experts_with_their_own_reference_layers(files: dict[str, str], tmp_
     assert not np.array_equal(twins, both)
 
 
+@pytest.mark.slow
 def test_a_camera_by_direction_and_by_file(files: dict[str, str], tmp_path: Path) -> None:
     models, image = [files["camera"], files["clip"]], ("--image", PORTRAIT)
     still = made(tmp_path, "fun-camera-video", models, *image)

@@ -352,6 +352,7 @@ def test_the_velocity_is_that_of_the_frames_behind_the_reference(files: dict[str
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_another_reference_makes_another_video(files: dict[str, Path]) -> None:
     videos = [
         make(REFERENCED, **control(files, **inputs))[1].latents[0]
@@ -477,6 +478,7 @@ def found(inputs: dict[str, Any], files: dict[str, Path]) -> dict[str, Any]:
     return {name: files.get(value, value) if isinstance(value, str) else value for name, value in inputs.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", CASES)
 def test_branches_may_share_a_call(files: dict[str, Path], plan: str) -> None:
     inputs = found(CASES[plan], files)
@@ -495,6 +497,7 @@ def test_units_that_only_spread_or_save_work_change_nothing(files: dict[str, Pat
     torch.testing.assert_close(more.latents[0], plain.latents[0], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", CASES)
 def test_skipped_steps_of_every_window_need_no_blocks(files: dict[str, Path], plan: str) -> None:
     settings, inputs = {"schedule": {"steps": 6}}, found(CASES[plan], files)
@@ -505,6 +508,7 @@ def test_skipped_steps_of_every_window_need_no_blocks(files: dict[str, Path], pl
     assert all(latents.isfinite().all() for latents in cached.latents)
 
 
+@pytest.mark.slow
 def test_a_second_transformer_has_its_own_parts(files: dict[str, Path]) -> None:
     settings = {"guidance": {"scale": 1}}
     for plan, role, part in (
@@ -588,6 +592,7 @@ def test_what_cannot_be_used_is_named(
         make(plan, **found(inputs, files))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("only_headers")
 @pytest.mark.parametrize(("plan", "role"), [(REFERENCED, "fun_reference"), (CAMERA_VIDEO, "fun_camera")])
 def test_parts_must_be_there_and_fit(files: dict[str, Path], plan: str, role: str) -> None:

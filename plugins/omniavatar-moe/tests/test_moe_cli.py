@@ -65,6 +65,7 @@ def made(folder: Path, *models: str) -> np.ndarray:
     return read_video(path)
 
 
+@pytest.mark.slow
 def test_the_second_transformer_and_its_lora_count(tmp_path: Path) -> None:
     high, low = (str(expert(tmp_path / f"{seed}.safetensors", seed)) for seed in (1, 2))
     twins = made(tmp_path, high, f"dit2={high}")

@@ -225,6 +225,7 @@ def test_on_a_gpu_they_change_places() -> None:
         assert places.latents[-1].equal(kept[""].latents[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
     [

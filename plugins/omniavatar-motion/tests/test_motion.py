@@ -150,6 +150,7 @@ def test_without_a_bucket_nothing_changes(make: Any) -> None:
     assert make(DEFAULT).video.equal(make("default-write-video").video)
 
 
+@pytest.mark.slow
 def test_the_bucket_is_added_to_the_modulation_of_the_blocks_alone(make: Any, controller: MotionController) -> None:
     plain, slow, fast = make(DEFAULT), make(DEFAULT, motion_bucket_id=0), make(DEFAULT, motion_bucket_id=100)
     for look, bucket in ((slow, 0.0), (fast, 100.0)):

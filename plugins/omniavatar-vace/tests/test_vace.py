@@ -195,6 +195,7 @@ def frames(path: Path, start: int, stop: int) -> Tensor:
     return pictures.permute(3, 0, 1, 2)[None].float() / 255
 
 
+@pytest.mark.slow
 def test_what_is_not_given_is_grey_and_all_of_it_is_made(
     catalog: Catalog, networks: Networks, files: dict[str, Path]
 ) -> None:
@@ -296,6 +297,7 @@ def test_a_video_of_another_rate_keeps_its_speed(catalog: Catalog, networks: Net
 # References
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit", ["whole", "cover"])
 def test_references_are_frames_in_front(catalog: Catalog, networks: Networks, files: dict[str, Path], fit: str) -> None:
     inputs = {"reference_images": [files["a"], files["b"]], "control_mask": files["still"]}
@@ -356,6 +358,7 @@ def avatar(networks: Networks) -> Networks:
     return {"dit": randomized(WanDiT(**DIT)), "vace": networks["vace"]}
 
 
+@pytest.mark.slow
 def test_with_sound_and_portrait(catalog: Catalog, avatar: Networks, files: dict[str, Path]) -> None:
     """The sound sets the length, 8 + 8 rows with its silence; sound and control both count."""
     portrait, changes = asset("demo", "portrait.png"), {"fixed-frames": {"window_frames": 17, "overlap": 5}}

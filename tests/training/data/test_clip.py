@@ -64,6 +64,7 @@ def click(path: Path, at: float) -> Path:
     return write_wav(path, sound, RATE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "late", "video_late"),
     [

@@ -77,6 +77,7 @@ def test_the_second_time_bad_clips_are_not_asked_for(mixed: list[Entry], tmp_pat
     assert (tmp_path / SKIPPED).read_text() == ""
 
 
+@pytest.mark.slow
 def test_draws_are_repeated_whether_faults_are_known_or_found(mixed: list[Entry]) -> None:
     usable = [entry for number, entry in enumerate(mixed) if number != 4]
 
