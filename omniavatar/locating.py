@@ -337,10 +337,11 @@ def search_folders(config: RunConfig) -> list[Path]:
 def folders_of_user(environment: Mapping[str, str] = os.environ) -> list[Path]:
     """The folders that the variable OMNI_MODELS names; those that are not there are named in the log."""
     named = [Path(folder).expanduser() for folder in environment.get(VARIABLE, "").split(os.pathsep) if folder]
+    there = [folder for folder in named if folder.is_dir()]
     for folder in named:
-        if not folder.is_dir():
+        if folder not in there:
             _tell_of_missing(folder)
-    return [folder for folder in named if folder.is_dir()]
+    return there
 
 
 @cache

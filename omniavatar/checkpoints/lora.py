@@ -54,8 +54,6 @@ LITERAL = re.compile(r"\^?[\w.\\-]+\$?")
 """A pattern of peft that is only a name, or the end of one."""
 DELTAS = ("diff", "diff_b", "diff_m")
 """Parts that are a delta of a weight, of which there is one."""
-PAIR_RANKS = (("down", 0), ("up", 1))
-"""The halves of a pair, and which of their sides is the rank."""
 MAX_CHANNELS = 4096
 """Of a patch embedding that a file asks to be made larger."""
 

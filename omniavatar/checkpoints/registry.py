@@ -239,10 +239,6 @@ class Registry:
             detections += found if role is None else [one.with_role(role) for one in found]
         return detections
 
-    def detect_files(self, files: Files) -> Detection:
-        """Recognise the one checkpoint that consists of exactly these files."""
-        return self.detect(files)
-
     def detect_parts(
         self, files: Files, wanted: str | None = None, row: Row | None = None, *, searching: bool = False
     ) -> list[Detection]:

@@ -49,7 +49,7 @@ class Transformer(PipelineUnit):
         else:
             name = f"transformer.time_rows.{tuple(timesteps.shape)}"
             rows = forward.memory.once(name, lambda: time_rows(forward, forward.x.shape[1]))
-            forward.time, forward.t_mod = network.embed_times(timesteps.flatten(), rows)
+            forward.time, forward.t_mod = network.embed_times(times_told(forward), rows)
         forward.rope, forward.frame_index = forward.window.once(
             f"transformer.positions.{forward.grid}.{forward.frames.start}", lambda: positions(forward)
         )
