@@ -19,7 +19,6 @@ from omniavatar.cli.console import say
 from omniavatar.errors import InputError
 
 OPTION = "--again"
-LAST = "last command"
 OF_ONE_VIDEO = ("--input-file", "--output", "-o")
 """Options that a single video of a list does not repeat."""
 OF_SIZE = ("--size", "--width", "--height")
